@@ -1,0 +1,1 @@
+"""Retort: distil, search, reflect and restore, as nodes for ComfyUI."""

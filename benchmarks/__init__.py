@@ -1,0 +1,1 @@
+"""Measured claims: one script and one table each."""

@@ -1,0 +1,1 @@
+"""The only room that knows who runs us; everyone else asks `hosts.api`."""
