@@ -1,0 +1,259 @@
+"""Installs Retort: nothing to do inside ComfyUI, and `demo`, `test` and `link` for everyone else.
+
+python install.py                     what a plugin manager calls; does nothing inside ComfyUI
+python install.py demo                makes .venv, installs, runs the quick start, leaves a contact sheet and a table
+python install.py test [ARGUMENTS]    makes .venv, installs, runs ruff, mypy and pytest (ARGUMENTS are pytest's)
+python install.py link PATH           puts this folder into the ComfyUI at PATH
+
+Standard library only and nothing heavy imported: A1111 and Forge run this file at every start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+EXTRAS = "test"
+PYTORCH_CPU = "https://download.pytorch.org/whl/cpu"
+# What an installation depends on: a change in any of them, or a move of the folder, installs again.
+INPUTS = ("constraints.txt", "requirements.txt", "pyproject.toml")
+
+
+class InstallError(Exception):
+    """Something the user can put right; the message says what."""
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"[retort] {text}\n")
+    sys.stdout.flush()
+
+
+def run(command: Sequence[str | Path], quiet: bool = False) -> int:
+    """Run a program in the repository root, without a shell, and return its exit code."""
+    sink = subprocess.DEVNULL if quiet else None
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
+    return done.returncode
+
+
+# ---- no argument: what a plugin manager calls ----------------------------------------------------
+
+
+def inside_webui() -> bool:
+    """True when A1111's or Forge's own `launch` module is what `import launch` would give."""
+    spec = importlib.util.find_spec("launch")
+    # Other packages are called launch too; only the web UI keeps its helpers in modules/ beside it.
+    return bool(spec and spec.origin and (Path(spec.origin).parent / "modules" / "launch_utils.py").is_file())
+
+
+def requirements(text: str) -> list[str]:
+    """The requirement lines of a requirements.txt, without comments."""
+    lines = (line.split("#", 1)[0].strip() for line in text.splitlines())
+    return [line for line in lines if line]
+
+
+def install_for_manager() -> None:
+    """Install what is missing under A1111 or Forge; ComfyUI's manager has read requirements.txt already."""
+    if not inside_webui():
+        return
+    launch = importlib.import_module("launch")
+    for line in requirements((ROOT / "requirements.txt").read_text(encoding="utf-8")):
+        name = re.split(r"[\s<>=!~;\[]", line, maxsplit=1)[0]
+        if not launch.is_installed(name):
+            launch.run_pip(f'install "{line}"', f"{name} for Retort")
+
+
+# ---- the virtual environment ---------------------------------------------------------------------
+
+
+def has_nvidia_gpu() -> bool:
+    """True when an NVIDIA driver answers. `nvidia-smi` alone proves nothing: containers carry it without a card."""
+    gpus = Path("/proc/driver/nvidia/gpus")
+    if gpus.is_dir() and any(gpus.iterdir()):
+        return True
+    places = [shutil.which("nvidia-smi"), "/usr/lib/wsl/lib/nvidia-smi"]
+    if platform.system() == "Windows":
+        places.append(os.path.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvidia-smi.exe"))
+    for place in places:
+        if place and os.path.isfile(place):
+            # A driver that hangs must not hang the installation.
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                listed = subprocess.run([place, "-L"], capture_output=True, text=True, timeout=20)
+                if listed.returncode == 0 and "GPU" in listed.stdout:
+                    return True
+    return False
+
+
+def wants_cpu_torch() -> bool:
+    """True where the plain torch of PyPI is a CUDA build (Linux) and there is no card for it."""
+    return platform.system() == "Linux" and not has_nvidia_gpu()
+
+
+def cpu_constraints(text: str) -> tuple[str, str]:
+    """Constraints with torch held to its CPU build, so that no index can slip a CUDA one in; and that torch's pin."""
+    found = re.search(r"^torch==(\d[^\s+;]*)\s*$", text, flags=re.MULTILINE)
+    if not found:
+        raise InstallError("constraints.txt: no line 'torch==X.Y.Z'; restore the file from git")
+    pin = f"torch=={found.group(1)}+cpu"
+    return text[: found.start()] + pin + text[found.end() :], pin
+
+
+def venv_python(folder: Path = VENV) -> Path:
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def fingerprint() -> str:
+    """Hash of everything that an installation was made from."""
+    digest = hashlib.sha256(f"{ROOT}|{sys.version_info[:2]}|{EXTRAS}".encode())
+    for name in INPUTS:
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()
+
+
+def make_venv(python: Path) -> None:
+    """Create .venv, or create it anew when its interpreter no longer runs or is of another version."""
+    wanted = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    check = f"import sys; sys.exit('%d.%d' % sys.version_info[:2] != '{wanted}')"
+    if python.is_file() and run([python, "-c", check], quiet=True) == 0:
+        return
+    say(f"making {VENV} with Python {wanted}")
+    try:
+        venv.create(VENV, clear=True, with_pip=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InstallError(
+            f"could not make {VENV}: {error}. On Debian and Ubuntu install python3-venv; "
+            f"elsewhere delete {VENV} and check that the disk has room."
+        ) from error
+
+
+def ensure_installed() -> Path:
+    """Make .venv if it is missing, install if its inputs changed, and return its Python."""
+    python, stamp = venv_python(), VENV / "retort-installed.txt"
+    make_venv(python)
+    wanted = fingerprint()
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
+        return python
+    stamp.unlink(missing_ok=True)
+    constraints, sources = ROOT / "constraints.txt", []
+    if wants_cpu_torch():
+        text, pin = cpu_constraints(constraints.read_text(encoding="utf-8"))
+        constraints = VENV / "constraints-cpu.txt"
+        constraints.write_text(text, encoding="utf-8")
+        # A machine may have a CPU wheel of its own (find-links, a mirror); only without one is PyTorch's index asked.
+        offer = [python, "-m", "pip", "install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", pin]
+        if run(offer, quiet=True) != 0:
+            sources = ["--extra-index-url", PYTORCH_CPU]
+        say(f"no NVIDIA GPU found: {pin} from {sources[-1] if sources else 'the package index'}")
+    say("installing; the first time takes a few minutes")
+    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-warn-script-location", "--quiet"]
+    code = run([*pip, *sources, "--constraint", constraints, "--editable", f".[{EXTRAS}]"])
+    if code != 0:
+        hint = f" Is {PYTORCH_CPU} reachable? PyTorch's CPU build comes from there." if sources else ""
+        raise InstallError(f"pip ended with code {code}; its message is above.{hint} Then run the same command again.")
+    # mypy reads folders, not editable installs: here it finds the package under its name.
+    source = VENV / "src" / "retort"
+    source.parent.mkdir(exist_ok=True)
+    if not os.path.lexists(source):
+        make_link(source, ROOT)
+    stamp.write_text(wanted, encoding="utf-8")
+    return python
+
+
+# ---- commands ------------------------------------------------------------------------------------
+
+
+def demo() -> int:
+    """Run the quick start on the embedded model."""
+    return run([ensure_installed(), "-m", "retort.benchmarks.demo"])
+
+
+def test(arguments: Sequence[str]) -> int:
+    """Run ruff, mypy and pytest, all three, and return the first exit code that is not 0."""
+    python = ensure_installed()
+    checks: Iterable[Sequence[str]] = (["ruff", "check", "."], ["mypy"], ["pytest", *arguments])
+    codes = []
+    for check in checks:
+        say(" ".join(check))
+        codes.append(run([python, "-m", *check]))
+    return next((code for code in codes if code), 0)
+
+
+def make_link(at: Path, to: Path) -> None:
+    """A symbolic link, or on Windows a junction, which needs no administrator."""
+    if sys.platform == "win32":
+        import _winapi
+
+        _winapi.CreateJunction(str(to), str(at))
+    else:
+        at.symlink_to(to, target_is_directory=True)
+
+
+def link(path: Path) -> None:
+    """Put this folder into the ComfyUI at `path`, as custom_nodes/Retort; doing it twice changes nothing.
+
+    Raises InstallError when `path` is missing or not a ComfyUI, or when the place is taken.
+    """
+    if not path.is_dir():
+        raise InstallError(f"link {path}: there is no such folder; give the folder that holds ComfyUI's main.py")
+    if not ((path / "custom_nodes").is_dir() and (path / "comfy").is_dir()):
+        inner = path / "ComfyUI"
+        found = (inner / "comfy").is_dir()
+        remedy = f"did you mean {inner}?" if found else "give the folder that holds main.py, comfy/ and custom_nodes/"
+        raise InstallError(f"link {path}: this is not a ComfyUI folder; {remedy}")
+    if ROOT.parent == (path / "custom_nodes").resolve():
+        say(f"already in place: {ROOT}")
+        return
+    place = path / "custom_nodes" / "Retort"
+    if os.path.lexists(place):
+        if place.exists() and place.samefile(ROOT):
+            say(f"already linked: {place}")
+            return
+        held = f"leads to {place.resolve()}" if place.resolve() != place.absolute() else "is a folder of its own"
+        raise InstallError(f"link {path}: {place} exists and {held}; move it away, then run this again")
+    try:
+        make_link(place, ROOT)
+    except OSError as error:
+        raise InstallError(f"link {path}: could not make {place}: {error}; check that you may write there") from error
+    say(f"linked {place} to {ROOT}; restart ComfyUI")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit code: 2 for what the user can put right, otherwise the program's own."""
+    command, *rest = arguments or [""]
+    try:
+        # Older interpreters parse this file, so that they can say what is wrong instead of a syntax error.
+        if sys.version_info < (3, 10):  # noqa: UP036
+            raise InstallError(f"Python {platform.python_version()} is too old; run this with Python 3.10 or newer")
+        if not command:
+            install_for_manager()
+        elif command == "demo" and not rest:
+            return demo()
+        elif command == "test":
+            return test(rest)
+        elif command == "link" and len(rest) == 1:
+            link(Path(rest[0]).expanduser())
+        elif command in ("help", "-h", "--help"):
+            sys.stdout.write(__doc__ or "")
+        else:
+            given = " ".join(arguments)
+            raise InstallError(f"unknown command {given!r}; one of: demo, test [ARGUMENTS], link PATH")
+    except InstallError as error:
+        sys.stderr.write(f"[retort] {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
