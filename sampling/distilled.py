@@ -1,0 +1,114 @@
+"""Samples with distilled students: few calls, each at the level and with the input scaling of the training.
+
+renoise: x0, then fresh noise up to the next level - DMD2 (Yin et al. 2024, arXiv 2405.14867, section 4.4), LCM (Luo et
+al. 2023, arXiv 2310.04378, algorithm 3), f-distill. deterministic: the predicted noise is kept (DDIM with eta 0, flow
+Euler) - TDM (Luo et al. 2025, arXiv 2503.06674), Lightning. single: one call - DMD2 and DI* at t = 399, InstaRevive.
+The contract of the sampler is that of `standard`; `start` makes its first latent.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from tqdm.auto import trange
+
+from .path import NoisePath
+from .standard import FiniteWatch, NoiseSampler, default_noise_sampler
+
+Mode = Literal["renoise", "deterministic", "single"]
+Start = Literal["unit", "noised", "latent"]
+MODES: tuple[str, ...] = get_args(Mode)
+STARTS: tuple[str, ...] = get_args(Start)
+
+# Two levels this close are one (core's own tolerance for "starts at sigma_max").
+_SAME_LEVEL = 1e-5
+
+
+def start(
+    path: NoisePath,
+    sigma: Tensor | float,
+    noise: Tensor,
+    latent: Tensor | None,
+    start: Start = "unit",
+    max_denoise: bool = False,
+    start_sigma: float | None = None,
+) -> Tensor:
+    """The first latent of a student, at level sigma (float or 0-d), from unit noise and the latent image.
+
+    start: "unit" - the noise itself is the network's first input, whatever the level; "noised" - the latent image with
+    noise at level sigma, as core does it; "latent" - the clean latent image enters the network unscaled.
+    max_denoise: sigma is the model's highest level; core then still adds the latent image on VE, and so does "unit",
+    to stay equal to it. start_sigma: the level that the student itself starts from, where it is known.
+
+    "unit" becomes "noised" when the latent image is not empty and sigma is below the student's own start
+    (image-to-image, the second part of a split grid); without start_sigma, whenever sigma is not the model's highest.
+    noise and latent (or None): (B, C, H, W) or (B, C, T, H, W). Raises ValueError for an unknown start, for "latent"
+    without a latent and for shapes that differ.
+    """
+    if start not in STARTS:
+        raise ValueError(f"start {start!r} is not known; use one of {', '.join(STARTS)}")
+    if latent is not None and latent.shape != noise.shape:
+        raise ValueError(
+            f"start: the latent image has shape {tuple(latent.shape)} and the noise {tuple(noise.shape)}; "
+            "make the noise for this latent"
+        )
+    if start == "latent":
+        if latent is None:
+            raise ValueError("start 'latent' feeds the latent image itself to the network: connect one")
+        return path.unit_input(sigma, latent)
+    empty = latent is None or not bool(torch.count_nonzero(latent))
+    if start == "unit" and not empty:
+        below = not max_denoise if start_sigma is None else float(sigma) < start_sigma * (1 - _SAME_LEVEL)
+        start = "noised" if below else "unit"
+    if start == "noised":
+        return path.add_noise(torch.zeros_like(noise) if latent is None else latent, sigma, noise)
+    x = path.unit_start(sigma, noise)
+    return x + latent if max_denoise and not empty and path.kind == "VE" else x
+
+
+@torch.no_grad()
+def sample_distilled(
+    model,
+    x,
+    sigmas,
+    extra_args=None,
+    callback=None,
+    disable=None,
+    *,
+    path: NoisePath,
+    mode: Mode = "renoise",
+    noise_sampler: NoiseSampler | None = None,
+):
+    """One call of the model per level; see the module for the modes and `standard` for arguments, shapes and errors.
+
+    A step to level zero returns the model's x0 itself. Raises ValueError for an unknown mode and for "single" on a
+    grid of more than one step.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r} is not known; use one of {', '.join(MODES)}")
+    if mode == "single" and len(sigmas) > 2:
+        raise ValueError(
+            f"mode 'single' makes one call, and the sigmas ask for {len(sigmas) - 1} steps; "
+            "give one step, or choose 'renoise' or 'deterministic'"
+        )
+    extra_args = {} if extra_args is None else extra_args
+    if noise_sampler is None and mode == "renoise":
+        noise_sampler = default_noise_sampler(x, extra_args.get("seed"))
+    s_in = x.new_ones([x.shape[0]])
+    # Arithmetic on the 0-d tensors, as core does it; decisions on the numbers, which leave the device once.
+    watch, levels, numbers = FiniteWatch(x, sigmas), sigmas.unbind(), sigmas.tolist()
+    for i in trange(len(levels) - 1, disable=disable):
+        sigma = levels[i]
+        denoised = model(x, sigma * s_in, **extra_args)
+        watch.saw(i, denoised)
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        if mode == "single" or numbers[i + 1] == 0:
+            x = denoised
+        elif mode == "deterministic":
+            x = path.move(x, denoised, sigma, levels[i + 1])
+        else:
+            x = path.add_noise(denoised, levels[i + 1], noise_sampler(sigma, levels[i + 1]))
+    return watch.checked(x)

@@ -1,0 +1,115 @@
+"""The coordinate systems that diffusion models come in, as one small immutable object.
+
+VE (ComfyUI's view of eps, v and EDM models), FLOW (rectified flow: SD3, Flux, Wan, ...) and VP (ComfyUI's
+V_PREDICTION_DDPM: CogVideoX). `sigma` is always ComfyUI's number for a level: sqrt((1 - abar) / abar) for VE and VP,
+the interpolation time in (0, 1] for FLOW.
+
+    VE    x = x0 + sigma n                        Karras et al. 2022 (arXiv 2206.00364), section 2
+    FLOW  x = (1 - sigma) x0 + sigma s n          Liu et al. 2022 (arXiv 2209.03003), eq. 1; s = noise_scale
+    VP    x = (x0 + sigma n) / sqrt(1 + sigma^2)  Ho et al. 2020 (arXiv 2006.11239), eq. 4; abar = 1 / (1 + sigma^2)
+
+Everywhere: latents are (B, C, H, W) or (B, C, T, H, W); sigma is a float, a 0-d tensor or a (B,) tensor, one level per
+item of the batch. Where core ComfyUI has the same formula, the operations are taken in its order, so that results agree
+bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Kind = Literal["VE", "FLOW", "VP"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+def _level(sigma: Tensor | float, x: Tensor) -> Tensor:
+    """sigma as a tensor that broadcasts over x; a float takes x's dtype so that it rounds as a tensor would."""
+    if not isinstance(sigma, Tensor):
+        return torch.tensor(sigma, dtype=x.dtype)
+    if sigma.ndim == 0:
+        return sigma
+    if sigma.ndim == 1 and sigma.shape[0] in (1, x.shape[0]):
+        return sigma.view(-1, *(1,) * (x.ndim - 1))
+    raise ValueError(
+        f"sigma has shape {tuple(sigma.shape)} for a latent of shape {tuple(x.shape)}: "
+        f"give a number or one level per item, shape ({x.shape[0]},)"
+    )
+
+
+@dataclass(frozen=True)
+class NoisePath:
+    """How a clean latent, unit noise and a level make the latent that a model's sampler carries.
+
+    kind: "VE", "FLOW" or "VP". noise_scale: FLOW only, the standard deviation of the model's noise
+    (ComfyUI's `model_sampling.noise_scale`). Raises ValueError for anything else.
+    """
+
+    kind: Kind
+    noise_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"NoisePath: kind {self.kind!r} is not known; use one of {', '.join(KINDS)}")
+        if not (math.isfinite(self.noise_scale) and self.noise_scale > 0):
+            raise ValueError(f"NoisePath: noise_scale must be a positive number, got {self.noise_scale!r}")
+        if self.kind != "FLOW" and self.noise_scale != 1.0:
+            raise ValueError(
+                f"NoisePath: noise_scale {self.noise_scale} only has a meaning for FLOW, and kind is {self.kind}; "
+                "leave it at 1.0"
+            )
+
+    def add_noise(self, x0: Tensor, sigma: Tensor | float, noise: Tensor) -> Tensor:
+        """The latent at level sigma made of the clean latent x0 and unit noise (all of x0's shape)."""
+        s = _level(sigma, x0)
+        if self.kind == "VE":
+            return noise * s + x0
+        if self.kind == "FLOW":
+            return s * self._scaled(noise) + (1.0 - s) * x0
+        return (x0 + s * noise) / torch.sqrt(1.0 + s**2.0)
+
+    def unit_start(self, sigma: Tensor | float, noise: Tensor) -> Tensor:
+        """The latent whose network input at level sigma is the unit noise itself (times noise_scale on FLOW).
+
+        A one-step student is fed pure noise at a level below the top (t = 399, say). ComfyUI divides a VE latent by
+        sqrt(1 + sigma^2) on the way into the network, so the latent is multiplied by it here; on the other two
+        paths the network sees the latent as it is.
+        """
+        if self.kind == "FLOW":
+            return self._scaled(noise)
+        return self.unit_input(sigma, noise)
+
+    def unit_input(self, sigma: Tensor | float, latent: Tensor) -> Tensor:
+        """The latent whose network input at level sigma is `latent` as it stands (InstaRevive feeds a clean one)."""
+        if self.kind == "VE":
+            return latent * torch.sqrt(1.0 + _level(sigma, latent) ** 2.0)
+        return latent
+
+    def noise_from(self, x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
+        """The unit noise that x at level sigma > 0 contains when its clean latent is x0; the inverse of add_noise."""
+        s = _level(sigma, x)
+        if self.kind == "VE":
+            return (x - x0) / s
+        if self.kind == "FLOW":
+            return (x - (1.0 - s) * x0) / (s * self.noise_scale)
+        return (x * torch.sqrt(1.0 + s**2.0) - x0) / s
+
+    def move(self, x: Tensor, x0: Tensor, sigma: Tensor | float, sigma_next: Tensor | float) -> Tensor:
+        """x carried from level sigma > 0 to sigma_next with its predicted noise kept (DDIM with eta 0, flow Euler)."""
+        s, s_next = _level(sigma, x), _level(sigma_next, x)
+        if self.kind == "VP":
+            return self.add_noise(x0, sigma_next, self.noise_from(x, x0, sigma))
+        # (x - x0) / s is dx/ds on VE and on FLOW alike, whatever noise_scale is, since x0 is subtracted whole.
+        d = (x - x0) / s
+        return x + d * (s_next - s)
+
+    def _scaled(self, noise: Tensor) -> Tensor:
+        return noise if self.noise_scale == 1.0 else self.noise_scale * noise
+
+
+VE = NoisePath("VE")
+FLOW = NoisePath("FLOW")
+VP = NoisePath("VP")
