@@ -1,0 +1,183 @@
+"""Build every embedded weight from scratch: `python -m retort.models.build [--work DIR] [--only STEP] [--out DIR]`.
+
+Steps, in order: judge, text, autoencoder, latents, flow, eps, students, export. Each is seeded, resumes where it was
+stopped, and is skipped when it is finished. About three hours on two cores; see README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+from tqdm import trange
+
+from . import digits, export, judge, layout, text, twins
+from .autoencoder import Autoencoder
+from .training import Schedule, save_atomically, train
+
+BATCH = 64
+LATENTS = 32768
+NARROW = {"widths": (16, 32, 48, 64), "active": (0, 1, 1, 2)}
+SCHEDULES = {
+    "judge": Schedule(1500, rate=2e-3),
+    "text": Schedule(800, rate=2e-3),
+    "autoencoder": Schedule(1600, rate=3e-3, decay=0.5),
+    "flow": Schedule(9000, rate=8e-4, warmup=200, ema=0.9995, keep=(1500,)),
+    "eps": Schedule(9000, rate=8e-4, warmup=200, ema=0.9995, keep=(1500,)),
+    "student_flow": Schedule(1500, rate=1e-3),
+    "student_eps": Schedule(1500, rate=1e-3),
+}
+STEPS = ("judge", "text", "autoencoder", "latents", "flow", "eps", "students", "export")
+
+
+@functools.cache
+def training_digits() -> tuple[torch.Tensor, torch.Tensor]:
+    """The training split, read once."""
+    return digits.load("train")
+
+
+def drawn(generator: torch.Generator, count: int) -> digits.Digits:
+    """A batch of freshly drawn training digits."""
+    fields, labels = training_digits()
+    chosen = torch.randint(len(labels), (count,), generator=generator)
+    return digits.draw(fields[chosen], labels[chosen], generator)
+
+
+def build_judge(work: Path) -> judge.Judge:
+    """Train the judge on drawn digits, softened now and then so that a decoder's blur does not fool it."""
+    torch.manual_seed(1)
+    model = judge.Judge()
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        batch = drawn(generator, BATCH)
+        image = batch.image
+        if torch.rand((), generator=generator) < 0.4:
+            image = F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+        image = image + 0.04 * torch.randn(image.shape, generator=generator) * torch.rand((), generator=generator)
+        return judge.loss(model, digits.Digits(image, *(getattr(batch, n) for n in judge.HEADS)))
+
+    return train("judge", model, loss, SCHEDULES["judge"], 1, work)
+
+
+class Reader(nn.Module):
+    """Text encoder with heads: the pooled state names every attribute the caption mentions, each token its own word."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = text.TextEncoder()
+        self.words = nn.Linear(text.WIDTH, text.SIZE)
+        self.heads = nn.ModuleDict({n: nn.Linear(text.WIDTH, k + 1) for n, k in judge.HEADS.items()})
+
+
+def build_text(work: Path) -> text.TextEncoder:
+    """Train the text encoder to keep every word and to pool what the caption says (or that it does not say it)."""
+    torch.manual_seed(2)
+    model, tokenizer = Reader(), text.WordTokenizer()
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        values = torch.stack([torch.randint(k, (256,), generator=generator) for k in judge.HEADS.values()])
+        captions = [digits.describe(*row, generator) for row in values.T.tolist()]
+        ids = tokenizer.batch([words for words, _ in captions])
+        tokens, pooled = model.encoder(ids)
+        terms = [F.cross_entropy(model.words(tokens).flatten(0, 1), ids.flatten())]
+        for name, row in zip(judge.HEADS, values, strict=True):
+            said = torch.tensor([name in mentioned for _, mentioned in captions])
+            terms.append(F.cross_entropy(model.heads[name](pooled), row.where(said, judge.HEADS[name])))
+        return torch.stack(terms).sum()
+
+    return train("text", model, loss, SCHEDULES["text"], 2, work).encoder
+
+
+def build_autoencoder(work: Path) -> Autoencoder:
+    """Train the autoencoder; latents are whitened per channel and slightly noised, to suit a diffusion model."""
+    torch.manual_seed(3)
+    model = Autoencoder(**NARROW).to(memory_format=torch.channels_last)
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        image = drawn(generator, 16).image.to(memory_format=torch.channels_last)
+        z = model.encode(image)
+        z = (z - z.mean((0, 2, 3), keepdim=True)) / (z.std((0, 2, 3), keepdim=True) + 1e-3)
+        z = z + 0.1 * torch.randn(z.shape, generator=generator)
+        error = model.decode(z) - image
+        edges = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
+        return error.abs().mean() + 2 * error.square().mean() + 0.5 * (edges[0].abs().mean() + edges[1].abs().mean())
+
+    model = train("autoencoder", model, loss, SCHEDULES["autoencoder"], 3, work)
+    # Training whitened with batch statistics; here the set's own are folded into the last convolution, once.
+    with torch.no_grad():
+        z = model.encode(drawn(torch.Generator().manual_seed(31), 1024).image)
+        mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+        last = model.taesd_encoder[-1]
+        last.weight.div_(std[:, None, None, None])
+        last.bias.sub_(mean).div_(std)
+    return model
+
+
+def build_latents(work: Path) -> dict[str, torch.Tensor]:
+    """Encode 32,768 drawn digits with their attributes; the twins never see an image again."""
+    path = work / "latents.safetensors"
+    if not path.exists():
+        encoder = build_autoencoder(work)
+        generator = torch.Generator().manual_seed(4)
+        rows: dict[str, list[torch.Tensor]] = {"latent": [], **{n: [] for n in judge.HEADS}}
+        with torch.inference_mode():
+            for _ in trange(LATENTS // 128, desc="latents"):
+                batch = drawn(generator, 128)
+                rows["latent"].append(encoder.encode(batch.image).half())
+                for name in judge.HEADS:
+                    rows[name].append(getattr(batch, name))
+        save_atomically({k: torch.cat(v) for k, v in rows.items()}, path)
+    return load_file(path)
+
+
+def build_twin(kind: str, work: Path) -> nn.Module:
+    """Train the flow or the eps twin."""
+    torch.manual_seed(5 if kind == "flow" else 6)
+    model = layout.network()
+    loss = twins.loss(kind, model, build_latents(work), build_text(work))
+    return train(kind, model, loss, SCHEDULES[kind], 5 if kind == "flow" else 6, work)
+
+
+def build_student(kind: str, work: Path) -> nn.Module:
+    """Train a one-step student of a twin as a LoRA on the frozen twin."""
+    teacher = build_twin(kind, work).requires_grad_(False)
+    rows = twins.pairs(kind, teacher, build_text(work), work)
+    torch.manual_seed(8)
+    student = export.with_lora(teacher)
+    return train(
+        f"student_{kind}", student, twins.student_loss(kind, student, rows), SCHEDULES[f"student_{kind}"], 8, work
+    )
+
+
+def main() -> None:
+    """Command line of the build."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("build/models"), help="folder of resumable training state")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder that receives the weights")
+    parser.add_argument("--only", choices=STEPS, help="run one step (and what it needs)")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's own choice")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    options.work.mkdir(parents=True, exist_ok=True)
+    actions = {
+        "judge": lambda: build_judge(options.work),
+        "text": lambda: build_text(options.work),
+        "autoencoder": lambda: build_autoencoder(options.work),
+        "latents": lambda: build_latents(options.work),
+        "flow": lambda: build_twin("flow", options.work),
+        "eps": lambda: build_twin("eps", options.work),
+        "students": lambda: [build_student(kind, options.work) for kind in twins.KINDS],
+        "export": lambda: export.write(options.work, options.out),
+    }
+    for step in (options.only,) if options.only else STEPS:
+        actions[step]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Load the embedded weights: networks as plain torch modules, checked files only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from . import layout
+from .autoencoder import Autoencoder
+from .judge import Judge
+from .text import TextEncoder
+
+FOLDER = Path(__file__).resolve().parent
+CHECKPOINTS = {
+    "flow": "digits_flow.safetensors",
+    "eps": "digits_eps.safetensors",
+    "flow early": "digits_flow_early.safetensors",
+    "eps early": "digits_eps_early.safetensors",
+}
+STUDENTS = {"flow": "digits_flow_student_lora.safetensors", "eps": "digits_eps_student_lora.safetensors"}
+NETWORK_PREFIX = "model.diffusion_model."
+VAE_PREFIX = "first_stage_model."
+
+
+def _read(name: str) -> dict[str, torch.Tensor]:
+    path = FOLDER / name
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"the embedded model {path} cannot be read ({error}); reinstall Retort") from error
+
+
+def _part(name: str, prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v.float() for k, v in _read(name).items() if k.startswith(prefix)}
+
+
+def network_state(variant: str) -> dict[str, torch.Tensor]:
+    """The SD3-layout state dict (fp32) of a variant of CHECKPOINTS."""
+    if variant not in CHECKPOINTS:
+        raise ValueError(f'variant is "{variant}"; use one of {", ".join(CHECKPOINTS)}')
+    return _part(CHECKPOINTS[variant], NETWORK_PREFIX)
+
+
+class Transformer(nn.Module):
+    """diffusers' SD3 transformer behind ComfyUI's argument names."""
+
+    def __init__(self, state: dict[str, torch.Tensor]):
+        super().__init__()
+        self.network = layout.network()
+        self.network.load_state_dict(layout.from_sd3_layout(state))
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """x (B, 16, h, w), timesteps (B,) in 0..1000, context (B, L, 128), y (B, 128) -> (B, 16, h, w)."""
+        return self.network(x, context, y, timesteps, return_dict=False)[0]
+
+
+def merge_lora(
+    state: dict[str, torch.Tensor], lora: dict[str, torch.Tensor], strength: float
+) -> dict[str, torch.Tensor]:
+    """An SD3-layout state dict with a LoRA merged in: W + strength * alpha / rank * B A.
+
+    Accepts diffusers' names (`transformer.*`), ComfyUI's (`diffusion_model.*`) and kohya's (`lora_unet_*`). Raises
+    ValueError for layers that the network lacks, naming one.
+    """
+    names = ("lora_A.weight", "lora_down.weight"), ("lora_B.weight", "lora_up.weight")
+    downs = {key.removesuffix("." + end): key for key in lora for end in names[0] if key.endswith("." + end)}
+    ups = {key.removesuffix("." + end): key for key in lora for end in names[1] if key.endswith("." + end)}
+    converted = layout.from_sd3_layout(state)
+    flat = {f"lora_unet_{k.removesuffix('.weight').replace('.', '_')}": k for k in state}
+    unknown = []
+    merged = dict(state)
+    diffusers_deltas: dict[str, torch.Tensor] = {}
+    for module, down in downs.items():
+        up = lora[ups[module]].float()
+        alpha = float(lora.get(f"{module}.alpha", up.shape[1])) / up.shape[1]
+        delta = strength * alpha * up.flatten(1) @ lora[down].float().flatten(1)
+        theirs = module.removeprefix("transformer.") + ".weight"
+        ours = flat.get(module, module.removeprefix("diffusion_model.") + ".weight")
+        if module.startswith("transformer.") and theirs in converted:
+            diffusers_deltas[theirs] = delta.view_as(converted[theirs])
+        elif ours in merged:
+            merged[ours] = merged[ours] + delta.view_as(merged[ours])
+        else:
+            unknown.append(module)
+    if unknown:
+        raise ValueError(
+            f"the LoRA has {len(unknown)} layers that this model lacks, such as {unknown[0]}; use its own model"
+        )
+    if diffusers_deltas:
+        zeros = {k: diffusers_deltas.get(k, torch.zeros_like(v)) for k, v in converted.items()}
+        for key, delta in layout.to_sd3_layout(zeros).items():
+            merged[key] = merged[key] + delta
+    return merged
+
+
+def load_transformer(variant: str, loras: tuple[tuple[dict[str, torch.Tensor], float], ...] = ()) -> Transformer:
+    """The network of a variant in fp32, with LoRA state dicts merged at their strengths."""
+    state = network_state(variant)
+    for lora, strength in loras:
+        state = merge_lora(state, lora, strength)
+    return Transformer(state)
+
+
+def load_autoencoder() -> Autoencoder:
+    """The autoencoder in fp32."""
+    model = Autoencoder()
+    state = _part(CHECKPOINTS["flow"], VAE_PREFIX)
+    model.load_state_dict({k: v for k, v in state.items() if not k.startswith("vae_")})
+    return model.eval().requires_grad_(False)
+
+
+def load_text_encoder() -> TextEncoder:
+    """The text encoder in fp32."""
+    model = TextEncoder()
+    model.load_state_dict({k: v.float() for k, v in _read("digits_text.safetensors").items()})
+    return model.eval().requires_grad_(False)
+
+
+def load_judge() -> Judge:
+    """The judge in fp32."""
+    model = Judge()
+    model.load_state_dict({k: v.float() for k, v in _read("digits_judge.safetensors").items()})
+    return model.eval().requires_grad_(False)
+
+
+def load_student_lora(kind: str) -> dict[str, torch.Tensor]:
+    """The one-step student's LoRA of kind "flow" or "eps"."""
+    return _read(STUDENTS[kind])
