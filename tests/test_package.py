@@ -1,0 +1,70 @@
+"""The package's metadata agrees with the tree, and its requirements cannot break a ComfyUI."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("sampling", "rewards", "restoration", "trainers", "hosts", "nodes", "models", "benchmarks")
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def lines(name: str) -> list[str]:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return [line for line in (line.split("#")[0].strip() for line in text.splitlines()) if line]
+
+
+def test_every_room_is_a_package_and_every_package_is_listed(project) -> None:
+    inits = [path for room in ROOMS for path in (ROOT / room).rglob("__init__.py")]
+    found = {"retort", *(".".join(("retort", *path.parent.relative_to(ROOT).parts)) for path in inits)}
+    assert found == set(project["tool"]["setuptools"]["packages"]), "pyproject.toml lists [tool.setuptools] packages"
+    bare = {path.parent for room in ROOMS for path in (ROOT / room).rglob("*.py")} - {path.parent for path in inits}
+    assert not bare, "a folder with modules needs an __init__.py whose docstring says what it holds"
+
+
+def test_requirements_move_nothing_of_comfyuis() -> None:
+    for line in lines("requirements.txt"):
+        assert re.fullmatch(r"[A-Za-z0-9_.-]+(>=[\d.]+)?", line), f"{line}: a pin or a ceiling breaks other packs"
+        assert line.split(">=")[0].lower() not in ("torch", "torchvision", "torchaudio", "transformers")
+
+
+@pytest.mark.integration
+def test_requirements_are_all_comfyuis_own(comfyui: Path) -> None:
+    text = (comfyui / "requirements.txt").read_text(encoding="utf-8").lower()
+    brought = {re.split(r"[<>=~!;\s]", line)[0] for line in text.splitlines()}
+    assert {line.split(">=")[0].lower() for line in lines("requirements.txt")} <= brought
+
+
+def test_constraints_pin_exactly_and_name_no_build() -> None:
+    for line in lines("constraints.txt"):
+        assert re.fullmatch(r"[A-Za-z0-9_.-]+==[\w.]+(; python_version >= '3\.11')?", line), line
+    assert "torch==2.13.0" in lines("constraints.txt")
+
+
+def test_the_registry_finds_what_it_asks_for(project) -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", project["project"]["version"])
+    assert project["project"]["urls"]["Repository"]
+    comfy = project["tool"]["comfy"]
+    assert (comfy["PublisherId"], comfy["DisplayName"]) == ("retort", "Retort")
+    assert comfy["requires-comfyui"].startswith(">=")
+    # With WEB_DIRECTORY in __init__.py a `web` here would serve, and load, every script twice.
+    assert "web" not in comfy
+
+
+def test_the_changelog_knows_its_version(project) -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "## [Unreleased]" in text or f"## [{project['project']['version']}]" in text
