@@ -1,8 +1,8 @@
 """Handwritten digits in colour, with captions that are true because their words are measured on the image.
 
 The 1,797 digits of scikit-learn (UCI "Optical Recognition of Handwritten Digits", CC BY 4.0) are drawn at 64 x 64 with
-a random affine map, pen threshold, ink and paper. Stroke weight and slant are then measured on the finished stroke, so a
-caption never claims what the picture does not show.
+a random affine map, pen threshold, ink and paper. Stroke weight and slant are then measured on the finished stroke, so
+a caption never claims what the picture does not show.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ _GROUP_WEIGHT = re.compile(r"(.+):\s*([-+]?\d*\.?\d+)\s*", re.DOTALL)
 
 
 def weighted_spans(prompt: str, weight: float = 1.0) -> list[tuple[str, float]]:
-    """(text, weight) spans of a prompt in ComfyUI notation: (a) multiplies by 1.1, (a:1.3) sets 1.3, \\( is a bracket."""
+    """(text, weight) spans of a prompt, in ComfyUI's notation: (a) times 1.1, (a:1.3) sets 1.3, \\( is a bracket."""
     spans: list[tuple[str, float]] = []
     depth, begin, skip = 0, 0, False
     for i, char in enumerate(prompt):
