@@ -1,0 +1,98 @@
+"""The model that comes with Retort, as MODEL, CLIP and VAE of the headless host."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models import autoencoder, loader, text
+from ...sampling.path import FLOW, VE
+from ...sampling.schedule import DiscreteSchedule, FlowSchedule
+from .errors import UsageError
+from .model import Clip, LatentFormat, Lora, Model, NetworkSource, Vae
+
+LATENT = LatentFormat(autoencoder.CHANNELS, scale=autoencoder.SCALE, shift=autoencoder.SHIFT)
+# What stock loaders set for every SD3-layout model; the flow twin is used so everywhere.
+SHIFT = 3.0
+FILES = {name: variant for variant, name in loader.CHECKPOINTS.items()}
+
+
+class EmbeddedNetwork:
+    """The network behind `model.Network`."""
+
+    repeats_context = False
+
+    def __init__(self, network: torch.nn.Module):
+        self.network = network
+        self.device = next(network.parameters()).device
+
+    def conditions(self, tokens: Tensor, extra: dict[str, Any], shape: torch.Size) -> dict[str, Tensor]:
+        """Token states and the pooled state."""
+        pooled = extra.get("pooled_output")
+        if pooled is None or pooled.shape[-1] != text.WIDTH or tokens.shape[-1] != text.WIDTH:
+            raise UsageError("this CONDITIONING comes from another text encoder; use the CLIP of RetortEmbeddedModel")
+        if shape[1] != autoencoder.CHANNELS:
+            raise UsageError(f"the latent has {shape[1]} channels and the embedded model takes {autoencoder.CHANNELS}")
+        return {"context": tokens, "y": pooled}
+
+    def __call__(self, x: Tensor, timestep: Tensor, *, context: Tensor, y: Tensor) -> Tensor:
+        """x (B, 16, h, w), timestep (B,) -> (B, 16, h, w)."""
+        return self.network(x, timestep, context, y)
+
+
+def load(variant: str) -> tuple[Model, Clip, Vae]:
+    """MODEL, CLIP and VAE of a variant of `models.loader.CHECKPOINTS`; ValueError for an unknown one."""
+    if variant not in loader.CHECKPOINTS:
+        raise ValueError(f"variant {variant!r} is not known; use one of {', '.join(loader.CHECKPOINTS)}")
+    return _model(variant), _clip(), _vae()
+
+
+@cache
+def _model(variant: str) -> Model:
+    def network(loras: tuple[Lora, ...]) -> EmbeddedNetwork:
+        return EmbeddedNetwork(loader.load_transformer(variant, tuple((lora.state, lora.strength) for lora in loras)))
+
+    source = NetworkSource(network)
+    if variant.startswith("eps"):
+        return Model(source, DiscreteSchedule(), VE, "eps", LATENT)
+    return Model(source, FlowSchedule(shift=SHIFT), FLOW, "flow", LATENT)
+
+
+@cache
+def _clip() -> Clip:
+    tokenizer = text.WordTokenizer()
+    encoders: list[text.TextEncoder] = []
+
+    def encode(prompt: str, loras: tuple[Lora, ...]) -> tuple[Tensor, dict[str, Any]]:
+        if not encoders:
+            with torch.inference_mode(False):
+                encoders.append(loader.load_text_encoder())
+        ids, weights = tokenizer.encode(prompt)
+        # A weight moves a token's state away from, or towards, the state of the empty prompt at its place.
+        states, pooled = encoders[0](torch.tensor([ids, tokenizer.encode("")[0]]))
+        scale = torch.tensor(weights)[:, None]
+        tokens = torch.where(scale == 1.0, states[0], states[1] + (states[0] - states[1]) * scale)
+        return tokens[None], {"pooled_output": pooled[:1]}
+
+    return Clip(encode)
+
+
+@cache
+def _vae() -> Vae:
+    loaded: list[autoencoder.Autoencoder] = []
+
+    def network() -> autoencoder.Autoencoder:
+        if not loaded:
+            with torch.inference_mode(False):
+                loaded.append(loader.load_autoencoder())
+        return loaded[0]
+
+    # The autoencoder's own latents are the model's; stored ones are in ComfyUI's scale.
+    return Vae(
+        encoder=lambda images: LATENT.process_out(network().encode(images)),
+        decoder=lambda latents: network().decode(LATENT.process_in(latents)),
+        channels=autoencoder.CHANNELS,
+    )

@@ -1,0 +1,25 @@
+"""The one kind of error that a user meets here: where it is, what was given, what to do instead."""
+
+from __future__ import annotations
+
+
+class UsageError(ValueError):
+    """A mistake that the reader of the message can mend. Shown as it is, without a traceback; exit code 2."""
+
+
+class NodeError(UsageError):
+    """A mistake at one node: its id and title, the input, the value (left out when there is none) and the remedy."""
+
+    NO_VALUE = object()
+
+    def __init__(self, node, problem: str, *, input: str | None = None, value=NO_VALUE, remedy: str = ""):
+        where = f'node {node.id} "{node.title}"'
+        if node.title != node.class_type:
+            where += f" ({node.class_type})"
+        if input is not None:
+            where += f', input "{input}"'
+        text = f"{where}: {problem}"
+        if value is not NodeError.NO_VALUE:
+            shown = repr(value)
+            text += f" (got {shown if len(shown) <= 80 else shown[:60] + '...' + shown[-16:]})"
+        super().__init__(f"{text}. {remedy}" if remedy else f"{text}.")

@@ -1,0 +1,165 @@
+"""GUIDER of the headless host: classifier-free guidance as in ComfyUI's CFGGuider, and the sampling run around it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import UsageError
+from .model import Conditioning, Model, Network
+from .samplers import Run, Sampler
+
+# What core nodes of ours never make, and what would silently change the picture if it were left out.
+_UNSUPPORTED = ("area", "mask", "control", "gligen", "hooks", "start_percent", "end_percent", "strength", "default")
+
+
+class Guider:
+    """GUIDER: a model and its conditions. cfg 1, or no negative, runs the positive branch alone."""
+
+    def __init__(self, model: Model, positive: Conditioning, negative: Conditioning | None = None, cfg: float = 1.0):
+        self.model, self.positive, self.negative, self.cfg = model, positive, negative, cfg
+
+    def denoiser(self, shape: torch.Size) -> Callable[..., Tensor]:
+        """`model(x, sigma, **extra_args) -> x0` for latents of this shape, guidance inside (the Denoiser contract)."""
+        # Guided twice at once, negative first, as ComfyUI batches them.
+        branches = [self.positive]
+        if self.negative is not None and not math.isclose(self.cfg, 1.0):
+            branches = [self.negative, self.positive]
+        batches = _batched(self.model.network, branches, shape)
+        source, loras = self.model.source, self.model.loras
+        timestep, prediction, cfg, b = self.model.schedule.timestep, self.model.prediction, self.cfg, shape[0]
+        guided, scaled = len(branches) == 2, self.model.path.kind == "VE"
+        ones = (1,) * (len(shape) - 1)
+
+        def denoise(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+            network = source(loras)
+            s = sigma.view(-1, *ones)
+            spread = (s * s + 1.0).sqrt() if scaled else s
+            x_in = x / spread if scaled else x
+            t = timestep(sigma).float()
+            out: list[Any] = [0.0, 0.0]
+            for jobs, conditions in batches:
+                n = len(jobs)
+                if n == 1:
+                    raw = network(x_in, t, **conditions)
+                else:
+                    raw = network(torch.cat([x_in] * n), torch.cat([t] * n), **conditions)
+                for k, (branch, share) in enumerate(jobs):
+                    part = raw if n == 1 else raw[k * b : (k + 1) * b]
+                    out[branch] = part if share == 1.0 else out[branch] + part * share
+            # x0 is affine in the network's output, so guidance may come first: one subtraction from x, not two.
+            raw = out[0] + (out[1] - out[0]) * cfg if guided else out[0]
+            if prediction in ("eps", "flow"):
+                return x - raw * s
+            if prediction == "v":
+                return x / (spread * spread) - raw * (s / spread)
+            return raw
+
+        return denoise
+
+    def sample(
+        self,
+        noise: Tensor,
+        latent_image: Tensor,
+        sampler: Sampler,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None = None,
+        callback: Callable[[int, Tensor, Tensor, int], None] | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Sampled LATENT samples, fp32 on the CPU, from unit noise and a stored latent of its shape.
+
+        sigmas 1-D and descending (empty: nothing to do); denoise_mask 1 where the latent may change; callback gets
+        (step, x0, x, steps).
+        """
+        if sigmas.shape[-1] == 0:
+            return latent_image
+        model = self.model
+        device = model.network.device
+        noise, latent = (t.to(device, torch.float32) for t in (noise, latent_image))
+        if bool(torch.count_nonzero(latent)):  # an empty latent is no picture: the shift must not make it one
+            latent = model.latent.process_in(latent)
+        if denoise_mask is not None:
+            denoise_mask = _mask_for(denoise_mask, noise.shape).to(device)
+        with torch.inference_mode():
+            run = Run(
+                denoiser=self.denoiser(noise.shape),
+                sigmas=sigmas.to(device),
+                noise=noise,
+                latent=latent,
+                mask=denoise_mask,
+                path=model.path,
+                schedule=model.schedule,
+                seed=seed,
+                callback=callback,
+            )
+            x = sampler.sample(run)
+        return model.latent.process_out(x.float()).cpu()
+
+
+def _batched(network: Network, branches: list[Conditioning], shape: torch.Size) -> list[tuple[list, dict[str, Tensor]]]:
+    """([(branch, share of its average), ...], keyword tensors) for each call that a step needs; usually one."""
+    entries = []
+    for branch, conditioning in enumerate(branches):
+        if not conditioning:
+            raise UsageError("the CONDITIONING is empty; connect a CLIPTextEncode node")
+        for tokens, extra in conditioning:
+            bad = [key for key in _UNSUPPORTED if key in extra]
+            if bad:
+                raise UsageError(f"conditioning with {bad[0]!r} needs ComfyUI: remove that node, or run it there")
+            made = network.conditions(tokens, extra, shape)
+            entries.append((branch, 1.0 / len(conditioning), made))
+    calls: list[tuple[list, list[dict[str, Tensor]]]] = []
+    for branch, share, made in entries:
+        made = {key: _repeated(value, shape[0]) for key, value in made.items()}
+        for jobs, others in calls:
+            joined = _joinable(others[0], made, network.repeats_context)
+            if joined:
+                jobs.append((branch, share))
+                others.append(made)
+                break
+        else:
+            calls.append(([(branch, share)], [made]))
+    return [(jobs, _joined(made)) for jobs, made in calls]
+
+
+def _joinable(a: dict[str, Tensor], b: dict[str, Tensor], repeats: bool) -> bool:
+    if a.keys() != b.keys():
+        return False
+    for key in a:
+        if a[key].shape == b[key].shape:
+            continue
+        la, lb = a[key].shape[1], b[key].shape[1]
+        if not (repeats and key == "context" and math.lcm(la, lb) // min(la, lb) <= 4):
+            return False
+    return True
+
+
+def _joined(made: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    out = {}
+    for key in made[0]:
+        values = [m[key] for m in made]
+        if key == "context":
+            length = math.lcm(*(v.shape[1] for v in values))
+            values = [v.repeat(1, length // v.shape[1], 1) for v in values]
+        out[key] = values[0] if len(values) == 1 else torch.cat(values)
+    return out
+
+
+def _repeated(value: Tensor, batch: int) -> Tensor:
+    """The first `batch` items of a tensor repeated along its first axis."""
+    return value.repeat(math.ceil(batch / value.shape[0]), *(1,) * (value.ndim - 1))[:batch]
+
+
+def _mask_for(mask: Tensor, shape: torch.Size) -> Tensor:
+    """A mask of any size, resized to the latent's, with its channels and batch."""
+    mode, lead = ("bilinear", (-1, 1)) if len(shape) == 4 else ("trilinear", (1, 1, -1))
+    mask = mask.float().reshape(*lead, *mask.shape[-2:]) if mask.ndim < len(shape) or len(shape) == 4 else mask.float()
+    mask = torch.nn.functional.interpolate(mask, size=shape[2:], mode=mode)
+    if mask.shape[1] < shape[1]:
+        mask = mask.repeat(1, shape[1], *(1,) * (len(shape) - 2))[:, : shape[1]]
+    return _repeated(mask, shape[0])

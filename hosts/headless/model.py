@@ -1,0 +1,158 @@
+"""MODEL, CLIP and VAE of the headless host: immutable, loaded when first used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ...sampling.path import NoisePath
+from ...sampling.schedule import Schedule
+from .errors import UsageError
+
+Prediction = Literal["eps", "v", "flow", "x0"]
+Conditioning = list  # of [tokens (1, L, C), {"pooled_output": (1, P), ...}], ComfyUI's CONDITIONING
+
+
+@dataclass(frozen=True)
+class LatentFormat:
+    """Shape and scale of a model's latents: a stored LATENT is model latent / scale + shift, as in ComfyUI.
+
+    channels, dims (2 image, 3 video), downscale: image pixels per latent pixel.
+    """
+
+    channels: int = 4
+    dims: int = 2
+    scale: float = 1.0
+    shift: float = 0.0
+    downscale: int = 8
+
+    def process_in(self, latent: Tensor) -> Tensor:
+        """Stored latent to model latent, any shape."""
+        return (latent - self.shift) * self.scale
+
+    def process_out(self, latent: Tensor) -> Tensor:
+        """Model latent to stored latent, any shape."""
+        return latent / self.scale + self.shift
+
+
+@dataclass(frozen=True, eq=False)
+class Lora:
+    """A LoRA file's tensors and how strongly they are applied."""
+
+    name: str
+    state: dict[str, Tensor]
+    strength: float
+
+
+class Network(Protocol):
+    """A denoising network in fp32 at its door, whatever runs inside."""
+
+    device: torch.device
+    # SD1.5 and SDXL repeat the shorter of two prompts so that both fit one batch; attention does not notice.
+    repeats_context: bool
+
+    def conditions(self, tokens: Tensor, extra: dict[str, Any], shape: torch.Size) -> dict[str, Tensor]:
+        """Keyword tensors (1 or B, ...) of one CONDITIONING entry for latents of a shape; `context` is the tokens."""
+        ...
+
+    def __call__(self, x: Tensor, timestep: Tensor, **conditions: Tensor) -> Tensor:
+        """x (B, C, H, W), timestep (B,) -> what the network predicts, x's shape."""
+        ...
+
+
+class NetworkSource:
+    """Loads a network with LoRAs applied, once for each set of them."""
+
+    def __init__(self, load: Callable[[tuple[Lora, ...]], Network]):
+        self._load = load
+        self._loaded: dict[tuple[Lora, ...], Network] = {}
+
+    def __call__(self, loras: tuple[Lora, ...]) -> Network:
+        """The network; raises what loading raises (UsageError for files at fault)."""
+        network = self._loaded.get(loras)
+        if network is None:
+            # Outside inference mode, so that a trainer may later take gradients through the same weights.
+            with torch.inference_mode(False):
+                network = self._loaded[loras] = self._load(loras)
+        return network
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """MODEL: a network that is loaded when it first samples, and the coordinates it samples in."""
+
+    source: NetworkSource
+    schedule: Schedule
+    path: NoisePath
+    prediction: Prediction
+    latent: LatentFormat
+    loras: tuple[Lora, ...] = ()
+
+    @property
+    def network(self) -> Network:
+        """The network with this model's LoRAs."""
+        return self.source(self.loras)
+
+    def with_lora(self, lora: Lora) -> Model:
+        """This model with one LoRA more."""
+        return replace(self, loras=(*self.loras, lora))
+
+    def with_sampling(self, schedule: Schedule, path: NoisePath, prediction: Prediction) -> Model:
+        """This model in other coordinates."""
+        return replace(self, schedule=schedule, path=path, prediction=prediction)
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """CLIP: text to CONDITIONING. `encoder(text, loras)` returns (tokens (1, L, C), extra dict)."""
+
+    encoder: Callable[[str, tuple[Lora, ...]], tuple[Tensor, dict[str, Any]]]
+    loras: tuple[Lora, ...] = ()
+
+    def encode(self, text: str) -> Conditioning:
+        """CONDITIONING of a prompt with ComfyUI's weights in brackets."""
+        return [list(self.encoder(text, self.loras))]
+
+    def with_lora(self, lora: Lora) -> Clip:
+        """This text encoder with one LoRA more."""
+        return replace(self, loras=(*self.loras, lora))
+
+
+@dataclass(frozen=True, eq=False)
+class Vae:
+    """VAE: images to stored latents and back. The two functions take and give (B, C, H, W), images in [0, 1]."""
+
+    encoder: Callable[[Tensor], Tensor]
+    decoder: Callable[[Tensor], Tensor]
+    channels: int
+    downscale: int = 8
+    batch: int = 64
+
+    def encode(self, images: Tensor) -> Tensor:
+        """IMAGE (B, H, W, C) -> latents (B, channels, H/8, W/8); sides are cut, from the middle, to multiples of 8."""
+        pixels = images[..., :3]
+        for dim in (1, 2):
+            size = pixels.shape[dim] // self.downscale * self.downscale
+            if size == 0:
+                raise UsageError(
+                    f"an image of {images.shape[2]} x {images.shape[1]} pixels is too small for this VAE; "
+                    f"both sides must be at least {self.downscale}"
+                )
+            pixels = pixels.narrow(dim, (pixels.shape[dim] - size) // 2, size)
+        return torch.cat([self.encoder(part.movedim(-1, 1)) for part in pixels.split(self.batch)])
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, channels, h, w) -> IMAGE (B, 8h, 8w, 3), cut to [0, 1]."""
+        if latents.ndim == 5:
+            latents = latents[:, :, 0]
+        if latents.shape[1] != self.channels:
+            raise UsageError(
+                f"the latents have {latents.shape[1]} channels and this VAE reads {self.channels}; "
+                "connect the VAE that belongs to the model"
+            )
+        images = torch.cat([self.decoder(part) for part in latents.split(self.batch)])
+        return images.movedim(1, -1).clamp(0.0, 1.0)
