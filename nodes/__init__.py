@@ -1,1 +1,23 @@
 """The nodes: a schema and a few lines each, no maths."""
+
+from __future__ import annotations
+
+from ..hosts.api import ComfyExtension, host, io
+from . import distilled, embedded
+
+NODES: list[type[io.ComfyNode]] = [
+    embedded.RetortEmbeddedModel,
+    distilled.RetortDistilledSetup,
+    distilled.RetortDistilledSigmas,
+    distilled.RetortDistilledSampler,
+]
+
+
+class RetortExtension(ComfyExtension):
+    """What ComfyUI, or the headless host, asks for our nodes."""
+
+    async def on_load(self) -> None:
+        host.add_model_folders()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return list(NODES)

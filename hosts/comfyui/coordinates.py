@@ -1,0 +1,47 @@
+"""Which coordinates a ComfyUI model lives in, and what its network predicts, read from its `model_sampling` object."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from comfy.model_sampling import CONST, EDM, EPS, V_PREDICTION, V_PREDICTION_DDPM, X0
+
+from ...sampling.path import VE, VP, NoisePath
+
+Prediction = Literal["eps", "v", "flow", "x0", "edm"]
+
+# ComfyUI mixes a schedule and a parametrisation into a class made on the fly, so its name says nothing. These three
+# methods fix the coordinates; what overrides only calculate_denoised (V_PREDICTION, EDM, X0, LCM) keeps them.
+_COORDINATES = ("calculate_input", "noise_scaling", "inverse_noise_scaling")
+
+
+def path_of(model_sampling) -> NoisePath:
+    """The NoisePath of a `model_sampling` object; ValueError names the class when it is none of the three."""
+    owners = {_owner(type(model_sampling), method) for method in _COORDINATES}
+    if owners == {EPS}:
+        return VE
+    if owners == {V_PREDICTION_DDPM}:
+        return VP
+    if owners == {CONST}:
+        # Only some flow schedules have a noise scale; core too takes 1 for the others.
+        return NoisePath("FLOW", float(model_sampling.noise_scale) if hasattr(model_sampling, "noise_scale") else 1.0)
+    foreign = sorted(owner.__name__ for owner in owners - {EPS, CONST, V_PREDICTION_DDPM}) or ["a mixture"]
+    raise ValueError(
+        f"this model samples in coordinates of its own (model_sampling: {', '.join(foreign)}). Retort knows those of "
+        "eps, v, x0 and EDM models, of flow models (SD3, Flux, Wan) and of CogVideoX: use one of them here"
+    )
+
+
+def prediction_of(model_sampling) -> Prediction:
+    """What the network predicts; only asked of models whose coordinates `path_of` knows."""
+    kinds: tuple[tuple[type, Prediction], ...] = (
+        (CONST, "flow"), (X0, "x0"), (EDM, "edm"), (V_PREDICTION, "v"), (V_PREDICTION_DDPM, "v"), (EPS, "eps"),
+    )  # fmt: skip
+    for kind, prediction in kinds:
+        if isinstance(model_sampling, kind):
+            return prediction
+    raise ValueError(f"{type(model_sampling).__mro__[1].__name__} is not a parametrisation that Retort knows")
+
+
+def _owner(kind: type, method: str) -> type:
+    return next((base for base in kind.__mro__ if method in vars(base)), kind)

@@ -1,0 +1,182 @@
+"""Sampling with few-step students: grid, sampler, and one node that sets both up together with model and guider."""
+
+from __future__ import annotations
+
+from ..hosts.api import host, io
+from ..sampling import presets
+from ..sampling.presets import PRESETS, Preset
+
+CATEGORY = "model/sampling/retort"
+ALIASES = ["retort", "few step", "one step", "turbo", "lightning", "dmd2", "tdm", "lcm", "diff-instruct", "instarevive"]
+FROM_PRESET = "from preset"
+MODES = {"re-noise": "renoise", "deterministic": "deterministic", "single call": "single"}
+STARTS = {"unit noise": "unit", "noised latent": "noised", "clean latent": "latent"}
+
+
+def _preset_input(tooltip: str):
+    return io.Combo.Input("preset", options=list(PRESETS), default="dmd2_sdxl_4step", tooltip=tooltip)
+
+
+def _grid_inputs():
+    return [
+        io.Int.Input(
+            "steps",
+            default=0,
+            min=0,
+            max=64,
+            tooltip="Calls of the network. 0 takes the preset's own number; any other must be one it was made for.",
+        ),
+        io.String.Input(
+            "timesteps",
+            default="",
+            tooltip="Only for the preset 'custom': timesteps from high to low, such as 999, 749, 499, 249.",
+        ),
+        io.Float.Input(
+            "denoise",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Below 1 only this part of the grid is kept, its end: image to image. A one-step grid stays whole.",
+        ),
+    ]
+
+
+def _fitting(model, key: str, timesteps: str) -> Preset:
+    """The preset, checked against the model."""
+    path = host.noise_path(model)
+    preset = PRESETS[key]
+    if key == "custom":
+        preset = presets.custom(timesteps, highest=1000 if path.kind == "FLOW" else 999)
+    presets.check(preset, path.kind, host.prediction(model), *host.latent_format(model))
+    return preset
+
+
+def _grid(model, preset: Preset, steps: int, denoise: float):
+    """The preset's levels, or the end of them."""
+    sigmas = presets.sigmas(preset, steps or None, host.schedule(model))
+    if denoise <= 0:
+        # An empty grid is how ComfyUI says that nothing is to be sampled.
+        return sigmas[:0]
+    return sigmas[-1 - max(1, round(denoise * (len(sigmas) - 1))) :]
+
+
+class RetortDistilledSigmas(io.ComfyNode):
+    """The levels that a few-step student was trained at."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RetortDistilledSigmas",
+            display_name="Distilled Sigmas",
+            category=CATEGORY,
+            description=(
+                "The noise levels of a few-step student, such that its network receives exactly the timesteps that it "
+                "was trained with. No stock scheduler gives them for one-step students."
+            ),
+            search_aliases=[*ALIASES, "timesteps", "scheduler"],
+            inputs=[
+                io.Model.Input("model", tooltip="The student: its noise schedule turns timesteps into sigmas."),
+                _preset_input("The published student whose timesteps are wanted; 'custom' takes those typed below."),
+                *_grid_inputs(),
+            ],
+            outputs=[io.Sigmas.Output(tooltip="For SamplerCustomAdvanced, beside Distilled Sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, model, preset, steps, timesteps="", denoise=1.0):
+        return io.NodeOutput(_grid(model, _fitting(model, preset, timesteps), steps, denoise))
+
+
+class RetortDistilledSampler(io.ComfyNode):
+    """Few-step sampling with the start that the student was trained on."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RetortDistilledSampler",
+            display_name="Distilled Sampler",
+            category=CATEGORY,
+            description=(
+                "Samples as a few-step student was trained to be sampled: between its levels either fresh noise or the "
+                "predicted one, and a first input scaled as in training. Works on eps, v and flow models, images and "
+                "video, with masks and through every guider."
+            ),
+            search_aliases=[*ALIASES, "sampler", "re-noise"],
+            inputs=[
+                _preset_input("The published student; the two inputs below follow it unless they are set."),
+                io.Combo.Input(
+                    "mode",
+                    options=[FROM_PRESET, *MODES],
+                    default=FROM_PRESET,
+                    tooltip=(
+                        "re-noise: fresh noise between steps (DMD2, LCM, Turbo). deterministic: the predicted noise is "
+                        "kept (TDM, Lightning). single call: one step."
+                    ),
+                ),
+                io.Combo.Input(
+                    "start",
+                    options=[FROM_PRESET, *STARTS],
+                    default=FROM_PRESET,
+                    tooltip=(
+                        "What enters the network first. unit noise: the seed's noise as it is, at any level. noised "
+                        "latent: the latent image with noise of the first level, image to image. clean latent: the "
+                        "latent image itself (restoration)."
+                    ),
+                ),
+            ],
+            outputs=[io.Sampler.Output(tooltip="For SamplerCustomAdvanced, beside Distilled Sigmas.")],
+        )
+
+    @classmethod
+    def execute(cls, preset, mode=FROM_PRESET, start=FROM_PRESET):
+        chosen = PRESETS[preset]
+        mode = chosen.mode if mode == FROM_PRESET else MODES[mode]
+        start = chosen.start if start == FROM_PRESET else STARTS[start]
+        return io.NodeOutput(host.distilled_sampler(mode, start, chosen if chosen.timesteps else None))
+
+
+class RetortDistilledSetup(io.ComfyNode):
+    """Model, guider, sampler and sigmas for one student: the node to reach for first."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RetortDistilledSetup",
+            display_name="Distilled Setup",
+            category=CATEGORY,
+            description=(
+                "Everything that SamplerCustomAdvanced needs for a few-step student, set as its authors published it: "
+                "timestep shift, cfg, sampler and sigmas. Says what is wrong when the preset cannot fit the model."
+            ),
+            search_aliases=[*ALIASES, "quick start", "guider"],
+            inputs=[
+                io.Model.Input("model", tooltip="The student: its checkpoint, or the base model with its LoRA loaded."),
+                io.Conditioning.Input("positive", tooltip="The prompt."),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="Only used by presets with a cfg above 1; most students have guidance built in.",
+                ),
+                _preset_input("The published student. Its help page says which file goes where."),
+                *_grid_inputs(),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model with the preset's timestep shift."),
+                io.Guider.Output(tooltip="The guider with the preset's cfg."),
+                io.Sampler.Output(tooltip="The sampler that the student was trained for."),
+                io.Sigmas.Output(tooltip="The levels that the student was trained at."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, preset, steps, timesteps="", denoise=1.0, negative=None):
+        chosen = _fitting(model, preset, timesteps)
+        if chosen.shift is not None:
+            model = host.with_shift(model, chosen.shift)
+        return io.NodeOutput(
+            model,
+            host.cfg_guider(model, positive, negative, chosen.cfg),
+            host.distilled_sampler(chosen.mode, chosen.start, chosen),
+            _grid(model, chosen, steps, denoise),
+        )

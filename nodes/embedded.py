@@ -1,0 +1,43 @@
+"""The model that comes with Retort."""
+
+from __future__ import annotations
+
+from ..hosts.api import host, io
+
+
+class RetortEmbeddedModel(io.ComfyNode):
+    """A small text-to-image model that runs on any machine."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RetortEmbeddedModel",
+            display_name="Embedded Model",
+            category="model/loaders/retort",
+            description=(
+                "A small text-to-image model that comes with Retort: handwritten digits at 64x64 from captions such as "
+                '"a bold blue seven on yellow paper, leaning left". Every method can be tried on it in seconds, on a '
+                "CPU, without any download."
+            ),
+            search_aliases=["retort", "digits", "tiny model", "demo model", "test model", "built-in checkpoint"],
+            inputs=[
+                io.Combo.Input(
+                    "variant",
+                    options=["flow", "eps", "flow early", "eps early"],
+                    default="flow",
+                    tooltip=(
+                        "flow: flow matching, as SD3 and Flux. eps: noise prediction with Stable Diffusion's schedule, "
+                        "as SD1.5 and SDXL. early: a checkpoint from the beginning of training, a natural weak model."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The diffusion model; an SD3-layout network with 16-channel latents."),
+                io.Clip.Output(tooltip="Its text encoder, for CLIP Text Encode; it knows about forty words."),
+                io.Vae.Output(tooltip="Its autoencoder: 64x64 pixels to 8x8 latents."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, variant):
+        return io.NodeOutput(*host.embedded(variant))

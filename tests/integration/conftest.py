@@ -1,0 +1,205 @@
+"""A real ComfyUI on the CPU in this process, the plugin loaded by it from its folder, and tiny random networks."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def _module(name: str):
+    return importlib.import_module(name)
+
+
+@pytest.fixture(scope="session")
+def comfy(comfyui: Path) -> SimpleNamespace:
+    """ComfyUI's modules by short names, the plugin's node classes in `plugin`, its module in `package`."""
+    sys.path.insert(0, str(comfyui))
+    _module("comfy.options")  # leaves our command line alone
+    _module("comfy.cli_args").args.cpu = True
+    core = SimpleNamespace(
+        **{name: _module(f"comfy.{name}") for name in (
+            "sd", "samplers", "sample", "utils", "model_management", "model_base", "model_sampling", "model_patcher",
+            "supported_models", "patcher_extension", "lora", "ops",
+        )},
+        nodes=_module("nodes"),
+        custom=_module("comfy_extras.nodes_custom_sampler"),
+        perpneg=_module("comfy_extras.nodes_perpneg"),
+        folders=_module("folder_paths"),
+    )  # fmt: skip
+    before = set(core.nodes.NODE_CLASS_MAPPINGS)
+    started = time.perf_counter()
+    loaded = asyncio.run(core.nodes.load_custom_node(str(REPOSITORY)))
+    core.import_seconds = time.perf_counter() - started
+    assert loaded, "ComfyUI could not load the plugin: its log says why"
+    core.plugin = {k: v for k, v in core.nodes.NODE_CLASS_MAPPINGS.items() if k not in before}
+    core.package = str(REPOSITORY).replace(".", "_x_")
+    return core
+
+
+@pytest.fixture(scope="session")
+def ours(comfy):
+    """Import a module of the plugin as ComfyUI loaded it: ours("sampling.path")."""
+    return lambda name: importlib.import_module(f"{comfy.package}.{name}")
+
+
+def filled(module: torch.nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights for a module whose own initialisation ComfyUI skips."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for key, value in module.state_dict().items():
+        if value.ndim >= 2:
+            scale = min(0.16, value[0].numel() ** -0.5)
+            weights[key] = torch.randn(value.shape, generator=generator) * scale
+        else:
+            weights[key] = torch.full(value.shape, float(key.endswith(("weight", "scale"))))
+    return weights
+
+
+@pytest.fixture(scope="session")
+def sd3_weights(comfy):
+    """SD3-layout network in the embedded model's shape but depth 1: context 128, pooled 128, 16 channels."""
+    mmdit = _module("comfy.ldm.modules.diffusionmodules.mmdit")
+    depth, width = 1, 64
+    network = mmdit.OpenAISignatureMMDITWrapper(
+        input_size=None, patch_size=2, in_channels=16, depth=depth, adm_in_channels=128, num_patches=256,
+        context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 128, "out_features": width}},
+        pos_embed_max_size=16, qk_norm="rms", operations=comfy.ops.disable_weight_init, dtype=torch.float32,
+        device="cpu",
+    )  # fmt: skip
+    return filled(network)
+
+
+@pytest.fixture(scope="session")
+def networks(comfy, sd3_weights):
+    """networks(kind) -> a fresh MODEL of random weights: flow (SD3), eps (SD1.5), eps16 (SD3 layout), wan, cog, v."""
+
+    def sd15():
+        unet = _module("comfy.ldm.modules.diffusionmodules.openaimodel").UNetModel(
+            image_size=32, in_channels=4, out_channels=4, model_channels=320, num_res_blocks=[1], channel_mult=[1],
+            transformer_depth=[1], transformer_depth_output=[1, 1], transformer_depth_middle=-2, context_dim=768,
+            num_heads=8, num_head_channels=-1, use_spatial_transformer=True, legacy=False,
+            operations=comfy.ops.disable_weight_init, dtype=torch.float32, device="cpu",
+        )  # fmt: skip
+        return filled(unet)
+
+    def wan():
+        network = _module("comfy.ldm.wan.model").WanModel(
+            model_type="t2v", patch_size=(1, 2, 2), in_dim=16, dim=128, ffn_dim=256, freq_dim=256, out_dim=16,
+            num_heads=1, num_layers=1, image_model="wan2.1", operations=comfy.ops.disable_weight_init,
+            dtype=torch.float32, device="cpu",
+        )  # fmt: skip
+        return filled(network)
+
+    def cog():
+        network = _module("comfy.ldm.cogvideo.model").CogVideoXTransformer3DModel(
+            num_attention_heads=1, num_layers=1, time_embed_dim=64, text_embed_dim=32,
+            use_rotary_positional_embeddings=True, operations=comfy.ops.disable_weight_init, dtype=torch.float32,
+            device="cpu",
+        )  # fmt: skip
+        return filled(network)
+
+    weights = {
+        "flow": lambda: sd3_weights,
+        "eps16": lambda: sd3_weights,
+        "eps": sd15,
+        "v": sd15,
+        "wan": wan,
+        "cog": cog,
+    }
+    made: dict[str, dict] = {}
+
+    def make(kind: str):
+        source = "eps" if kind == "v" else kind
+        if source not in made:
+            made[source] = weights[source]()
+        model = comfy.sd.load_diffusion_model_state_dict({k: v.clone() for k, v in made[source].items()})
+        swap = {"eps16": "EPS", "v": "V_PREDICTION"}
+        if kind in swap:
+            kind_of_model = comfy.model_base.ModelType[swap[kind]]
+            model.model.model_sampling = comfy.model_base.model_sampling(model.model.model_config, kind_of_model)
+        return model
+
+    return make
+
+
+SHAPES = {
+    "flow": (1, 16, 8, 8), "eps16": (1, 16, 8, 8), "eps": (1, 4, 8, 8), "v": (1, 4, 8, 8), "wan": (1, 16, 2, 8, 8),
+    "cog": (1, 16, 2, 8, 8),
+}  # fmt: skip
+CONTEXTS = {"flow": (8, 128), "eps16": (8, 128), "eps": (77, 768), "v": (77, 768), "wan": (8, 4096), "cog": (226, 32)}
+
+
+@pytest.fixture(scope="session")
+def tiny(networks):
+    """tiny(kind, batch) -> MODEL, positive, negative, empty LATENT; one shared MODEL per kind."""
+    models: dict[str, object] = {}
+
+    def make(kind: str, batch: int = 1, fresh: bool = False):
+        if kind not in models:
+            models[kind] = networks(kind)
+        generator = torch.Generator().manual_seed(5)
+
+        def condition():
+            pooled = {"pooled_output": torch.randn(1, 128, generator=generator)}
+            return [[torch.randn(1, *CONTEXTS[kind], generator=generator), pooled]]
+
+        latent = {"samples": torch.zeros(batch, *SHAPES[kind][1:])}
+        return models[kind], condition(), condition(), latent
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sample(comfy):
+    """sample(guider, sampler, sigmas, latent, seed) through SamplerCustomAdvanced and RandomNoise: a sampled tensor."""
+
+    def run(guider, sampler, sigmas, latent, seed=7):
+        noise = comfy.custom.Noise_RandomNoise(seed)
+        with torch.inference_mode():
+            return comfy.custom.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent)[0]["samples"]
+
+    return run
+
+
+@pytest.fixture
+def guided(comfy):
+    """guided(model, positive, negative, cfg) -> core's CFGGuider."""
+
+    def make(model, positive, negative, cfg=1.0):
+        return comfy.custom.CFGGuider.execute(model, positive, negative, cfg)[0]
+
+    return make
+
+
+class Recorder:
+    """What entered a network: `inputs` and `timesteps` of every call, and its outputs."""
+
+    def __init__(self, model):
+        self.inputs: list[torch.Tensor] = []
+        self.timesteps: list[torch.Tensor] = []
+        self._handle = model.model.diffusion_model.register_forward_pre_hook(self._saw)
+
+    def _saw(self, module, args):
+        self.inputs.append(args[0].detach().clone())
+        self.timesteps.append(args[1].detach().clone())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._handle.remove()
+
+
+@pytest.fixture
+def recording():
+    """with recording(model) as seen: ... ; seen.inputs, seen.timesteps."""
+    return Recorder

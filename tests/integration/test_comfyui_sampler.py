@@ -1,0 +1,253 @@
+"""Few-step sampling in real ComfyUI: what enters the network, and that the samples are core's where core can do it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.integration
+
+# The tiny network that stands in for each preset's model.
+MODELS = {"tdm_sd3": "flow", "digits_flow": "flow", "digits_eps": "eps16", "tdm_cogvideox_2b": "cog"}
+PRESETS = [
+    "dmd2_sdxl_4step", "dmd2_sdxl_1step", "dmd2_sd15_1step", "f_distill", "di_star_sdxl_1step", "tdm_sd3", "tdm_sd15",
+    "tdm_cogvideox_2b", "instarevive", "lcm", "turbo", "lightning_sdxl", "digits_flow", "digits_eps",
+]  # fmt: skip
+
+
+@pytest.fixture
+def setup(comfy):
+    """setup(model, positive, preset, **options) -> MODEL, GUIDER, SAMPLER, SIGMAS of RetortDistilledSetup."""
+
+    def make(model, positive, preset, steps=0, **options):
+        return comfy.plugin["RetortDistilledSetup"].execute(model, positive, preset, steps, **options).args
+
+    return make
+
+
+def noise_of(comfy, latent, seed):
+    return comfy.sample.prepare_noise(latent["samples"], seed)
+
+
+def test_every_preset_is_tried(ours):
+    assert set(PRESETS) == set(ours("sampling.presets").PRESETS) - {"custom"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_network_first_sees_the_noise_of_the_seed_and_the_presets_timesteps(
+    comfy, ours, tiny, setup, sample, recording, preset
+):
+    presets = ours("sampling.presets")
+    chosen = presets.PRESETS[preset]
+    for steps in chosen.step_counts:
+        model, positive, _, latent = tiny(MODELS.get(preset, "eps"), batch=2)
+        if chosen.start == "latent":
+            latent = {"samples": torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(1))}
+        patched, guider, sampler, sigmas = setup(model, positive, preset, steps)
+        with recording(patched) as seen:
+            sample(guider, sampler, sigmas, latent, seed=11)
+
+        first = noise_of(comfy, latent, 11)
+        if chosen.start == "latent":
+            first = model.model.process_latent_in(latent["samples"])
+        assert len(seen.inputs) == steps
+        assert (seen.inputs[0] - first).abs().max() < 1e-5
+        received = [int(t) for call in seen.timesteps for t in call.unique()]
+        assert received == list(presets.timesteps(chosen, steps))
+        assert [float(t) for call in seen.timesteps for t in call.unique()] == received  # whole numbers exactly
+
+
+def test_dmd2_is_core_lcm_on_core_simple_to_the_bit(comfy, tiny, setup, sample, guided):
+    for batch in (1, 3):
+        model, positive, negative, latent = tiny("eps", batch)
+        _, guider, sampler, sigmas = setup(model, positive, "dmd2_sdxl_4step")
+        simple = comfy.custom.BasicScheduler.execute(model, "simple", 4, 1.0)[0]
+        assert torch.equal(sigmas, simple)
+        lcm = comfy.samplers.sampler_object("lcm")
+        assert torch.equal(
+            sample(guider, sampler, sigmas, latent), sample(guided(model, positive, negative), lcm, simple, latent)
+        )
+
+
+def test_dmd2_equals_core_on_a_latent_image_too(comfy, tiny, setup, sample):
+    model, positive, _, latent = tiny("eps", 2)
+    latent["samples"] = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(3))
+    latent["noise_mask"] = torch.zeros(1, 1, 64, 64)
+    latent["noise_mask"][..., 32:] = 1
+    lcm = comfy.samplers.sampler_object("lcm")
+    for denoise in (1.0, 0.5):
+        _, guider, sampler, sigmas = setup(model, positive, "dmd2_sdxl_4step", denoise=denoise)
+        assert len(sigmas) == (5 if denoise == 1 else 3)
+        for mask in (latent, {"samples": latent["samples"]}):
+            assert torch.equal(sample(guider, sampler, sigmas, mask), sample(guider, lcm, sigmas, mask))
+
+
+@pytest.mark.parametrize(("kind", "preset"), [("eps", "tdm_sd15"), ("flow", "tdm_sd3"), ("wan", "custom")])
+def test_deterministic_steps_are_core_euler_from_the_same_start(comfy, tiny, sample, guided, recording, kind, preset):
+    model, positive, negative, latent = tiny(kind, 2)
+    grid = comfy.plugin["RetortDistilledSigmas"].execute(model, preset, 0, "1000 900 600 250")[0]
+    # Core begins with bare noise at the model's highest level only: the eps grid starts there, a flow's 999 does not.
+    start = "unit noise" if kind == "eps" else "noised latent"
+    sampler = comfy.plugin["RetortDistilledSampler"].execute(preset, "deterministic", start)[0]
+    guider = guided(model, positive, negative, 2.5)
+    with recording(model) as ours:
+        out = sample(guider, sampler, grid, latent)
+    for name in ("euler", "ddim"):
+        with recording(model) as core:
+            expected = sample(guider, comfy.samplers.sampler_object(name), grid, latent)
+        for mine, theirs in zip(ours.inputs, core.inputs, strict=True):
+            assert torch.equal(mine, theirs)
+        # Core reaches x0 by one more subtraction and addition, which round.
+        assert (out - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["flow", "eps", "v", "wan", "cog"])
+def test_later_inputs_follow_the_re_noising_form(comfy, ours, tiny, sample, guided, recording, kind):
+    model, positive, negative, latent = tiny(kind, 2)
+    schedule = model.get_model_object("model_sampling")
+    text = "1000 750 500" if kind in ("flow", "wan") else "999 749 499"
+    sigmas = comfy.plugin["RetortDistilledSigmas"].execute(model, "custom", 0, text)[0]
+    sampler = comfy.plugin["RetortDistilledSampler"].execute("custom", "re-noise", "unit noise")[0]
+    x0s = []
+    guider = guided(model, positive, negative)
+    noise = comfy.custom.Noise_RandomNoise(7).generate_noise(latent)
+    with torch.inference_mode(), recording(model) as seen:
+        guider.sample(noise, latent["samples"], sampler, sigmas, callback=lambda i, x0, x, n: x0s.append(x0), seed=7)
+
+    generator = torch.Generator().manual_seed(8)  # the sampler's stream begins at seed + 1
+    for call, x0 in enumerate(x0s[:-1], start=1):
+        n, s = torch.randn(noise.shape, generator=generator), sigmas[call]
+        expected = {
+            "FLOW": (1 - s) * x0 + s * n,
+            "VE": (x0 + s * n) / (1 + s**2) ** 0.5,  # the network's view of x0 + s n
+            "VP": (x0 + s * n) / (1 + s**2) ** 0.5,
+        }[ours("hosts.comfyui.coordinates").path_of(schedule).kind]
+        assert (seen.inputs[call] - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
+
+
+def test_a_batch_is_its_items(comfy, tiny, setup, sample):
+    for kind, preset in (("flow", "tdm_sd3"), ("eps16", "digits_eps")):
+        model, positive, _, latent = tiny(kind, 3)
+        _, guider, sampler, sigmas = setup(model, positive, preset, 1 if preset == "digits_eps" else 4)
+        noise = noise_of(comfy, latent, 5)
+        with torch.inference_mode():
+            together = guider.sample(noise, latent["samples"], sampler, sigmas, seed=5)
+            for i in range(3):
+                alone = guider.sample(noise[i : i + 1], latent["samples"][:1], sampler, sigmas, seed=5)
+                assert (together[i : i + 1] - alone).abs().max() < 1e-6 * float(alone.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("kind", "preset"), [("flow", "tdm_sd3"), ("eps", "dmd2_sdxl_1step"), ("cog", "tdm_cogvideox_2b")]
+)
+def test_a_mask_keeps_the_rest_of_the_latent_image(ours, tiny, setup, sample, recording, kind, preset):
+    model, positive, _, latent = tiny(kind)
+    image = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(2))
+    mask = torch.zeros(1, 1, *([64, 64] if kind != "cog" else [8, 8]))
+    mask[..., : mask.shape[-1] // 2] = 1
+    patched, guider, sampler, sigmas = setup(model, positive, preset)
+    with recording(patched) as seen:
+        out = sample(guider, sampler, sigmas, {"samples": image, "noise_mask": mask}, seed=4)
+    assert (out[..., 4:] - image[..., 4:]).abs().max() < 1e-5
+    assert (out[..., :4] - image[..., :4]).abs().max() > 1e-2
+
+    kept, n = model.model.process_latent_in(image), torch.randn(image.shape, generator=torch.manual_seed(4))
+    for call, s in zip(seen.inputs, sigmas[:-1], strict=True):
+        # What is kept enters the network at the level of the rest.
+        level = (1 - s) * kept + s * n if kind == "flow" else (kept + s * n) / (1 + s**2) ** 0.5
+        assert (call[..., 4:] - level[..., 4:]).abs().max() < 1e-5 * max(1.0, float(level.abs().max()))
+
+
+def test_every_core_guider(comfy, tiny, setup, sample, guided):
+    model, positive, negative, latent = tiny("flow")
+    _, guider, sampler, sigmas = setup(model, positive, "tdm_sd3")
+    plain = sample(guider, sampler, sigmas, latent)
+    custom = comfy.custom
+    same = [
+        guided(guider.model_patcher, positive, negative, 1.0),
+        custom.BasicGuider.execute(guider.model_patcher, positive)[0],
+        custom.DualCFGGuider.execute(guider.model_patcher, positive, negative, negative, 1.0, 1.0, "regular")[0],
+        comfy.perpneg.PerpNegGuider.execute(guider.model_patcher, positive, negative, negative, 1.0, 0.0)[0],
+    ]
+    for one in same:
+        assert (sample(one, sampler, sigmas, latent) - plain).abs().max() < 1e-5
+    other = custom.DualCFGGuider.execute(guider.model_patcher, positive, negative, negative, 3.0, 2.0, "nested")[0]
+    assert torch.isfinite(sample(other, sampler, sigmas, latent)).all()
+
+
+def test_a_split_grid_is_the_whole_one(comfy, tiny, guided):
+    for kind, text in (("flow", "1000 700 300"), ("eps", "999 600 200"), ("cog", "999 600 200")):
+        model, positive, negative, latent = tiny(kind)
+        guider = guided(model, positive, negative)
+        sigmas = comfy.plugin["RetortDistilledSigmas"].execute(model, "custom", 0, text)[0]
+        sampler = comfy.plugin["RetortDistilledSampler"].execute("custom", "deterministic")[0]
+        noise = noise_of(comfy, latent, 3)
+        with torch.inference_mode():
+            whole = guider.sample(noise, latent["samples"], sampler, sigmas, seed=3)
+            half = guider.sample(noise, latent["samples"], sampler, sigmas[:2], seed=3)
+            rest = guider.sample(torch.zeros_like(noise), half, sampler, sigmas[1:], seed=3)
+        assert (whole - rest).abs().max() < 2e-4 * max(1.0, float(whole.abs().max()))
+
+
+def test_callback_and_previews_as_core(comfy, tiny, guided):
+    model, positive, negative, latent = tiny("flow")
+    guider = guided(model, positive, negative)
+    sampler = comfy.plugin["RetortDistilledSampler"].execute("tdm_sd3")[0]
+    sigmas = comfy.plugin["RetortDistilledSigmas"].execute(model, "tdm_sd3", 0)[0]
+    calls = []
+    with torch.inference_mode():
+        out = guider.sample(
+            noise_of(comfy, latent, 1), latent["samples"], sampler, sigmas, seed=1,
+            callback=lambda step, x0, x, total: calls.append((step, x0, x, total)),
+        )  # fmt: skip
+    assert [(c[0], c[3]) for c in calls] == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert torch.equal(model.model.process_latent_out(calls[-1][1]), out)
+
+
+def test_packed_latents_go_through(comfy, tiny, guided):
+    # Core packs nested latents into (B, 1, N); the sampler must not care about the shape.
+    model, positive, _, _ = tiny("flow")
+    sampler = comfy.plugin["RetortDistilledSampler"].execute("tdm_sd3", "re-noise")[0]
+    sigmas = comfy.plugin["RetortDistilledSigmas"].execute(model, "tdm_sd3", 0)[0]
+
+    class Wrap:
+        inner_model = model.model
+        model_patcher = model
+
+        def __call__(self, x, sigma, model_options, seed=None):
+            return x * 0.5
+
+    noise = torch.randn(2, 1, 77)
+    out = sampler.sample(Wrap(), sigmas, {"model_options": {}, "seed": 1}, None, noise, torch.zeros_like(noise))
+    assert out.shape == noise.shape
+
+
+def test_models_with_other_coordinates_are_refused_by_name(comfy, ours):
+    path_of, sampling = ours("hosts.comfyui.coordinates").path_of, comfy.model_sampling
+    for name, schedule in (
+        ("COSMOS_RFLOW", "ModelSamplingCosmosRFlow"), ("IMG_TO_IMG", "ModelSamplingDiscrete"),
+        ("IMG_TO_IMG_FLOW", "ModelSamplingDiscreteFlow"),
+    ):  # fmt: skip
+        mixed = type("ModelSampling", (getattr(sampling, schedule), getattr(sampling, name)), {})()
+        with pytest.raises(ValueError, match=name):
+            path_of(mixed)
+    kinds = {"EPS": "VE", "V_PREDICTION": "VE", "EDM": "VE", "X0": "VE", "V_PREDICTION_DDPM": "VP", "CONST": "FLOW"}
+    for name, kind in kinds.items():
+        mixed = type("ModelSampling", (sampling.ModelSamplingDiscrete, getattr(sampling, name)), {})()
+        assert path_of(mixed).kind == kind
+    flow = type("ModelSampling", (sampling.ModelSamplingDiscreteFlow, sampling.CONST), {})()
+    flow.set_noise_scale(2.0)
+    assert path_of(flow).noise_scale == 2.0
+
+
+def test_noise_scale_reaches_the_network(comfy, tiny, setup, sample, recording):
+    model, positive, _, latent = tiny("flow")
+    sampling = type(model.model.model_sampling)(model.model.model_config)
+    sampling.set_noise_scale(1.5)
+    model = model.clone()
+    model.add_object_patch("model_sampling", sampling)
+    patched, guider, sampler, sigmas = setup(model, positive, "tdm_sd3")
+    assert patched.get_model_object("model_sampling").noise_scale == 1.5
+    with recording(patched) as seen:
+        sample(guider, sampler, sigmas, latent, seed=6)
+    assert (seen.inputs[0] - 1.5 * noise_of(comfy, latent, 6)).abs().max() < 1e-5
