@@ -14,14 +14,16 @@ from .autoencoder import Autoencoder
 from .judge import Judge
 from .text import TextEncoder
 
+# Stock loaders list whole folders, so only what they load rightly lies in `checkpoints` and `loras`: an eps twin, whose
+# layout they would take for a flow model, does not.
 FOLDER = Path(__file__).resolve().parent
 CHECKPOINTS = {
-    "flow": "digits_flow.safetensors",
+    "flow": "checkpoints/digits_flow.safetensors",
     "eps": "digits_eps.safetensors",
-    "flow early": "digits_flow_early.safetensors",
+    "flow early": "checkpoints/digits_flow_early.safetensors",
     "eps early": "digits_eps_early.safetensors",
 }
-STUDENTS = {"flow": "digits_flow_student_lora.safetensors", "eps": "digits_eps_student_lora.safetensors"}
+STUDENTS = {"flow": "loras/digits_flow_student.safetensors", "eps": "loras/digits_eps_student.safetensors"}
 NETWORK_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 

@@ -36,6 +36,7 @@ class Schedule:
 
 def save_atomically(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file so that a reader finds the old one or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, temporary, metadata)
     with open(temporary, "rb+") as handle:

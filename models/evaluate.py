@@ -1,0 +1,91 @@
+"""Figures of the embedded models: Fréchet distance to held-out digits, prompt accuracy and time, by number of calls."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from . import digits, judge, loader, twins
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Figures:
+    """calls of the network per image, seconds per image, Fréchet distance, share of right answers per attribute.
+
+    `prompt` is the share of images whose digit and both colours are what the prompt says.
+    """
+
+    calls: int
+    seconds: float
+    frechet: float
+    prompt: float
+    attributes: dict[str, float]
+
+
+def requests(count: int, seed: int) -> tuple[list[str], torch.Tensor]:
+    """Full captions and their attributes (count, 5) in judge.HEADS' order; only colours that can be told apart."""
+    generator = torch.Generator().manual_seed(seed)
+    pair = torch.tensor(digits.PAIRS)[torch.randint(len(digits.PAIRS), (count,), generator=generator)]
+    rest = [torch.randint(judge.HEADS[n], (count,), generator=generator) for n in ("digit", "weight", "slant")]
+    values = torch.stack([rest[0], pair[:, 0], pair[:, 1], *rest[1:]], 1)
+    return [digits.describe(*row)[0] for row in values.tolist()], values
+
+
+def reference(count: int = 2048) -> torch.Tensor:
+    """Judge features (count, 64) of digits drawn from the held-out split."""
+    fields, labels = digits.load("held_out")
+    generator = torch.Generator().manual_seed(360)
+    chosen = torch.randint(len(labels), (count,), generator=generator)
+    reader = loader.load_judge()
+    with torch.inference_mode():
+        parts = [reader.features(digits.draw(fields[c], labels[c], generator).image) for c in chosen.split(4 * BATCH)]
+    return torch.cat(parts)
+
+
+@torch.inference_mode()
+def figures(
+    kind: str, network: nn.Module, steps: int, *, student: bool, count: int, seed: int = 0, cfg: float = twins.GUIDANCE
+) -> tuple[Figures, torch.Tensor]:
+    """Sample `count` images with a twin (guided, DPM-Solver++) or its student (1, 2 or 4 calls); figures and images.
+
+    network: diffusers' SD3 transformer. Images (count, 3, 64, 64) in [0, 1].
+    """
+    prompts, autoencoder, reader = (
+        twins.Prompts(loader.load_text_encoder()),
+        loader.load_autoencoder(),
+        loader.load_judge(),
+    )
+    captions, wanted = requests(count, seed)
+    generator = torch.Generator().manual_seed(seed)
+    uncond = prompts.encode([""])
+    images, spent = [], 0.0
+    for begin in range(0, count, BATCH):
+        words = captions[begin : begin + BATCH]
+        noise = torch.randn(len(words), 16, 8, 8, generator=generator)
+        began = time.perf_counter()
+        cond = prompts.encode(words)
+        latent = (
+            twins.study(twins.Denoiser(kind, network, cond), noise, steps)
+            if student
+            else twins.teach(twins.Denoiser(kind, network, cond, uncond, cfg), noise, steps)
+        )
+        images.append(autoencoder.decode(latent).clamp(0, 1))
+        spent += time.perf_counter() - began
+    image = torch.cat(images)
+    answers = reader(image)
+    right = {name: answers[name].argmax(1) == wanted[:, i] for i, name in enumerate(judge.HEADS)}
+    return (
+        Figures(
+            calls=steps,
+            seconds=spent / count,
+            frechet=judge.frechet_distance(reader.features(image), reference()),
+            prompt=float((right["digit"] & right["ink"] & right["paper"]).float().mean()),
+            attributes={name: float(value.float().mean()) for name, value in right.items()},
+        ),
+        image,
+    )

@@ -1,0 +1,135 @@
+"""The embedded networks: layouts, padding, LoRA names, Fréchet distance, and the loop that trains them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from retort.models import judge, layout, loader, training
+from retort.models.autoencoder import Autoencoder, padded
+
+
+def test_the_sd3_layout_round_trips_through_diffusers_own_converter():
+    torch.manual_seed(0)
+    state = layout.network().state_dict()
+    back = layout.from_sd3_layout(layout.to_sd3_layout(state))
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[k], v) for k, v in state.items())
+
+
+def test_a_padded_autoencoder_is_the_narrow_one():
+    torch.manual_seed(0)
+    narrow = Autoencoder(widths=(4, 6, 8, 10), active=(0, 1, 2, 1)).eval()
+    full = Autoencoder().eval()
+    full.load_state_dict({k: v for k, v in padded(narrow).items() if not k.startswith("vae_")})
+    image = torch.rand(2, 3, 32, 40)
+    with torch.no_grad():
+        latent = narrow.encode(image)
+        assert latent.shape == (2, 16, 4, 5)
+        assert torch.allclose(full.encode(image), latent, atol=1e-5)
+        assert torch.allclose(full.decode(latent), narrow.decode(latent), atol=1e-5)
+
+
+def lora_for(name: str, shape: torch.Size, prefix: str, down="lora_A", up="lora_B"):
+    generator = torch.Generator().manual_seed(1)
+    return {
+        f"{prefix}{name}.{down}.weight": torch.randn(4, shape[1], generator=generator),
+        f"{prefix}{name}.{up}.weight": torch.randn(shape[0], 4, generator=generator),
+    }
+
+
+def test_a_lora_merges_the_same_under_its_three_names():
+    torch.manual_seed(0)
+    state = layout.to_sd3_layout(layout.network().state_dict())
+    ours, theirs = "joint_blocks.0.x_block.mlp.fc1", "transformer_blocks.0.ff.net.0.proj"
+    shape = state[f"{ours}.weight"].shape
+    forms = [
+        lora_for(theirs, shape, "transformer."),
+        lora_for(ours, shape, "diffusion_model."),
+        lora_for(ours.replace(".", "_"), shape, "lora_unet_", "lora_down", "lora_up"),
+    ]
+    merged = [loader.merge_lora(state, form, 0.7)[f"{ours}.weight"] for form in forms]
+    b, a = forms[0][f"transformer.{theirs}.lora_B.weight"], forms[0][f"transformer.{theirs}.lora_A.weight"]
+    assert torch.allclose(merged[0], state[f"{ours}.weight"] + 0.7 * b @ a, atol=1e-5)
+    assert torch.allclose(merged[0], merged[1], atol=1e-6) and torch.allclose(merged[0], merged[2], atol=1e-6)
+
+
+def test_a_lora_on_one_of_three_fused_projections_leaves_the_others():
+    torch.manual_seed(0)
+    state = layout.to_sd3_layout(layout.network().state_dict())
+    lora = lora_for("transformer_blocks.1.attn.to_k", torch.Size((192, 192)), "transformer.")
+    changed = loader.merge_lora(state, lora, 1.0)["joint_blocks.1.x_block.attn.qkv.weight"]
+    moved = (changed - state["joint_blocks.1.x_block.attn.qkv.weight"]).abs().sum(1) > 0
+    assert moved.nonzero().flatten().tolist() == list(range(192, 384))
+
+
+def test_alpha_scales_and_strange_layers_are_refused():
+    torch.manual_seed(0)
+    state = layout.to_sd3_layout(layout.network().state_dict())
+    lora = lora_for("joint_blocks.0.x_block.mlp.fc1", torch.Size((768, 192)), "diffusion_model.")
+    key = "joint_blocks.0.x_block.mlp.fc1.weight"
+    whole = loader.merge_lora(state, lora, 1.0)[key] - state[key]
+    half = loader.merge_lora(
+        state, lora | {"diffusion_model.joint_blocks.0.x_block.mlp.fc1.alpha": torch.tensor(2.0)}, 1.0
+    )
+    assert torch.allclose(half[key] - state[key], whole / 2, atol=1e-5)
+    with pytest.raises(ValueError, match=r"layers that this model lacks, such as diffusion_model\.blocks"):
+        loader.merge_lora(state, lora_for("blocks.9.linear", torch.Size((8, 8)), "diffusion_model."), 1.0)
+
+
+def test_frechet_distance_of_two_gaussians():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(200000, 3, generator=generator, dtype=torch.float64)
+    b = a * torch.tensor([1.0, 2.0, 0.5]) + torch.tensor([3.0, 0.0, 0.0])
+    # (mu) 9 + (1 - 1)^2 + (2 - 1)^2 + (0.5 - 1)^2 for diagonal covariances.
+    assert judge.frechet_distance(a, b) == pytest.approx(10.25, rel=0.01)
+    assert judge.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+
+
+def line():
+    torch.manual_seed(0)
+    return nn.Linear(3, 1)
+
+
+def toy(model):
+    def loss(generator):
+        x = torch.randn(8, 3, generator=generator)
+        return (model(x) - x.sum(1, keepdim=True)).square().mean()
+
+    return loss
+
+
+class Stop(Exception):
+    """What an interrupted training ends with."""
+
+
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path):
+    schedule = training.Schedule(40, save_every=10)
+    model = line()
+    training.train("whole", model, toy(model), schedule, 1, tmp_path)
+    stopped, calls = line(), []
+
+    def interrupted(generator):
+        calls.append(1)
+        if len(calls) == 26:
+            raise Stop
+        return toy(stopped)(generator)
+
+    with pytest.raises(Stop):
+        training.train("parts", stopped, interrupted, schedule, 1, tmp_path)
+    again = line()
+    training.train("parts", again, toy(again), schedule, 1, tmp_path)
+    assert torch.equal(again.weight, model.weight) and torch.equal(again.bias, model.bias)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_weights(tmp_path: Path):
+    model, calls = line(), []
+
+    def loss(generator):
+        calls.append(1)
+        return toy(model)(generator) * (float("nan") if len(calls) == 15 else 1.0)
+
+    with pytest.raises(FloatingPointError, match="step 14"):
+        training.train("nan", model, loss, training.Schedule(40, save_every=10), 1, tmp_path)
+    assert (tmp_path / "nan.safetensors").exists() and not list(tmp_path.glob("*.part"))
