@@ -1,0 +1,109 @@
+"""The distilled nodes on the headless host, with a network that only remembers what it was given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from retort.hosts.headless.model import LatentFormat, Model, NetworkSource
+from retort.nodes.distilled import RetortDistilledSampler, RetortDistilledSetup, RetortDistilledSigmas
+from retort.sampling.path import FLOW, VE
+from retort.sampling.presets import PRESETS, PresetMismatch
+from retort.sampling.schedule import DiscreteSchedule, FlowSchedule
+
+PROMPT = [[torch.zeros(1, 4, 8), {}]]
+
+
+class Network:
+    """Predicts a tenth of its input and keeps what came in."""
+
+    device = torch.device("cpu")
+    repeats_context = False
+
+    def __init__(self):
+        self.inputs, self.timesteps = [], []
+
+    def conditions(self, tokens, extra, shape):
+        return {"context": tokens}
+
+    def __call__(self, x, timestep, **conditions):
+        self.inputs.append(x)
+        self.timesteps.append(timestep)
+        return x * 0.1
+
+
+def eps(channels=4, network=None):
+    return Model(
+        NetworkSource(lambda loras: network or Network()), DiscreteSchedule(), VE, "eps", LatentFormat(channels)
+    )
+
+
+def flow(network=None):
+    source = NetworkSource(lambda loras: network or Network())
+    return Model(source, FlowSchedule(shift=3.0), FLOW, "flow", LatentFormat(16))
+
+
+def test_sigmas_are_the_presets():
+    assert torch.equal(
+        RetortDistilledSigmas.execute(eps(), "dmd2_sdxl_1step", 0).args[0][:1], DiscreteSchedule().sigmas[399:400]
+    )
+    assert len(RetortDistilledSigmas.execute(eps(), "lcm", 6).args[0]) == 7
+    typed = RetortDistilledSigmas.execute(flow(), "custom", 0, "1000, 500").args[0]
+    assert typed.tolist() == [1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize(("denoise", "left"), [(1.0, 4), (0.75, 3), (0.5, 2), (0.1, 1), (0.0, None)])
+def test_denoise_keeps_the_end_of_the_grid(denoise, left):
+    whole = RetortDistilledSigmas.execute(eps(), "dmd2_sdxl_4step", 0).args[0]
+    kept = RetortDistilledSigmas.execute(eps(), "dmd2_sdxl_4step", 0, "", denoise).args[0]
+    assert torch.equal(kept, whole[:0] if left is None else whole[-1 - left :])
+
+
+def test_sampler_follows_the_preset_unless_told_otherwise():
+    for key, preset in PRESETS.items():
+        sampler = RetortDistilledSampler.execute(key).args[0]
+        assert (sampler.mode, sampler.start) == (preset.mode, preset.start)
+        assert sampler.preset is (preset if key != "custom" else None)
+    sampler = RetortDistilledSampler.execute("tdm_sd3", "re-noise", "noised latent").args[0]
+    assert (sampler.mode, sampler.start) == ("renoise", "noised")
+
+
+def test_setup_samples_as_the_preset_says():
+    network = Network()
+    model, guider, sampler, sigmas = RetortDistilledSetup.execute(flow(network), PROMPT, "tdm_sd3", 0).args
+    assert model.schedule.shift == 6.0 and guider.cfg == 1.0 and guider.model is model
+    noise = torch.randn(2, 16, 8, 8)
+    out = guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, seed=1)
+    assert torch.isfinite(out).all()
+    assert torch.equal(network.inputs[0], noise)
+    assert [float(t[0]) for t in network.timesteps] == [999.0, 947.0, 856.0, 666.0]
+
+
+def test_setup_does_not_touch_the_incoming_model():
+    model = flow()
+    patched = RetortDistilledSetup.execute(model, PROMPT, "tdm_sd3", 0).args[0]
+    assert model.schedule.shift == 3.0 and patched is not model
+
+
+@pytest.mark.parametrize(
+    ("model", "preset", "steps", "timesteps", "said"),
+    [
+        (eps(), "tdm_sd3", 0, "", ["TDM, SD3", "predicts 'eps'", "dmd2_sdxl_4step"]),
+        (flow(), "dmd2_sdxl_4step", 0, "", ["DMD2", "predicts 'flow'", "tdm_sd3"]),
+        (eps(16), "dmd2_sdxl_4step", 0, "", ["4 channels", "16", "digits_eps"]),
+        (eps(), "dmd2_sdxl_4step", 3, "", ["steps is 3", "4"]),
+        (eps(), "custom", 0, "", ["timesteps is empty", "999"]),
+        (eps(), "custom", 0, "999, 400, 400", ["400 follows 400"]),
+        (eps(), "custom", 0, "1000", ["1000 is outside"]),
+        (eps(), "custom", 0, "x", ["'x'"]),
+    ],
+)
+def test_a_mismatch_is_named_with_its_remedy(model, preset, steps, timesteps, said):
+    for execute in (
+        lambda: RetortDistilledSetup.execute(model, PROMPT, preset, steps, timesteps),
+        lambda: RetortDistilledSigmas.execute(model, preset, steps, timesteps),
+    ):
+        with pytest.raises(PresetMismatch) as error:
+            execute()
+        for words in said:
+            assert words in str(error.value)
