@@ -1,7 +1,7 @@
 """Build every embedded weight from scratch: `python -m retort.models.build [--work DIR] [--only STEP] [--out DIR]`.
 
-Steps, in order: judge, text, autoencoder, latents, flow, eps, students, export. Each is seeded, resumes where it was
-stopped, and is skipped when it is finished. About three hours on two cores; see README.md beside this file.
+Steps, in order: judge, text, autoencoder, decoder, latents, flow, eps, students, export. Each is seeded, resumes where it
+was stopped, and is skipped when it is finished. About three hours on two cores; see README.md beside this file.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ SCHEDULES = {
     "judge": Schedule(1500, rate=2e-3),
     "text": Schedule(800, rate=2e-3),
     "autoencoder": Schedule(1600, rate=3e-3, decay=0.5),
+    "decoder": Schedule(3000, rate=1.5e-3, decay=0.6),
     "flow": Schedule(9000, rate=8e-4, warmup=200, ema=0.9995, keep=(1500,)),
     "eps": Schedule(9000, rate=8e-4, warmup=200, ema=0.9995, keep=(1500,)),
     "student_flow": Schedule(1500, rate=1e-3),
     "student_eps": Schedule(1500, rate=1e-3),
 }
-STEPS = ("judge", "text", "autoencoder", "latents", "flow", "eps", "students", "export")
+STEPS = ("judge", "text", "autoencoder", "decoder", "latents", "flow", "eps", "students", "export")
 
 
 @functools.cache
@@ -118,6 +119,29 @@ def build_autoencoder(work: Path) -> Autoencoder:
     return model
 
 
+def build_decoder(work: Path) -> Autoencoder:
+    """Refine the decoder on the finished encoder's latents; the judge's features add what pixel errors blur away."""
+    model, reader = build_autoencoder(work), build_judge(work).requires_grad_(False)
+    model.taesd_encoder.requires_grad_(False)
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        image = drawn(generator, 24).image.to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            z = model.encode(image)
+        out = model.decode(z + 0.08 * torch.randn(z.shape, generator=generator))
+        error = out - image
+        edges = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
+        pixels = error.abs().mean() + 2 * error.square().mean() + 0.5 * sum(e.abs().mean() for e in edges)
+        seen, wanted = out * 2 - 1, image * 2 - 1
+        # The first two strides of the judge: strokes and corners, at half and a quarter of the resolution.
+        for layer in reader.body[:6]:
+            seen, wanted = layer(seen), layer(wanted)
+        return pixels + 0.05 * (seen - wanted).abs().mean()
+
+    train("decoder", model.taesd_decoder, loss, SCHEDULES["decoder"], 9, work)
+    return model
+
+
 def build_latents(work: Path) -> dict[str, torch.Tensor]:
     """Encode 32,768 drawn digits with their attributes; the twins never see an image again."""
     path = work / "latents.safetensors"
@@ -172,6 +196,7 @@ def main() -> None:
         "judge": lambda: build_judge(options.work),
         "text": lambda: build_text(options.work),
         "autoencoder": lambda: build_autoencoder(options.work),
+        "decoder": lambda: build_decoder(options.work),
         "latents": lambda: build_latents(options.work),
         "flow": lambda: build_twin("flow", options.work, options.compile),
         "eps": lambda: build_twin("eps", options.work, options.compile),

@@ -39,10 +39,10 @@ def lora_state(average: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def write(work: Path, out: Path) -> None:
     """Write every shipped file from the training state in `work`."""
-    from .build import SCHEDULES, build_autoencoder
+    from .build import SCHEDULES, build_decoder
 
     notes = {"modelspec.author": "Retort", "modelspec.license": "Apache-2.0"}
-    vae = {f"{loader.VAE_PREFIX}{k}": v for k, v in autoencoder.padded(build_autoencoder(work)).items()}
+    vae = {f"{loader.VAE_PREFIX}{k}": v for k, v in autoencoder.padded(build_decoder(work)).items()}
     fixed = {k: v for k, v in layout.network().state_dict().items() if k == "pos_embed.pos_embed"}
     for kind in ("flow", "eps"):
         for variant, name in ((kind, kind), (f"{kind} early", f"{kind}_{SCHEDULES[kind].keep[0]}")):
