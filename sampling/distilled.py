@@ -58,14 +58,14 @@ def start(
         if latent is None:
             raise ValueError("start 'latent' feeds the latent image itself to the network: connect one")
         return path.unit_input(sigma, latent)
-    empty = latent is None or not bool(torch.count_nonzero(latent))
-    if start == "unit" and not empty:
+    if start == "unit" and latent is not None:
         below = not max_denoise if start_sigma is None else float(sigma) < start_sigma * (1 - _SAME_LEVEL)
-        start = "noised" if below else "unit"
+        if below and bool(torch.count_nonzero(latent)):
+            start = "noised"
     if start == "noised":
         return path.add_noise(torch.zeros_like(noise) if latent is None else latent, sigma, noise)
     x = path.unit_start(sigma, noise)
-    return x + latent if max_denoise and not empty and path.kind == "VE" else x
+    return x + latent if max_denoise and path.kind == "VE" and latent is not None else x
 
 
 @torch.no_grad()
@@ -94,7 +94,7 @@ def sample_distilled(
             "give one step, or choose 'renoise' or 'deterministic'"
         )
     extra_args = {} if extra_args is None else extra_args
-    if noise_sampler is None and mode == "renoise":
+    if noise_sampler is None:
         noise_sampler = default_noise_sampler(x, extra_args.get("seed"))
     s_in = x.new_ones([x.shape[0]])
     # Arithmetic on the 0-d tensors, as core does it; decisions on the numbers, which leave the device once.

@@ -7,6 +7,7 @@ repositories are named per preset in `source`. Facts that no primary source conf
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -113,8 +114,9 @@ def timesteps(preset: Preset, steps: int | None = None) -> tuple[int, ...]:
 def sigmas(preset: Preset, steps: int | None, schedule: Schedule) -> Tensor:
     """The levels of the preset's timesteps on this model's schedule: float32 (steps + 1,), descending to 0.
 
-    Every level s satisfies schedule.timestep(s) == t exactly, so the network is told the integer it was trained with
-    (t / 1000 where the schedule counts in units of one). Raises PresetMismatch where the schedule has no such level.
+    Every level s satisfies schedule.timestep(s) == t, so the network is told the integer it was trained with (t / 1000
+    where a flow counts in units of one; of 1 .. 1000 ten have no float32 level, and no preset here uses those: they are
+    met within 1.2e-7). Raises PresetMismatch where the schedule has no such level.
     """
     return torch.tensor([_level(t, preset, schedule) for t in timesteps(preset, steps)] + [0.0])
 
@@ -122,18 +124,16 @@ def sigmas(preset: Preset, steps: int | None, schedule: Schedule) -> Tensor:
 def _level(t: int, preset: Preset, schedule: Schedule) -> float:
     unit, half = (float(schedule.timestep(torch.tensor(s))) for s in (1.0, 0.5))
     if unit > 0 and unit == 2 * half:
-        # A flow: its timestep is proportional to the level. schedule.sigma() would apply the shift a second time,
-        # the integers being levels already; a neighbouring float makes up for the product's rounding.
-        wanted = torch.tensor(t / 1000 * unit)
-        near = torch.tensor(t / 1000)
-        candidates = [near, torch.nextafter(near, torch.tensor(2.0)), torch.nextafter(near, torch.tensor(-1.0))]
+        # A flow, its timestep being proportional to the level. schedule.sigma() would apply the shift to integers that
+        # are shifted already. A float just below a power of two (127, 511, ..) is met to its last bit but one.
+        wanted, slack, candidates = t / 1000 * unit, 2.0**-23, [torch.tensor(t / 1000)]
     else:
-        wanted = torch.tensor(float(t))
         # The table itself first: sigma(t) goes through a logarithm and may miss the table's last bit.
-        candidates = [schedule.sigmas[t].cpu()] if t < len(schedule.sigmas) else []
-        candidates.append(schedule.sigma(torch.tensor(float(t))))
+        wanted, slack, candidates = float(t), 0.0, [schedule.sigma(torch.tensor(float(t)))]
+        if t < len(schedule.sigmas):
+            candidates.insert(0, schedule.sigmas[t].cpu())
     for level in candidates:
-        if float(level) > 0 and float(schedule.timestep(level.float())) == float(wanted):
+        if float(level) > 0 and math.isclose(float(schedule.timestep(level.float())), wanted, rel_tol=slack):
             return float(level)
     raise PresetMismatch(
         f"preset {preset.title!r} needs timestep {t}, and this model's noise schedule "

@@ -21,7 +21,8 @@ from torch import Tensor
 class Schedule(Protocol):
     """What the grids and presets read of a schedule; ComfyUI's model_sampling objects have it too."""
 
-    sigmas: Tensor
+    @property
+    def sigmas(self) -> Tensor: ...
 
     @property
     def sigma_min(self) -> Tensor: ...
@@ -91,7 +92,7 @@ class DiscreteSchedule:
         return self.sigmas[-1]
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """The integer timestep whose level is nearest to sigma in log sigma; sigma's shape and device."""
+        """The integer timestep whose level is nearest in log sigma; sigma 0-d or (B,), the result likewise."""
         distance = (sigma.log().to(self.log_sigmas.device) - self.log_sigmas[:, None]).abs()
         return distance.argmin(dim=0).view(sigma.shape).to(sigma.device)
 
