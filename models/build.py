@@ -1,7 +1,7 @@
 """Build every embedded weight from scratch: `python -m retort.models.build [--work DIR] [--only STEP] [--out DIR]`.
 
-Steps, in order: judge, text, autoencoder, decoder, latents, flow, eps, students, export. Each is seeded, resumes where it
-was stopped, and is skipped when it is finished. About three hours on two cores; see README.md beside this file.
+Steps, in order: judge, text, autoencoder, decoder, latents, flow, eps, students, export. Each is seeded, resumes where
+it was stopped, and is skipped when it is finished. About three hours on two cores; see README.md beside this file.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ SHIFT = 3.0  # stock loaders give every SD3 layout this timestep shift
 GUIDANCE = 3.0
 # Timesteps that the students are trained at, by number of steps; in one step an eps student starts at 399, as DMD2's.
 STUDENT_STEPS = {
-    "flow": {1: (999,), 2: (999, 750), 4: (999, 900, 750, 500)},
+    "flow": {1: (1000,), 2: (1000, 750), 4: (1000, 900, 750, 500)},
     "eps": {1: (399,), 2: (999, 499), 4: (999, 749, 499, 249)},
 }
 PAIRS = 8192

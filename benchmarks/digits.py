@@ -1,0 +1,48 @@
+"""Quality of the embedded models: Fréchet distance to held-out digits and prompt accuracy, teacher and student.
+
+`python -m retort.benchmarks.digits [--quick] [--json FILE]`. The judge's own accuracy on held-out digits bounds what a
+model can reach.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..models import digits, evaluate, judge, loader
+from .report import Figure, Report, arguments, finish
+
+
+def judge_accuracy(count: int) -> dict[str, float]:
+    """The judge's share of right answers on digits drawn from the held-out split."""
+    fields, labels = digits.load("held_out")
+    generator = torch.Generator().manual_seed(1)
+    chosen = torch.randint(len(labels), (count,), generator=generator)
+    batch = digits.draw(fields[chosen], labels[chosen], generator)
+    with torch.inference_mode():
+        answers = loader.load_judge()(batch.image)
+    return {n: float((answers[n].argmax(1) == getattr(batch, n)).float().mean()) for n in judge.HEADS}
+
+
+def main() -> None:
+    """Measure and print."""
+    options = arguments(__doc__).parse_args()
+    count = 128 if options.quick else 512
+    report = Report("digits")
+    for name, share in judge_accuracy(2048).items():
+        report.figures[f"judge, {name} right"] = Figure(share, better="higher")
+    for kind in ("flow", "eps"):
+        student = ((loader.load_student_lora(kind), 1.0),)
+        runs = [(kind, (), 50, False), (f"{kind} early", (), 50, False)]
+        runs += [(kind, student, calls, True) for calls in (4, 2, 1)]
+        for variant, loras, calls, is_student in runs:
+            network = loader.load_transformer(variant, loras).network
+            figures, _ = evaluate.figures(kind, network, calls, student=is_student, count=count)
+            name = f"{variant}{' student' if is_student else ''}, {calls} calls"
+            aimed = 0.9 if (variant, calls) == (kind, 50) else None
+            report.figures[f"{name}: prompt right"] = Figure(figures.prompt, target=aimed, better="higher")
+            report.figures[f"{name}: Fréchet distance"] = Figure(figures.frechet)
+    finish(report, options)
+
+
+if __name__ == "__main__":
+    main()
