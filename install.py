@@ -44,8 +44,12 @@ def say(text: str) -> None:
 def run(command: Sequence[str | Path], quiet: bool = False) -> int:
     """Run a program in the repository root, without a shell, and return its exit code."""
     sink = subprocess.DEVNULL if quiet else None
-    done = subprocess.run([str(part) for part in command], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
-    return done.returncode
+    argv = [str(part) for part in command]
+    # pip is told not to compile all it installs, so what is used must be compiled and kept at its first import.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return subprocess.run(
+        argv, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink
+    ).returncode
 
 
 # ---- no argument: what a plugin manager calls ----------------------------------------------------
@@ -157,7 +161,8 @@ def ensure_installed() -> Path:
             sources = ["--extra-index-url", PYTORCH_CPU]
         say(f"no NVIDIA GPU found: {pin} from {sources[-1] if sources else 'the package index'}")
     say("installing; the first time takes a few minutes")
-    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-warn-script-location", "--quiet"]
+    # Twice --quiet: errors only. Compiling everything would double the time, for files that are mostly never imported.
+    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", "--quiet", "--quiet"]
     code = run([*pip, *sources, "--constraint", constraints, "--editable", f".[{EXTRAS}]"])
     if code != 0:
         hint = f" Is {PYTORCH_CPU} reachable? PyTorch's CPU build comes from there." if sources else ""
