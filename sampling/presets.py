@@ -255,14 +255,14 @@ _ALL = (
         key="tdm_sd15", title="TDM, SD1.5 (Dreamshaper 7), 4 steps", family="eps", timesteps=((999, 749, 500, 250),),
         mode="deterministic", latent_channels=4, latent_dims=2, lora_strength=1.0, source=_TDM,
         note="Put tdm_dreamshaper.pt (huggingface.co/Luo-Yihong/TDM_dreamshaper_LoRA) into models/loras and load it on "
-        "Dreamshaper 7.",
+        "Dreamshaper 7. Its strength is not published; 1 is how its README loads it.",
     ),
     Preset(
         key="tdm_cogvideox_2b", title="TDM, CogVideoX-2B, 4 steps", family="v", paths=("VP",),
         timesteps=((999, 856, 665, 399),), mode="deterministic", latent_channels=16, latent_dims=3, lora_strength=1.0,
         source=_TDM,
         note="Put the LoRA of huggingface.co/Luo-Yihong/TDM_CogVideoX-2B_LoRA into models/loras and load it on "
-        "CogVideoX-2B.",
+        "CogVideoX-2B. Its strength is not published; 1 is how its README loads it.",
     ),
     Preset(
         key="instarevive", title="InstaRevive, 1 step", family="eps", timesteps=((400,),), mode="single",
@@ -296,12 +296,13 @@ _ALL = (
         key="digits_flow", title="Embedded digits student, flow", family="flow",
         timesteps=((1000,), (1000, 750), (1000, 900, 750, 500)), mode="renoise", shift=3.0, latent_channels=16,
         latent_dims=2, lora_strength=1.0, source="models/README.md",
-        note="For the embedded flow model with digits_flow_1step_lora.safetensors, or a flow student at shift 3.",
+        note="Load digits_flow_student.safetensors, which comes with Retort, on the embedded flow model.",
     ),
     Preset(
-        key="digits_eps", title="Embedded digits student, eps", family="eps", timesteps=((999,), (999, 499), _QUARTERS),
+        key="digits_eps", title="Embedded digits student, eps", family="eps", timesteps=((399,), (999, 499), _QUARTERS),
         mode="renoise", latent_channels=16, latent_dims=2, lora_strength=1.0, source="models/README.md",
-        note="For the embedded eps model with digits_eps_1step_lora.safetensors.",
+        note="Load digits_eps_student.safetensors, which comes with Retort, on the embedded eps model. Its one step "
+        "starts at 399, as DMD2's does.",
     ),
     Preset(
         key="custom", title="Custom timesteps", family="any", timesteps=(), mode="renoise",
