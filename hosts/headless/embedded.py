@@ -38,9 +38,9 @@ class EmbeddedNetwork:
             raise UsageError(f"the latent has {shape[1]} channels and the embedded model takes {autoencoder.CHANNELS}")
         return {"context": tokens, "y": pooled}
 
-    def __call__(self, x: Tensor, timestep: Tensor, *, context: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, timestep: Tensor, **conditions: Tensor) -> Tensor:
         """x (B, 16, h, w), timestep (B,) -> (B, 16, h, w)."""
-        return self.network(x, timestep, context, y)
+        return self.network(x, timestep, **conditions)
 
 
 def load(variant: str) -> tuple[Model, Clip, Vae]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from .errors import UsageError
 from .paths import PathError, inside
 
+# The embedded weights, laid out like the user's own models.
 EMBEDDED = Path(__file__).resolve().parents[2] / "models"
 # A folder under each kind's name, as in ComfyUI's models folder; some have an older name beside the present one.
 KINDS = {
@@ -21,8 +22,6 @@ KINDS = {
     "diffusion_models": ("diffusion_models", "unet"),
     "text_encoders": ("text_encoders", "clip"),
 }
-# The embedded weights lie flat in one folder, which serves as these kinds, as it does in ComfyUI.
-_EMBEDDED_KINDS = ("checkpoints", "loras")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -42,8 +41,7 @@ class Folders:
 
     def roots(self, kind: str) -> list[Path]:
         """Folders that hold files of a kind, the user's before the embedded one."""
-        user = [root / name for root in self.models for name in KINDS[kind]]
-        return [*user, EMBEDDED] if kind in _EMBEDDED_KINDS else user
+        return [root / name for root in (*self.models, EMBEDDED) for name in KINDS[kind]]
 
     def names(self, kind: str) -> list[str]:
         """Every safetensors file of a kind, relative to its folder, with forward slashes."""
@@ -58,7 +56,7 @@ class Folders:
         found = _find(self.roots(kind), name)
         if found is not None:
             return found
-        places = " or ".join(str(r) for r in self.roots(kind) if r != EMBEDDED)
+        places = " or ".join(str(root / KINDS[kind][0]) for root in self.models)
         here = self.names(kind)
         raise UsageError(
             f"{kind} file {name!r} was not found. Put it into {places or f'DIR/{kind} and pass --models DIR'}"

@@ -1,0 +1,155 @@
+"""The command line: `retort run`, `retort nodes`, `retort doctor`.
+
+Mistakes that the user can mend are one message on stderr and exit code 2; --debug adds where they arose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
+
+from .headless import doctor as headless_doctor
+from .headless import folders, registry
+from .headless.errors import UsageError
+from .headless.folders import Folders
+from .headless.run import run as run_workflow
+
+app = typer.Typer(
+    help="Run ComfyUI workflows without ComfyUI, on the embedded model or on real checkpoints.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_out, _err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+
+Models = Annotated[
+    list[Path] | None,
+    typer.Option("--models", help="Folder laid out as ComfyUI's models folder; may be given more than once."),
+]
+
+
+class Bars:
+    """Progress on stderr, for runs that take longer than a second; a progress.Watcher."""
+
+    def __init__(self) -> None:
+        self._started = self._drawn = time.monotonic()
+        self._progress: Progress | None = None
+        self._node = self._title = (0, 1, "")
+
+    def node(self, done: int, total: int, title: str) -> None:
+        """A node begins."""
+        self._node = (done, total, title)
+        self._draw(0, None)
+
+    def step(self, done: int, total: int) -> None:
+        """A step of it is done."""
+        now = time.monotonic()
+        # Drawing costs a millisecond; steps may take less.
+        if now - self._drawn > 0.1 or done == total:
+            self._draw(done, total)
+
+    def close(self) -> None:
+        """Take the bars away."""
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _draw(self, done: int, total: int | None) -> None:
+        self._drawn = time.monotonic()
+        if self._progress is None:
+            if self._drawn - self._started < 1.0:
+                return
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._progress = Progress(*columns, console=_err, transient=True)
+            self._nodes = self._progress.add_task("nodes")
+            self._steps = self._progress.add_task("")
+            self._progress.start()
+        at, of, title = self._node
+        self._progress.update(self._nodes, completed=at, total=of)
+        self._progress.update(self._steps, description=title, completed=done, total=total, visible=total is not None)
+
+
+@app.command()
+def run(
+    workflow: Annotated[Path, typer.Argument(help="Workflow JSON (UI or API format), or a PNG that carries one.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NODE.INPUT=VALUE", help="Change a value; NODE is an id or a title."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the images.")] = Path("output"),
+    seed: Annotated[int | None, typer.Option("--seed", help="Give every seed this value.")] = None,
+    models: Models = None,
+    inputs: Annotated[
+        list[Path] | None, typer.Option("--input", help="Folder of images; may be given more than once.")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose.")] = False,
+) -> None:
+    """Run a workflow and save its images."""
+    environment = Folders.from_environment()
+    beside = [workflow.parent / "input", workflow.parent]
+    where = Folders(
+        models=(*(models or []), *environment.models),
+        inputs=tuple(inputs or [*beside, *environment.inputs]),
+        output=out,
+    )
+    bars, started = Bars(), time.monotonic()
+    try:
+        outcome = run_workflow(workflow, where=where, sets=set_ or (), seed=seed, watcher=bars)
+    except UsageError as error:
+        bars.close()
+        if debug:
+            _err.print_exception()
+        _fail(str(error))
+    finally:
+        bars.close()
+    for note in outcome.notes:
+        _err.print(note, style="yellow", markup=False, highlight=False)
+    for text in outcome.texts:
+        _out.print(text, markup=False, highlight=False)
+    for path in outcome.saved:
+        _out.print(str(path), markup=False, highlight=False)
+    seconds = time.monotonic() - started
+    _err.print(f"{len(outcome.saved)} images in {seconds:.1f} s", style="dim", highlight=False)
+
+
+@app.command()
+def nodes(models: Models = None) -> None:
+    """List the nodes that `retort run` knows."""
+    with folders.use(Folders(models=tuple(models or ()))):
+        known = asyncio.run(registry.everything())
+    columns = (Column("node", no_wrap=True), *(Column(c, overflow="fold") for c in ("category", "inputs", "outputs")))
+    table = Table(*columns, box=None, header_style="bold")
+    for schema in sorted(known, key=lambda s: (not s.node_id.startswith("Retort"), s.category, s.node_id)):
+        inputs = ", ".join(f"[{i.id}]" if i.optional else i.id for i in schema.inputs)
+        outputs = ", ".join(o.display_name or o.get_io_type() for o in schema.outputs)
+        table.add_row(schema.node_id, schema.category, inputs.replace("[", "\\["), outputs)
+    _out.print(table)
+
+
+@app.command()
+def doctor(models: Models = None) -> None:
+    """Show what is installed, what is missing and how to get it."""
+    environment = Folders.from_environment()
+    with folders.use(Folders(models=(*(models or []), *environment.models))):
+        findings = headless_doctor.examine()
+    table = Table(*(Column(overflow="fold") for _ in range(4)), show_header=False, box=None)
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.ok else "[yellow]--[/]"
+        table.add_row(mark, finding.name, finding.detail.replace("[", "\\["), finding.remedy.replace("[", "\\["))
+    _out.print(table)
+
+
+def _fail(message: str) -> None:
+    _err.print(f"error: {message}", style="red", markup=False, highlight=False)
+    raise typer.Exit(2)
+
+
+def main() -> None:
+    """Entry point of the `retort` command."""
+    app()

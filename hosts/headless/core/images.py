@@ -1,0 +1,106 @@
+"""Core's image nodes: load, save, preview, join."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import folders, io, ui
+from ..file_inputs import ImageFile
+from ..images import load_image
+
+
+class LoadImage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LoadImage",
+            display_name="Load Image",
+            category="image",
+            description="An image of the input folder, and its transparency as a mask.",
+            inputs=[ImageFile("image")],
+            outputs=[io.Image.Output(), io.Mask.Output()],
+        )
+
+    @classmethod
+    def execute(cls, image: str):
+        return io.NodeOutput(*load_image(folders.current().image(image)))
+
+
+class SaveImage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SaveImage",
+            display_name="Save Image",
+            category="image",
+            description="PNG files in the output folder that carry their workflow.",
+            inputs=[
+                io.Image.Input("images"),
+                io.String.Input("filename_prefix", default="ComfyUI", tooltip="May name subfolders and %width% etc."),
+            ],
+            outputs=[io.Image.Output(display_name="images")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, images: Tensor, filename_prefix: str):
+        return io.NodeOutput(images, ui=ui.ImageSaveHelper.get_save_images_ui(images, filename_prefix, cls))
+
+
+class PreviewImage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PreviewImage",
+            display_name="Preview Image",
+            category="image",
+            description="PNG files in the folder preview of the output folder.",
+            inputs=[io.Image.Input("images")],
+            outputs=[io.Image.Output(display_name="images")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, images: Tensor):
+        return io.NodeOutput(images, ui=ui.PreviewImage(images, cls=cls))
+
+
+class ImageBatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ImageBatch",
+            display_name="Batch Images",
+            category="image/batch",
+            description="Both batches in one; the second is cut and resized to the first's size.",
+            inputs=[io.Image.Input("image1"), io.Image.Input("image2")],
+            outputs=[io.Image.Output()],
+            is_deprecated=True,
+        )
+
+    @classmethod
+    def execute(cls, image1: Tensor, image2: Tensor):
+        channels = max(image1.shape[-1], image2.shape[-1])
+        first, second = (_opaque(i, channels) for i in (image1, image2))
+        if first.shape[1:] != second.shape[1:]:
+            second = _centred(second, first.shape[1], first.shape[2])
+        return io.NodeOutput(torch.cat([first, second]))
+
+
+def _opaque(image: Tensor, channels: int) -> Tensor:
+    """IMAGE with an alpha channel of ones where one is wanted."""
+    return torch.nn.functional.pad(image, (0, channels - image.shape[-1]), value=1.0)
+
+
+def _centred(image: Tensor, height: int, width: int) -> Tensor:
+    """IMAGE cut about its centre to the wanted shape of side lengths, then resized."""
+    h, w = image.shape[1:3]
+    wanted = width / height
+    x = round((w - w * wanted / (w / h)) / 2) if w / h > wanted else 0
+    y = round((h - h * (w / h) / wanted) / 2) if w / h < wanted else 0
+    part = image[:, y : h - y, x : w - x].movedim(-1, 1)
+    return torch.nn.functional.interpolate(part, size=(height, width), mode="bilinear").movedim(1, -1)
+
+
+NODES = [LoadImage, SaveImage, PreviewImage, ImageBatch]

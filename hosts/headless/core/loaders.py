@@ -1,0 +1,142 @@
+"""Core's loaders: checkpoints, single networks, VAEs and LoRAs, from safetensors files only."""
+
+from __future__ import annotations
+
+from .. import embedded, files, folders, io
+from ..errors import UsageError
+from ..file_inputs import ModelFile
+from ..model import Clip, Lora, Model
+
+
+class CheckpointLoaderSimple(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CheckpointLoaderSimple",
+            display_name="Load Checkpoint",
+            category="model/loaders",
+            description="MODEL, CLIP and VAE of a checkpoint file.",
+            inputs=[ModelFile("ckpt_name", "checkpoints", tooltip="A file in models/checkpoints.")],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, ckpt_name):
+        path = folders.current().model("checkpoints", ckpt_name)
+        if path.is_relative_to(folders.EMBEDDED):
+            return io.NodeOutput(*_embedded(path.relative_to(folders.EMBEDDED).as_posix()))
+        from ..diffusers_loader import load_checkpoint
+
+        return io.NodeOutput(*load_checkpoint(path))
+
+
+def _embedded(name: str):
+    if name not in embedded.FILES:
+        raise UsageError(f"{name} is not a checkpoint of the embedded model; use the node RetortEmbeddedModel")
+    model, _, vae = embedded.load(embedded.FILES[name])
+    # The file holds no text encoder, here as in ComfyUI.
+    return model, None, vae
+
+
+class UNETLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UNETLoader",
+            display_name="Load Diffusion Model",
+            category="model/loaders",
+            description="MODEL of a file that holds the network alone.",
+            inputs=[
+                ModelFile("unet_name", "diffusion_models"),
+                io.Combo.Input("weight_dtype", ["default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"], advanced=True),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, unet_name, weight_dtype):
+        if weight_dtype != "default":
+            raise UsageError(f"weight_dtype {weight_dtype!r} needs ComfyUI; choose default")
+        from ..diffusers_loader import load_diffusion_model
+
+        return io.NodeOutput(load_diffusion_model(folders.current().model("diffusion_models", unet_name)))
+
+
+class VAELoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VAELoader",
+            display_name="Load VAE",
+            category="model/loaders",
+            description="VAE of a file of its own.",
+            inputs=[ModelFile("vae_name", "vae")],
+            outputs=[io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, vae_name):
+        from ..diffusers_loader import load_vae
+
+        return io.NodeOutput(load_vae(folders.current().model("vae", vae_name)))
+
+
+def _strength(id: str):
+    return io.Float.Input(id, default=1.0, min=-100.0, max=100.0, step=0.01)
+
+
+def _lora(lora_name: str, strength: float) -> Lora:
+    return Lora(lora_name, files.load(folders.current().model("loras", lora_name)), strength)
+
+
+def _patched(model: Model, lora_name: str, strength: float) -> Model:
+    if strength == 0:
+        return model
+    patched = model.with_lora(_lora(lora_name, strength))
+    # Loaded here, so that a LoRA that does not fit is this node's error and not the sampler's.
+    return patched if patched.network is not None else model
+
+
+class LoraLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LoraLoader",
+            display_name="Load LoRA (Model and CLIP)",
+            category="model/loaders",
+            description="A LoRA on a model and its text encoder.",
+            inputs=[
+                io.Model.Input("model"),
+                io.Clip.Input("clip"),
+                ModelFile("lora_name", "loras"),
+                _strength("strength_model"),
+                _strength("strength_clip"),
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model: Model, clip: Clip | None, lora_name, strength_model, strength_clip):
+        if clip is not None and strength_clip != 0:
+            clip = clip.with_lora(_lora(lora_name, strength_clip))
+        return io.NodeOutput(_patched(model, lora_name, strength_model), clip)
+
+
+class LoraLoaderModelOnly(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LoraLoaderModelOnly",
+            display_name="Load LoRA",
+            category="model/loaders",
+            description="A LoRA on a model.",
+            inputs=[io.Model.Input("model"), ModelFile("lora_name", "loras"), _strength("strength_model")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model: Model, lora_name, strength_model):
+        return io.NodeOutput(_patched(model, lora_name, strength_model))
+
+
+NODES = [CheckpointLoaderSimple, UNETLoader, VAELoader, LoraLoader, LoraLoaderModelOnly]

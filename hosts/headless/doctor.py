@@ -1,0 +1,113 @@
+"""What this installation has, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from . import embedded, folders
+
+# Package, what it is for, the extra that brings it.
+_OPTIONAL = (
+    ("diffusers", "the embedded model and real checkpoints outside ComfyUI", "diffusers"),
+    ("transformers", "text encoders of real checkpoints outside ComfyUI", "diffusers"),
+    ("peft", "LoRAs on real checkpoints outside ComfyUI, training", "train"),
+    ("accelerate", "training on several GPUs", "train"),
+    ("scikit-learn", "building the embedded model, benchmarks", "test"),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. ok: present; a missing optional part is no failure, and `remedy` says how to get it."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Every finding, in the order to show them."""
+    return [*_system(), _host(), *_packages(), *_weights(), *_model_folders()]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _system() -> list[Finding]:
+    import torch
+
+    found = [Finding("Python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        device = f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
+    else:
+        device = f"CPU, {torch.get_num_threads()} threads"
+    return [*found, Finding("torch", True, torch.__version__), Finding("device", True, device)]
+
+
+def _host() -> Finding:
+    own = folders.EMBEDDED.parent
+    around = own.parent.parent if own.parent.name == "custom_nodes" else None
+    given = os.environ.get("COMFYUI_PATH")
+    for root in (around, Path(given) if given else None):
+        if root is not None and (root / "comfy" / "samplers.py").is_file():
+            return Finding("ComfyUI", True, f"{root.resolve()}; this command runs without it")
+    return Finding(
+        "ComfyUI",
+        False,
+        "not found; workflows run on the headless host",
+        "`python install.py link PATH` puts Retort into an existing ComfyUI",
+    )
+
+
+def _packages() -> list[Finding]:
+    rows = []
+    for package, purpose, extra in _OPTIONAL:
+        version = _version(package)
+        detail = version or f"missing: {purpose}"
+        rows.append(Finding(package, version is not None, detail, "" if version else f'pip install "retort[{extra}]"'))
+    xformers = _version("xformers")
+    rows.append(Finding("xformers", True, xformers or "not installed; torch's own attention is used"))
+    return rows
+
+
+def _weights() -> list[Finding]:
+    missing = [name for name in embedded.FILES if not (folders.EMBEDDED / name).is_file()]
+    if not missing:
+        return [Finding("embedded model", True, f"{len(embedded.FILES)} checkpoints in {folders.EMBEDDED}")]
+    return [
+        Finding(
+            "embedded model",
+            False,
+            f"missing: {', '.join(missing)}",
+            "reinstall Retort, or make them with `python -m retort.models.build`",
+        )
+    ]
+
+
+def _model_folders() -> list[Finding]:
+    here = folders.current()
+    if not here.models:
+        return [Finding("own models", True, "none; set RETORT_MODELS or pass --models DIR (laid out as ComfyUI's)")]
+    rows = []
+    for root in here.models:
+        if root.is_dir():
+            detail = ", ".join(f"{_count(root, kind)} {kind}" for kind in folders.KINDS)
+            rows.append(Finding("own models", True, f"{root}: {detail}"))
+        else:
+            rows.append(Finding("own models", False, f"{root} is not a folder", "mend RETORT_MODELS or --models"))
+    return rows
+
+
+def _count(root: Path, kind: str) -> int:
+    with_embedded, embedded_only = folders.Folders(models=(root,)), folders.Folders()
+    return len(with_embedded.names(kind)) - len(embedded_only.names(kind))

@@ -1,0 +1,175 @@
+"""Runs a validated graph: each node once, sources first, equal nodes once, results dropped after their last use."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from . import progress
+from .dynamic import fold
+from .errors import NodeError
+from .graph import Graph, Link, Node
+from .registry import Registry
+from .schema import ComfyNode, Hidden, HiddenHolder, NodeOutput, Schema
+
+Values = list[list[Any]]  # per output, the list of items that later nodes run through; usually of one item
+
+
+@dataclass
+class Results:
+    """What a run left: outputs of the nodes that were to be kept, what nodes showed, seconds per node."""
+
+    outputs: dict[str, Values] = field(default_factory=dict)
+    shown: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+async def execute(graph: Graph, order: list[str], registry: Registry, keep: Collection[str] = ()) -> Results:
+    """Run the nodes of `order` (see `validate`). keep: ids whose outputs the caller wants.
+
+    Raises NodeError for whatever goes wrong inside a node; the cause is chained.
+    """
+    results = Results()
+    values: dict[str, Values] = {}
+    signatures: dict[str, Any] = {}
+    made: dict[Any, str] = {}
+    waiting = {id: 0 for id in order}
+    for id in order:
+        for link in _links(graph.nodes[id]):
+            waiting[link.node] += 1
+    prompt = graph.prompt()
+    for i, id in enumerate(order):
+        node = graph.nodes[id]
+        schema = registry.schema(node)
+        progress.node(i, len(order), node.title)
+        signatures[id] = _signature(node, schema, signatures)
+        twin = made.setdefault(signatures[id], id)
+        if twin != id and twin in values:
+            values[id] = values[twin]
+        else:
+            start = time.perf_counter()
+            hidden = _hidden(node, schema, graph, prompt)
+            values[id], shown = await _run(node, registry.cls(node), schema, hidden, values)
+            results.seconds[id] = time.perf_counter() - start
+            if shown:
+                results.shown[id] = shown
+        if id in keep:
+            results.outputs[id] = values[id]
+        for link in _links(node):
+            waiting[link.node] -= 1
+            if waiting[link.node] == 0:
+                del values[link.node]
+    progress.node(len(order), len(order), "")
+    gc.collect()
+    return results
+
+
+def _links(node: Node) -> list[Link]:
+    return [value for value in node.inputs.values() if isinstance(value, Link)]
+
+
+def _signature(node: Node, schema: Schema, known: dict[str, Any]) -> Any:
+    """Equal for nodes that must give equal outputs; a node that writes or that knows its id has one of its own."""
+    if schema.is_output_node or schema.not_idempotent or schema.hidden:
+        return node.id
+    inputs = ((k, (known[v.node], v.slot) if isinstance(v, Link) else repr(v)) for k, v in node.inputs.items())
+    return node.class_type, tuple(sorted(inputs, key=lambda pair: pair[0]))
+
+
+def _hidden(node: Node, schema: Schema, graph: Graph, prompt: dict) -> HiddenHolder:
+    told = {
+        Hidden.unique_id: node.id,
+        Hidden.prompt: prompt,
+        Hidden.extra_pnginfo: None if graph.document is None else {"workflow": graph.document},
+        Hidden.dynprompt: prompt,
+    }
+    return HiddenHolder(**{h.name: told[h] for h in schema.hidden})
+
+
+async def _run(
+    node: Node, cls: type[ComfyNode], schema: Schema, hidden: HiddenHolder, values: dict[str, Values]
+) -> tuple[Values, dict[str, Any]]:
+    given = {k: values[v.node][v.slot] if isinstance(v, Link) else [v] for k, v in node.inputs.items()}
+    # A class of its own for each run, so that nothing a node learns outlives it.
+    running = type(cls.__name__, (cls,), {"hidden": hidden})
+    returned = []
+    for call in [given] if schema.is_input_list else _calls(given):
+        arguments = fold(schema, call)
+        try:
+            with torch.inference_mode():
+                out = running.execute(**arguments)
+                returned.append(await out if inspect.isawaitable(out) else out)
+        except NodeError:
+            raise
+        except ValueError as error:  # what nodes and the maths raise for values that cannot work; UsageError too
+            raise NodeError(node, str(error).rstrip(".") or "its inputs cannot be used") from error
+        except Exception as error:
+            raise NodeError(
+                node, f"it failed with {type(error).__name__}: {error}", remedy="--debug shows where"
+            ) from error
+    return _collected(node, schema, [_normal(node, r) for r in returned])
+
+
+def _calls(given: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """One call for each item of the longest list; shorter lists repeat their last item."""
+    if any(not items for items in given.values()):
+        return []
+    n = max((len(items) for items in given.values()), default=1)
+    return [{k: items[min(i, len(items) - 1)] for k, items in given.items()} for i in range(n)]
+
+
+def _normal(node: Node, returned: Any) -> NodeOutput:
+    if isinstance(returned, NodeOutput):
+        out = returned
+    elif returned is None:
+        out = NodeOutput()
+    elif isinstance(returned, tuple):
+        out = NodeOutput(*returned)
+    elif isinstance(returned, dict):
+        out = NodeOutput(*returned.get("result", ()), ui=returned.get("ui"))
+    else:
+        raise NodeError(node, f"it returned a {type(returned).__name__}", remedy="A node returns io.NodeOutput")
+    if out.expand is not None or out.block_execution is not None:
+        raise NodeError(node, "it unfolds or blocks the graph, which needs ComfyUI", remedy="Run the workflow there")
+    return out
+
+
+def _collected(node: Node, schema: Schema, outs: list[NodeOutput]) -> tuple[Values, dict[str, Any]]:
+    """Outputs by position over all calls, and what the node showed."""
+    values: Values = []
+    for slot, declared in enumerate(schema.outputs):
+        items: list[Any] = []
+        for out in outs:
+            if slot >= len(out.args):
+                raise NodeError(
+                    node,
+                    f"it returned {len(out.args)} of its {len(schema.outputs)} outputs",
+                    remedy="This is a mistake in the node; please report it",
+                )
+            items += out.args[slot] if declared.is_output_list else [out.args[slot]]
+        for item in items:
+            _check_finite(node, declared.get_io_type(), item)
+        values.append(items)
+    shown: dict[str, Any] = {}
+    for out in outs:
+        ui = out.ui if isinstance(out.ui, dict) else out.ui.as_dict() if out.ui is not None else {}
+        for key, entries in ui.items():
+            shown.setdefault(key, []).extend(entries)
+    return values, shown
+
+
+def _check_finite(node: Node, kind: str, item: Any) -> None:
+    """NaN would travel silently to a black image."""
+    tensor = item.get("samples") if kind == "LATENT" and isinstance(item, dict) else item if kind == "IMAGE" else None
+    if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise NodeError(
+            node,
+            f"its {kind} holds NaN or infinity",
+            remedy="Check the image or latent that goes in, lower the cfg, or run the model in fp32",
+        )

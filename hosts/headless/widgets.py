@@ -1,0 +1,97 @@
+"""Widget values by position: which stored value belongs to which input of a node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from .dynamic import choice_input, in_order
+from .errors import NodeError
+from .graph import Node, Place
+from .inputs import (
+    AutogrowInput,
+    ComboInput,
+    ControlAfterGenerate,
+    DynamicComboInput,
+    Input,
+    IntInput,
+    MultiTypeInput,
+    WidgetInput,
+)
+from .schema import Schema
+
+_CONTROLS = {c.value for c in ControlAfterGenerate}
+
+
+def assign(node: Node, schema: Schema, values: Any, notes: list[str]) -> list[tuple[str, Any, Place]]:
+    """(input name, value, where it is stored) of every widget.
+
+    values: the node's "widgets_values", a list in the order of the widgets or a dict by name. A list that ends early
+    was saved by an older version of the node; the later inputs take their defaults, which is said in `notes`. One that
+    does not fit otherwise raises NodeError.
+    """
+    if values is None:
+        return []
+    if isinstance(values, dict):
+        return [(name, value, Place(values, name)) for name, value in values.items() if isinstance(name, str)]
+    if not isinstance(values, list):
+        raise NodeError(
+            node, '"widgets_values" must be a list', value=values, remedy="Save the workflow again from ComfyUI"
+        )
+    row = _Row(values)
+    found = row.take(schema.inputs, "")
+    if row.missing and values:
+        notes.append(
+            f'node {node.id} "{node.title}": saved before {", ".join(row.missing)} existed; the default is used'
+        )
+    if row.at < len(values):
+        raise NodeError(
+            node,
+            f"{len(values) - row.at} of its {len(values)} widget values belong to no input",
+            value=values[row.at :],
+            remedy="The node was saved by another version: open the workflow in ComfyUI, check it and save it again",
+        )
+    return found
+
+
+class _Row:
+    """A list of widget values, taken from the front."""
+
+    def __init__(self, values: list):
+        self.values, self.at, self.missing = values, 0, []
+
+    def next_is(self, wanted: Iterable[str]) -> bool:
+        return self.at < len(self.values) and isinstance(self.values[self.at], str) and self.values[self.at] in wanted
+
+    def take(self, inputs: Iterable[Input], prefix: str) -> list[tuple[str, Any, Place]]:
+        found = []
+        for one in in_order(inputs):
+            name = prefix + one.id
+            if isinstance(one, DynamicComboInput):
+                found += self.one(name, choice_input(one, name))
+                chosen = found[-1][1] if found and found[-1][0] == name else None
+                for option in one.options:
+                    if option.key == chosen:
+                        found += self.take(option.inputs, f"{name}.")
+                continue
+            widget = one.widget if isinstance(one, MultiTypeInput) else one
+            if isinstance(widget, WidgetInput) and not widget.force_input and not isinstance(one, AutogrowInput):
+                found += self.one(name, widget)
+        return found
+
+    def one(self, name: str, widget: WidgetInput) -> list[tuple[str, Any, Place]]:
+        if self.at >= len(self.values):
+            self.missing.append(name)
+            return []
+        place = Place(self.values, self.at)
+        self.at += 1
+        # The editor stores what happens to a seed after the run, and an upload button's label, behind the value.
+        is_seed = name in ("seed", "noise_seed")
+        controlled = isinstance(widget, IntInput | ComboInput) and bool(widget.control_after_generate)
+        if (is_seed or controlled) and self.next_is(_CONTROLS):
+            self.at += 1
+        if isinstance(widget, ComboInput) and widget.upload is not None:
+            label = widget.upload.value.partition("_")[0]
+            if self.next_is((label,)):
+                self.at += 1
+        return [(name, place.holder[place.key], place)]
