@@ -57,7 +57,7 @@ def load_clip(file: str, disable_dynamic: bool = False):
 def add_model_folders() -> None:
     """Show the weights to the stock loaders: CheckpointLoaderSimple takes the flow twin, LoraLoader the students."""
     for kind in ("checkpoints", "loras"):
-        folder_paths.add_model_folder_path(kind, str(FOLDER))
+        folder_paths.add_model_folder_path(kind, str(FOLDER / kind))
 
 
 class Tokenizer:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -76,6 +77,27 @@ def sd3_weights(comfy):
         device="cpu",
     )  # fmt: skip
     return filled(network)
+
+
+@pytest.fixture(scope="session")
+def stand_ins(ours, sd3_weights):
+    """stand_ins(folder) writes random weights under the embedded files' names that `folder` lacks, and returns it."""
+
+    def write(folder: Path) -> Path:
+        loader = ours("models.loader")
+        taesd = filled(_module("comfy.taesd.taesd").TAESD(latent_channels=16))
+        network = {f"{loader.NETWORK_PREFIX}{k}": v for k, v in sd3_weights.items()}
+        autoencoder = {f"{loader.VAE_PREFIX}{k}": v for k, v in taesd.items()}
+        files = {name: {**network, **autoencoder} for name in loader.CHECKPOINTS.values()}
+        text = ours("models.text").TextEncoder().state_dict()
+        files["digits_text.safetensors"] = {k: v.half() for k, v in text.items()}
+        for name, tensors in files.items():
+            if not (folder / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                safetensors.torch.save_file(tensors, folder / name)
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")

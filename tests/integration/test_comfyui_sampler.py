@@ -29,6 +29,10 @@ def noise_of(comfy, latent, seed):
     return comfy.sample.prepare_noise(latent["samples"], seed)
 
 
+def test_loading_the_plugin_takes_at_most_three_tenths_of_a_second(comfy):
+    assert comfy.import_seconds <= 0.3
+
+
 def test_every_preset_is_tried(ours):
     assert set(PRESETS) == set(ours("sampling.presets").PRESETS) - {"custom"}
 

@@ -1,0 +1,158 @@
+"""The plugin in a real ComfyUI server: found in custom_nodes, nodes listed, a workflow run, an error explained."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NODES = {"RetortEmbeddedModel", "RetortDistilledSetup", "RetortDistilledSigmas", "RetortDistilledSampler"}
+
+
+class Server:
+    """A ComfyUI server process on a free port, and the few requests that the tests need."""
+
+    def __init__(self, comfyui: Path, base: Path):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = base / "log.txt"
+        command = [
+            sys.executable, str(comfyui / "main.py"), "--cpu", "--port", str(port), "--base-directory", str(base),
+            "--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:",
+        ]  # fmt: skip
+        with self.log.open("w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=base)
+
+    def wait(self, seconds: float = 240) -> None:
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            assert self.process.poll() is None, self.text()[-3000:]
+            try:
+                self.get("/system_stats")
+                return
+            except urllib.error.URLError:
+                time.sleep(0.5)
+        pytest.fail(f"the server did not answer in {seconds} s: {self.text()[-3000:]}")
+
+    def text(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def get(self, path: str) -> bytes:
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return answer.read()
+
+    def run(self, prompt: dict) -> dict:
+        """The history entry of a finished prompt."""
+        data = json.dumps({"prompt": prompt}).encode()
+        with urllib.request.urlopen(urllib.request.Request(self.url + "/prompt", data), timeout=60) as answer:
+            key = json.load(answer)["prompt_id"]
+        for _ in range(600):
+            history = json.loads(self.get(f"/history/{key}"))
+            if key in history:
+                return history[key]
+            time.sleep(0.1)
+        pytest.fail("the prompt did not finish in 60 s")
+
+
+@pytest.fixture(scope="module")
+def server(comfyui, stand_ins, tmp_path_factory):
+    base = tmp_path_factory.mktemp("comfyui")
+    plugin = base / "custom_nodes" / "retort"
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "benchmarks", "build")
+    shutil.copytree(REPOSITORY, plugin, ignore=ignored)
+    stand_ins(plugin / "models")
+    running = Server(comfyui, base)
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.process.terminate()
+        running.process.wait(30)
+
+
+def workflow(variant="flow", preset="digits_flow", steps=1):
+    return {
+        "1": {"class_type": "RetortEmbeddedModel", "inputs": {"variant": variant}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a (blue:1.2) seven"}},
+        "3": {
+            "class_type": "RetortDistilledSetup",
+            "inputs": {
+                "model": ["1", 0], "positive": ["2", 0], "preset": preset, "steps": steps, "timesteps": "",
+                "denoise": 1.0,
+            },
+        },
+        "4": {"class_type": "RandomNoise", "inputs": {"noise_seed": 5}},
+        "5": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 2}},
+        "6": {
+            "class_type": "SamplerCustomAdvanced",
+            "inputs": {
+                "noise": ["4", 0], "guider": ["3", 1], "sampler": ["3", 2], "sigmas": ["3", 3],
+                "latent_image": ["5", 0],
+            },
+        },
+        "7": {"class_type": "VAEDecode", "inputs": {"samples": ["6", 0], "vae": ["1", 2]}},
+        "8": {"class_type": "SaveImage", "inputs": {"images": ["7", 0], "filename_prefix": "retort"}},
+    }  # fmt: skip
+
+
+def test_it_loads_and_delays_the_start_by_at_most_three_tenths_of_a_second(server):
+    times = re.findall(r"([\d.]+) seconds(.*?): (\S*retort)$", server.text(), re.MULTILINE)
+    assert len(times) == 1, server.text()
+    seconds, failed, _ = times[0]
+    assert not failed
+    assert float(seconds) <= 0.3
+
+
+def test_its_nodes_are_listed(server):
+    listed = json.loads(server.get("/object_info"))
+    assert set(listed) >= NODES
+    setup = listed["RetortDistilledSetup"]
+    assert setup["python_module"] == "custom_nodes.retort"
+    assert setup["input_order"] == {
+        "required": ["model", "positive", "preset", "steps", "timesteps", "denoise"], "optional": ["negative"],
+    }  # fmt: skip
+    assert setup["output"] == ["MODEL", "GUIDER", "SAMPLER", "SIGMAS"]
+    assert all(options[1]["tooltip"] for options in setup["input"]["required"].values())
+    assert setup["search_aliases"]
+
+
+def test_its_help_pages_are_served(server):
+    for node in NODES:
+        page = server.get(f"/extensions/retort/docs/{node}.md").decode()
+        assert page.startswith("# ")
+
+
+@pytest.mark.parametrize(("variant", "steps"), [("flow", 1), ("flow", 4), ("eps", 1), ("eps early", 4)])
+def test_a_workflow_gives_images(server, variant, steps):
+    done = server.run(workflow(variant, f"digits_{variant.split()[0]}", steps))
+    assert done["status"]["status_str"] == "success", done["status"]
+    images = done["outputs"]["8"]["images"]
+    assert len(images) == 2
+    for image in images:
+        data = server.get("/view?" + urllib.parse.urlencode(image))
+        assert Image.open(io.BytesIO(data)).size == (64, 64)
+
+
+def test_a_preset_that_cannot_fit_is_explained_at_its_node(server):
+    done = server.run(workflow("eps", "tdm_sd3", 0))
+    (error,) = [data for name, data in done["status"]["messages"] if name == "execution_error"]
+    assert (error["node_id"], error["node_type"]) == ("3", "RetortDistilledSetup")
+    for words in ("TDM, SD3", "predicts 'eps'", "digits_eps"):
+        assert words in error["exception_message"]
