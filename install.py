@@ -158,7 +158,8 @@ def ensure_installed() -> Path:
         # A machine may have a CPU wheel of its own (find-links, a mirror); only without one is PyTorch's index asked.
         offer = [python, "-m", "pip", "install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", pin]
         if run(offer, quiet=True) != 0:
-            sources = ["--extra-index-url", PYTORCH_CPU]
+            # Offline this must end soon, with the message below.
+            sources = ["--timeout", "30", "--retries", "2", "--extra-index-url", PYTORCH_CPU]
         say(f"no NVIDIA GPU found: {pin} from {sources[-1] if sources else 'the package index'}")
     say("installing; the first time takes a few minutes")
     # Twice --quiet: errors only. Compiling everything would double the time, for files that are mostly never imported.
