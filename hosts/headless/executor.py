@@ -37,35 +37,34 @@ async def execute(graph: Graph, order: list[str], registry: Registry, keep: Coll
     """
     results = Results()
     values: dict[str, Values] = {}
-    signatures: dict[str, Any] = {}
-    made: dict[Any, str] = {}
-    waiting = {id: 0 for id in order}
-    for id in order:
+    same = _twins(graph, order, registry)
+    run_order = [id for id in order if same[id] == id]
+    waiting = dict.fromkeys(run_order, 0)
+    for id in run_order:
         for link in _links(graph.nodes[id]):
-            waiting[link.node] += 1
+            waiting[same[link.node]] += 1
     prompt = graph.prompt()
-    for i, id in enumerate(order):
+    for i, id in enumerate(run_order):
         node = graph.nodes[id]
         schema = registry.schema(node)
-        progress.node(i, len(order), node.title)
-        signatures[id] = _signature(node, schema, signatures)
-        twin = made.setdefault(signatures[id], id)
-        if twin != id and twin in values:
-            values[id] = values[twin]
-        else:
-            start = time.perf_counter()
-            hidden = _hidden(node, schema, graph, prompt)
-            values[id], shown = await _run(node, registry.cls(node), schema, hidden, values)
-            results.seconds[id] = time.perf_counter() - start
-            if shown:
-                results.shown[id] = shown
-        if id in keep:
-            results.outputs[id] = values[id]
+        progress.node(i, len(run_order), node.title)
+        start = time.perf_counter()
+        given = {
+            name: values[same[value.node]][value.slot] if isinstance(value, Link) else [value]
+            for name, value in node.inputs.items()
+        }
+        hidden = _hidden(node, schema, graph, prompt)
+        values[id], shown = await _run(node, registry.cls(node), schema, hidden, given)
+        results.seconds[id] = time.perf_counter() - start
+        if shown:
+            results.shown[id] = shown
+        results.outputs |= {kept: values[id] for kept in keep if same.get(kept) == id}
         for link in _links(node):
-            waiting[link.node] -= 1
-            if waiting[link.node] == 0:
-                del values[link.node]
-    progress.node(len(order), len(order), "")
+            source = same[link.node]
+            waiting[source] -= 1
+            if waiting[source] == 0:
+                del values[source]
+    progress.node(len(run_order), len(run_order), "")
     gc.collect()
     return results
 
@@ -74,12 +73,22 @@ def _links(node: Node) -> list[Link]:
     return [value for value in node.inputs.values() if isinstance(value, Link)]
 
 
-def _signature(node: Node, schema: Schema, known: dict[str, Any]) -> Any:
-    """Equal for nodes that must give equal outputs; a node that writes or that knows its id has one of its own."""
-    if schema.is_output_node or schema.not_idempotent or schema.hidden:
-        return node.id
-    inputs = ((k, (known[v.node], v.slot) if isinstance(v, Link) else repr(v)) for k, v in node.inputs.items())
-    return node.class_type, tuple(sorted(inputs, key=lambda pair: pair[0]))
+def _twins(graph: Graph, order: list[str], registry: Registry) -> dict[str, str]:
+    """Node id -> the first node that must give the same outputs; itself for one that writes or that knows its id."""
+    first: dict[Any, str] = {}
+    same: dict[str, str] = {}
+    for id in order:
+        node = graph.nodes[id]
+        schema = registry.schema(node)
+        signature: Any = id
+        if not (schema.is_output_node or schema.not_idempotent or schema.hidden):
+            inputs = (
+                (name, (same[value.node], value.slot) if isinstance(value, Link) else repr(value))
+                for name, value in node.inputs.items()
+            )
+            signature = node.class_type, tuple(sorted(inputs, key=lambda pair: pair[0]))
+        same[id] = first.setdefault(signature, id)
+    return same
 
 
 def _hidden(node: Node, schema: Schema, graph: Graph, prompt: dict) -> HiddenHolder:
@@ -93,9 +102,8 @@ def _hidden(node: Node, schema: Schema, graph: Graph, prompt: dict) -> HiddenHol
 
 
 async def _run(
-    node: Node, cls: type[ComfyNode], schema: Schema, hidden: HiddenHolder, values: dict[str, Values]
+    node: Node, cls: type[ComfyNode], schema: Schema, hidden: HiddenHolder, given: dict[str, list[Any]]
 ) -> tuple[Values, dict[str, Any]]:
-    given = {k: values[v.node][v.slot] if isinstance(v, Link) else [v] for k, v in node.inputs.items()}
     # A class of its own for each run, so that nothing a node learns outlives it.
     running = type(cls.__name__, (cls,), {"hidden": hidden})
     returned = []

@@ -61,9 +61,7 @@ class PreviewImage:
     """Images to look at."""
 
     def __init__(self, image: Tensor, animated: bool = False, cls: type[ComfyNode] | None = None, **kwargs):
-        node = cls.hidden.unique_id if cls is not None else None
-        prefix = "preview" if node is None else f"preview_{node.replace(':', '_')}"
-        self.values = ImageSaveHelper.save_images(image, prefix, FolderType.temp, cls, compress_level=1)
+        self.values = ImageSaveHelper.save_images(image, "preview", FolderType.temp, cls, compress_level=1)
         self.animated = animated
 
     def as_dict(self) -> dict[str, Any]:
