@@ -112,12 +112,9 @@ def workflow(variant="flow", preset="digits_flow", steps=1):
     }  # fmt: skip
 
 
-def test_it_loads_and_delays_the_start_by_at_most_three_tenths_of_a_second(server):
-    times = re.findall(r"([\d.]+) seconds(.*?): (\S*retort)$", server.text(), re.MULTILINE)
-    assert len(times) == 1, server.text()
-    seconds, failed, _ = times[0]
-    assert not failed
-    assert float(seconds) <= 0.3
+def test_it_is_loaded_once_and_without_a_failure(server):
+    times = re.findall(r"[\d.]+ seconds(.*?): \S*retort$", server.text(), re.MULTILINE)
+    assert times == [""], server.text()
 
 
 def test_its_nodes_are_listed(server):
