@@ -1,7 +1,8 @@
 """Build every embedded weight from scratch: `python -m retort.models.build [--work DIR] [--only STEP] [--out DIR]`.
 
-Steps, in order: judge, text, autoencoder, decoder, latents, flow, eps, students, export. Each is seeded, resumes where
-it was stopped, and is skipped when it is finished. About three hours on two cores; see README.md beside this file.
+Steps, in order: judge, text, autoencoder, decoder, latents, flow, eps, student_flow, student_eps, export. Each is
+seeded, resumes where it was stopped, and is skipped when it is finished. Under three hours on two cores; what came of it
+is in README.md beside this file.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ SCHEDULES = {
     "text": Schedule(800, rate=2e-3),
     "autoencoder": Schedule(1600, rate=3e-3, decay=0.5),
     "decoder": Schedule(3000, rate=1.5e-3, decay=0.6),
-    "flow": Schedule(9000, rate=8e-4, warmup=200, ema=0.9995, keep=(1500,)),
-    "eps": Schedule(9000, rate=8e-4, warmup=200, ema=0.9995, keep=(1500,)),
+    "flow": Schedule(7000, rate=8e-4, warmup=200, ema=0.9995, keep=(1500,)),
+    "eps": Schedule(7000, rate=8e-4, warmup=200, ema=0.9995, keep=(1500,)),
     "student_flow": Schedule(1500, rate=1e-3),
     "student_eps": Schedule(1500, rate=1e-3),
 }
-STEPS = ("judge", "text", "autoencoder", "decoder", "latents", "flow", "eps", "students", "export")
+STEPS = ("judge", "text", "autoencoder", "decoder", "latents", "flow", "eps", "student_flow", "student_eps", "export")
 
 
 @functools.cache
@@ -200,7 +201,8 @@ def main() -> None:
         "latents": lambda: build_latents(options.work),
         "flow": lambda: build_twin("flow", options.work, options.compile),
         "eps": lambda: build_twin("eps", options.work, options.compile),
-        "students": lambda: [build_student(kind, options.work) for kind in twins.KINDS],
+        "student_flow": lambda: build_student("flow", options.work),
+        "student_eps": lambda: build_student("eps", options.work),
         "export": lambda: export.write(options.work, options.out),
     }
     for step in (options.only,) if options.only else STEPS:

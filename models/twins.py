@@ -31,8 +31,8 @@ STUDENT_STEPS = {
     "flow": {1: (1000,), 2: (1000, 750), 4: (1000, 900, 750, 500)},
     "eps": {1: (399,), 2: (999, 499), 4: (999, 749, 499, 249)},
 }
-PAIRS = 8192
-TEACHER_STEPS = 16
+PAIRS = 4096
+TEACHER_STEPS = 12
 DROPPED = 0.1  # share of captions replaced by "", so that classifier-free guidance has an unconditional branch
 
 

@@ -1,0 +1,88 @@
+"""The quick start, run and measured: a labelled contact sheet and a table of what each number of steps costs and gives.
+
+`python -m retort.benchmarks.demo [--quick] [--json FILE] [--out DIR]`. Runs workflows/quick_start.json without ComfyUI,
+then measures the same model on prompts of its own. Fréchet distances of few images are high in every row; compare rows.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.table import Table
+
+from ..hosts.headless.folders import Folders
+from ..hosts.headless.run import run
+from ..models import evaluate, loader
+from .report import Figure, Report, arguments
+
+WORKFLOW = Path(__file__).resolve().parents[1] / "workflows" / "quick_start.json"
+ROWS = (("teacher", 50), ("student", 4), ("student", 2), ("student", 1))
+ZOOM = 2
+
+
+def contact_sheet(rows: dict[str, list[Image.Image]]) -> Image.Image:
+    """One labelled row of images each."""
+    font = ImageFont.load_default(16)
+    first = next(iter(rows.values()))
+    width, height = (side * ZOOM for side in first[0].size)
+    sheet = Image.new("RGB", (len(first) * (width + 4) + 4, len(rows) * (height + 30) + 4), "white")
+    pen = ImageDraw.Draw(sheet)
+    for r, (label, images) in enumerate(rows.items()):
+        top = r * (height + 30) + 4
+        pen.text((6, top), label, fill="black", font=font)
+        for i, image in enumerate(images):
+            sheet.paste(image.resize((width, height), Image.Resampling.BICUBIC), (4 + i * (width + 4), top + 24))
+    return sheet
+
+
+def main() -> None:
+    """Run, draw, measure."""
+    parser = arguments(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("output/demo"), help="folder of the images and the sheet")
+    options = parser.parse_args()
+    console = Console()
+    began = time.perf_counter()
+    with console.status("running workflows/quick_start.json"):
+        outcome = run(WORKFLOW, where=Folders(output=options.out))
+    console.print(f"quick start: {len(outcome.saved)} images in {time.perf_counter() - began:.1f} s")
+    rows = {
+        f"{who}, {steps} {'steps' if steps > 1 else 'step'}": sorted(
+            path for path in outcome.saved if path.name.startswith(f"{who}_{steps}_")
+        )
+        for who, steps in ROWS
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    sheet = options.out / "contact_sheet.png"
+    contact_sheet({label: [Image.open(p).convert("RGB") for p in paths] for label, paths in rows.items()}).save(sheet)
+
+    count = 32 if options.quick else 64
+    report = Report("demo")
+    table = Table(title=f"embedded flow model, {count} prompts each; {report.machine}")
+    for column in ("", "steps", "network calls", "seconds per image", "Fréchet distance", "prompt right"):
+        table.add_column(column, justify="right")
+    student = ((loader.load_student_lora("flow"), 1.0),)
+    with console.status("measuring"):
+        for who, steps in ROWS:
+            network = loader.load_transformer("flow", student if who == "student" else ()).network
+            measured, _ = evaluate.figures("flow", network, steps, student=who == "student", count=count)
+            calls = steps * (1 if who == "student" else 2)
+            cells = steps, calls, f"{measured.seconds:.4f}", f"{measured.frechet:.2f}", f"{measured.prompt:.0%}"
+            table.add_row(who, *map(str, cells))
+            report.figures |= {
+                f"{who}, {steps}: seconds per image": Figure(measured.seconds, "s"),
+                f"{who}, {steps}: Fréchet distance": Figure(measured.frechet),
+                f"{who}, {steps}: prompt right": Figure(measured.prompt, better="higher"),
+            }
+    console.print(table)
+    console.print(f"contact sheet: {sheet}")
+    if options.json:
+        report.write(options.json)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()
