@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -43,12 +44,11 @@ def latent_format(model) -> tuple[int, int]:
 def with_shift(model, shift: float):
     """A clone of a flow MODEL with SD3's timestep shift; ValueError for a model that has none to set."""
     old = schedule(model)
-    new = type(old)(model.model.model_config)
+    new = copy.deepcopy(old)
     if isinstance(old, ModelSamplingAV):
         new.set_parameters(shift=shift, audio_shift=old.audio_shift, multiplier=old.multiplier)
     elif isinstance(old, ModelSamplingDiscreteFlow):
         new.set_parameters(shift=shift, multiplier=old.multiplier)
-        new.set_noise_scale(old.noise_scale)
     elif isinstance(old, ModelSamplingFlux):
         # Flux writes the same curve with the exponential of its shift.
         new.set_parameters(shift=math.log(shift))

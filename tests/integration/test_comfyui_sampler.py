@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
@@ -256,3 +258,56 @@ def test_noise_scale_reaches_the_network(comfy, tiny, setup, sample, recording):
     with recording(patched) as seen:
         sample(guider, sampler, sigmas, latent, seed=6)
     assert (seen.inputs[0] - 1.5 * noise_of(comfy, latent, 6)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("schedule", "settings"),
+    [
+        ("ModelSamplingDiscreteFlow", {"multiplier": 1.0}),
+        ("ModelSamplingFlux", {}),
+        ("ModelSamplingAV", {"audio_shift": 2.0}),
+    ],
+)
+def test_a_shift_is_sd3s_on_every_flow_schedule(comfy, ours, tiny, schedule, settings):
+    model = tiny("flow")[0].clone()
+    sampling = comfy.model_sampling
+    old = type("ModelSampling", (getattr(sampling, schedule), sampling.CONST), {})(model.model.model_config)
+    old.set_parameters(shift=1.15, **settings)
+    model.add_object_patch("model_sampling", old)
+    with torch.inference_mode():
+        shifted = ours("hosts.comfyui.host").with_shift(model, 6.0)
+    new, t = shifted.get_model_object("model_sampling"), torch.tensor(0.25)
+    unit = settings.get("multiplier", 1000 if schedule != "ModelSamplingFlux" else 1.0)
+    assert float(new.sigma(t * unit)) == pytest.approx(6 * 0.25 / (1 + 5 * 0.25))
+    assert model.get_model_object("model_sampling") is old and old.shift == 1.15
+    assert "audio_shift" not in settings or new.audio_shift == 2.0
+
+
+def test_a_shift_on_an_eps_model_is_refused(ours, tiny):
+    with pytest.raises(ValueError, match="shift 6 cannot be set.*predicts eps.*load a flow model"):
+        ours("hosts.comfyui.host").with_shift(tiny("eps16")[0], 6.0)
+
+
+def test_the_stock_lcm_patch_is_known(comfy, ours, tiny, setup, sample, recording):
+    model, positive, _, latent = tiny("eps")
+    patch = importlib.import_module("comfy_extras.nodes_model_advanced").ModelSamplingDiscrete()
+    model = patch.patch(model, "lcm", False)[0]
+    _, guider, sampler, sigmas = setup(model, positive, "lcm")
+    with recording(model) as seen:
+        out = sample(guider, sampler, sigmas, latent)
+    assert [float(t) for t in torch.cat(seen.timesteps)] == [999.0, 759.0, 499.0, 259.0]
+    assert torch.equal(out, sample(guider, comfy.samplers.sampler_object("lcm"), sigmas, latent))
+
+
+def test_a_latent_of_nan_is_named(ours, tiny, setup, sample):
+    model, positive, _, latent = tiny("flow")
+    _, guider, sampler, sigmas = setup(model, positive, "digits_flow", 4, denoise=0.5)
+    latent["samples"][0, 0, 0, 0] = float("nan")
+    with pytest.raises(ours("sampling.standard").SamplingDiverged, match="already holds NaN"):
+        sample(guider, sampler, sigmas, latent)
+
+
+def test_cfg_without_a_negative_prompt_is_refused(ours, tiny):
+    model, positive, _, _ = tiny("flow")
+    with pytest.raises(ValueError, match="cfg 2.5.*connect `negative`"):
+        ours("hosts.comfyui.host").cfg_guider(model, positive, None, 2.5)
