@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
+import shutil
+import socket
+import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -229,3 +235,66 @@ class Recorder:
 def recording():
     """with recording(model) as seen: ... ; seen.inputs, seen.timesteps."""
     return Recorder
+
+
+class Server:
+    """A ComfyUI server process on a free port, and the few requests that the tests need."""
+
+    def __init__(self, comfyui: Path, base: Path):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.base, self.log = base, base / "log.txt"
+        command = [
+            sys.executable, str(comfyui / "main.py"), "--cpu", "--port", str(port), "--base-directory", str(base),
+            "--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:",
+        ]  # fmt: skip
+        with self.log.open("w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=base)
+
+    def wait(self, seconds: float = 240) -> None:
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            assert self.process.poll() is None, self.text()[-3000:]
+            try:
+                self.get("/system_stats")
+                return
+            except urllib.error.URLError:
+                time.sleep(0.5)
+        pytest.fail(f"the server did not answer in {seconds} s: {self.text()[-3000:]}")
+
+    def text(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def get(self, path: str) -> bytes:
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return answer.read()
+
+    def run(self, prompt: dict) -> dict:
+        """The history entry of a finished prompt."""
+        data = json.dumps({"prompt": prompt}).encode()
+        with urllib.request.urlopen(urllib.request.Request(self.url + "/prompt", data), timeout=60) as answer:
+            key = json.load(answer)["prompt_id"]
+        for _ in range(600):
+            history = json.loads(self.get(f"/history/{key}"))
+            if key in history:
+                return history[key]
+            time.sleep(0.1)
+        pytest.fail("the prompt did not finish in 60 s")
+
+
+@pytest.fixture(scope="session")
+def server(comfyui, stand_ins, tmp_path_factory):
+    base = tmp_path_factory.mktemp("comfyui")
+    plugin = base / "custom_nodes" / "retort"
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "benchmarks", "build")
+    shutil.copytree(REPOSITORY, plugin, ignore=ignored)
+    stand_ins(plugin / "models")
+    running = Server(comfyui, base)
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.process.terminate()
+        running.process.wait(30)

@@ -1,0 +1,117 @@
+"""A real ComfyUI for the benchmarks: a server to send workflows to, and timings taken inside its process.
+
+`python -m retort.benchmarks.comfyui CHECKOUT PAIRS` prints one JSON line; `benchmarks.sampling` starts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 20
+
+
+class Server:
+    """A ComfyUI server on a free port with this plugin in its custom_nodes; a context manager."""
+
+    def __init__(self, checkout: Path):
+        self._temporary = tempfile.TemporaryDirectory()
+        self.folder = Path(self._temporary.name)
+        (self.folder / "custom_nodes").mkdir()
+        (self.folder / "custom_nodes" / "retort").symlink_to(ROOT, target_is_directory=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        port = self.url.rsplit(":")[-1]
+        self._command = [
+            sys.executable, str(checkout / "main.py"), "--cpu", "--port", port, "--disable-api-nodes",
+            "--base-directory", str(self.folder), "--database-url", "sqlite:///:memory:", "--disable-auto-launch",
+        ]  # fmt: skip
+
+    def __enter__(self) -> Server:
+        self._log = (self.folder / "log.txt").open("w", encoding="utf-8")
+        self._process = subprocess.Popen(self._command, stdout=self._log, stderr=subprocess.STDOUT, cwd=self.folder)
+        limit = time.monotonic() + 300
+        while True:
+            try:
+                self._ask("/system_stats")
+                return self
+            except urllib.error.URLError as error:
+                if self._process.poll() is not None or time.monotonic() > limit:
+                    self.__exit__()
+                    raise RuntimeError(f"ComfyUI did not start: {' '.join(self._command)}") from error
+                time.sleep(0.5)
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+        self._log.close()
+        self._temporary.cleanup()
+
+    def _ask(self, path: str, content: Any = None) -> Any:
+        data = None if content is None else json.dumps(content).encode()
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, data), timeout=60) as answer:
+            return json.load(answer)
+
+    def run(self, workflow: Path, seed: int) -> None:
+        """Run a workflow file with this seed and wait for it; RuntimeError when it fails."""
+        from ..hosts.headless import registry
+        from ..hosts.headless import workflow as reader
+
+        graph = reader.read(workflow, asyncio.run(registry.everything()))
+        graph.set_seed(seed)
+        key = self._ask("/prompt", {"prompt": graph.prompt()})["prompt_id"]
+        while key not in (history := self._ask(f"/history/{key}")):
+            time.sleep(0.005)
+        if history[key]["status"]["status_str"] != "success":
+            raise RuntimeError(f"{workflow.name} failed in ComfyUI: {history[key]['status']}")
+
+
+def main(checkout: Path, pairs: int) -> None:
+    """Inside ComfyUI: the plugin's import, and our deterministic sampler beside core's euler on the same levels."""
+    sys.path.insert(0, str(checkout))
+    importlib.import_module("comfy.options")
+    importlib.import_module("comfy.cli_args").args.cpu = True
+    nodes = importlib.import_module("nodes")
+    custom = importlib.import_module("comfy_extras.nodes_custom_sampler")
+    importlib.import_module("comfy_config.config_parser")
+    began = time.process_time()
+    asyncio.run(nodes.load_custom_node(str(ROOT)))
+    took = time.process_time() - began
+    retort = nodes.NODE_CLASS_MAPPINGS
+    import torch
+
+    from .sampling import paired
+
+    with torch.inference_mode():
+        model, clip, _ = retort["RetortEmbeddedModel"].execute("flow").args
+        positive = nodes.CLIPTextEncode().encode(clip, "a bold blue seven on yellow paper")[0]
+        latent = {"samples": torch.zeros(1, 16, 8, 8)}
+        (sigmas,) = custom.BasicScheduler.execute(model, "simple", STEPS, 1.0).args
+        (euler,) = custom.KSamplerSelect.execute("euler").args
+        (ours,) = retort["RetortDistilledSampler"].execute("digits_flow", "deterministic", "unit noise").args
+        (guider,) = custom.BasicGuider.execute(model, positive).args
+        (noise,) = custom.RandomNoise.execute(0).args
+
+        def sampled(sampler) -> None:
+            custom.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent)
+
+        a, b = paired(lambda: sampled(ours), lambda: sampled(euler), pairs)
+    sys.stdout.write(json.dumps({"import": took, "ours": a, "core": b}) + "\n")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,129 @@
+"""The two hosts give the same latents: every bundled workflow with embedded files, and core's samplers and grids."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WORKFLOWS = REPOSITORY / "workflows"
+SAMPLES = {"KSampler", "SamplerCustomAdvanced"}
+# They need downloads that have no tiny stand-ins: ComfyUI's text encoders are of fixed size.
+DOWNLOADS = {"dmd2_sdxl_4step", "tdm_sd3_4step", "di_star_sdxl_1step"}
+# Prints the prompt that the headless reader makes of a workflow, and leaves the latents of its samplers.
+HEADLESS = """
+import json, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from retort.hosts.headless import registry, workflow
+from retort.hosts.headless.folders import Folders
+from retort.hosts.headless.run import run
+import asyncio
+torch.set_num_threads(1)
+source, out = Path(sys.argv[1]), Path(sys.argv[2])
+prompt = workflow.read(source, asyncio.run(registry.everything())).prompt()
+ids = [key for key, node in prompt.items() if node["class_type"] in sys.argv[3:]]
+done = run(source, where=Folders(output=out), keep=ids).results.outputs
+save_file({key: done[key][0][0]["samples"].contiguous() for key in ids}, out / "latents.safetensors")
+print(json.dumps(prompt))
+"""
+
+
+def both(server, source: Path, folder: Path) -> dict[str, tuple]:
+    """Latents (headless, ComfyUI) of every sampler node in a workflow file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {k: v for k, v in os.environ.items() if k != "COMFYUI_PATH"} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", HEADLESS, str(source), str(folder), *SAMPLES]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    prompt = json.loads(done.stdout.splitlines()[-1])
+    ours = load_file(folder / "latents.safetensors")
+    for key in ours:
+        inputs = {"samples": [key, 0], "filename_prefix": f"agree/{source.stem}_{key}"}
+        prompt[f"save_{key}"] = {"class_type": "SaveLatent", "inputs": inputs}
+    history = server.run(prompt)
+    assert history["status"]["status_str"] == "success", history["status"]
+    theirs = {}
+    for key in ours:
+        (saved,) = (server.base / "output" / "agree").glob(f"{source.stem}_{key}_*.latent")
+        theirs[key] = load_file(saved)["latent_tensor"]
+    return {key: (ours[key], theirs[key]) for key in ours}
+
+
+def assert_equal(pairs: dict[str, tuple]) -> None:
+    assert pairs
+    for key, (ours, theirs) in pairs.items():
+        assert ours.shape == theirs.shape, key
+        assert float((ours - theirs).abs().max()) <= 1e-4, f"node {key}"
+        assert float(ours.std()) > 0.1, f"node {key} gave nothing"
+
+
+@pytest.mark.parametrize("name", sorted({p.stem for p in WORKFLOWS.glob("*.json")} - DOWNLOADS))
+def test_a_bundled_workflow(server, tmp_path, name):
+    assert_equal(both(server, WORKFLOWS / f"{name}.json", tmp_path))
+
+
+PROMPT = "a (thin:1.4) red (three) on white paper"
+
+
+def graph(variant: str, sampler: str, scheduler: str, **changes) -> dict:
+    """Text to image on the embedded model by core's KSampler, in API format."""
+    inputs = {
+        "model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 11, "steps": 8,
+        "cfg": 3.0, "sampler_name": sampler, "scheduler": scheduler, "denoise": 1.0,
+    }  # fmt: skip
+    return {
+        "1": {"class_type": "RetortEmbeddedModel", "inputs": {"variant": variant}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": PROMPT}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
+        "4": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 64, "height": 80, "batch_size": 3}},
+        "5": {"class_type": "KSampler", "inputs": inputs | changes},
+        "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
+        "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "agree"}},
+    }  # fmt: skip
+
+
+def image_to_image(variant: str, sampler: str) -> dict:
+    """The first image, encoded, masked on no side, and sampled again from the middle of the grid."""
+    first = graph(variant, "euler", "simple")
+    again = copy.deepcopy(first["5"]) | {"class_type": "KSampler"}
+    again["inputs"] |= {"latent_image": ["8", 0], "denoise": 0.5, "seed": 12, "sampler_name": sampler}
+    encode = {"class_type": "VAEEncode", "inputs": {"pixels": ["6", 0], "vae": ["1", 2]}}
+    return first | {"8": encode, "9": again}
+
+
+CASES = {
+    **{
+        f"{variant} {sampler} {scheduler}": graph(variant, sampler, scheduler)
+        for variant in ("flow", "eps")
+        for sampler, scheduler in (
+            ("euler", "simple"),
+            ("euler", "normal"),
+            ("heun", "karras"),
+            ("dpmpp_2m", "karras"),
+            ("dpmpp_2m", "sgm_uniform"),
+            ("euler_ancestral", "simple"),
+            ("lcm", "sgm_uniform"),
+        )
+    },
+    "flow cfg 1": graph("flow", "euler", "simple", cfg=1.0),
+    "flow image to image": image_to_image("flow", "euler"),
+    "eps image to image": image_to_image("eps", "dpmpp_2m"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_core_sampling(server, tmp_path, case):
+    source = tmp_path / f"{case.replace(' ', '_')}.json"
+    source.write_text(json.dumps(CASES[case]), encoding="utf-8")
+    assert_equal(both(server, source, tmp_path / "out"))
