@@ -22,4 +22,4 @@ class NodeError(UsageError):
         if value is not NodeError.NO_VALUE:
             shown = repr(value)
             text += f" (got {shown if len(shown) <= 80 else shown[:60] + '...' + shown[-16:]})"
-        super().__init__(f"{text}. {remedy}" if remedy else f"{text}.")
+        super().__init__(". ".join(part.rstrip(".") for part in (text, remedy) if part) + ".")

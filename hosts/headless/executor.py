@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import time
 from collections.abc import Collection
@@ -65,7 +64,6 @@ async def execute(graph: Graph, order: list[str], registry: Registry, keep: Coll
             if waiting[source] == 0:
                 del values[source]
     progress.node(len(run_order), len(run_order), "")
-    gc.collect()
     return results
 
 

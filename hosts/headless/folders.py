@@ -21,6 +21,7 @@ KINDS = {
     "vae": ("vae",),
     "diffusion_models": ("diffusion_models", "unet"),
     "text_encoders": ("text_encoders", "clip"),
+    "diffusers": ("diffusers",),
 }
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -44,7 +45,10 @@ class Folders:
         return [root / name for root in (*self.models, EMBEDDED) for name in KINDS[kind]]
 
     def names(self, kind: str) -> list[str]:
-        """Every safetensors file of a kind, relative to its folder, with forward slashes."""
+        """Every safetensors file of a kind (for "diffusers", every pipeline folder), with forward slashes."""
+        if kind == "diffusers":
+            roots = [root for root in self.roots(kind) if root.is_dir()]
+            return [p.parent.relative_to(r).as_posix() for r in roots for p in sorted(r.rglob("model_index.json"))]
         return _listed(self.roots(kind), (".safetensors", ".sft"))
 
     def images(self) -> list[str]:
@@ -84,7 +88,7 @@ def _find(roots: list[Path], name: str) -> Path | None:
         except PathError as error:
             refused = refused or error
             continue
-        if path.is_file():
+        if path.is_file() or (path / "model_index.json").is_file():
             return path
     if refused is not None:
         raise refused

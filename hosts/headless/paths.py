@@ -28,9 +28,11 @@ def inside(folder: Path, name: str) -> Path:
     if ".." in parts:
         raise PathError(f"the path {name!r} leaves its folder; give a name inside {folder}")
     path = folder.joinpath(*parts)
+    if any(len(part.encode()) > 240 for part in parts) or len(str(path)) > 3000:
+        raise PathError(f"the name {name[:40]!r}... is too long; give a file inside {folder}")
     try:
         real, root = path.resolve(), folder.resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long for the system
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links
         raise PathError(f"the path {name!r} cannot be followed ({error}); give a file inside {folder}") from error
     if real != root and root not in real.parents:
         raise PathError(f"{name!r} is a link to {real}, outside {folder}; put the file itself there")

@@ -38,6 +38,25 @@ def _embedded(name: str):
     return model, None, vae
 
 
+class DiffusersLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DiffusersLoader",
+            category="model/loaders",
+            description="MODEL, CLIP and VAE of a folder that diffusers saved.",
+            inputs=[ModelFile("model_path", "diffusers", tooltip="A folder in models/diffusers.")],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+            is_deprecated=True,
+        )
+
+    @classmethod
+    def execute(cls, model_path):
+        from ..diffusers_folder import load_folder
+
+        return io.NodeOutput(*load_folder(folders.current().model("diffusers", model_path)))
+
+
 class UNETLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -139,4 +158,4 @@ class LoraLoaderModelOnly(io.ComfyNode):
         return io.NodeOutput(_patched(model, lora_name, strength_model))
 
 
-NODES = [CheckpointLoaderSimple, UNETLoader, VAELoader, LoraLoader, LoraLoaderModelOnly]
+NODES = [CheckpointLoaderSimple, DiffusersLoader, UNETLoader, VAELoader, LoraLoader, LoraLoaderModelOnly]

@@ -1,0 +1,92 @@
+"""The model families that run through diffusers, and how a network becomes a MODEL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from ...sampling.path import FLOW, VE, NoisePath
+from ...sampling.schedule import DiscreteSchedule, FlowSchedule, FluxSchedule, Schedule
+from . import layout_dit, layout_unet, networks
+from .device import device, has_xformers
+from .errors import UsageError
+from .layout import Layout
+from .model import LatentFormat, Model, NetworkSource, Prediction
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What belongs to a family of models: diffusers' class, its table, the adapter, latents and precision on a GPU."""
+
+    name: str
+    diffusers_class: str
+    config: Callable[[Shapes], dict[str, Any]]
+    layout: Callable[[Any], Layout]
+    network: Any
+    latent: LatentFormat
+    precision: torch.dtype
+
+
+SD15 = Family(
+    "SD1.5", "UNet2DConditionModel", layout_unet.config, layout_unet.layout, networks.UNet,
+    LatentFormat(4, scale=0.18215), torch.float16,
+)  # fmt: skip
+SDXL = Family(
+    "SDXL", "UNet2DConditionModel", layout_unet.config, layout_unet.layout, networks.UNet,
+    LatentFormat(4, scale=0.13025), torch.float16,
+)  # fmt: skip
+SD3 = Family(
+    "SD3", "SD3Transformer2DModel", layout_dit.sd3_config, layout_dit.sd3_layout, networks.SD3,
+    LatentFormat(16, scale=1.5305, shift=0.0609), torch.bfloat16,
+)  # fmt: skip
+FLUX = Family(
+    "Flux", "FluxTransformer2DModel", layout_dit.flux_config, layout_dit.flux_layout, networks.Flux,
+    LatentFormat(16, scale=0.3611, shift=0.1159), torch.bfloat16,
+)  # fmt: skip
+
+
+def require_diffusers() -> None:
+    """Quiet diffusers and transformers; UsageError naming the extra when one is not installed."""
+    if find_spec("diffusers") is None or find_spec("transformers") is None:
+        raise UsageError('checkpoints need diffusers and transformers here: pip install "retort[diffusers]"')
+    import diffusers
+    import transformers
+
+    # Their bars and remarks would stand between our own.
+    for logging in (diffusers.utils.logging, transformers.utils.logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+
+
+def coordinates(family: Family, shapes: Shapes, config: Any) -> tuple[Schedule, NoisePath, Prediction]:
+    """Schedule, path and prediction, by the marks that files carry: "v_pred", "ztsnr", Flux dev's guidance."""
+    if family is SD3:
+        return FlowSchedule(shift=3.0), FLOW, "flow"
+    if family is FLUX:
+        # dev is told its guidance and has a shift; schnell has neither.
+        return (FluxSchedule() if config["guidance_embeds"] else FlowSchedule(multiplier=1.0)), FLOW, "flow"
+    if "edm_mean" in shapes or "edm_vpred.sigma_max" in shapes:
+        raise UsageError("this is an EDM model, which needs ComfyUI")
+    is_v = "v_pred" in shapes
+    return DiscreteSchedule(zsnr=is_v and "ztsnr" in shapes), VE, "v" if is_v else "eps"
+
+
+def as_model(family: Family, build, schedule: Schedule, way: NoisePath, prediction: Prediction) -> Model:
+    """A MODEL whose network is built when it is first used; its LoRAs share the weights."""
+    built: list[Any] = []
+
+    def network(loras):
+        if not built:
+            module = build().to(device())
+            if has_xformers() and family.network is networks.UNet:
+                module.enable_xformers_memory_efficient_attention()
+            built.append(family.network(module, family.layout(module.config)))
+        return built[0].with_loras(loras)
+
+    return Model(NetworkSource(network), schedule, way, prediction, family.latent)

@@ -1,0 +1,89 @@
+"""The command line: what it prints, where it writes, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from retort.hosts import cli
+from retort.hosts.headless import images, registry
+
+
+@pytest.fixture
+def command(monkeypatch, known, tmp_path):
+    """command(*arguments) -> typer's result, with TinyLoader among the nodes and a wide terminal."""
+    monkeypatch.setenv("RETORT_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    nodes = known()
+
+    async def everything():
+        return nodes
+
+    monkeypatch.setattr(registry, "everything", everything)
+    return lambda *arguments: CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def written(api, where, tmp_path):
+    path = tmp_path / "workflow.json"
+    path.write_text(json.dumps(api))
+    return path
+
+
+def test_run_saves_images_and_prints_their_paths(command, written, tmp_path):
+    result = command("run", written, "--out", tmp_path / "out", "--set", "Draw.steps=2", "--seed", 3)
+    assert result.exit_code == 0, result.stderr
+    saved = tmp_path / "out" / "tiny_00001_.png"
+    assert result.stdout.splitlines() == [str(saved)]
+    assert "1 images in" in result.stderr
+    inputs = json.loads(images.read_texts(saved)["prompt"])["5"]["inputs"]
+    assert (inputs["steps"], inputs["seed"]) == (2, 3)
+    assert command("run", saved, "--out", tmp_path / "out").exit_code == 0
+    assert (tmp_path / "out" / "tiny_00002_.png").is_file()
+
+
+def test_a_mistake_is_one_message_and_exit_code_2(command, written, tmp_path):
+    result = command("run", written, "--out", tmp_path / "out", "--set", "5.steps=0")
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr == (
+        'error: node 5 "Draw" (KSampler), input "steps": it must be at least 1 (got 0). '
+        "Allowed: 1 to 10000; the default is 20.\n"
+    )
+    assert not (tmp_path / "out").exists()
+    assert "Traceback" in command("run", written, "--set", "5.steps=0", "--debug").stderr
+
+
+def test_images_are_looked_for_beside_the_workflow(command, tmp_path, where):
+    import torch
+
+    images.save_png(torch.rand(16, 16, 3), tmp_path / "input" / "photo.png")
+    graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "photo.png"}},
+        "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+    }
+    (tmp_path / "load.json").write_text(json.dumps(graph))
+    result = command("run", tmp_path / "load.json", "--out", tmp_path / "out")
+    assert result.stdout.splitlines() == [str(tmp_path / "out" / "preview" / "preview_00001_.png")]
+
+
+def test_nodes_lists_ours_and_core(command):
+    result = command("nodes")
+    assert result.exit_code == 0
+    for name in ("RetortDistilledSetup", "KSampler", "SamplerCustomAdvanced", "CheckpointLoaderSimple"):
+        assert name in result.stdout
+
+
+def test_doctor_says_what_is_there_and_how_to_get_the_rest(command, where, monkeypatch):
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    result = command("doctor")
+    assert result.exit_code == 0
+    for word in ("Python", "torch", "device", "diffusers", "embedded model", "install.py link", "0 checkpoints"):
+        assert word in result.stdout
+
+
+def test_usage_mistakes_exit_with_2(command):
+    assert command("run").exit_code == 2
+    assert command("fly").exit_code == 2
