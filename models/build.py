@@ -28,7 +28,7 @@ SCHEDULES = {
     "judge": Schedule(1500, rate=2e-3),
     "text": Schedule(800, rate=2e-3),
     "autoencoder": Schedule(1600, rate=3e-3, decay=0.5),
-    "decoder": Schedule(3000, rate=1.5e-3, decay=0.6),
+    "decoder": Schedule(1800, rate=1.5e-3, decay=0.6),
     "flow": Schedule(7000, rate=8e-4, warmup=200, ema=0.9995, keep=(1500,)),
     "eps": Schedule(7000, rate=8e-4, warmup=200, ema=0.9995, keep=(1500,)),
     "student_flow": Schedule(1500, rate=1e-3),

@@ -121,6 +121,11 @@ def sigmas(preset: Preset, steps: int | None, schedule: Schedule) -> Tensor:
     return torch.tensor([_level(t, preset, schedule) for t in timesteps(preset, steps)] + [0.0])
 
 
+def start_level(preset: Preset, schedule: Schedule) -> float:
+    """The highest level that the student starts from, over its step counts; a grid below it is a part of one."""
+    return max(_level(grid[0], preset, schedule) for grid in preset.timesteps)
+
+
 def _level(t: int, preset: Preset, schedule: Schedule) -> float:
     unit, half = (float(schedule.timestep(torch.tensor(s))) for s in (1.0, 0.5))
     if unit > 0 and unit == 2 * half:

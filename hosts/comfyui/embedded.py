@@ -86,7 +86,6 @@ class TextModel(torch.nn.Module):
         super().__init__()
         self.encoder = TextEncoder().to(device).requires_grad_(False)
         self.dtypes = {torch.float32}
-        self.empty = list(zip(*WordTokenizer().encode(""), strict=True))
 
     def set_clip_options(self, options):
         """There is nothing to set: one layer, one pooled output."""
@@ -96,15 +95,10 @@ class TextModel(torch.nn.Module):
 
     def encode_token_weights(self, tokens):
         """Token states (1, 16, 128) and pooled state (1, 128) of a weighted prompt."""
-        rows = [[token[:2] for token in row] for row in tokens["digits"]]
-        read = torch.tensor([rows[0], self.empty], device=self.encoder.words.weight.device)
-        states, pooled = self.encoder(read[..., 0].long())
-        # A weight of exactly 1 leaves the state as it is, bit for bit.
-        weight = read[:1, :, 1:]
-        plain, empty = states[:1], states[1:]
-        states = torch.where(weight == 1, plain, empty + (plain - empty) * weight)
+        ids, weights = zip(*(token[:2] for token in tokens["digits"][0]), strict=True)
+        states, pooled = self.encoder.encode(list(ids), list(weights))
         device = comfy.model_management.intermediate_device()
-        return states.to(device), pooled[:1].to(device)
+        return states.to(device), pooled.to(device)
 
     def load_sd(self, weights):
         return self.encoder.load_state_dict(weights, strict=False)

@@ -54,7 +54,7 @@ class DistilledSampler(Sampler):
         return model_sampling.inverse_noise_scaling(sigmas[-1], x)
 
     def _own_start(self, model_sampling) -> float | None:
-        return None if self.preset is None else float(presets.sigmas(self.preset, None, model_sampling)[0])
+        return None if self.preset is None else presets.start_level(self.preset, model_sampling)
 
 
 class KeepInVP(KSamplerX0Inpaint):

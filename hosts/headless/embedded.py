@@ -70,12 +70,8 @@ def _clip() -> Clip:
         if not encoders:
             with torch.inference_mode(False):
                 encoders.append(loader.load_text_encoder())
-        ids, weights = tokenizer.encode(prompt)
-        # A weight moves a token's state away from, or towards, the state of the empty prompt at its place.
-        states, pooled = encoders[0](torch.tensor([ids, tokenizer.encode("")[0]]))
-        scale = torch.tensor(weights)[:, None]
-        tokens = torch.where(scale == 1.0, states[0], states[1] + (states[0] - states[1]) * scale)
-        return tokens[None], {"pooled_output": pooled[:1]}
+        tokens, pooled = encoders[0].encode(*tokenizer.encode(prompt))
+        return tokens, {"pooled_output": pooled}
 
     return Clip(encode)
 

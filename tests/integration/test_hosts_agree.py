@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import subprocess
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 source, out = Path(sys.argv[1]), Path(sys.argv[2])
 prompt = workflow.read(source, asyncio.run(registry.everything())).prompt()
 ids = [key for key, node in prompt.items() if node["class_type"] in sys.argv[3:]]
-done = run(source, where=Folders(output=out), keep=ids).results.outputs
+done = run(source, where=Folders(inputs=(source.parent,), output=out), keep=ids).results.outputs
 save_file({key: done[key][0][0]["samples"].contiguous() for key in ids}, out / "latents.safetensors")
 print(json.dumps(prompt))
 """
@@ -94,12 +94,11 @@ def graph(variant: str, sampler: str, scheduler: str, **changes) -> dict:
 
 
 def image_to_image(variant: str, sampler: str) -> dict:
-    """The first image, encoded, masked on no side, and sampled again from the middle of the grid."""
-    first = graph(variant, "euler", "simple")
-    again = copy.deepcopy(first["5"]) | {"class_type": "KSampler"}
-    again["inputs"] |= {"latent_image": ["8", 0], "denoise": 0.5, "seed": 12, "sampler_name": sampler}
-    encode = {"class_type": "VAEEncode", "inputs": {"pixels": ["6", 0], "vae": ["1", 2]}}
-    return first | {"8": encode, "9": again}
+    """A picture file, encoded and sampled again from the middle of the grid."""
+    changed = graph(variant, sampler, "simple", latent_image=["8", 0], denoise=0.5)
+    load = {"class_type": "LoadImage", "inputs": {"image": "agree.png"}}
+    encode = {"class_type": "VAEEncode", "inputs": {"pixels": ["4", 0], "vae": ["1", 2]}}
+    return changed | {"4": load, "8": encode}
 
 
 CASES = {
@@ -126,4 +125,9 @@ CASES = {
 def test_core_sampling(server, tmp_path, case):
     source = tmp_path / f"{case.replace(' ', '_')}.json"
     source.write_text(json.dumps(CASES[case]), encoding="utf-8")
+    for inputs in (tmp_path, server.base / "input"):
+        inputs.mkdir(exist_ok=True)
+        picture = Image.new("RGB", (64, 80), "gold")
+        ImageDraw.Draw(picture).ellipse((18, 15, 46, 60), outline="navy", width=6)
+        picture.save(inputs / "agree.png")
     assert_equal(both(server, source, tmp_path / "out"))

@@ -214,3 +214,10 @@ def test_paths_are_noise_paths():
     for preset in PRESETS.values():
         for kind in preset.paths:
             NoisePath(kind)
+
+
+def test_a_student_that_starts_at_several_levels_starts_at_the_highest():
+    preset = presets.PRESETS["digits_eps"]
+    assert presets.timesteps(preset) == (399,)
+    assert presets.start_level(preset, SD) == float(SD.sigmas[999])
+    assert presets.start_level(presets.PRESETS["di_star_sdxl_1step"], SD) == float(SD.sigmas[399])
