@@ -1,8 +1,8 @@
 """Build every embedded weight from scratch: `python -m retort.models.build [--work DIR] [--only STEP] [--out DIR]`.
 
 Steps, in order: judge, text, autoencoder, decoder, latents, flow, eps, student_flow, student_eps, export. Each is
-seeded, resumes where it was stopped, and is skipped when it is finished. Under three hours on two cores; what came of it
-is in README.md beside this file.
+seeded, resumes where it was stopped, and is skipped when it is finished. Under three hours on two cores; what came of
+it is in README.md beside this file.
 """
 
 from __future__ import annotations

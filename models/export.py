@@ -49,7 +49,7 @@ def write(work: Path, out: Path) -> None:
             state = layout.to_sd3_layout(fixed | averaged(work, name))
             state = {f"{loader.NETWORK_PREFIX}{k}": v for k, v in state.items()} | (vae if variant == "flow" else {})
             title = {"modelspec.title": f"Retort digits, {variant}"}
-            # The latent format's two numbers stay exact: in fp16 a latent would come out of the VAE a ten-thousandth off.
+            # The latent format's two numbers stay exact: in fp16 every latent would leave the VAE a ten-thousandth off.
             small = {k: v if v.ndim == 0 else v.half() for k, v in state.items()}
             save_atomically(small, out / loader.CHECKPOINTS[variant], notes | title)
         lora = lora_state(averaged(work, f"student_{kind}"))
