@@ -31,6 +31,7 @@ SCHEDULES = {
     "decoder": Schedule(1800, rate=1.5e-3, decay=0.6),
     "flow": Schedule(7000, rate=8e-4, warmup=200, ema=0.9995, keep=(1500,)),
     "eps": Schedule(7000, rate=8e-4, warmup=200, ema=0.9995, keep=(1500,)),
+    "eps_refined": Schedule(2800, rate=6e-4, decay=0.5, ema=0.998),
     "student_flow": Schedule(1500, rate=1e-3),
     "student_eps": Schedule(1500, rate=1e-3),
 }
@@ -165,7 +166,12 @@ def build_twin(kind: str, work: Path, compiled: bool = False) -> nn.Module:
     torch.manual_seed(5 if kind == "flow" else 6)
     model = layout.network()
     loss = twins.loss(kind, torch.compile(model) if compiled else model, build_latents(work), build_text(work))
-    return train(kind, model, loss, SCHEDULES[kind], 5 if kind == "flow" else 6, work)
+    model = train(kind, model, loss, SCHEDULES[kind], 5 if kind == "flow" else 6, work)
+    if kind == "flow":
+        return model
+    network = torch.compile(model) if compiled else model
+    loss = twins.loss(kind, network, build_latents(work), build_text(work), towards_x0=True)
+    return train("eps_refined", model, loss, SCHEDULES["eps_refined"], 10, work)
 
 
 def build_student(kind: str, work: Path) -> nn.Module:

@@ -18,6 +18,9 @@ TARGETS = (
 )  # fmt: skip
 
 
+FINISHED = {"flow": "flow", "eps": "eps_refined"}
+
+
 def with_lora(network: nn.Module) -> nn.Module:
     """Inject a trainable LoRA of rank 16 into a frozen network, in place."""
     from peft import LoraConfig, inject_adapter_in_model
@@ -45,7 +48,7 @@ def write(work: Path, out: Path) -> None:
     vae = {f"{loader.VAE_PREFIX}{k}": v for k, v in autoencoder.padded(build_decoder(work)).items()}
     fixed = {k: v for k, v in layout.network().state_dict().items() if k == "pos_embed.pos_embed"}
     for kind in ("flow", "eps"):
-        for variant, name in ((kind, kind), (f"{kind} early", f"{kind}_{SCHEDULES[kind].keep[0]}")):
+        for variant, name in ((kind, FINISHED[kind]), (f"{kind} early", f"{kind}_{SCHEDULES[kind].keep[0]}")):
             state = layout.to_sd3_layout(fixed | averaged(work, name))
             state = {f"{loader.NETWORK_PREFIX}{k}": v for k, v in state.items()} | (vae if variant == "flow" else {})
             title = {"modelspec.title": f"Retort digits, {variant}"}

@@ -56,8 +56,13 @@ class Prompts:
         return ["" if drop else digits.describe(*row, generator)[0] for row, drop in zip(values, dropped, strict=True)]
 
 
-def loss(kind: str, model: nn.Module, rows: dict[str, torch.Tensor], encoder: text.TextEncoder) -> Callable:
-    """The training loss of a twin as a function of a generator."""
+def loss(
+    kind: str, model: nn.Module, rows: dict[str, torch.Tensor], encoder: text.TextEncoder, towards_x0: bool = False
+) -> Callable:
+    """The training loss of a twin as a function of a generator; towards_x0 weighs an eps error by its sigma.
+
+    An error of eps is one of x0 over sigma, so plain eps loss hardly sees the levels at which a digit takes shape.
+    """
     prompts, schedule = Prompts(encoder), DiscreteSchedule()
 
     def flow(x0: torch.Tensor, noise: torch.Tensor, generator: torch.Generator):
@@ -80,7 +85,8 @@ def loss(kind: str, model: nn.Module, rows: dict[str, torch.Tensor], encoder: te
         x, timestep, target = corrupt(x0, noise, generator)
         cond = prompts.encode(prompts.caption(rows, chosen, generator))
         out = model(hidden_states=x, timestep=timestep, **cond, return_dict=False)[0]
-        return (out - target).square().mean()
+        error = (out - target).square().mean((1, 2, 3))
+        return (error * schedule.sigma(timestep).clamp(0.3, 5)).mean() if towards_x0 else error.mean()
 
     return value
 
