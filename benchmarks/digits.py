@@ -30,6 +30,7 @@ def main() -> None:
     report = Report("digits")
     for name, share in judge_accuracy(2048).items():
         report.figures[f"judge, {name} right"] = Figure(share, better="higher")
+    report.figures[f"{count} held-out digits themselves: Fréchet distance"] = Figure(evaluate.floor(count))
     for kind in ("flow", "eps"):
         student = ((loader.load_student_lora(kind), 1.0),)
         runs = [(kind, (), 50, False), (f"{kind} early", (), 50, False)]

@@ -36,15 +36,20 @@ def requests(count: int, seed: int) -> tuple[list[str], torch.Tensor]:
     return [digits.describe(*row)[0] for row in values.tolist()], values
 
 
-def reference(count: int = 2048) -> torch.Tensor:
+def reference(count: int = 2048, seed: int = 360) -> torch.Tensor:
     """Judge features (count, 64) of digits drawn from the held-out split."""
     fields, labels = digits.load("held_out")
-    generator = torch.Generator().manual_seed(360)
+    generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(labels), (count,), generator=generator)
     reader = loader.load_judge()
     with torch.inference_mode():
         parts = [reader.features(digits.draw(fields[c], labels[c], generator).image) for c in chosen.split(4 * BATCH)]
     return torch.cat(parts)
+
+
+def floor(count: int) -> float:
+    """Fréchet distance of `count` drawn held-out digits to the reference: what few samples cost by themselves."""
+    return judge.frechet_distance(reference(count, seed=count), reference())
 
 
 @torch.inference_mode()
