@@ -128,8 +128,8 @@ def _clip(path: Path, shapes: Shapes, family: Family) -> Clip | None:
         if family is SDXL:
             return text_encoders.sdxl(clip_l, clip_g)
         has_t5 = any(name.startswith(t5_prefix) for name in shapes)
-        t5 = text_encoders.t5_encoder(part(t5_prefix), tokenizers.find("t5"), least=77) if has_t5 else None
-        return text_encoders.sd3(clip_l, clip_g, t5, _stripped(shapes)["context_embedder.weight"][1])
+        last = text_encoders.t5_encoder(part(t5_prefix), tokenizers.find("t5"), least=77) if has_t5 else None
+        return text_encoders.sd3(clip_l, clip_g, last, _stripped(shapes)["context_embedder.weight"][1])
 
     def encode(prompt, loras):
         if not made:

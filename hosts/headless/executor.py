@@ -90,7 +90,7 @@ def _twins(graph: Graph, order: list[str], registry: Registry) -> dict[str, str]
 
 
 def _hidden(node: Node, schema: Schema, graph: Graph, prompt: dict) -> HiddenHolder:
-    told = {
+    told: dict[Hidden, Any] = {
         Hidden.unique_id: node.id,
         Hidden.prompt: prompt,
         Hidden.extra_pnginfo: None if graph.document is None else {"workflow": graph.document},
@@ -103,7 +103,7 @@ async def _run(
     node: Node, cls: type[ComfyNode], schema: Schema, hidden: HiddenHolder, given: dict[str, list[Any]]
 ) -> tuple[Values, dict[str, Any]]:
     # A class of its own for each run, so that nothing a node learns outlives it.
-    running = type(cls.__name__, (cls,), {"hidden": hidden})
+    running: Any = type(cls.__name__, (cls,), {"hidden": hidden})
     returned = []
     for call in [given] if schema.is_input_list else _calls(given):
         arguments = fold(schema, call)

@@ -95,22 +95,22 @@ class ComfyNode:
         raise NotImplementedError(f"{cls.__name__} defines no schema")
 
     @classmethod
-    def execute(cls, **kwargs) -> NodeOutput:
-        """The node's work; inputs by id, outputs in the schema's order. May be a coroutine."""
+    def execute(cls, *args: Any, **kwargs: Any) -> Any:
+        """The node's work as a NodeOutput; inputs by id, outputs in the schema's order. May be a coroutine."""
         raise NotImplementedError(f"{cls.__name__} defines no execute")
 
     @classmethod
-    def validate_inputs(cls, **kwargs) -> bool | str:
+    def validate_inputs(cls, *args: Any, **kwargs: Any) -> bool | str:
         """True, or a message; given the constant inputs that its signature names."""
         raise NotImplementedError
 
     @classmethod
-    def fingerprint_inputs(cls, **kwargs) -> Any:
+    def fingerprint_inputs(cls, *args: Any, **kwargs: Any) -> Any:
         """A value that changes when the node must run again although its inputs did not change."""
         raise NotImplementedError
 
     @classmethod
-    def check_lazy_status(cls, **kwargs) -> list[str]:
+    def check_lazy_status(cls, *args: Any, **kwargs: Any) -> list[str]:
         """Which lazy inputs are needed; the headless host has computed them all."""
         return []
 

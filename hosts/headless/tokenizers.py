@@ -35,7 +35,7 @@ def find(kind: str) -> Any:
             return load(place, kind)
     raise UsageError(
         f"the {kind.upper()} tokenizer's files, which no checkpoint holds, are not on this machine. Get them with "
-        f"`hf download {hub} {' '.join(_FILES[kind][1])}`, put them into "
+        f"`hf download {hub} --include '*token*' '*vocab*' '*merges*' 'spiece*'`, put them into "
         f"{places[0] if roots else f'DIR/tokenizers/{kind} and pass --models DIR'}, or set COMFYUI_PATH to a ComfyUI "
         "checkout, which has them"
     )
@@ -43,7 +43,7 @@ def find(kind: str) -> Any:
 
 def load(place: Path, kind: str) -> Any:
     """The tokenizer in a folder. UsageError when its files are not all there."""
-    from transformers import CLIPTokenizer, T5TokenizerFast
+    from transformers import CLIPTokenizer, T5TokenizerFast  # type: ignore[attr-defined]
 
     if not _is_whole(place, kind):
         raise UsageError(f"{place} holds no {kind.upper()} vocabulary ({' or '.join(_FILES[kind][1])})")
@@ -91,6 +91,7 @@ class Chunks:
         first = [] if self.start is None else [(self.start, 1.0)]
         rows = [list(first)]
         for text, weight in weighted_spans(prompt):
+            text = text.replace("\\(", "(").replace("\\)", ")")
             ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             word: list[Token] = [(i, weight) for i in ids]
             while word:

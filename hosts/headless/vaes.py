@@ -24,7 +24,7 @@ def from_state(state: dict[str, Tensor]) -> Vae:
 
     config = layout_vae.config(shapes)
     converted, _ = layout_vae.layout(config).convert(state)
-    module = AutoencoderKL(**config)
+    module: Any = AutoencoderKL(**config)
     missing, _ = module.load_state_dict({k: v.float() for k, v in converted.items()}, strict=False)
     if missing:
         raise UsageError(f"the VAE lacks {len(missing)} tensors, such as {missing[0]}; download the file again")

@@ -58,7 +58,8 @@ class _Row:
     """A list of widget values, taken from the front."""
 
     def __init__(self, values: list):
-        self.values, self.at, self.missing = values, 0, []
+        self.values, self.at = values, 0
+        self.missing: list[str] = []
 
     def next_is(self, wanted: Iterable[str]) -> bool:
         return self.at < len(self.values) and isinstance(self.values[self.at], str) and self.values[self.at] in wanted
