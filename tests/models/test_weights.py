@@ -82,7 +82,9 @@ def test_a_student_comes_closer_in_one_call_to_its_teacher_than_the_teacher_itse
     prompts = twins.Prompts(loader.load_text_encoder())
     cond, uncond = prompts.encode(evaluate.requests(32, 3)[0]), prompts.encode([""])
     noise = torch.randn(32, 16, 8, 8, generator=torch.Generator().manual_seed(3))
-    wanted = twins.teach(twins.Denoiser(kind, teacher, cond, uncond, twins.TEACHER_GUIDANCE), noise, twins.TEACHER_STEPS)
+    wanted = twins.teach(
+        twins.Denoiser(kind, teacher, cond, uncond, twins.TEACHER_GUIDANCE), noise, twins.TEACHER_STEPS
+    )
 
     def error(network):
         return float((twins.study(twins.Denoiser(kind, network, cond), noise, 1) - wanted).square().mean())
