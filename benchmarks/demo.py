@@ -60,7 +60,7 @@ def main() -> None:
     sheet = options.out / "contact_sheet.png"
     contact_sheet({label: [Image.open(p).convert("RGB") for p in paths] for label, paths in rows.items()}).save(sheet)
 
-    count = 32 if options.quick else 64
+    count = 32 if options.quick else 48
     report = Report("demo")
     table = Table(title=f"embedded flow model, {count} prompts each; {report.machine}")
     for column in ("", "steps", "network calls", "seconds per image", "Fréchet distance", "prompt right"):
