@@ -13,6 +13,7 @@ from ...sampling.path import FLOW, VE
 from ...sampling.schedule import DiscreteSchedule, FlowSchedule
 from .errors import UsageError
 from .model import Clip, LatentFormat, Lora, Model, NetworkSource, Vae
+from .threads import quickest, threads
 
 LATENT = LatentFormat(autoencoder.CHANNELS, scale=autoencoder.SCALE, shift=autoencoder.SHIFT)
 # What stock loaders set for every SD3-layout model; the flow twin is used so everywhere.
@@ -40,7 +41,18 @@ class EmbeddedNetwork:
 
     def __call__(self, x: Tensor, timestep: Tensor, **conditions: Tensor) -> Tensor:
         """x (B, 16, h, w), timestep (B,) -> (B, 16, h, w)."""
-        return self.network(x, timestep, **conditions)
+        with threads(_threads()):
+            return self.network(x, timestep, **conditions)
+
+
+@cache
+def _threads() -> int:
+    """How many threads the embedded networks use in this process."""
+    with torch.random.fork_rng(devices=[]):  # a trial must not move the run's own random numbers
+        layer = torch.nn.TransformerEncoderLayer(192, 3, 768, batch_first=True).eval()
+        tokens = torch.randn(8, 32, 192)
+    with torch.inference_mode():
+        return quickest(lambda: layer(tokens))
 
 
 def load(variant: str) -> tuple[Model, Clip, Vae]:
@@ -87,8 +99,12 @@ def _vae() -> Vae:
         return loaded[0]
 
     # The autoencoder's own latents are the model's; stored ones are in ComfyUI's scale.
-    return Vae(
-        encoder=lambda images: LATENT.process_out(network().encode(images)),
-        decoder=lambda latents: network().decode(LATENT.process_in(latents)),
-        channels=autoencoder.CHANNELS,
-    )
+    def encode(images: Tensor) -> Tensor:
+        with threads(_threads()):
+            return LATENT.process_out(network().encode(images))
+
+    def decode(latents: Tensor) -> Tensor:
+        with threads(_threads()):
+            return network().decode(LATENT.process_in(latents))
+
+    return Vae(encode, decode, autoencoder.CHANNELS)
