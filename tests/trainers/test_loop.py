@@ -1,0 +1,358 @@
+"""The loop on a scalar network: what it computes does not depend on how it was split, stopped or resumed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from retort.sampling.path import VE
+from retort.trainers import loop, pairs, state, watch
+from retort.trainers.adapters import LoraConfig
+from retort.trainers.config import RunConfig, TrainingConfig
+from retort.trainers.data import Data
+from retort.trainers.loop import Stopped, Trainer, TrainingFailed
+from retort.trainers.objectives.contract import Loss, Player
+
+
+@dataclass(frozen=True)
+class TwoConfig:
+    poison: int = -1
+    heads: bool = True
+
+
+PLAIN, RANK_ONE = TwoConfig(), LoraConfig(rank=1)
+
+
+class Two:
+    """Student regresses on latents, the fake on the student's result: two players, a module, a buffer."""
+
+    name, needs_latents, needs_uncond, pairs = "two", True, False, 0
+
+    def __init__(self, config, denoiser):
+        self.config, self.denoiser = config, denoiser
+        self.level = torch.zeros(1)
+        self.head = None
+
+    def prepare(self, batch):
+        torch.manual_seed(3)
+        self.head = torch.nn.Linear(1, 1)
+
+    @property
+    def players(self):
+        return {"student": Player("student"), "fake": Player("fake", rate=3.0, modules=self.head)}
+
+    def losses(self, batch, step):
+        noise = batch.draws.normal("noise", batch.shape)
+        sigma = torch.full((len(batch),), 1.0)
+        with self.denoiser.adapter("student"):
+            x0 = self.denoiser.predict_x0(noise, sigma, batch.cond)
+        error = (x0 - batch.latents).square().mean()
+        if step == self.config.poison:
+            error = error * float("nan")
+        yield Loss("student", error, {"watched": x0.mean().detach()})
+        with self.denoiser.adapter("fake"):
+            fake = self.denoiser.predict_x0(noise, sigma, batch.cond)
+        value = (fake - x0.detach()).square().mean() + (
+            self.head(noise[..., None])[..., 0] - batch.latents
+        ).square().mean()
+        yield Loss("fake", value, {})
+
+    def after_step(self, metrics, step):
+        self.level.mul_(0.9).add_(0.1 * metrics["watched"])
+
+    def buffers(self):
+        return {"level": self.level}
+
+    def sample(self, noise, cond, uncond):
+        return self.denoiser.predict_x0(noise, torch.ones(len(noise)), cond)
+
+
+class Stop(watch.Silent):
+    """Ends the run after some steps, by wish or by an exception in the middle of a step."""
+
+    def __init__(self, at: int, error: type[BaseException] | None = None):
+        self.at, self.error, self.seen, self.checks = at, error, [], 0
+
+    def step(self, done, total, metrics):
+        self.seen.append((done, metrics["student_loss"]))
+
+    def wishes(self):
+        return {"stop"} if self.error is None and len(self.seen) == self.at else set()
+
+    def check(self):
+        if self.error is not None and len(self.seen) == self.at:
+            raise self.error("now")
+
+
+@pytest.fixture
+def make(affine, tmp_path):
+    def build(folder="run", watcher=None, data=None, objective=PLAIN, lora=RANK_ONE, **settings):
+        denoiser = affine(VE, (1.0,), 0.5, 0.7)
+        values = torch.randn(12, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+        rows = {"mean": torch.zeros(1)}
+        data = data or Data([rows] * 12, latents=list(values), uncond=rows)
+        settings = {"steps": 12, "batch_size": 4, "warmup": 2, "save_minutes": 0, "preview_every": 0} | settings
+        config = RunConfig("two", objective, TrainingConfig(**settings), lora)
+        return Trainer(denoiser, Two(objective, denoiser), data, config, tmp_path / folder, watcher)
+
+    return build
+
+
+def same(a, b, exact=True):
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(
+            a[key], b[key], **({"rtol": 0, "atol": 0} if exact else {"rtol": 2e-4, "atol": 2e-6})
+        )
+
+
+def test_eight_at_once_equals_one_eight_times(make):
+    same(make("a", batch_size=8).train(), make("b", batch_size=1, accumulation=8).train(), exact=False)
+    same(make("c", batch_size=2, accumulation=4).train(), make("d", batch_size=8).train(), exact=False)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("at", [1, 5, 11])
+def test_stopped_and_resumed_equals_uninterrupted(make, at, ema):
+    options = {"ema": ema, "prompt_dropout": 0.3, "lora": LoraConfig(rank=1, dropout=0.2)}
+    whole = make("whole", **options).train()
+    with pytest.raises(Stopped, match=f"after {at} of 12"):
+        make("split", Stop(at), **options).train()
+    second = make("split", **options)
+    same(second.train(), whole)
+    rows = watch.read_metrics(second.folder / watch.METRICS)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_8_bit_optimiser_resumes_too(make):
+    pytest.importorskip("bitsandbytes")
+    options = {"optimiser": "adamw8bit", "lora": LoraConfig(rank=1)}
+    whole = make("whole", **options).train()
+    with pytest.raises(Stopped):
+        make("split", Stop(5), **options).train()
+    same(make("split", **options).train(), whole)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_cancelled_in_the_middle_of_a_step_keeps_the_last_whole_one(make, error):
+    whole = make("whole", accumulation=2, batch_size=2).train()
+    with pytest.raises(error):
+        make("split", Stop(4, error), accumulation=2, batch_size=2).train()
+    second = make("split", accumulation=2, batch_size=2)
+    same(second.train(), whole)
+
+
+def test_state_holds_everything(make):
+    first = make("a", ema=0.9)
+    first.train()
+    again = make("a", ema=0.9)
+    again._prepare()
+    assert again.resume() and again.done == 12
+    for name, runner in first.runners.items():
+        same(runner.weights, again.runners[name].weights)
+        same(
+            state.optimiser_tensors(runner.optimiser, list(runner.weights)),
+            state.optimiser_tensors(again.runners[name].optimiser, list(again.runners[name].weights)),
+        )
+    same(first.average, again.average)
+    assert torch.equal(first.objective.level, again.objective.level) and first.objective.level.item() != 0
+
+
+def test_other_settings_are_refused_by_name(make):
+    with pytest.raises(Stopped):
+        make("run", Stop(3)).train()
+    with pytest.raises(ValueError, match=r"training\.learning_rate: 0\.0001 -> 0\.001"):
+        make("run", learning_rate=1e-3).train()
+    with pytest.raises(ValueError, match=r"lora\.rank: 1 -> 2"):
+        make("run", lora=LoraConfig(rank=2)).train()
+    assert make("run", steps=14, save_every=3).train()
+
+
+def test_a_decaying_rate_fixes_the_number_of_steps(make):
+    with pytest.raises(Stopped):
+        make("run", Stop(3), decay="cosine").train()
+    with pytest.raises(ValueError, match=r"training\.steps"):
+        make("run", decay="cosine", steps=14).train()
+
+
+def test_nan_stops_and_keeps_the_last_good_weights(make):
+    trainer = make("run", objective=TwoConfig(poison=5))
+    with pytest.raises(TrainingFailed, match=r"step 6.*learning_rate"):
+        trainer.train()
+    groups, counters = state.load(trainer.state_file, trainer.config)
+    assert counters["done"] == 5
+    assert all(bool(torch.isfinite(v).all()) for g in groups.values() for v in g.values())
+
+
+def test_out_of_memory_names_a_setting(make):
+    with pytest.raises(TrainingFailed, match="gradient_checkpointing"):
+        make("run", Stop(2, torch.OutOfMemoryError)).train()
+    trainer = make("poor")
+    trainer.free = lambda: 10
+    with pytest.raises(TrainingFailed, match=r"free: turn gradient_checkpointing on; lower batch_size from 4"):
+        trainer.train()
+    assert not trainer.state_file.exists()
+
+
+def test_two_runs_cannot_share_a_folder(make):
+    first = make("run")
+    with loop.locked(first.folder), pytest.raises(BlockingIOError, match="still going"):
+        make("run").train()
+
+
+def test_a_damaged_state_is_refused_whole(make):
+    trainer = make("run")
+    trainer.train()
+    trainer.state_file.write_bytes(trainer.state_file.read_bytes()[:200])
+    with pytest.raises(ValueError, match="cannot be read"):
+        make("run").train()
+
+
+def test_accumulation_grows_with_the_noise(make):
+    trainer = make("run", batch_size=2, accumulation=2, noise_scale_target=0.05, accumulation_cap=8, steps=6)
+    trainer.train()
+    rows = watch.read_metrics(trainer.folder / watch.METRICS)
+    counts = [row["accumulation"] for row in rows]
+    assert counts == sorted(counts) and 2 < counts[-1] <= 8
+
+
+def test_accumulation_that_grew_is_resumed(make):
+    options = {"batch_size": 2, "accumulation": 2, "noise_scale_target": 0.05, "accumulation_cap": 8, "steps": 6}
+    whole = make("whole", **options).train()
+    with pytest.raises(Stopped):
+        make("split", Stop(3), **options).train()
+    same(make("split", **options).train(), whole)
+
+
+def test_previews_are_drawn_from_fixed_noise(make):
+    trainer = make("run", preview_every=6, previews=3)
+    trainer.decode = lambda x: x.mean(1)[..., None].expand(-1, -1, -1, 3).sigmoid()
+    trainer.train()
+    assert sorted(p.name for p in (trainer.folder / "previews").iterdir()) == ["step_0000006.png", "step_0000012.png"]
+
+
+def test_previews_change_nothing(make):
+    plain = make("a", ema=0.9).train()
+    watched = make("b", ema=0.9, preview_every=2)
+    watched.decode = lambda x: x.mean(1)[..., None].expand(-1, -1, -1, 3)
+    same(watched.train(), plain)
+
+
+def test_checkpoints_are_kept_up_to_their_number(make):
+    trainer = make("run", save_every=2, keep=2)
+    trainer.train()
+    found = sorted(p.name for p in (trainer.folder / "checkpoints").iterdir())
+    assert found == ["step_0000010.safetensors", "step_0000012.safetensors"]
+
+
+def test_unwritable_folder(make, monkeypatch):
+    trainer = make("run", save_every=2)
+
+    def full(path, data):
+        raise OSError(28, f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(state, "write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_killed_at_random_moments_loses_only_steps_since_the_last_save(tmp_path):
+    """kill -9 at 50 moments; after each the state can be read, and at the end the run equals an uninterrupted one."""
+    program = Path(__file__).with_name("killed.py")
+    generator = torch.Generator().manual_seed(0)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        [sys.executable, str(program), str(tmp_path / "run"), str(tmp_path / "whole")], env=environment,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None and child.stdin is not None
+    last = 0
+    for _ in range(50):
+        # The program forks one run for each line, so that torch is imported once.
+        child.stdin.write("go\n")
+        child.stdin.flush()
+        pid = int(child.stdout.readline())
+        time.sleep(0.02 + 0.1 * float(torch.rand((), generator=generator)))
+        os.kill(pid, signal.SIGKILL)
+        child.stdin.write("killed\n")
+        child.stdin.flush()
+        assert child.stdout.readline().strip() == "ended"
+        file = tmp_path / "run" / loop.STATE
+        if file.exists():
+            done = state.load(file, None)[1]["done"]
+            assert done >= last
+            last = done
+    child.stdin.write("finish\n")
+    child.stdin.flush()
+    assert child.stdout.readline().strip() == "equal"
+    assert child.wait(60) == 0
+    assert last > 0
+
+
+class Seldom(Two):
+    """The student moves every second step, as DMD2's does every fifth."""
+
+    def losses(self, batch, step):
+        for loss in super().losses(batch, step):
+            if loss.player != "student" or step % 2 == 0:
+                yield loss
+
+    def after_step(self, metrics, step):
+        """Nothing is kept."""
+
+
+def test_accumulation_grows_where_the_student_rests(make):
+    trainer = make("run", batch_size=2, accumulation=2, noise_scale_target=0.05, accumulation_cap=8, steps=6)
+    trainer.objective = Seldom(PLAIN, trainer.denoiser)
+    trainer.train()
+    assert trainer.done == 6
+
+
+def test_nothing_is_saved_before_the_first_step(make):
+    """Else the advice to change a setting after memory ran out would meet a state of other settings."""
+    trainer = make("run", Stop(0, torch.OutOfMemoryError))
+    with pytest.raises(TrainingFailed):
+        trainer.train()
+    assert not trainer.state_file.exists()
+    make("run", batch_size=2, steps=2).train()
+
+
+def test_the_count_of_steps_is_restored_beside_its_weight():
+    weight = torch.nn.Parameter(torch.zeros(2, device="meta"))
+    optimiser = torch.optim.AdamW([weight])
+    saved = {"w|step": torch.tensor(3.0), "w|exp_avg": torch.zeros(2), "w|exp_avg_sq": torch.zeros(2)}
+    state.restore_optimiser(optimiser, ["w"], saved)
+    assert {v.device.type for v in optimiser.state[weight].values()} == {"meta"}
+
+
+def test_teacher_pairs_of_other_settings_are_made_again(make, tmp_path):
+    class Maker:
+        pairs, made = 12, 0
+
+        def make_pairs(self, noise, cond, uncond):
+            self.made += len(noise)
+            return noise
+
+    trainer, maker = make("run"), Maker()
+    for settings, made in (({"cfg": 3}, 12), ({"cfg": 3}, 12), ({"cfg": 4}, 24)):
+        pairs.make(maker, trainer.denoiser, trainer.data, tmp_path, 0, 4, watch.Silent(), settings)
+        assert maker.made == made
+
+
+def test_settings_name_what_is_wrong():
+    with pytest.raises(ValueError, match="batch_size must be between 1 and 4096, got 0"):
+        TrainingConfig(batch_size=0)
+    with pytest.raises(ValueError, match="learning_rate"):
+        TrainingConfig(learning_rate=float("nan"))
+    assert replace(TrainingConfig(), decay="cosine", warmup=0, steps=10).rate(5) == pytest.approx(0.5)

@@ -1,0 +1,1 @@
+"""The trainer: objectives (one paper, one file) and the engine around them."""

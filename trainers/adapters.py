@@ -1,0 +1,219 @@
+"""Named LoRAs (PEFT) on one frozen network, of which one or none is on at a time."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Shape of an adapter.
+
+    rank: 1 .. 1024. alpha: the effective weight is alpha / rank times B A; 0 takes alpha = rank. targets: patterns of
+    layer names, separated by commas, "*" stands for anything ("*attn*, *.ff.*"); exclude: likewise, taken out again.
+    convolutions: whether convolutions count besides linear layers. dropout: on the adapter's input, 0 .. 0.9.
+    """
+
+    rank: int = 16
+    alpha: float = 0.0
+    targets: str = "*"
+    exclude: str = ""
+    convolutions: bool = True
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rank <= 1024:
+            raise ValueError(f"rank must be 1 to 1024, got {self.rank!r}: 16 suits styles, 64 distillation")
+        if not 0 <= self.alpha <= 4096:
+            raise ValueError(f"alpha must be 0 (as rank) to 4096, got {self.alpha!r}")
+        if not 0 <= self.dropout <= 0.9:
+            raise ValueError(f"dropout must be 0 to 0.9, got {self.dropout!r}")
+        if not self.targets.strip():
+            raise ValueError('targets is empty: give patterns of layer names, or "*" for all of them')
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return (self.alpha or self.rank) / self.rank
+
+
+def _patterns(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+class Adapters:
+    """The adapters of one network; it is frozen, and stays so when they are off.
+
+    linear: further classes that are linear layers in all but name (ComfyUI's quantised ones).
+    """
+
+    def __init__(self, network: nn.Module, linear: Sequence[type[nn.Module]] = ()):
+        if find_spec("peft") is None:
+            raise ImportError('training needs peft: python -m pip install "peft>=0.15"')
+        self.network = network.requires_grad_(False)
+        self.linear = tuple(linear)
+        self.names: list[str] = []
+        self.current: str | None = None
+        self._layers: dict[str, Any] = {}  # PEFT's layers, whose parts torch's types do not know
+        self._scales: dict[str, float] = {}
+        self._carriers: dict[str | None, list[Any]] = {}
+        self._weights: dict[str | None, list[Tensor]] = {}
+
+    def candidates(self, config: LoraConfig) -> list[str]:
+        """Names of the layers that a configuration covers. ValueError names the pattern that covers none."""
+        kinds = (nn.Linear, *self.linear, *(CONVOLUTIONS if config.convolutions else ()))
+        layers = [
+            self._plain(name)
+            for name, module in self.network.named_modules()
+            if isinstance(module, kinds) and ".lora_" not in name
+        ]
+        chosen: dict[str, None] = {}
+        for pattern in _patterns(config.targets):
+            found = [name for name in layers if fnmatchcase(name, pattern)]
+            if not found:
+                raise ValueError(
+                    f"targets: no layer's name fits {pattern!r}; the network's are such as {', '.join(layers[:3])}"
+                )
+            chosen |= dict.fromkeys(found)
+        out = _patterns(config.exclude)
+        kept = [name for name in chosen if not any(fnmatchcase(name, pattern) for pattern in out)]
+        if not kept:
+            raise ValueError(f"exclude {config.exclude!r} leaves no layer to train")
+        return kept
+
+    @staticmethod
+    def _plain(name: str) -> str:
+        return name.removesuffix(".base_layer")
+
+    def add(self, name: str, config: LoraConfig, seed: int) -> None:
+        """Inject an adapter, switched off; it changes nothing until it is trained. ValueError as `candidates`."""
+        from peft import LoraConfig as PeftConfig
+        from peft import inject_adapter_in_model
+        from peft.tuners.lora import Linear as PeftLinear
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        if name in self.names:
+            raise ValueError(f"adapter {name!r} is there already")
+        targets = self.candidates(config)
+        peft = PeftConfig(
+            r=config.rank,
+            lora_alpha=config.alpha or config.rank,  # type: ignore[arg-type]  # a fraction is fine
+            lora_dropout=config.dropout,
+            target_modules="|".join(re.escape(target) for target in targets),
+        )
+        if self.linear:
+            peft._register_custom_module({cls: PeftLinear for cls in self.linear})
+        with warnings.catch_warnings():
+            # PEFT warns that a second adapter joins the first: that is what is wanted.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            inject_adapter_in_model(peft, self.network, adapter_name=name)
+        self._layers = {n: m for n, m in self.network.named_modules() if isinstance(m, BaseTunerLayer)}
+        self._initialise(name, seed)
+        self.network.requires_grad_(False)
+        self.names.append(name)
+        self._scales[name] = config.scale
+        self._carriers[name] = [layer for layer in self._layers.values() if name in layer.lora_A]
+        self._weights[name] = list(self.parameters(name).values())
+        # Injection leaves the new adapter on.
+        for layer in self._layers.values():
+            layer.enable_adapters(False)
+        self.current = None
+        with self.active(name):
+            on = [layer for layer in self._layers.values() if not layer.disable_adapters]
+            known = on == self._carriers[name] and all(layer.active_adapters == [name] for layer in on)
+        if not (known and all(layer.disable_adapters for layer in self._layers.values())):
+            raise RuntimeError("this version of peft switches adapters in a way of its own: install peft 0.21")
+
+    def _initialise(self, name: str, seed: int) -> None:
+        """PEFT's own start, but in fp32 on the CPU: on a half-precision base or a GPU it would be another."""
+        generator = torch.Generator().manual_seed(seed)
+        for layer in self._layers.values():
+            if name in layer.lora_A:
+                down, up = layer.lora_A[name].float(), layer.lora_B[name].float()
+                start = torch.empty(down.weight.shape)
+                nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+                down.weight.data.copy_(start)
+                nn.init.zeros_(up.weight)
+
+    def switch(self, name: str | None) -> None:
+        """Turn one adapter on and all others off; None leaves the base alone."""
+        if name == self.current:
+            return
+        if name is not None and name not in self.names:
+            raise KeyError(f"there is no adapter {name!r}; there are {', '.join(self.names) or 'none'}")
+        # As PEFT's enable_adapters and set_adapter do; those look through every layer's weights each time, which took a
+        # quarter of a small network's step. Past Module.__setattr__ for the same reason.
+        for changed, on in ((self.current, False), (name, True)):
+            for layer in self._carriers.get(changed, ()):
+                vars(layer).update(_disable_adapters=not on, _active_adapter=[changed])
+            for weight in self._weights.get(changed, ()):
+                weight.requires_grad_(on)
+        self.current = name
+
+    @contextmanager
+    def active(self, name: str | None) -> Iterator[None]:
+        """One adapter on (or none) inside the block."""
+        before = self.current
+        self.switch(name)
+        try:
+            yield
+        finally:
+            self.switch(before)
+
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """An adapter's weights by `layer.lora_A.weight` and `layer.lora_B.weight`."""
+        found = {}
+        for module, layer in self._layers.items():
+            if name in layer.lora_A:
+                found[f"{module}.lora_A.weight"] = layer.lora_A[name].weight
+                found[f"{module}.lora_B.weight"] = layer.lora_B[name].weight
+        return found
+
+    def lora(self, name: str, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """An adapter as a LoRA whose alpha is its rank, so that no loader needs one: alpha / rank is in lora_B.
+
+        weights: instead of the adapter's own, such as their running average.
+        """
+        given = self.parameters(name) if weights is None else weights
+        scale = self._scales[name]
+        return {
+            key: (value.detach().float() * (scale if key.endswith("lora_B.weight") else 1.0)).cpu().contiguous()
+            for key, value in given.items()
+        }
+
+    def load_lora(self, name: str, lora: dict[str, Tensor]) -> None:
+        """Start an adapter from a LoRA of at most its rank (layers as `parameters` names them, alpha = rank).
+
+        ValueError for layers that the adapter lacks, and for a higher rank.
+        """
+        mine = self.parameters(name)
+        unknown = [key for key in lora if key not in mine]
+        if unknown:
+            raise ValueError(
+                f"the LoRA has {len(unknown) // 2 or 1} layers that are not trained here, such as {unknown[0]}: "
+                "widen targets, or use a LoRA for this model"
+            )
+        with torch.no_grad():
+            for key, value in lora.items():
+                weight, down = mine[key], key.endswith("lora_A.weight")
+                rank, own = (value.shape[0], weight.shape[0]) if down else (value.shape[1], weight.shape[1])
+                if rank > own:
+                    raise ValueError(f"the LoRA has rank {rank} and the adapter {own}: set rank to at least {rank}")
+                if down:
+                    weight[:rank].copy_(value)
+                else:
+                    weight.zero_()
+                    weight[:, :rank].copy_(value / self._scales[name])

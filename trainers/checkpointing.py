@@ -1,0 +1,57 @@
+"""Gradient checkpointing on any network: its blocks forget what they computed and compute it again in backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def blocks(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """(name, module) of the network's repeated blocks in order: the first things with a forward inside its lists.
+
+    A UNet's sequences of layers count as lists, since its code walks through them itself.
+    """
+
+    def below(name: str, module: nn.Module, listed: bool) -> Iterator[tuple[str, nn.Module]]:
+        for child_name, child in module.named_children():
+            full = f"{name}.{child_name}" if name else child_name
+            if isinstance(child, CONTAINERS):
+                yield from below(full, child, True)
+            elif listed and _layers(child) >= 2:
+                yield full, child
+            elif not listed:
+                yield from below(full, child, False)
+
+    return list(below("", network, False))
+
+
+def _layers(module: nn.Module) -> int:
+    # A layer with adapters holds three, and is still one.
+    return sum(isinstance(part, LAYERS) for name, part in module.named_modules() if "lora_" not in name)
+
+
+def enable(network: nn.Module) -> int:
+    """Checkpoint every block of a network, in place; how many there are. Undone by `disable`."""
+    found = blocks(network)
+    for _, module in found:
+        module.forward = _checkpointed(module.forward)
+    return len(found)
+
+
+def disable(network: nn.Module) -> None:
+    """Take the checkpoints off again."""
+    for _, module in blocks(network):
+        module.__dict__.pop("forward", None)
+
+
+def _checkpointed(forward):
+    def run(*args, **kwargs):
+        # Dropout is drawn anew in the second pass unless the random state is kept; it is cheap beside a block.
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run

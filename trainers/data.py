@@ -1,0 +1,128 @@
+"""What a run learns from: prompts, and latents where there are images, in an order that depends on the seed alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser
+from .objectives.contract import Batch, Cond, Draws
+
+
+@dataclass
+class Data:
+    """Samples of a run, on the CPU: sample i has prompt i and, where there are images, latent i.
+
+    conds: what the host's `encode` gives for each prompt. latents: each (C, H, W) or (C, T, H, W) in the network's own
+    scale; shape: of the latents where there are none. unconds: the empty prompt for each shape, for models that are
+    told the size; uncond for all others.  pairs: teacher pairs, see
+    `trainers.pairs`. Raises ValueError when the counts differ or there is no sample.
+    """
+
+    conds: Sequence[Cond]
+    prompts: Sequence[str] = ()
+    uncond: Cond = None
+    latents: Sequence[Tensor] | None = None
+    shape: tuple[int, ...] | None = None
+    unconds: dict[tuple[int, ...], Cond] = field(default_factory=dict)
+    pairs: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.conds)
+        if not n:
+            raise ValueError("the data set is empty: give at least one prompt")
+        if self.latents is not None and len(self.latents) != n:
+            raise ValueError(
+                f"there are {len(self.latents)} latents and {n} prompts; give one prompt for each, or one for all"
+            )
+        if self.latents is None and self.shape is None:
+            raise ValueError("without images the size of the latents must be given: connect an empty latent")
+        if self.latents is not None:
+            kinds = {(t.ndim, t.shape[0]) for t in self.latents}
+            if len(kinds) > 1:
+                raise ValueError(f"the latents differ in channels or dimensions: {sorted(kinds)}; use one VAE for all")
+            for i, latent in enumerate(self.latents):
+                if not bool(torch.isfinite(latent).all()):
+                    raise ValueError(f"latent {i} holds NaN or infinite numbers; encode that image again")
+        self._buckets: dict[tuple[int, ...], list[int]] = {}
+        for i in range(n):
+            self._buckets.setdefault(self.shape_of(i), []).append(i)
+
+    def __len__(self) -> int:
+        return len(self.conds)
+
+    def shape_of(self, index: int) -> tuple[int, ...]:
+        """Shape of a sample's latent."""
+        if self.latents is None:
+            assert self.shape is not None
+            return tuple(self.shape)
+        return tuple(self.latents[index].shape)
+
+    def without(self, denoiser: Denoiser, shape: tuple[int, ...], count: int) -> Cond:
+        """The empty prompt for `count` samples of a shape, None where there is none."""
+        if self.uncond is None:
+            return None
+        return denoiser.join([self.unconds.get(shape, self.uncond)] * count)
+
+    def group(self, position: int, size: int, seed: int) -> list[int]:
+        """The samples of a step: `size` of one shape; every sample comes once before any comes again.
+
+        position: how many groups came before. The order is drawn anew each time round, from the seed.
+        """
+        counts = {shape: -(-len(rows) // size) for shape, rows in self._buckets.items()}
+        each = sum(counts.values())
+        lap, place = divmod(position, each)
+        order = torch.randperm(each, generator=self._generator(seed, lap, "groups")).tolist()
+        chosen = order[place]
+        for shape, rows in self._buckets.items():
+            if chosen < counts[shape]:
+                mixed = self._permuted(rows, seed, lap, shape)
+                begin = chosen * size
+                # The last group of a lap is filled from the next lap's beginning of the same shape.
+                while len(mixed) < begin + size:
+                    mixed = mixed + self._permuted(rows, seed, lap + len(mixed) // len(rows), shape)
+                return mixed[begin : begin + size]
+            chosen -= counts[shape]
+        raise AssertionError("a group beyond the last")
+
+    def _permuted(self, rows: list[int], seed: int, lap: int, shape: tuple[int, ...]) -> list[int]:
+        order = torch.randperm(len(rows), generator=self._generator(seed, lap, shape)).tolist()
+        return [rows[i] for i in order]
+
+    @staticmethod
+    def _generator(*parts: object) -> torch.Generator:
+        digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+    def batch(
+        self, denoiser: Denoiser, rows: Sequence[int], places: Sequence[int], seed: int, step: int, dropout: float
+    ) -> Batch:
+        """The micro-batch of samples `rows`, which stand at `places` in the step's whole batch."""
+        device = denoiser.device
+        draws = Draws(seed, step, tuple(places), device)
+        conds = [self.conds[i] for i in rows]
+        prompts = [self.prompts[i] for i in rows] if self.prompts else []
+        if dropout:
+            dropped = (draws.uniform("prompt dropout") < dropout).tolist()
+            empty = self.unconds.get(self.shape_of(rows[0]), self.uncond)
+            conds = [empty if drop else cond for drop, cond in zip(dropped, conds, strict=True)]
+            prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)] if prompts else []
+        columns: dict[str, Tensor] = {}
+        if self.pairs:
+            each = len(self.pairs["noise"]) // len(self)
+            which = draws.integers("pair", 0, each).cpu()
+            chosen = torch.tensor(rows) * each + which
+            columns = {f"pair_{name}": values[chosen].float().to(device) for name, values in self.pairs.items()}
+        return Batch(
+            draws=draws,
+            shape=self.shape_of(rows[0]),
+            cond=denoiser.join(conds),
+            uncond=self.without(denoiser, self.shape_of(rows[0]), len(rows)),
+            latents=None if self.latents is None else torch.stack([self.latents[i] for i in rows]).float().to(device),
+            prompts=tuple(prompts),
+            columns=columns,
+        )

@@ -1,0 +1,176 @@
+"""A run's prompts and latents as one safetensors file, so that another process, or another day, can train on them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .files import tensors, write_atomically
+
+FORMAT = 1
+MOST = 1_000_000
+# One entry of a CONDITIONING: token states (1, L, C) and what else the network is told.
+Entry = tuple[Tensor, dict[str, Any]]
+PLAIN = (bool, int, float, str)
+
+
+@dataclass
+class Dataset:
+    """Prompts with their encodings, latents as a VAE stores them, and the empty prompt.
+
+    entries: one for each prompt. latents: each (C, H, W) or (C, T, H, W), or None; then shape is that of the latents to
+    be made. A single entry serves all latents. Raises ValueError when there is nothing to train on or counts differ.
+    """
+
+    entries: list[Entry]
+    prompts: list[str]
+    negative: Entry | None = None
+    latents: list[Tensor] | None = None
+    shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.entries:
+            raise ValueError("there are no prompts: write some, one in a line, or connect conditioning")
+        if self.prompts and len(self.prompts) != len(self.entries):
+            raise ValueError(f"there are {len(self.prompts)} prompts for {len(self.entries)} encodings")
+        if self.latents is not None:
+            if not self.latents:
+                raise ValueError("the data set is empty: no latent arrived")
+            if len(self.entries) == 1:
+                self.entries = self.entries * len(self.latents)
+                self.prompts = self.prompts * len(self.latents)
+            if len(self.latents) != len(self.entries):
+                raise ValueError(
+                    f"there are {len(self.latents)} latents and {len(self.entries)} prompts: give each image its "
+                    "caption, or one prompt for all"
+                )
+        elif self.shape is None:
+            raise ValueError("the size of the pictures is not known: connect an empty latent of that size, or images")
+
+    def save(self, path: Path) -> None:
+        """Write the file. ValueError for a conditioning that holds more than tensors, numbers and texts."""
+        flat: dict[str, Tensor] = {}
+        notes: dict[str, Any] = {}
+        index: dict[int, int] = {}
+        rows = []
+        for entry in [*self.entries, *([self.negative] if self.negative else [])]:
+            # One prompt for many images is stored once.
+            key = index.setdefault(id(entry[0]), len(index))
+            rows.append(key)
+            flat[f"entry/{key}/tokens"] = entry[0]
+            for name, value in entry[1].items():
+                if isinstance(value, Tensor):
+                    flat[f"entry/{key}/{name}"] = value
+                elif value is None or isinstance(value, PLAIN):
+                    notes[f"{key}/{name}"] = value
+                else:
+                    raise ValueError(
+                        f"the conditioning holds {name!r} ({type(value).__name__}), which cannot be written to a job: "
+                        "use plain text encodings, or train in the node"
+                    )
+        for i, latent in enumerate(self.latents or []):
+            flat[f"latent/{i}"] = latent
+        header = {
+            "entries": rows[: len(self.entries)],
+            "negative": rows[-1] if self.negative else None,
+            "prompts": self.prompts,
+            "shape": self.shape,
+            "notes": notes,
+            "latents": None if self.latents is None else len(self.latents),
+        }
+        metadata = {"retort_dataset": str(FORMAT), "header": json.dumps(header)}
+        # Clones: two entries may be views of one tensor, which the format refuses.
+        write_atomically(path, tensors({k: v.detach().clone() for k, v in flat.items()}, metadata))
+
+    @classmethod
+    def load(cls, path: Path) -> Dataset:
+        """Read a file that `save` wrote. ValueError names what is wrong with any other."""
+        try:
+            with safe_open(path, "pt") as handle:
+                metadata = handle.metadata() or {}
+                flat = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"data set {path} cannot be read: {error}") from error
+        if metadata.get("retort_dataset") != str(FORMAT):
+            raise ValueError(f"{path} is no data set of this version of Retort")
+        try:
+            header = json.loads(metadata["header"])
+            notes: dict[int, dict[str, Any]] = {}
+            for key, value in header["notes"].items():
+                number, _, name = key.partition("/")
+                if not (value is None or isinstance(value, PLAIN)):
+                    raise ValueError(f"note {name!r:.60} is neither a number nor a text")
+                notes.setdefault(int(number), {})[name] = value
+
+            def entry(number: int) -> Entry:
+                prefix = f"entry/{int(number)}/"
+                extra = {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
+                return extra.pop("tokens"), {**extra, **notes.get(int(number), {})}
+
+            made = {number: entry(number) for number in dict.fromkeys(header["entries"])}
+            count = header["latents"]
+            shape = header["shape"]
+            if shape is not None and not (
+                2 < len(shape) < 5 and all(isinstance(n, int) and n > 0 for n in shape) and math.prod(shape) < 2**31
+            ):
+                raise ValueError(f"shape {shape!r:.60} is not that of a latent")
+            if count is not None and not 0 < int(count) <= MOST:
+                raise ValueError(f"{count!r:.60} latents")
+            return cls(
+                [made[n] for n in header["entries"]],
+                [str(p) for p in header["prompts"]],
+                None if header["negative"] is None else entry(header["negative"]),
+                None if count is None else [flat[f"latent/{i}"] for i in range(int(count))],
+                None if shape is None else tuple(shape),
+            )
+        except (KeyError, TypeError, AttributeError, OverflowError, RecursionError, json.JSONDecodeError) as error:
+            raise ValueError(f"data set {path} is damaged ({type(error).__name__}: {error})") from error
+
+
+def entries_of(conditionings: Sequence[Any], where: str) -> list[Entry]:
+    """The entries of one CONDITIONING for each sample. ValueError for one that combines several."""
+    found = []
+    for i, conditioning in enumerate(conditionings):
+        if len(conditioning) != 1:
+            raise ValueError(
+                f"{where} {i} combines {len(conditioning)} encodings; training takes one text encoding for each sample"
+            )
+        tokens, extra = conditioning[0]
+        # Copies: what a node is handed was made under inference mode and cannot be trained through.
+        copies = {k: v.clone() if isinstance(v, Tensor) else v for k, v in extra.items()}
+        found.append((tokens.clone(), copies))
+    return found
+
+
+def one_for_each(conditionings: list[Any], latents: Sequence[dict[str, Any]]) -> list[Any]:
+    """Conditionings apart: core's Resolution Bucket puts those of a batch of latents into one, an entry for each."""
+    if len(conditionings) == len(latents) and all(
+        len(conditioning) == len(latent["samples"]) for conditioning, latent in zip(conditionings, latents, strict=True)
+    ):
+        return [[entry] for conditioning in conditionings for entry in conditioning]
+    return conditionings
+
+
+def latents_of(given: Sequence[dict[str, Any]]) -> tuple[list[Tensor] | None, tuple[int, ...] | None]:
+    """(latents, shape) of LATENTs: single pictures, or only a size when all are empty. ValueError for masked ones."""
+    rows: list[Tensor] = []
+    for i, latent in enumerate(given):
+        if "noise_mask" in latent:
+            raise ValueError(f"latent {i} has a mask, which training would ignore: take it off")
+        samples = latent["samples"]
+        if not isinstance(samples, Tensor) or samples.is_nested:
+            raise ValueError(f"latent {i} holds several tensors (video with sound): training takes pictures or video")
+        rows += [row.clone() for row in samples.float()]
+    if not rows:
+        return None, None
+    if not any(bool(torch.count_nonzero(row)) for row in rows):
+        return None, tuple(rows[0].shape)
+    return rows, None

@@ -1,0 +1,101 @@
+"""The trainable denoiser that both hosts build on: adapters, features, precision; the host adds the network's call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from ..sampling.path import NoisePath
+from . import checkpointing
+from .adapters import Adapters
+from .objectives.contract import Cond, Prediction, Schedule
+
+# Where a discriminator looks: how deep into the blocks (half way, and three quarters).
+DEPTHS = (0.5, 0.75)
+
+
+class Denoiser:
+    """See `objectives.contract.TrainableDenoiser`; a host implements `call` and `join`.
+
+    compute: precision of the network's arithmetic (autocast); None leaves it as the network is.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        path: NoisePath,
+        schedule: Schedule,
+        prediction: Prediction,
+        device: torch.device,
+        compute: torch.dtype | None = None,
+        linear: Sequence[type[nn.Module]] = (),
+    ):
+        self.network, self.path, self.schedule, self.prediction = network.eval(), path, schedule, prediction
+        self.device, self.compute = device, compute
+        self.adapters = Adapters(network, linear)
+        sigmas = schedule.sigmas
+        self.sigma_range = (float(sigmas[0]), float(sigmas[-1]))
+
+    def call(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """x0 of x (B, C, ...) at sigma (B,), fp32; the host's own way to run the network."""
+        raise NotImplementedError
+
+    def join(self, conds: Sequence[Cond]) -> Cond:
+        """One condition for a batch from those of its samples, on the training device."""
+        raise NotImplementedError
+
+    def to_file(self, lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A LoRA under the names that a file has; here the network's own."""
+        return dict(lora)
+
+    def predict_x0(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """See the contract."""
+        with self._precision():
+            return self.call(x, sigma, cond).float()
+
+    def _precision(self) -> AbstractContextManager:
+        if self.compute is None or self.compute == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.compute)
+
+    def adapter(self, name: str | None) -> AbstractContextManager[None]:
+        """See the contract."""
+        return self.adapters.active(name)
+
+    def predict_with_features(self, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, list[Tensor]]:
+        """See the contract."""
+        with self._watching() as seen:
+            x0 = self.predict_x0(x, sigma, cond)
+        return x0, [part.float() for part in seen]
+
+    @torch.no_grad()
+    def feature_widths(self, x: Tensor, sigma: Tensor, cond: Cond) -> list[int]:
+        """See the contract."""
+        features = self.predict_with_features(x, sigma, cond)[1]
+        return [f.shape[-1] if f.ndim == 3 else f.shape[1] for f in features]
+
+    @contextmanager
+    def _watching(self) -> Iterator[list[Tensor]]:
+        seen: list[Tensor] = []
+        found = [module for _, module in checkpointing.blocks(self.network)]
+        if not found:
+            raise ValueError(
+                f"{type(self.network).__name__} has no list of blocks: a discriminator has no features here"
+            )
+        chosen = sorted({min(len(found) - 1, int(depth * len(found))) for depth in DEPTHS})
+
+        def keep(module, args, output):
+            parts = [p for p in (output if isinstance(output, tuple | list) else (output,)) if isinstance(p, Tensor)]
+            parts = [p for p in parts if p.ndim >= 3]
+            # A block of a joint transformer returns text and image; the image is the larger, or comes last.
+            seen.append(max(reversed(parts), key=Tensor.numel))
+
+        hooks = [found[i].register_forward_hook(keep) for i in chosen]
+        try:
+            yield seen
+        finally:
+            for hook in hooks:
+                hook.remove()

@@ -1,0 +1,69 @@
+"""The finished LoRA as a file: what made it, how, and from what, in the metadata that other programs read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .config import RunConfig
+from .files import tensors, write_new
+
+# As in pyproject.toml; ComfyUI imports the folder without installing it, so no installer can be asked.
+VERSION = "0.1.0"
+
+
+def metadata(config: RunConfig, steps: int, title: str, base: str, base_hash: str, version: str) -> dict[str, str]:
+    """modelspec (the Stability metadata convention), ss_ (kohya's) and retort's own keys; all values are strings."""
+    training, lora = config.training, config.lora
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": title,
+        "modelspec.architecture": f"{base}/lora",
+        "modelspec.date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"),
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(lora.rank),
+        # alpha / rank is multiplied into the file's weights, so that it is 1 for whoever reads it.
+        "ss_network_alpha": str(lora.rank),
+        "ss_steps": str(steps),
+        "ss_learning_rate": str(training.learning_rate),
+        "ss_optimizer": training.optimiser,
+        "ss_seed": str(training.seed),
+        "ss_base_model_version": base,
+        "retort.method": config.method,
+        "retort.steps": str(steps),
+        "retort.version": version,
+        "retort.base_hash": base_hash,
+        "retort.config": json.dumps(config.to_json(), sort_keys=True),
+    }
+
+
+def weights_hash(state: dict[str, Tensor]) -> str:
+    """A hash of a network's weights that is quick on large ones: names, shapes and a sample of each tensor."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().flatten()
+        digest.update(f"{name}{tuple(state[name].shape)}".encode())
+        if tensor.numel() and tensor.is_floating_point():
+            step = max(1, tensor.numel() // 64)
+            digest.update(tensor[::step][:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def write_lora(folder: Path, name: str, lora: dict[str, Tensor], notes: dict[str, str]) -> Path:
+    """Write a LoRA in fp16 (fp32 where a weight would not fit) under a name that nothing has yet; its path."""
+    small = {k: v.half() if bool((v.abs() < 6e4).all()) else v for k, v in lora.items()}
+    return write_new(folder, name, tensors(small, notes))
+
+
+def read_lora(path: Path) -> dict[str, Tensor]:
+    """The tensors of a LoRA file. ValueError when it cannot be read."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"the LoRA {path} cannot be read: {error}") from error

@@ -1,0 +1,165 @@
+"""A training as a folder that any process can take up: what to train in job.json, on what in data.safetensors.
+
+The folder is the run's own, so state, metrics, previews and checkpoints lie beside the job. A job may come from a
+stranger: it names files inside the model folders of whoever runs it, and can choose neither code nor places to write.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .config import RunConfig, read
+from .dataset import Dataset
+from .files import checked_name, write_json
+from .methods import read_config
+from .sources import Base, Vae, checked_path, read_base
+
+FORMAT = 1
+JOB, DATA, LOG, LOCK = "job.json", "data.safetensors", "job.log", "job.lock"
+MOST_BYTES = 1_000_000
+
+Starter = Literal["comfyui", "headless"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job file. name: of the LoRA. start: a LoRA in the loras folder that the student begins as ("" = none)."""
+
+    name: str
+    config: RunConfig
+    base: Base
+    vae: Vae | None = None
+    start: str = ""
+    started_by: Starter = "headless"
+
+    def __post_init__(self) -> None:
+        checked_name(self.name)
+        if self.start:
+            checked_path(self.start, "start")
+        if self.started_by not in get_args(Starter):
+            raise ValueError(f"started_by must be one of {', '.join(get_args(Starter))}, got {self.started_by!r:.80}")
+
+    def to_json(self) -> dict[str, Any]:
+        """What job.json holds."""
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "started_by": self.started_by,
+            "base": self.base.to_json(),
+            "vae": None if self.vae is None else self.vae.to_json(),
+            "start": self.start,
+            **self.config.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, values: Any) -> Job:
+        """A job from JSON values. ValueError names the field that is unknown, missing or wrong."""
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{JOB} must hold an object with names and values")
+        known = ("format", "name", "started_by", "base", "vae", "start", "method", "objective", "training", "lora")
+        unknown = [str(k)[:80] for k in values if k not in known]
+        if unknown:
+            raise ValueError(f"{unknown[0]} is not part of a job; it has {', '.join(known)}")
+        missing = [k for k in ("format", "name", "base", "method") if k not in values]
+        if missing:
+            raise ValueError(f"{missing[0]} is missing")
+        if values["format"] != FORMAT or isinstance(values["format"], bool):
+            raise ValueError(f"format is {values['format']!r:.40}, and this version of Retort reads {FORMAT}")
+        texts = {k: values[k] for k in ("name", "start", "started_by") if k in values}
+        for key, value in texts.items():
+            if not isinstance(value, str):
+                raise ValueError(f"{key} must be a text, got {value!r:.80}")
+        vae = values.get("vae")
+        return cls(
+            **texts,
+            config=read_config({k: values[k] for k in ("method", "objective", "training", "lora") if k in values}),
+            base=read_base(values["base"]),
+            vae=None if vae is None else read(Vae, vae, "vae"),
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Job:
+        """The job of a folder. ValueError says what is wrong with its file, and in which field."""
+        path = folder / JOB
+        try:
+            return cls.from_json(read_json(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def save(self, folder: Path, dataset: Dataset) -> None:
+        """Write the data, then the job, so that a folder with a job has its data. OSError names the file."""
+        dataset.save(folder / DATA)
+        write_json(folder / JOB, self.to_json())
+
+
+def read_json(path: Path) -> Any:
+    """Strict JSON of at most a megabyte: no NaN, no repeated names, no number beyond 64 bits. ValueError says what."""
+    try:
+        with open(path, "rb") as handle:
+            data = handle.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"it cannot be read: {error.strerror}") from error
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"it is larger than {MOST_BYTES} bytes, which no such file is")
+
+    def whole(text: str) -> int:
+        if len(text) > 20 or abs(int(text)) >= 2**64:
+            raise ValueError(f"the number {text:.24}... is too large")
+        return int(text)
+
+    def number(text: str) -> float:
+        if not math.isfinite(float(text)):
+            raise ValueError(f"the number {text:.24} is too large")
+        return float(text)
+
+    def constant(text: str) -> float:
+        raise ValueError(f"{text} is no number that a setting can have")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [key for key, _ in pairs]
+            raise ValueError(f"{next(k for k in names if names.count(k) > 1):.80} is given twice")
+        return found
+
+    try:
+        return json.loads(
+            data.decode(), parse_int=whole, parse_float=number, parse_constant=constant, object_pairs_hook=unique
+        )
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError("it is no text in UTF-8") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def checked_folder(path: Path) -> Path:
+    """A job's folder, from its path or that of its job.json; nothing in it may lead out of it.
+
+    ValueError names the link: what is written through one, or removed, would be someone else's file.
+    """
+    folder = (path if path.is_dir() else path.parent).resolve()
+    if not (folder / JOB).is_file():
+        raise ValueError(f"{path} is no job: there is no {JOB}")
+    if path.name != JOB and not path.is_dir():
+        raise ValueError(f"{path} is no job: its file is called {JOB}")
+    for entry in _entries(folder):
+        if entry.is_symlink():
+            target = entry.resolve()
+            if folder not in target.parents:
+                raise ValueError(f"{entry} is a link to {target}, outside the job's folder; put the file itself there")
+    return folder
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    for entry in folder.iterdir():
+        yield entry
+        # One level is all that a run writes to.
+        if entry.is_dir() and not entry.is_symlink():
+            yield from entry.iterdir()

@@ -1,0 +1,292 @@
+"""How a job's process and the world talk: status.json out, heartbeat included; stop, save and sample in, as files."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from .config import read
+from .files import locked, write_atomically, write_json
+from .job import LOCK, LOG, read_json
+from .loop import Stopped
+from .watch import Silent, Watcher
+
+STATUS, COMMANDS_FOLDER = "status.json", "commands"
+COMMANDS = ("stop", "save", "sample")
+State = Literal["queued", "running", "stopped", "finished", "failed", "died"]
+
+LOOK_EVERY = 0.2  # seconds between looks for commands
+WRITE_EVERY = 1.0
+BEAT_EVERY = 5.0
+SILENT_AFTER = 120.0  # a process that has written nothing for so long is gone, or its machine is
+LOG_EVERY = 30.0
+LOG_LINES, LOG_BYTES = 15, 8192
+
+_log = logging.getLogger("retort.job")
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a job stands.
+
+    rate: steps a second; eta: seconds left, None where unknown. pid, machine: of the process. time: when it was written
+    (seconds since 1970). lora: the finished file's name in the loras folder. preview: the latest, inside the folder.
+    "died" and log (the log's last lines, for "failed" too) are what `read_status` finds; no process writes them.
+    """
+
+    state: State = "queued"
+    step: int = 0
+    steps: int = 0
+    rate: float = 0.0
+    eta: float | None = None
+    pid: int = 0
+    machine: str = ""
+    time: float = 0.0
+    message: str = ""
+    lora: str = ""
+    preview: str = ""
+    log: str = ""
+
+    @property
+    def going(self) -> bool:
+        """Whether a process works on it, or is about to."""
+        return self.state in ("queued", "running")
+
+    def __str__(self) -> str:
+        parts = [f"{self.state}, step {self.step} of {self.steps}"]
+        if self.state == "running" and self.rate:
+            parts.append(f"{self.rate:.3g} steps/s")
+        if self.state == "running" and self.eta is not None:
+            parts.append(f"{self.eta / 60:.0f} min left")
+        return ", ".join(parts) + (f": {self.message}" if self.message else "")
+
+
+def write_status(folder: Path, status: Status) -> None:
+    """Write status.json, atomically. OSError names the file."""
+    write_json(folder / STATUS, dataclasses.asdict(replace(status, time=time.time())))
+
+
+def read_status(folder: Path) -> Status:
+    """Where the job in a folder stands, a process that vanished included. ValueError when none was ever started."""
+    path = folder / STATUS
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no job that was started; start it with `retort train {folder}`")
+    try:
+        status = read(Status, read_json(path), "status")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if status.going and not _alive(folder, status):
+        text = f"the process ended without a word at step {status.step}; start it again to go on from its last save"
+        return replace(status, state="died", message=text, log=log_tail(folder))
+    return replace(status, log=log_tail(folder)) if status.state == "failed" else status
+
+
+def log_tail(folder: Path) -> str:
+    """The last lines of a job's log, empty when there is none."""
+    path = folder / LOG
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as handle:
+        handle.seek(max(0, path.stat().st_size - LOG_BYTES))
+        lines = handle.read().decode(errors="replace").splitlines()
+    return "\n".join(lines[-LOG_LINES:])
+
+
+def send(folder: Path, command: str) -> None:
+    """Ask a job's process to "stop" (it saves first), "save" or "sample". ValueError for any other wish."""
+    if command not in COMMANDS:
+        raise ValueError(f"command {command!r} is not known; use one of {', '.join(COMMANDS)}")
+    write_atomically(folder / COMMANDS_FOLDER / command, b"")
+
+
+def clear_commands(folder: Path) -> None:
+    """Forget wishes that an earlier process did not live to hear."""
+    for command in COMMANDS:
+        (folder / COMMANDS_FOLDER / command).unlink(missing_ok=True)
+
+
+def _alive(folder: Path, status: Status) -> bool:
+    fresh = abs(time.time() - status.time) < SILENT_AFTER
+    if status.machine != socket.gethostname():
+        return fresh
+    if not _exists(status.pid):
+        return False
+    # A number is given again one day: then the lock, which its process holds, tells.
+    return fresh or _held(folder)
+
+
+def _held(folder: Path) -> bool:
+    try:
+        with locked(folder, LOCK):
+            return False
+    except BlockingIOError:
+        return True
+
+
+if sys.platform == "win32":
+    import ctypes
+
+    def _exists(pid: int) -> bool:
+        # os.kill would send the process Ctrl+C there.
+        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, pid)
+        if not handle:
+            return False
+        code = ctypes.c_ulong()
+        ctypes.windll.kernel32.GetExitCodeProcess(handle, ctypes.byref(code))
+        ctypes.windll.kernel32.CloseHandle(handle)
+        return code.value == 259
+else:
+
+    def _exists(pid: int) -> bool:
+        if pid <= 0:
+            return False
+        try:
+            # A child of ours that has ended stays in the table until someone asks for it.
+            if os.waitpid(pid, os.WNOHANG)[0] == pid:
+                return False
+        except ChildProcessError:
+            pass
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+
+class FileWatcher:
+    """Tells a folder about a run and hears its commands; a `trainers.watch.Watcher`, to be entered around the run.
+
+    before: what an earlier process left. alone: no other process trains with this one, so that it may end between
+    steps. show: who else watches. A thread writes, so that neither a slow disk nor a slow step holds up the other.
+    Entering raises OSError where the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, before: Status | None = None, alone: bool = True, show: Watcher | None = None):
+        self._folder, self._alone, self._show = folder, alone, show or Silent()
+        begun = replace(before or Status(), state="running", message="loading", rate=0.0, eta=None, lora="", log="")
+        self.status = replace(begun, pid=os.getpid(), machine=socket.gethostname())
+        self._written = self.status
+        self._asked_to_stop = self._moved = False
+        self._looked = self._logged = self._stepped = 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="retort job status", daemon=True)
+
+    def __enter__(self) -> FileWatcher:
+        write_status(self._folder, self.status)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._silence()
+
+    def ask_to_stop(self) -> None:
+        """As the command "stop"; may be called from a signal's handler."""
+        self._asked_to_stop = True
+
+    def end(self, state: State, message: str = "", lora: str = "") -> None:
+        """Write how it ended. OSError where the folder cannot be written."""
+        self._silence()
+        # A finished run that is asked for again makes no step, and is at its end all the same.
+        step = self.status.steps if state == "finished" else self.status.step
+        self.status = replace(self.status, state=state, step=step, message=message, lora=lora, eta=None)
+        write_status(self._folder, self.status)
+
+    def check(self) -> None:
+        """Before the first step a stop ends the run at once; later it waits for the end of the step."""
+        self._show.check()
+        if self._alone and not self._moved:
+            self._look()
+            if self._asked_to_stop:
+                raise Stopped("stopped before the first step; run it again to go on")
+
+    def wishes(self) -> set[str]:
+        """Commands that have come, each once."""
+        found = self._look()
+        if self._asked_to_stop:
+            found.add("stop")
+        return found | self._show.wishes()
+
+    def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Count."""
+        self._show.step(done, total, metrics)
+        now, rate = time.monotonic(), self.status.rate
+        if self._moved:
+            latest = 1 / max(1e-9, now - self._stepped)
+            rate = 0.9 * rate + 0.1 * latest if rate else latest
+        self._moved, self._stepped = True, now
+        eta = (total - done) / rate if rate else None
+        self.status = replace(self.status, step=done, steps=total, rate=rate, eta=eta, message="")
+        if now - self._logged > LOG_EVERY or done == total:
+            self._logged = now
+            _log.info("step %d of %d, loss %.6g, %.3g steps/s", done, total, metrics.get("student_loss", 0.0), rate)
+
+    def preview(self, images: Tensor, done: int, path: Path) -> None:
+        """Name it."""
+        self._show.preview(images, done, path)
+        self.status = replace(self.status, preview=path.relative_to(self._folder).as_posix())
+
+    def says(self, text: str) -> None:
+        """Into the status and the log."""
+        self._show.says(text)
+        self.status = replace(self.status, message=text)
+        _log.info("%s", text)
+
+    def _look(self) -> set[str]:
+        now = time.monotonic()
+        if now - self._looked < LOOK_EVERY:
+            return set()
+        self._looked = now
+        found = set()
+        for command in COMMANDS:
+            path = self._folder / COMMANDS_FOLDER / command
+            if path.exists():
+                path.unlink(missing_ok=True)
+                found.add(command)
+        self._asked_to_stop |= "stop" in found
+        return found
+
+    def _beat(self) -> None:
+        written_at = time.monotonic()
+        while not self._ended.wait(WRITE_EVERY):
+            status = self.status
+            if status == self._written and time.monotonic() - written_at < BEAT_EVERY:
+                continue
+            try:
+                write_status(self._folder, status)
+            except OSError as error:
+                # The run itself says so when it cannot save; until then it goes on.
+                _log.warning("status not written: %s", error)
+            self._written, written_at = status, time.monotonic()
+
+    def _silence(self) -> None:
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+
+class Follower(Silent):
+    """What a process beside the first knows of the world: only whether it was told to end."""
+
+    def __init__(self) -> None:
+        self._asked_to_stop = False
+
+    def ask_to_stop(self) -> None:
+        """May be called from a signal's handler."""
+        self._asked_to_stop = True
+
+    def wishes(self) -> set[str]:
+        """A stop."""
+        return {"stop"} if self._asked_to_stop else set()

@@ -1,0 +1,381 @@
+"""The training loop: one step at a time, everything saved, nothing lost. It knows no method and no host."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..sampling.accounts import seed_of
+from . import checkpointing, memory, pairs, previews, state
+from .accumulation import Accumulation
+from .config import RunConfig, TrainingConfig
+from .data import Data
+from .denoiser import Denoiser
+from .files import locked, tensors, write_atomically, write_json
+from .objectives.contract import Batch, Loss, Objective
+from .origin import recognise
+from .players import Runner
+from .processes import Alone, Reducer
+from .watch import Metrics, Silent, Watcher, save_sheet
+
+STATE = "state.safetensors"
+CONFIG = "config.json"
+PREPARED = 8  # samples that an objective sees before its first step
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+class TrainingFailed(RuntimeError):
+    """The run cannot go on; the message says why, what to change, and where the last good state is."""
+
+
+class Trainer:
+    """A run: `train()` does all its steps or raises with everything saved.
+
+    denoiser: with the adapters that the objective's players name. folder: the run's own, where state, metrics and
+    previews lie; a state found there is continued (ValueError when its settings differ). decode: latents in the
+    network's scale to pictures (B, H, W, 3), for previews. free: bytes of memory left on the device. origin: what the
+    run is started on (`trainers.origin`); a run that was started on something else is not continued. `done` counts
+    steps, `begun` is where this attempt began.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        objective: Objective,
+        data: Data,
+        config: RunConfig,
+        folder: Path,
+        watcher: Watcher | None = None,
+        decode: Callable[[Tensor], Tensor] | None = None,
+        free: Callable[[], int | None] = lambda: None,
+        reducer: Reducer | None = None,
+        origin: Mapping[str, Any] | None = None,
+    ):
+        self.denoiser, self.objective, self.data, self.config, self.folder = denoiser, objective, data, config, folder
+        self.watcher: Watcher = watcher or Silent()
+        self.decode, self.free = decode, free
+        self.reducer: Reducer = reducer or Alone()
+        self.origin = origin
+        self.settings: TrainingConfig = config.training
+        self.done = self.begun = self.position = 0
+        self.accumulation = Accumulation(self.settings)
+        self.seconds = 0.0
+        self._moving = False  # true while some players have moved and others have not
+        self._check_data()
+
+    def _check_data(self) -> None:
+        if self.objective.needs_latents and self.data.latents is None:
+            raise ValueError(
+                f"{self.objective.name} learns from images here, and there are none: connect `latents` or `images`, or "
+                "choose what needs none: dmd2 with gan_weight 0, tdm or di_star"
+            )
+        if (self.objective.needs_uncond or self.settings.prompt_dropout) and self.data.uncond is None:
+            raise ValueError(
+                f"{self.objective.name} compares with an empty prompt here: connect `negative`, or set cfg to 1 and "
+                "prompt_dropout to 0"
+            )
+        size = self.settings.batch_size * self.settings.accumulation
+        if size < self.reducer.world:
+            raise ValueError(
+                f"a step of {size} samples (batch_size x accumulation) cannot be shared by {self.reducer.world} "
+                "processes; raise accumulation"
+            )
+        if self.settings.noise_scale_target and self.settings.accumulation % self.reducer.world:
+            raise ValueError(
+                f"noise_scale_target compares micro-batches of equal size, and accumulation "
+                f"{self.settings.accumulation} cannot be shared equally by {self.reducer.world} processes: make it a "
+                f"multiple of {self.reducer.world}"
+            )
+
+    # ---- set-up ----------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        if self.settings.gradient_checkpointing:
+            checkpointing.enable(self.denoiser.network)
+        if self.objective.pairs:
+            if self.reducer.rank:  # they are made by the first process, and read by the others
+                self.reducer.any(False)
+            self.data.pairs = pairs.make(
+                self.objective, self.denoiser, self.data, self.folder, self.settings.seed, self.settings.batch_size,
+                self.watcher, {"objective": self.config.to_json()["objective"], "origin": self.origin,
+                               "seed": self.settings.seed, "batch_size": self.settings.batch_size},
+            )  # fmt: skip
+            if not self.reducer.rank:
+                self.reducer.any(False)
+        # The same samples on every process and after every resume: heads and means are made from them.
+        rows = [i for i in range(len(self.data)) if self.data.shape_of(i) == self.data.shape_of(0)][:PREPARED]
+        batch = self.data.batch(self.denoiser, rows, range(len(rows)), self.settings.seed, 0, 0.0)
+        self.objective.prepare(batch)
+        self.runners = {
+            name: Runner.of(name, player, self.denoiser, self.settings)
+            for name, player in self.objective.players.items()
+        }
+        student = self.runners["student"]
+        self.average = {k: w.detach().clone() for k, w in student.weights.items()} if self.settings.ema else {}
+
+    # ---- state -----------------------------------------------------------------------------------
+
+    @property
+    def state_file(self) -> Path:
+        """Where the run's state lies."""
+        return self.folder / STATE
+
+    def save(self) -> None:
+        """Write the whole state, and the LoRA so far as a checkpoint."""
+        if self.reducer.rank:
+            return
+        groups: dict[str, Mapping[str, Tensor]] = {"average": self.average, "buffers": self.objective.buffers()}
+        for runner in self.runners.values():
+            groups |= runner.saved()
+        counters = {
+            "done": self.done, "position": self.position, "seconds": self.seconds,
+            "accumulation": self.accumulation.saved(),
+        }  # fmt: skip
+        state.save(self.state_file, self.config, groups, counters)
+        if self.settings.keep:
+            path = self.folder / "checkpoints" / f"step_{self.done:07d}.safetensors"
+            write_atomically(path, tensors(self.denoiser.to_file(self.lora())))
+            for old in sorted(path.parent.glob("step_*.safetensors"))[: -self.settings.keep]:
+                old.unlink()
+
+    def resume(self) -> bool:
+        """Continue the state in the folder, if there is one. ValueError when it belongs to another run."""
+        if not self.state_file.is_file():
+            return False
+        groups, counters = state.load(self.state_file, self.config)
+        state.restore(self.objective.buffers(), groups.get("buffers", {}), "state of the objective")
+        state.restore(self.average, groups.get("average", {}), "average")
+        for runner in self.runners.values():
+            runner.restore(groups)
+        self.done, self.position, self.seconds = (counters[name] for name in ("done", "position", "seconds"))
+        self.accumulation.restore(counters["accumulation"])
+        self.begun = self.done
+        return True
+
+    def lora(self) -> dict[str, Tensor]:
+        """The student so far, the averaged one where there is an average; layers as the network names them."""
+        adapter = self.objective.players["student"].adapter
+        return self.denoiser.adapters.lora(adapter, self.average or None)
+
+    # ---- steps -----------------------------------------------------------------------------------
+
+    def train(self) -> dict[str, Tensor]:
+        """Run all steps that are left and return the LoRA.
+
+        Stopped when a watcher wishes it, TrainingFailed when the numbers are no longer finite or memory ends, and
+        whatever a watcher's check raises; in every case the state of the last whole step is on disk.
+        """
+        lock = contextlib.nullcontext() if self.reducer.rank else locked(self.folder)
+        with lock, self._careful():
+            self.reducer.any(False)  # nobody touches the folder before the first process holds it
+            if self.origin is not None and not self.reducer.rank:
+                recognise(self.folder, self.origin, self.state_file.is_file())
+            self._prepare()
+            # Before resuming, whose averages would count twice.
+            free = self.free()
+            if free is not None:
+                found = memory.estimate(self.denoiser, self.data, list(self.runners.values()), self.settings)
+                problem = memory.too_much(found, free, self.settings)
+                if problem:
+                    raise TrainingFailed(problem)
+                self.watcher.says(f"memory: {found}")
+            going_on = self.resume()
+            self._agree()
+            if not going_on and not self.reducer.rank:
+                write_json(self.folder / CONFIG, self.config.to_json())
+            log = Metrics(self.folder, self.done) if not self.reducer.rank else None
+            try:
+                self._run(log)
+            finally:
+                if log:
+                    log.close()
+            return self.lora()
+
+    def _agree(self) -> None:
+        """Every process starts from the first one's numbers."""
+        if self.reducer.world > 1:
+            mine = [w for runner in self.runners.values() for w in runner.weights.values()]
+            mine += [*self.average.values(), *self.objective.buffers().values()]
+            if self.reducer.rank:
+                torch._foreach_zero_([w.detach() for w in mine])
+            self.reducer.mean(mine)
+            steps = torch.tensor([float(self.done)], device=self.denoiser.device)
+            self.reducer.mean([steps])
+            if self.reducer.any(float(steps) != self.reducer.world * self.done):
+                raise ValueError(
+                    f"the processes do not all see the same state in {self.folder}: put the run's folder where every "
+                    "machine finds it"
+                )
+
+    @contextlib.contextmanager
+    def _careful(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise TrainingFailed(f"memory ran out ({str(error)[:200]}): {memory.advice(self.settings)}") from error
+        finally:
+            if self.settings.gradient_checkpointing:
+                checkpointing.disable(self.denoiser.network)
+
+    def _run(self, log: Metrics | None) -> None:
+        settings, saved_at = self.settings, time.monotonic()
+        saved = self.done  # before the first step there is nothing to lose
+        try:
+            while self.done < settings.steps:
+                metrics = self._step()
+                if log:
+                    log.add(self.done, metrics)
+                self.watcher.step(self.done, settings.steps, metrics)
+                wishes = self.watcher.wishes()
+                stop = self.reducer.any("stop" in wishes)
+                if "sample" in wishes or (settings.preview_every and self.done % settings.preview_every == 0):
+                    self.preview()
+                due = settings.save_minutes and time.monotonic() - saved_at > settings.save_minutes * 60
+                if "save" in wishes or due or (settings.save_every and self.done % settings.save_every == 0):
+                    if log:
+                        log.flush()  # a kill must not leave a state that is ahead of its log
+                    self.save()
+                    saved, saved_at = self.done, time.monotonic()
+                if stop and self.done < settings.steps:
+                    raise Stopped(f"stopped after {self.done} of {settings.steps} steps; run it again to go on")
+        finally:
+            # Also on cancel and on error: the weights are those of the last whole step.
+            if saved != self.done and not self._moving:
+                self.save()
+
+    def _batches(self, step: int) -> list[Batch]:
+        """This process's micro-batches of a step."""
+        settings, groups = self.settings, self.accumulation.groups
+        whole = settings.batch_size * settings.accumulation
+        batches = []
+        for number in range(groups):
+            rows = self.data.group(self.position + number, whole, settings.seed)
+            placed = list(zip(rows, range(whole * number, whole * (number + 1)), strict=True))
+            mine = placed[self.reducer.rank :: self.reducer.world]
+            for begin in range(0, len(mine), settings.batch_size):
+                chosen, places = zip(*mine[begin : begin + settings.batch_size], strict=True)
+                batches.append(
+                    self.data.batch(self.denoiser, chosen, places, settings.seed, step, settings.prompt_dropout)
+                )
+        return batches
+
+    def _step(self) -> dict[str, float]:
+        began = time.perf_counter()
+        step, settings = self.done, self.settings
+        batches = self._batches(step)
+        whole = settings.batch_size * settings.accumulation * self.accumulation.groups
+        data_seconds = time.perf_counter() - began
+        totals: dict[str, Tensor | float] = {}
+        moving: dict[str, None] = {}
+        squares: list[Tensor] = []
+        for batch in batches:
+            self.watcher.check()
+            share = len(batch) / whole
+            before = self._student_gradient() if self.accumulation.grows else None
+            for loss in self._losses(batch, step):
+                name, value, metrics = loss
+                with self.denoiser.adapter(self.runners[name].player.adapter):
+                    (value * share).backward()
+                moving[name] = None
+                for key, number in {f"{name}_loss": value.detach(), **metrics}.items():
+                    totals[key] = totals.get(key, 0.0) + share * number
+                del loss, value
+            if before is not None:
+                squares.append(_square(self._student_gradient(), before) / share**2)
+        numbers = self._reduced(totals, list(moving))
+        norms = {name: float(self.runners[name].clip(settings.max_grad_norm)) for name in moving}
+        if not all(map(_finite, (*norms.values(), *(v for k, v in numbers.items() if k.endswith("_loss"))))):
+            self._zero()
+            kept = f"{self.state_file} holds the weights after step {step}" if step else "Nothing was learnt yet"
+            raise TrainingFailed(
+                f"step {step + 1}: the loss or its gradient is not a finite number "
+                f"({', '.join(f'{k} {v:g}' for k, v in numbers.items() if k.endswith('_loss'))}). {kept}. "
+                f"Lower learning_rate, set precision to fp32, or look at samples "
+                f"{self.data.group(self.position, settings.batch_size * settings.accumulation, settings.seed)[:16]}"
+            )
+        rate = settings.learning_rate * settings.rate(step)
+        self._moving = True
+        for name in moving:
+            self.runners[name].move(rate * self.runners[name].player.rate)
+        self._zero()
+        self._average(step)
+        self.position += self.accumulation.groups
+        self.objective.after_step(numbers, step)
+        if squares and "student" in moving:
+            numbers |= self.accumulation.saw(squares, norms["student"], self.reducer)
+        self.done += 1
+        self._moving = False
+        spent = time.perf_counter() - began
+        self.seconds += spent
+        numbers |= {f"{name}_grad": value for name, value in norms.items()}
+        numbers |= {
+            "rate": settings.learning_rate * settings.rate(step),
+            "seconds": spent,
+            "data": data_seconds / spent,
+        }
+        if self.denoiser.device.type == "cuda":
+            numbers["memory"] = float(torch.cuda.max_memory_allocated(self.denoiser.device))
+        return numbers
+
+    def _losses(self, batch: Batch, step: int) -> Iterator[Loss]:
+        """The objective's losses, with the adapters' dropout drawn from the step alone."""
+        if not self.config.lora.dropout:
+            yield from self.objective.losses(batch, step)
+            return
+        with torch.random.fork_rng(devices=[self.denoiser.device] if self.denoiser.device.type == "cuda" else []):
+            torch.manual_seed(seed_of(self.settings.seed, step, batch.draws.indices[0], "dropout"))
+            yield from self.objective.losses(batch, step)
+
+    def _reduced(self, totals: dict[str, Tensor | float], moving: list[str]) -> dict[str, float]:
+        """The whole batch's mean metrics as numbers, and gradients added up over the processes."""
+        gradients = [w.grad for name in moving for w in self.runners[name].weights.values() if w.grad is not None]
+        self.reducer.mean(gradients)
+        keys = sorted(totals)
+        row = torch.stack([torch.as_tensor(totals[k], dtype=torch.float32, device=self.denoiser.device) for k in keys])
+        self.reducer.mean([row])
+        return dict(zip(keys, row.tolist(), strict=True))
+
+    def _zero(self) -> None:
+        for runner in self.runners.values():
+            runner.optimiser.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        if self.average:
+            # A short memory at first, so that the average is not dragged by the random start.
+            rate = min(self.settings.ema, (step + 1) / (step + 10))
+            weights = self.runners["student"].weights
+            torch._foreach_lerp_(list(self.average.values()), [weights[k] for k in self.average], 1 - rate)
+
+    def _student_gradient(self) -> list[Tensor]:
+        weights = self.runners["student"].weights.values()
+        return [torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in weights]
+
+    # ---- previews --------------------------------------------------------------------------------
+
+    def preview(self) -> None:
+        """Draw the first prompts, show them, and write the contact sheet."""
+        if not self.settings.previews or self.decode is None or self.reducer.rank:
+            return
+        with previews.averaged(self.runners["student"].weights, self.average):
+            images = previews.draw(self.denoiser, self.objective, self.data, self.settings, self.decode)
+        path = self.folder / "previews" / f"step_{self.done:07d}.png"
+        save_sheet(images, path)
+        self.watcher.preview(images, self.done, path)
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")
+
+
+def _square(after: list[Tensor], before: list[Tensor]) -> Tensor:
+    return torch.stack([(a - b).square().sum() for a, b in zip(after, before, strict=True)]).sum()

@@ -1,0 +1,104 @@
+"""What a run will need before it starts, and which setting to change when that is too much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .config import TrainingConfig
+from .data import Data
+from .denoiser import Denoiser
+from .players import Runner
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes: what is there already, what the optimisers will add, and one micro-batch's activations."""
+
+    weights: int
+    training: int
+    activations: int
+
+    @property
+    def more(self) -> int:
+        """Bytes that will be taken beyond the weights."""
+        return self.training + self.activations
+
+    def __str__(self) -> str:
+        parts = [f"weights {size(self.weights)}", f"adapters' training {size(self.training)}"]
+        return ", ".join([*parts, f"activations {size(self.activations)}"])
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
+
+
+def weights(network: nn.Module) -> int:
+    """Bytes of a network's parameters and buffers, tied ones once."""
+    found: dict[int, int] = {}
+    for tensor in [*network.parameters(), *network.buffers()]:
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+def training(players: Iterable[Iterable[Tensor]], config: TrainingConfig) -> int:
+    """Bytes of gradients and AdamW's two averages (a byte each in 8 bits)."""
+    numbers = sum(p.numel() for player in players for p in player)
+    each = 4 + (2 if config.optimiser == "adamw8bit" else 8)
+    return numbers * each
+
+
+class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Within it, `count` adds up what autograd keeps for backward, each storage once, apart from weights."""
+
+    def __init__(self, network: nn.Module):
+        self.count = 0
+        self._seen = {t.untyped_storage().data_ptr() for t in [*network.parameters(), *network.buffers()]}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self._seen:
+                self._seen.add(storage.data_ptr())
+                self.count += storage.nbytes()
+            return tensor
+
+        super().__init__(pack, lambda tensor: tensor)
+
+
+def estimate(denoiser: Denoiser, data: Data, runners: Iterable[Runner], config: TrainingConfig) -> Estimate:
+    """Memory of a run; the activations are those of one sample's student pass times the batch."""
+    batch = data.batch(denoiser, [0], [0], config.seed, 0, 0.0)
+    saved = SavedBytes(denoiser.network)
+    with denoiser.adapter("student"), saved:
+        sigma = torch.full((1,), denoiser.sigma_range[1], device=denoiser.device)
+        noise = batch.draws.normal("estimate", batch.shape)
+        x0 = denoiser.predict_x0(denoiser.path.unit_start(sigma, noise), sigma, batch.cond)
+        del x0
+    trained = training([list(runner.weights.values()) for runner in runners], config)
+    return Estimate(weights(denoiser.network), trained, saved.count * config.batch_size)
+
+
+def advice(config: TrainingConfig) -> str:
+    """The settings that lower memory, the strongest first, as this run has them."""
+    ways = []
+    if not config.gradient_checkpointing:
+        ways.append("turn gradient_checkpointing on")
+    if config.batch_size > 1:
+        ways.append(f"lower batch_size from {config.batch_size} and raise accumulation by as much")
+    ways.append("make the latents smaller (a lower resolution)")
+    if config.optimiser == "adamw":
+        ways.append("choose optimiser adamw8bit")
+    ways.append("lower the rank, or train fewer layers (targets)")
+    return "; ".join(ways)
+
+
+def too_much(estimate: Estimate, free: int, config: TrainingConfig) -> str | None:
+    """What to tell the user when the estimate exceeds the free memory, else None."""
+    if estimate.more <= free:
+        return None
+    return f"this run needs about {size(estimate.more)} more ({estimate}) and {size(free)} are free: {advice(config)}"

@@ -1,0 +1,52 @@
+"""The methods by name: what a workflow and a job file call them, their settings and their maths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .adapters import LoraConfig
+from .config import RunConfig, TrainingConfig, read
+from .objectives.di_star import DIStar, DIStarConfig
+from .objectives.dmd2 import DMD2, DMD2Config
+from .objectives.fdistill import FDistill, FDistillConfig
+from .objectives.few_shot import FewShot, FewShotConfig
+from .objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from .objectives.tdm import TDM, TDMConfig
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's settings and maths; whether its student samples in few steps, and whether it keeps a fake score."""
+
+    config: type
+    objective: type
+    distils: bool = True
+    has_fake: bool = True
+
+
+METHODS: dict[str, Method] = {
+    "dmd2": Method(DMD2Config, DMD2),
+    "f_distill": Method(FDistillConfig, FDistill),
+    "tdm": Method(TDMConfig, TDM),
+    "di_star": Method(DIStarConfig, DIStar),
+    "flow": Method(FlowMatchingConfig, FlowMatching, distils=False, has_fake=False),
+    "few_shot": Method(FewShotConfig, FewShot, distils=False, has_fake=False),
+}
+
+
+def read_config(values: Mapping[str, Any]) -> RunConfig:
+    """A run's configuration from JSON values as `RunConfig.to_json` gives them. ValueError names what is wrong."""
+    unknown = sorted({str(k)[:80] for k in values} - {"method", "objective", "training", "lora"})
+    if unknown:
+        raise ValueError(f"{unknown[0]} is not part of a run; it has method, objective, training and lora")
+    name = values.get("method")
+    if not isinstance(name, str) or name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r:.80}")
+    return RunConfig(
+        name,
+        read(METHODS[name].config, values.get("objective", {}), "objective"),
+        read(TrainingConfig, values.get("training", {}), "training"),
+        read(LoraConfig, values.get("lora", {}), "lora"),
+    )

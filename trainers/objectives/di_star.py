@@ -1,0 +1,214 @@
+"""Distils a student by the distance between score functions, and aligns it with a reward on the way.
+
+DI* (Luo et al., "David and Goliath", ICML 2025; arXiv 2410.20898) and SIM (Luo et al. 2024, arXiv 2410.16794):
+    min  E[-alpha_rew r(x0)] + D,   D = int w(t) E d(y_t) dt,   y_t = s_fake(x_t) - s_ref(x_t).
+The expectation of D is over the student's samples, but they are held: only the score is differentiated (SIM, theorem
+3.1). That gradient is the one of the surrogate -w d'(y_t)^T (s_fake(x_t) - grad log q(x_t | x0)) with the networks'
+weights held and x_t in the graph. In x0, with u = x_fake - x_ref and y = (a / s^2) u, it is -W d'(u)^T (x_fake - x0):
+the form of SiD (Zhou et al. 2024, arXiv 2404.04057, eq. 23; its alpha is `sid_alpha`).
+
+The surrogate's graph runs through the fake score and the teacher. Its partial derivatives are closed forms of x0,
+x_fake and x_ref, so each network needs one vector-Jacobian product, one after another. Without them (networks under
+no_grad) the gradient is silently that of another loss, Diff-Instruct's with a normaliser.
+
+With the pseudo-Huber distance the pull back to the teacher is bounded: where alpha_rew |grad r| exceeds it, the student
+has no fixed point and runs after the reward. "l2" has no such bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from .contract import Batch, Cond, TrainableDenoiser, alpha_sigma, broadcast, mean_each
+from .dmd2 import DMD2, DMD2Config
+from .grids import level_draws
+
+Distance = Literal["pseudo_huber", "l2", "kl"]
+Guidance = Literal["in", "out"]
+Space = Literal["x0", "score"]
+# (x0 latents (B, ...), prompts, batch) -> (B,), with gradients to the latents; decoding happens inside.
+LatentReward = Callable[[Tensor, tuple[str, ...], Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class DIStarConfig:
+    """DI*'s settings.
+
+    steps, timesteps, ratio, fake_rate, low, high, shift: as DMD2's; more than one step by its backward simulation.
+    distance: "pseudo_huber" - sqrt(mean y^2 + huber^2) - huber, whose huber is the paper's c over the square root of
+    the latent's size; "l2" - y^2 / 2 (SIM, SiD); "kl" - Diff-Instruct's integral KL (with a reward: DI++).
+    space: "x0" compares clean latents, every level alike; "score" the scores themselves, w(t) = 1.
+    guidance: "in" - s_ref is guided inside the distance (the better one); "out" - the guidance is a reward of its own,
+    (cfg - 1) (s_cond - s_uncond), beside an unguided distance. cfg 1 is none either way.
+    sid_alpha: SiD's, "l2" only. alpha_rew: the reward's weight beside the mean over a latent's numbers, where the
+    paper's 100 stands beside their sum. normalise: divide by mean |x0 - x_ref| per sample.
+    """
+
+    steps: int = 1
+    timesteps: str = ""
+    cfg: float = 7.5
+    distance: Distance = "pseudo_huber"
+    huber: float = 0.00054
+    space: Space = "x0"
+    guidance: Guidance = "in"
+    sid_alpha: float = 1.0
+    alpha_rew: float = 0.0
+    ratio: int = 5
+    fake_rate: float = 1.0
+    low: float = 0.02
+    high: float = 0.98
+    shift: float = 1.0
+    normalise: bool = True
+
+    def __post_init__(self) -> None:
+        for name, choice, known in (
+            ("distance", self.distance, Distance),
+            ("space", self.space, Space),
+            ("guidance", self.guidance, Guidance),
+        ):
+            if choice not in get_args(known):
+                raise ValueError(f"{name} {choice!r} is not known; use one of {', '.join(get_args(known))}")
+        ranges = {
+            "huber": (self.huber, 1e-8, 1e3, "0.00054 is iCT's, per number"),
+            "sid_alpha": (self.sid_alpha, -10, 10, "1 is the exact gradient, 1.2 SiD's choice without guidance"),
+            "alpha_rew": (self.alpha_rew, 0, 1e6, "0 is no reward"),
+        }
+        for name, (value, low, high, remedy) in ranges.items():
+            if not (math.isfinite(value) and low <= value <= high):
+                raise ValueError(f"{name} must be between {low} and {high}, got {value!r}: {remedy}")
+        if self.sid_alpha != 1.0 and self.distance != "l2":
+            raise ValueError(f"sid_alpha belongs to distance 'l2', and distance is {self.distance!r}: set it to 1")
+        self.matching()
+
+    def matching(self) -> DMD2Config:
+        """What is DMD2's of it; raises its errors."""
+        return DMD2Config(
+            steps=self.steps,
+            timesteps=self.timesteps,
+            cfg=self.cfg,
+            ratio=self.ratio,
+            fake_rate=self.fake_rate,
+            gan_weight=0.0,
+            low=self.low,
+            high=self.high,
+            shift=self.shift,
+            normalise=self.normalise,
+        )
+
+
+class Partials(NamedTuple):
+    """The surrogate's derivatives by x0, x_fake and x_ref (B, ...), summed over a latent, and d(y) (B,)."""
+
+    x0: Tensor
+    fake: Tensor
+    ref: Tensor
+    distance: Tensor
+
+
+def partials(config: DIStarConfig, x0: Tensor, fake: Tensor, ref: Tensor, a: Tensor, s: Tensor) -> Partials:
+    """Derivatives of -W d'(u) . (x_fake - x0), u = x_fake - x_ref, at levels a, s (B,) of the papers' coordinates.
+
+    With d(u) = rho - c and rho = sqrt(mean u^2 + c^2): d' = u / rho, and by u: -W (e / rho - u mean(u e) / rho^3),
+    e = x_fake - x0. "kl" has no graph through the networks: its derivatives by them are zero.
+    """
+    u, e = fake - ref, fake - x0
+    # One score is this times one x0.
+    to_score = a / s.square() if config.space == "score" else torch.ones_like(a)
+    if config.distance == "kl":
+        weight = broadcast(a * to_score if config.space == "score" else to_score, u)
+        zero = torch.zeros_like(u)
+        return Partials(weight * u, zero, zero, mean_each(weight * u.square()))
+    if config.distance == "l2":
+        weight = to_score.square()
+        direction = broadcast(weight, u) * u
+        by_u = -broadcast(weight, u) * (e + 2 * (config.sid_alpha - 1) * u)
+        distance = weight * mean_each(u.square()) / 2
+    else:
+        c = config.huber / to_score.clamp(min=1e-12)
+        rho = (mean_each(u.square()) + c.square()).sqrt()
+        direction = broadcast(to_score / rho, u) * u
+        by_u = -broadcast(to_score / rho, u) * (e - u * broadcast(mean_each(u * e) / rho.square(), u))
+        distance = to_score * (rho - c)
+    return Partials(direction, by_u - direction, -by_u, distance)
+
+
+class DIStar(DMD2):
+    """DI*, SIM and DI++; see the module. The simulation, the fake score and the sampling are DMD2's.
+
+    reward: set by the engine where alpha_rew is not 0; `LatentReward`.
+    """
+
+    name = "DI*"
+
+    def __init__(self, config: DIStarConfig, denoiser: TrainableDenoiser):
+        super().__init__(config.matching(), denoiser)
+        self.settings = config
+        self.reward: LatentReward | None = None
+
+    def prepare(self, batch: Batch) -> None:
+        """Only checks that the reward is there. ValueError names alpha_rew."""
+        if self.settings.alpha_rew and self.reward is None:
+            raise ValueError(
+                f"alpha_rew is {self.settings.alpha_rew}, and there is no reward: connect a differentiable one, "
+                "or set alpha_rew to 0"
+            )
+
+    def _gradient(self, batch: Batch, x: Tensor, level: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """What moves x (B, ...): the surrogate's gradient, guidance and the reward's, always added in this order."""
+        settings, denoiser, cond, draws = self.settings, self.denoiser, batch.cond, batch.draws
+        sigma = level_draws(denoiser, draws.uniform("matching level"), settings.low, settings.high, settings.shift)
+        noise = draws.normal("matching noise", batch.shape)
+        guided = settings.cfg != 1
+        with torch.no_grad():
+            x_t = denoiser.path.add_noise(x, sigma, noise)
+            with denoiser.adapter("fake"):
+                fake = denoiser.predict_x0(x_t, sigma, cond)
+            with denoiser.adapter(None):
+                real = denoiser.predict_x0(x_t, sigma, cond)
+                gap = real - denoiser.predict_x0(x_t, sigma, batch.uncond) if guided else torch.zeros_like(real)
+        inside = guided and settings.guidance == "in"
+        a, s = alpha_sigma(denoiser.path, sigma)
+        parts = partials(settings, x, fake, real + (settings.cfg - 1) * gap if inside else real, a, s)
+
+        g = parts.x0
+        if settings.distance != "kl":
+            g = g + self._vjp("fake", x, sigma, noise, cond, parts.fake)
+            g = g + self._vjp(None, x, sigma, noise, cond, (settings.cfg if inside else 1.0) * parts.ref)
+            if inside:
+                g = g + self._vjp(None, x, sigma, noise, batch.uncond, (1 - settings.cfg) * parts.ref)
+        if guided and not inside:
+            # The implicit reward log p(c | x_t): its score is (a / s^2) gap, and dx_t / dx0 is a.
+            weight = (a / s).square() if settings.space == "score" else torch.ones_like(a)
+            g = g - (settings.cfg - 1) * broadcast(weight, gap) * gap
+        if settings.normalise:
+            g = g / broadcast(mean_each((x - real - (settings.cfg - 1) * gap).abs()), g)
+        metrics: dict[str, Tensor | float] = {"distance": parts.distance.mean()}
+        if settings.alpha_rew:
+            pull, reward = self._reward(x, batch)
+            # The surrogate is a mean over a latent's numbers, the reward one number to a latent.
+            g = g - settings.alpha_rew * x[0].numel() * pull
+            metrics["reward"] = reward.mean()
+        return torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0), metrics
+
+    def _vjp(self, adapter: str | None, x: Tensor, sigma: Tensor, noise: Tensor, cond: Cond, weight: Tensor) -> Tensor:
+        """weight^T d x0_network / d x through x_t, one network's graph at a time."""
+        leaf = x.detach().requires_grad_()
+        # The backward pass stays inside: gradient checkpointing runs the forward again with the adapter that is on.
+        with torch.enable_grad(), self.denoiser.adapter(adapter):
+            x_t = self.denoiser.path.add_noise(leaf, sigma, noise)
+            return torch.autograd.grad(self.denoiser.predict_x0(x_t, sigma, cond), leaf, weight)[0]
+
+    def _reward(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(d reward / d x, reward (B,)) of the student's samples."""
+        if self.reward is None:
+            raise ValueError("alpha_rew asks for a reward: set `reward` before the first step")
+        leaf = x.detach().requires_grad_()
+        with torch.enable_grad():
+            reward = self.reward(leaf, batch.prompts, batch)
+            return torch.autograd.grad(reward.sum(), leaf)[0], reward.detach()

@@ -1,0 +1,251 @@
+"""Distils a deterministic few-step student whose every state, not only the last, has the teacher's distribution.
+
+Luo et al. 2025, "Learning Few-Step Diffusion Models by Trajectory Distribution Matching" (TDM, arXiv 2503.06674): the
+student's ODE state x_mid after one step is diffused on to tau and its score compared with the teacher's there, summed
+over the steps; gradients pass through one step. Images are not needed.
+
+In the papers' coordinates (a, s of `alpha_sigma`), with unit noise n:
+    x_tau = (a_tau / a_mid) x_mid + beta n,   beta^2 = s_tau^2 - (a_tau s_mid / a_mid)^2
+    student   x0 -> sg(x0 + (x_real - x_fake) + (cfg - 1)(x_real - x_uncond))
+    fake      "demo": |x_fake - x0|^2 min(SNR, 5) w, w = exp(-mean(m^2) / 2) / exp(-mean(n^2) / 2), where m is the whole
+              noise of x_tau in units of s_tau (the authors' released training code);
+              exact_score: |(beta / s_tau) eps_fake - n|^2, since the score of x_tau given x_mid is -n / beta. The first
+              matches the last state exactly and the ones between only nearly; the second matches all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ...sampling.distilled import sample_distilled
+from ...sampling.path import NoisePath
+from .contract import Batch, Cond, Loss, Player, TrainableDenoiser, alpha_sigma, broadcast, guided, mean_each
+from .grids import check_grid, student_sigmas
+
+Diffusing = Literal["separate", "top"]
+
+# The authors' margins, in thousandths of the schedule: the noise floor of tau (and, with exact_score, how far above the
+# state it starts, since its target's variance grows as 1 / beta^2), and how far below its upper end it stops.
+FLOOR, CEILING = 20.0, 10.0
+RANDOM_MID = 20.0
+MOST_SNR = 5.0
+BETAS = (0.0, 0.95)
+
+
+@dataclass(frozen=True)
+class TDMConfig:
+    """What is matched, where, and how.
+
+    steps, timesteps: the student's grid, see `grids.student_sigmas` (the authors' for PixArt: "899, 674, 449, 224").
+    steps_choices: "1, 2, 4" draws the number of steps anew each step (TDM-unify), on default grids; `steps` is then the
+    number of the previews. The authors tell both networks the number; a model that has no input for it learns from the
+    levels alone, which differ between the grids for the most part, and one fake score serves all of them.
+    cfg: the teacher's. diffusing: "separate" - tau between the state and the step's start, where one unconditional fake
+    score is unbiased; "top" - up to the grid's start. random_mid: stop each step at a random level of its interval.
+    exact_score: see the module. huber: c of the element-wise pseudo-Huber loss, 0 for squares. normalise: divide by
+    mean |x0 - x_real| per sample. fake_rate: the fake score's learning rate over the student's; both move every step.
+    """
+
+    steps: int = 4
+    timesteps: str = ""
+    steps_choices: str = ""
+    cfg: float = 4.5
+    diffusing: Diffusing = "separate"
+    random_mid: bool = False
+    exact_score: bool = False
+    huber: float = 1e-3
+    normalise: bool = True
+    fake_rate: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_grid(self.steps, self.timesteps)
+        if self.steps_choices and self.timesteps:
+            raise ValueError("timesteps fixes one grid and steps_choices asks for several: empty one of them")
+        if self.steps not in self.choices:
+            raise ValueError(
+                f"steps_choices {self.steps_choices!r} lacks {self.steps}, the number of steps of the previews: add it"
+            )
+        if not 0 <= self.cfg <= 100:
+            raise ValueError(f"cfg must be 0 to 100, got {self.cfg!r}: 1 is no guidance")
+        if self.diffusing not in get_args(Diffusing):
+            raise ValueError(f"diffusing {self.diffusing!r} is not known; use one of {', '.join(get_args(Diffusing))}")
+        if not 0 <= self.huber <= 100:
+            raise ValueError(f"huber must be 0 (squares) to 100, got {self.huber!r}: 0.001 is the authors'")
+        if not 0 < self.fake_rate <= 1000:
+            raise ValueError(f"fake_rate must be above 0 and at most 1000, got {self.fake_rate!r}: 5 is the authors'")
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """The numbers of steps that are trained."""
+        if not self.steps_choices.strip():
+            return (self.steps,)
+        try:
+            numbers = tuple(int(part) for part in self.steps_choices.split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or not all(1 <= n <= 100 for n in numbers):
+            raise ValueError(
+                f'steps_choices must be numbers of 1 to 100 with commas between, such as "1, 2, 4", '
+                f"got {self.steps_choices!r}"
+            )
+        return numbers
+
+
+def between(path: NoisePath, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
+    """(ratio, beta) of the forward diffusion x_next = ratio x + beta n, levels (B,), in the papers' coordinates."""
+    (a, s), (a_next, s_next) = alpha_sigma(path, sigma), alpha_sigma(path, sigma_next)
+    ratio = a_next / a
+    # Equal levels can come out below zero by rounding.
+    return ratio, (s_next.square() - (ratio * s).square()).clamp(min=0).sqrt()
+
+
+def diffuse_on(path: NoisePath, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Tensor) -> Tensor:
+    """A latent (B, ...) in ComfyUI's coordinates taken by fresh unit noise from level sigma (B,) up to sigma_next."""
+    ratio, beta = between(path, sigma, sigma_next)
+    if path.kind == "VE":
+        # x = x0 + sigma n is the papers' x_t / a_t: nothing is scaled down on the way up.
+        return x + broadcast(beta / alpha_sigma(path, sigma_next)[0], x) * noise
+    return broadcast(ratio, x) * x + broadcast(beta, x) * noise
+
+
+class TDM:
+    """Trajectory distribution matching with a student and a fake score; see the module."""
+
+    name = "tdm"
+    needs_latents = False
+    pairs = 0
+
+    def __init__(self, config: TDMConfig, denoiser: TrainableDenoiser):
+        self.config, self.denoiser = config, denoiser
+        self.grids = {k: student_sigmas(denoiser, k, config.timesteps).to(denoiser.device) for k in config.choices}
+        self._flow = denoiser.path.kind == "FLOW"
+
+    @property
+    def needs_uncond(self) -> bool:
+        """Whenever there is guidance."""
+        return self.config.cfg != 1.0
+
+    @property
+    def players(self) -> dict[str, Player]:
+        """Both move every step; the fake score is told apart by its learning rate alone."""
+        return {
+            "student": Player("student", betas=BETAS),
+            "fake": Player("fake", rate=self.config.fake_rate, betas=BETAS),
+        }
+
+    def prepare(self, batch: Batch) -> None:
+        """Nothing to learn from a first batch."""
+
+    def make_pairs(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
+        """Never called: `pairs` is 0."""
+        raise NotImplementedError
+
+    def _time(self, sigma: Tensor) -> Tensor:
+        """Thousandths of the schedule: timesteps on eps and v, 1000 sigma on flow."""
+        return 1000 * sigma if self._flow else self.denoiser.schedule.timestep(sigma).float()
+
+    def _level(self, time: Tensor) -> Tensor:
+        return time / 1000 if self._flow else self.denoiser.schedule.sigma(time.floor())
+
+    def rollout(self, batch: Batch, sigmas: Tensor, pick: Tensor) -> tuple[Tensor, Tensor]:
+        """(x, x0) of step pick (B,) of the student's deterministic sampling, (B, ...) each, without gradient."""
+        denoiser, path = self.denoiser, self.denoiser.path
+        x = path.unit_start(sigmas[0], batch.draws.normal("noise", batch.shape))
+        kept, kept_x0 = torch.zeros_like(x), torch.zeros_like(x)
+        with torch.no_grad(), denoiser.adapter("student"):
+            for k in range(int(pick.max()) + 1):
+                x0 = denoiser.predict_x0(x, sigmas[k].expand(len(x)), batch.cond)
+                here = broadcast(pick == k, x)
+                kept, kept_x0 = torch.where(here, x, kept), torch.where(here, x0, kept_x0)
+                x = path.move(x, x0, sigmas[k], sigmas[k + 1])
+        return kept, kept_x0
+
+    def levels(self, batch: Batch, sigmas: Tensor, pick: Tensor) -> tuple[Tensor, Tensor]:
+        """(sigma of the state, sigma of tau), (B,) each. In intervals too narrow for the margins these shrink."""
+        draws, config = batch.draws, self.config
+        start, mid = self._time(sigmas[pick]), self._time(sigmas[pick + 1].clamp(min=0))
+        sigma_mid = sigmas[pick + 1]
+        mid = torch.where(sigma_mid > 0, mid, torch.zeros_like(mid))
+        if config.random_mid:
+            reach = (start - mid - RANDOM_MID).clamp(min=0)
+            moved = mid + reach * draws.uniform("mid")
+            sigma_mid = torch.where(moved >= 1, self._level(moved), sigma_mid)
+            mid = torch.where(moved >= 1, moved, mid)
+        end = start if config.diffusing == "separate" else self._time(sigmas[:1]).expand_as(start)
+        room = end - mid
+        above = (FLOOR - mid).clamp(min=FLOOR if config.exact_score else 0.0)
+        low, high = mid + torch.minimum(above, room / 2), end - (room / 4).clamp(max=CEILING)
+        return sigma_mid, self._level(low + (high - low) * draws.uniform("tau"))
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
+        """The fake score's loss, then the student's, on one rollout and one x_tau."""
+        config, denoiser, path, draws = self.config, self.denoiser, self.denoiser.path, batch.draws
+        choices = config.choices
+        steps = choices[int(draws.common("steps") * len(choices))]
+        sigmas = self.grids[steps]
+        pick = draws.integers("pick", 0, steps)
+        x, x0 = self.rollout(batch, sigmas, pick)
+        sigma = sigmas[pick]
+        sigma_mid, sigma_tau = self.levels(batch, sigmas, pick)
+        noise = draws.normal("tau_noise", batch.shape)
+        x_mid = path.move(x, x0, sigma, sigma_mid)
+        x_tau = diffuse_on(path, x_mid, sigma_mid, sigma_tau, noise)
+
+        with denoiser.adapter("fake"):
+            x_fake = denoiser.predict_x0(x_tau, sigma_tau, batch.cond)
+        if config.exact_score:
+            beta_over_s = between(path, sigma_mid, sigma_tau)[1] / alpha_sigma(path, sigma_tau)[1]
+            eps_fake = path.noise_from(x_tau, x_fake, sigma_tau)
+            each = mean_each((broadcast(beta_over_s, x) * eps_fake - noise).square())
+        else:
+            eps = path.noise_from(x, x0, sigma)
+            each = mean_each((x_fake - x0).square()) * self.demo_weight(eps, noise, sigma_mid, sigma_tau)
+        x_fake = x_fake.detach()
+        yield Loss("fake", each.mean(), {})
+
+        with torch.no_grad(), denoiser.adapter(None):
+            x_real = guided(denoiser, x_tau, sigma_tau, batch.cond, batch.uncond, config.cfg)
+        target = x0 + x_real - x_fake
+        scale = mean_each((x0 - x_real).abs()).clamp(min=1e-8) if config.normalise else torch.ones_like(sigma)
+        with denoiser.adapter("student"):
+            error = denoiser.predict_x0(x, sigma, batch.cond) - target
+        if config.huber:
+            c = config.huber
+            each = mean_each((error.square() + c * c).sqrt() - c) / scale
+        else:
+            each = mean_each(error.square()) / scale
+        yield Loss("student", each.mean(), {"gap": (x_real - x_fake).abs().mean()})
+
+    def demo_weight(self, eps: Tensor, noise: Tensor, sigma_mid: Tensor, sigma_tau: Tensor) -> Tensor:
+        """min(SNR, 5) times the importance weight, tempered by a mean over the latent's numbers; (B,).
+
+        eps: the noise that the student predicted at the step's start; it is what x_mid holds of noise.
+        """
+        path = self.denoiser.path
+        ratio, beta = between(path, sigma_mid, sigma_tau)
+        (_, s_mid), (a, s) = alpha_sigma(path, sigma_mid), alpha_sigma(path, sigma_tau)
+        m = (broadcast(ratio * s_mid, eps) * eps + broadcast(beta, eps) * noise) / broadcast(s, eps)
+        importance = ((mean_each(noise.square()) - mean_each(m.square())) / 2).exp()
+        return (a / s).square().clamp(max=MOST_SNR) * importance
+
+    def after_step(self, metrics: Mapping[str, float], step: int) -> None:
+        """No running averages."""
+
+    def buffers(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def sample(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
+        """The student's deterministic sampling: the states that it was trained on."""
+        denoiser, sigmas = self.denoiser, self.grids[self.config.steps].to(noise.device)
+
+        def model(x: Tensor, sigma: Tensor) -> Tensor:
+            return denoiser.predict_x0(x, sigma, cond)
+
+        start = denoiser.path.unit_start(sigmas[0], noise)
+        return sample_distilled(model, start, sigmas, disable=True, path=denoiser.path, mode="deterministic")

@@ -1,0 +1,86 @@
+"""What a run was started on: its base, prompts and images, told apart so that a run never goes on with others."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .dataset import Dataset
+from .export import weights_hash
+from .files import write_json
+
+ORIGIN = "origin.json"
+# Encoded again, on another day or device, a text or an image differs in its last bits: marks are compared within this
+# share of the tensor's size. Two prompts, or two images, differ by ten times as much in one mark of four at least.
+TOLERANCE = 0.02
+MARKS, MOST = 4, 65_536
+
+
+def origin(base_hash: str, dataset: Dataset, start: dict[str, Tensor] | None) -> dict[str, Any]:
+    """The base's hash, the marks of the data set and the hash of the LoRA that the student begins as: JSON values."""
+    marked: dict[int, list] = {}
+    for tokens, _ in dataset.entries:
+        if id(tokens) not in marked:
+            marked[id(tokens)] = mark(tokens)
+    return {
+        "model": base_hash,
+        "prompts": [marked[id(tokens)] for tokens, _ in dataset.entries],
+        "negative": None if dataset.negative is None else mark(dataset.negative[0]),
+        "latents": None if dataset.latents is None else [mark(latent) for latent in dataset.latents],
+        "size": None if dataset.shape is None or dataset.latents is not None else list(dataset.shape),
+        "start_from": None if start is None else weights_hash(start),
+    }
+
+
+def mark(tensor: Tensor) -> list:
+    """[shape, root mean square, four sums with random signs over the root of their number] of a tensor."""
+    flat = tensor.detach().float().cpu().flatten()
+    flat = flat[:: max(1, -(-flat.numel() // MOST))]
+    sums = _signs(flat.numel()) @ flat / math.sqrt(max(1, flat.numel()))
+    size = float(flat.square().mean().sqrt()) if flat.numel() else 0.0
+    return [list(tensor.shape), round(size, 5), [round(float(s), 5) for s in sums]]
+
+
+@lru_cache(maxsize=4)
+def _signs(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(0, 2, (MARKS, count), generator=generator).float() * 2 - 1
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two marks, lists of marks, or other values of an origin stand for the same."""
+    if _is_mark(a) and _is_mark(b):
+        near = TOLERANCE * max(a[1], b[1], 1e-5)
+        return a[0] == b[0] and all(abs(x - y) <= near for x, y in zip(a[2], b[2], strict=True))
+    if isinstance(a, Sequence) and isinstance(b, Sequence) and not isinstance(a, str):
+        return len(a) == len(b) and all(alike(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def _is_mark(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and isinstance(value[0], list) and isinstance(value[1], float)
+
+
+def recognise(folder: Path, now: Mapping[str, Any], going_on: bool) -> None:
+    """Note what a run starts on; ValueError, naming the inputs, when one that goes on was started on something else."""
+    path = folder / ORIGIN
+    if going_on and path.is_file():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read ({error}): give the run another name") from error
+        other = [name for name, value in now.items() if not alike(before.get(name), value)]
+        if other:
+            raise ValueError(
+                f"name: the run in {folder} was started with another {' and other '.join(other)}. Connect what it was "
+                "started with to go on, or give this run another name"
+            )
+    else:
+        write_json(path, now)

@@ -1,0 +1,86 @@
+"""Teacher pairs for regression: noise and what the guided teacher makes of it, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .data import Data
+from .denoiser import Denoiser
+from .files import tensors, write_atomically
+from .objectives.contract import Draws
+from .watch import Watcher
+
+NOTE = "made_for.json"
+
+
+class PairMaker(Protocol):
+    """An objective that learns from teacher pairs."""
+
+    @property
+    def pairs(self) -> int:
+        """How many it wants (0 = none); rounded up to a whole number for each prompt."""
+        ...
+
+    def make_pairs(self, noise: Tensor, cond, uncond) -> Tensor:
+        """The teacher's x0 from unit noise (B, ...)."""
+        ...
+
+
+@torch.no_grad()
+def make(
+    maker: PairMaker,
+    denoiser: Denoiser,
+    data: Data,
+    folder: Path,
+    seed: int,
+    batch_size: int,
+    watcher: Watcher,
+    made_for: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """{"noise", "target"}: pairs in the order of prompts, `count / prompts` for each, in fp16.
+
+    They are written batch by batch, so that a run that was stopped here goes on where it was. made_for: the settings
+    and data that they depend on; pairs that were made for others are made again.
+    """
+    _forget_others(folder / "pairs", made_for)
+    each = -(-maker.pairs // len(data))
+    total = each * len(data)
+    parts: dict[str, list[Tensor]] = {"noise": [], "target": []}
+    for begin in range(0, total, batch_size):
+        path = folder / "pairs" / f"{begin:07d}.safetensors"
+        if path.is_file():
+            found = load_file(path)
+            wanted = (min(total, begin + batch_size) - begin, *data.shape_of(begin // each))
+            if any(name not in found or tuple(found[name].shape) != wanted for name in parts):
+                raise ValueError(f"{path} holds no teacher pairs of this run; delete the folder {path.parent}")
+        else:
+            watcher.check()
+            places = tuple(range(begin, min(total, begin + batch_size)))
+            rows = [place // each for place in places]
+            draws = Draws(seed, -1, places, denoiser.device)
+            noise = draws.normal("pair", data.shape_of(rows[0]))
+            cond = denoiser.join([data.conds[i] for i in rows])
+            uncond = data.without(denoiser, data.shape_of(rows[0]), len(rows))
+            target = maker.make_pairs(noise, cond, uncond)
+            found = {"noise": noise.half(), "target": target.half()}
+            write_atomically(path, tensors(found))
+            watcher.says(f"teacher pairs: {places[-1] + 1} of {total}")
+        for name, values in parts.items():
+            values.append(found[name].cpu())
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def _forget_others(folder: Path, made_for: Mapping[str, Any]) -> None:
+    """Delete pairs of other settings: a run that was stopped before its first step may come back with new ones."""
+    note, mine = folder / NOTE, json.dumps(made_for, sort_keys=True)
+    if note.is_file() and note.read_text(encoding="utf-8") != mine:
+        shutil.rmtree(folder)
+    write_atomically(note, mine.encode())

@@ -1,0 +1,70 @@
+"""A player while it trains: its weights, its optimiser, and both as tensors that can be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import state
+from .config import TrainingConfig
+from .denoiser import Denoiser
+from .objectives.contract import Player
+
+
+@dataclass
+class Runner:
+    """weights: by name, of the adapter and of the player's own modules; optimiser: holds them in that order."""
+
+    name: str
+    player: Player
+    weights: dict[str, Tensor]
+    optimiser: torch.optim.Optimizer
+
+    @classmethod
+    def of(cls, name: str, player: Player, denoiser: Denoiser, settings: TrainingConfig) -> Runner:
+        """A player ready to move. ImportError when its optimiser is not installed."""
+        weights: dict[str, Tensor] = dict(denoiser.adapters.parameters(player.adapter))
+        if player.modules is not None:
+            player.modules.to(denoiser.device)
+            weights |= {f"modules.{k}": p for k, p in player.modules.named_parameters()}
+        options = {
+            "lr": settings.learning_rate * player.rate,
+            "betas": player.betas or (settings.beta1, settings.beta2),
+            "weight_decay": settings.weight_decay,
+        }
+        return cls(name, player, weights, _optimiser(list(weights.values()), settings, options))
+
+    def move(self, rate: float) -> None:
+        """One step at this share of the learning rate."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+
+    def clip(self, most: float) -> Tensor:
+        """The gradient's norm, 0-d, before it is clipped to `most` (0 = not at all)."""
+        return torch.nn.utils.clip_grad_norm_(list(self.weights.values()), most or float("inf"))
+
+    def saved(self) -> dict[str, Mapping[str, Tensor]]:
+        """Groups of tensors for `state.save`."""
+        optimiser = state.optimiser_tensors(self.optimiser, list(self.weights))
+        return {f"weights {self.name}": self.weights, f"optimiser {self.name}": optimiser}
+
+    def restore(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take back what `saved` gave. ValueError when it belongs to other weights."""
+        state.restore(self.weights, groups.get(f"weights {self.name}", {}), f"{self.name}'s weights")
+        state.restore_optimiser(self.optimiser, list(self.weights), groups.get(f"optimiser {self.name}", {}))
+
+
+def _optimiser(weights: list[Tensor], settings: TrainingConfig, options: dict) -> torch.optim.Optimizer:
+    if settings.optimiser == "adamw":
+        return torch.optim.AdamW(weights, fused=True, **options)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ImportError(
+            "optimiser adamw8bit needs bitsandbytes (python -m pip install bitsandbytes), or choose adamw"
+        ) from error
+    return AdamW8bit(weights, **options)

@@ -1,0 +1,59 @@
+"""Pictures of the student while it trains: fixed prompts, fixed noise, the weights and the sampling of its users."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .config import TrainingConfig
+from .data import Data
+from .denoiser import Denoiser
+from .objectives.contract import Draws, Objective
+
+
+@torch.no_grad()
+def draw(
+    denoiser: Denoiser, objective: Objective, data: Data, settings: TrainingConfig, decode: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Pictures (B, H, W, 3) in [0, 1] of the first prompts; B is settings.previews, fewer where sizes differ."""
+    rows = [i % len(data) for i in range(settings.previews)]
+    shape = data.shape_of(rows[0])
+    rows = [i for i in rows if data.shape_of(i) == shape]
+    pictures = []
+    with denoiser.adapter(objective.players["student"].adapter), _without_dropout(denoiser.network):
+        for begin in range(0, len(rows), settings.batch_size):
+            part = rows[begin : begin + settings.batch_size]
+            draws = Draws(settings.seed, -2, tuple(range(begin, begin + len(part))), denoiser.device)
+            cond = denoiser.join([data.conds[i] for i in part])
+            uncond = data.without(denoiser, shape, len(part))
+            pictures.append(decode(objective.sample(draws.normal("preview", shape), cond, uncond)).cpu())
+    return torch.cat(pictures)
+
+
+@contextmanager
+def _without_dropout(network: nn.Module) -> Iterator[None]:
+    """The adapters' dropout off, as it is for whoever samples."""
+    dropped = [module for module in network.modules() if isinstance(module, nn.Dropout) and module.training]
+    for module in dropped:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in dropped:
+            module.train()
+
+
+@contextmanager
+def averaged(weights: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> Iterator[None]:
+    """The averaged weights in place of the student's own."""
+    own = {key: weights[key].detach().clone() for key in average}
+    try:
+        for key, value in average.items():
+            weights[key].data.copy_(value)
+        yield
+    finally:
+        for key, value in own.items():
+            weights[key].data.copy_(value)

@@ -1,0 +1,103 @@
+"""The whole state of a run in one safetensors file: weights, optimisers, averages, buffers, counters, configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .config import RunConfig, differences
+from .files import tensors, write_atomically
+
+FORMAT = 1
+
+
+def save(
+    path: Path, config: RunConfig, groups: Mapping[str, Mapping[str, Tensor]], counters: Mapping[str, Any]
+) -> None:
+    """Write named groups of tensors, numbers and the configuration, atomically. OSError names the file."""
+    flat = {f"{group}/{key}": value for group, values in groups.items() for key, value in values.items()}
+    metadata = {
+        "retort_state": str(FORMAT),
+        "config": json.dumps(config.to_json()),
+        "counters": json.dumps(dict(counters)),
+    }
+    write_atomically(path, tensors(flat, metadata))
+
+
+def load(path: Path, config: RunConfig | None) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Groups and counters of a state file. ValueError when it is damaged, foreign, or of another configuration."""
+    try:
+        with safe_open(path, "pt") as handle:
+            metadata = handle.metadata() or {}
+            flat = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); start anew under another name") from error
+    if metadata.get("retort_state") != str(FORMAT):
+        raise ValueError(f"{path} is no training state of this version of Retort; start anew under another name")
+    if config is not None:
+        changed = differences(json.loads(metadata["config"]), config.to_json())
+        if changed:
+            raise ValueError(
+                f"the run in {path.parent} was started with other settings ({'; '.join(changed[:6])}). Set them back "
+                "to go on, or give the run another name"
+            )
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in flat.items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = value
+    return groups, json.loads(metadata["counters"])
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """An optimiser's state by "parameter|entry", for parameters in the order of their groups."""
+    found = {}
+    for name, parameter in zip(names, _parameters(optimiser), strict=True):
+        for entry, value in optimiser.state.get(parameter, {}).items():
+            found[f"{name}|{entry}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    return found
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, names: list[str], saved: Mapping[str, Tensor]) -> None:
+    """Put back what `optimiser_tensors` gave. ValueError when it belongs to other parameters."""
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, value in saved.items():
+        name, _, entry = key.rpartition("|")
+        by_name.setdefault(name, {})[entry] = value
+    if not set(by_name) <= set(names):
+        raise ValueError(f"the saved optimiser belongs to other layers, such as {sorted(set(by_name) - set(names))[0]}")
+    for name, parameter in zip(names, _parameters(optimiser), strict=True):
+        entries = by_name.get(name)
+        if entries:
+            optimiser.state[parameter] = {entry: _own(value, parameter.device) for entry, value in entries.items()}
+
+
+def _own(value: Tensor, device: torch.device) -> Tensor | int:
+    if value.ndim:
+        return value.to(device, copy=True)
+    # The count of steps: beside its weight, where fused AdamW keeps it; a number, where the 8-bit one does.
+    return int(value) if value.dtype == torch.int64 else value.to(device, copy=True)
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> Iterator[Tensor]:
+    for group in optimiser.param_groups:
+        yield from group["params"]
+
+
+def restore(mine: Mapping[str, Tensor], saved: Mapping[str, Tensor], what: str) -> None:
+    """Copy saved tensors over those in use. ValueError names one that is missing or has another shape."""
+    for name, tensor in mine.items():
+        if name not in saved:
+            raise ValueError(f"the saved {what} lacks {name}; start anew under another name")
+        if saved[name].shape != tensor.shape:
+            raise ValueError(
+                f"the saved {what} has {name} of shape {tuple(saved[name].shape)}, now it is {tuple(tensor.shape)}; "
+                "it belongs to another model or rank"
+            )
+        with torch.no_grad():
+            tensor.copy_(saved[name])
