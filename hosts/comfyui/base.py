@@ -1,0 +1,96 @@
+"""A MODEL named so that another process loads the same: its file, or a file with its patches merged."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import torch
+from comfy.model_sampling import ModelSamplingFlux
+from safetensors.torch import save_file
+
+from . import embedded
+from .coordinates import path_of, prediction_of, with_shift
+from .training import reread
+
+LOADERS = {
+    "checkpoint": comfy.sd.load_checkpoint_guess_config,
+    "diffusion model": comfy.sd.load_diffusion_model,
+    "embedded eps": embedded.load_eps,
+}
+
+
+def describe(model) -> dict[str, Any] | None:
+    """See `hosts.api`."""
+    named = _named(model)
+    if named is None or model.patches or set(model.object_patches) - {"model_sampling"}:
+        return None
+    return {**named, "shift": _shift(model)}
+
+
+def save_merged(model, path: Path) -> dict[str, Any]:
+    """See `hosts.api`."""
+    loader = (_named(model) or {"loader": "checkpoint"})["loader"]
+    what = {
+        "loader": "checkpoint" if loader == "diffusion model" else loader,
+        "file": str(path),
+        "shift": _shift(model),
+    }
+    patcher = reread(model)
+    with torch.inference_mode(False):
+        made = patcher.model.state_dict_for_saving(patcher.model.diffusion_model.state_dict())
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in made.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    save_file(tensors, part)
+    os.replace(part, path)
+    return what
+
+
+def load_described(what: Mapping[str, Any]):
+    """See `hosts.api`."""
+    if what["loader"] not in LOADERS:
+        raise ValueError(f"loader {what['loader']!r} is not known; it is one of {', '.join(LOADERS)}")
+    file = str(what["file"])
+    if what["loader"] == "checkpoint":
+        model = comfy.sd.load_checkpoint_guess_config(file, output_vae=False, output_clip=False)[0]
+    else:
+        model = LOADERS[what["loader"]](file)
+        if what["loader"] == "embedded eps":
+            model.cached_patcher_init = (embedded.load_eps, (file,))
+    return model if what["shift"] is None else with_shift(model, what["shift"])
+
+
+def _named(model) -> dict[str, str] | None:
+    if model.cached_patcher_init is None:
+        return None
+    factory, args = model.cached_patcher_init[:2]
+    # Further arguments are options of the loader, such as a weight's type, which the name does not carry.
+    if any(args[1:]) and not (factory is LOADERS["checkpoint"] and not any(args[6:])):
+        return None
+    return next(({"loader": name, "file": args[0]} for name, known in LOADERS.items() if known is factory), None)
+
+
+def _shift(model) -> float | None:
+    """The shift that a patch has set; ValueError for a patch that says more than a shift."""
+    if "model_sampling" not in model.object_patches:
+        return None
+    patched = model.object_patches["model_sampling"]
+    plain = model.clone()
+    del plain.object_patches["model_sampling"]
+    if "model_sampling" in model.object_patches_backup:
+        plain.add_object_patch("model_sampling", model.object_patches_backup["model_sampling"])
+    base = plain.get_model_object("model_sampling")
+    if path_of(base) == path_of(patched) and prediction_of(base) == "flow" == prediction_of(patched):
+        shift = math.exp(patched.shift) if isinstance(base, ModelSamplingFlux) else patched.shift
+        shifted = with_shift(plain, shift).get_model_object("model_sampling")
+        if torch.allclose(shifted.sigmas.cpu(), patched.sigmas.cpu(), atol=1e-6):
+            return float(shift)
+    raise ValueError(
+        "model carries a sampling patch that is more than a timestep shift, which a job in another process cannot be "
+        "told of: train inside the node, or connect the MODEL from before that patch"
+    )

@@ -1,0 +1,298 @@
+"""A ComfyUI MODEL made trainable: its file read once more outside inference mode, the user's patches in its weights."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import comfy.conds
+import comfy.lora
+import comfy.lora_convert
+import comfy.model_management
+import comfy.ops
+import comfy.sample
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.sd
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy.patcher_extension import WrappersMP
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ...trainers.dataset import Dataset
+from ...trainers.denoiser import Denoiser
+from ...trainers.export import weights_hash
+from .. import conditions
+from ..conditions import Joined, shape_of
+from ..lora_files import LoraNames
+from .coordinates import path_of, prediction_of
+from .in_place import keep_inputs
+
+# The Stability metadata convention's names; others are called as ComfyUI calls them.
+ARCHITECTURES = {
+    "SD15": "stable-diffusion-v1", "SDXL": "stable-diffusion-xl-v1-base", "SD3": "stable-diffusion-3",
+    "Flux": "flux-1-dev", "FluxSchnell": "flux-1-schnell",
+}  # fmt: skip
+Conds = dict[str, comfy.conds.CONDRegular]
+
+
+class ComfyDenoiser(Denoiser):
+    """See `objectives.contract.TrainableDenoiser`. A condition is the model's own conds of one sample, on the CPU.
+
+    patcher: a ModelPatcher of its own (`reread`), loaded whole. compute: see `trainable`.
+    """
+
+    def __init__(self, patcher):
+        self._patcher, self._model = patcher, patcher.model
+        keep_inputs(self._model.diffusion_model)
+        network, sampling = self._model.diffusion_model, self._model.model_sampling
+        super().__init__(
+            network,
+            path_of(sampling),
+            sampling,
+            prediction_of(sampling),
+            patcher.load_device,
+            None,
+            linear_kinds(network),
+        )
+        self.names = LoraNames.of_published(network)
+        self.base_hash = weights_hash(network.state_dict())
+        self.architecture = ARCHITECTURES.get(kind := type(self._model.model_config).__name__, kind.lower())
+        # Patches of attention and blocks stay in force.
+        self._options = {
+            **patcher.model_options["transformer_options"],
+            "cond_or_uncond": [0],
+            "optimized_attention_override": fixed_attention,
+        }
+
+    def _precision(self) -> AbstractContextManager:
+        # ComfyUI's layers cast for themselves; autocast on top would take the norms' output back to fp32.
+        return nullcontext()
+
+    def call(self, x: Tensor, sigma: Tensor, cond: Joined) -> Tensor:
+        """x0 (B, C, ...) of x at sigma (B,), as ComfyUI computes it when it samples."""
+        return conditions.run(self._x0, x.float(), sigma, cond)
+
+    def _x0(self, x: Tensor, sigma: Tensor, **conds: Any) -> Tensor:
+        return self._model.apply_model(x, sigma, transformer_options={**self._options, "sigmas": sigma}, **conds)
+
+    @torch.no_grad()
+    def encode(self, conditioning: Any, shape: Sequence[int], input: str = "positive") -> Conds:
+        """What the network is told of one CONDITIONING for latents of a shape (1, C, H, W) or with T, on the CPU.
+
+        ValueError, naming the node's `input`, for one that is more than one plain prompt.
+        """
+        tokens, extra = conditions.single(conditioning, input)
+        with torch.inference_mode(False):
+            empty = torch.zeros(*shape, device=self.device)
+            entry = comfy.sampler_helpers.convert_cond([[_moved(tokens, None), _moved(extra, None)]])
+            made = comfy.samplers.encode_model_conds(
+                self._model.extra_conds, entry, empty, self.device, "positive",
+                latent_image=empty, denoise_mask=None, seed=0, latent_shapes=[empty.shape],
+            )[0]["model_conds"]  # fmt: skip
+            whole = {name: cond.process_cond(batch_size=1, area=None) for name, cond in made.items()}
+            return {name: type(cond)(_moved(cond.cond, torch.device("cpu"))) for name, cond in whole.items()}
+
+    def join(self, conds: Sequence[Conds]) -> Joined:
+        """The conditions of a batch; prompts whose lengths do not fit one call stand in groups of their own."""
+
+        def merged(group: Sequence[Conds]) -> dict[str, Any]:
+            joined = {name: first.concat([cond[name] for cond in group[1:]]) for name, first in group[0].items()}
+            return {name: _moved(value, self.device) for name, value in joined.items()}
+
+        return conditions.join(conds, comfy.samplers.cond_equal_size, merged)
+
+    def predict_with_features(self, x: Tensor, sigma: Tensor, cond: Joined) -> tuple[Tensor, list[Tensor]]:
+        """See the contract; ValueError where the batch's prompts differ in length."""
+        conditions.require_one_group(cond)
+        return super().predict_with_features(x, sigma, cond)
+
+    def latents_in(self, samples: Tensor) -> Tensor:
+        """Stored LATENT samples (B, C, ...) in the network's scale, fp32 on the CPU; ValueError for other channels."""
+        form = self._model.latent_format
+        if samples.shape[1] != form.latent_channels:
+            raise ValueError(
+                f"the latents have {samples.shape[1]} channels and the model takes {form.latent_channels}: encode the "
+                "images with the VAE that belongs to the model"
+            )
+        with torch.inference_mode(False):
+            samples = samples.detach().clone().float().cpu()
+            if form.latent_dimensions == 3 and samples.ndim == 4:
+                samples = samples.unsqueeze(2)
+            return self._model.process_latent_in(samples)
+
+    def latents_out(self, x0: Tensor) -> Tensor:
+        """Network latents as a LATENT stores them, fp32, with gradients where there are any."""
+        return self._model.process_latent_out(x0.float())
+
+    def to_file(self, lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A LoRA of this network under names that ComfyUI's loader and diffusers read."""
+        return self.names.to_file(lora)
+
+    def from_file(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A LoRA file's tensors as this network names its layers; ValueError for layers that it lacks."""
+        return self.names.from_file(state)
+
+    def preview(self, x0: Tensor) -> Tensor:
+        """IMAGE (B, h, w, 3) of network latents where there is no VAE: ComfyUI's rough colours of the latents."""
+        x0, form = x0.detach().float().cpu(), self._model.latent_format
+        if form.latent_rgb_factors_reshape is not None:
+            x0 = form.latent_rgb_factors_reshape(x0)
+        x0 = (x0[:, :, 0] if x0.ndim == 5 else x0).movedim(1, -1)
+        if form.latent_rgb_factors is None:
+            pixels = x0[..., :1].expand(*x0.shape[:-1], 3)
+        else:
+            pixels = x0 @ torch.tensor(form.latent_rgb_factors)
+            if form.latent_rgb_factors_bias is not None:
+                pixels = pixels + torch.tensor(form.latent_rgb_factors_bias)
+        return ((pixels + 1) / 2).clamp(0, 1)
+
+    def release(self) -> None:
+        """Let go of the network and its adapters; the denoiser cannot be used afterwards."""
+        self._model.current_patcher = None
+        # The backup holds the weights from before the patches, under names that adapters have changed.
+        self._patcher.backup.clear()
+        del self.network, self.adapters, self.schedule, self._model, self._patcher
+        gc.collect()
+        comfy.model_management.soft_empty_cache()
+
+
+def fixed_attention(_, *args, **kwargs):
+    """torch's attention, whatever ComfyUI uses: some of its kernels have no backward pass, and the sub-quadratic one
+    splits its work by the memory that is free, so that two runs would differ.
+    """
+    return attention_pytorch(*args, **kwargs)
+
+
+def linear_kinds(network: nn.Module) -> tuple[type[nn.Module], ...]:
+    """ComfyUI's linear layers that torch would not call one: those with quantised weights."""
+    kinds = {type(module) for module in network.modules()}
+    return tuple(
+        kind
+        for kind in kinds
+        if issubclass(kind, comfy.ops.CastWeightBiasOp)
+        and kind.__name__ == "Linear"
+        and not issubclass(kind, nn.Linear)
+    )
+
+
+def _moved(value: Any, device: torch.device | None) -> Any:
+    """Tensors inside lists, tuples and dicts as ordinary ones, on a device; everything else as it is."""
+    if torch.is_tensor(value):
+        value = value.detach()
+        # What a node made belongs to inference mode, and no gradient could pass it.
+        value = value.clone() if value.is_inference() else value
+        return value if device is None else value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(part, device) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_moved(part, device) for part in value)
+    return value
+
+
+def refuse_foreign_patches(model) -> None:
+    """ValueError for patches on a MODEL that hold on to its own network, which a second copy could not obey."""
+    held = [f"an object in place of {name}" for name in model.object_patches if name.startswith("diffusion_model")]
+    held += [f"an injection ({name})" for name, found in model.injections.items() if found]
+    options = model.model_options["transformer_options"].get("wrappers", {})
+    for kind in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL):
+        for wrappers in (model.wrappers, options):
+            held += [
+                f"a wrapper around the network ({name})" for name, found in wrappers.get(kind, {}).items() if found
+            ]
+    if "model_function_wrapper" in model.model_options:
+        held.append("a function around the network (set_model_unet_function_wrapper)")
+    if model.hook_patches or model.forced_hooks:
+        held.append("hooks")
+    if held:
+        raise ValueError(
+            f"model carries {held[0]}, which cannot be trained through (torch.compile, caches such as EasyCache, LoRAs "
+            "in bypass mode): connect the MODEL from before the node that sets it; LoRAs of LoraLoader may stay"
+        )
+
+
+def reread(model, compute: torch.dtype | None = None):
+    """A ModelPatcher of its own for a MODEL, outside inference mode, loaded whole with its patches in the weights.
+
+    compute: precision of its arithmetic; None leaves ComfyUI's choice. ValueError for patches that cannot be kept, and
+    for a MODEL whose loader does not say how to read it again.
+    """
+    refuse_foreign_patches(model)
+    path_of(model.get_model_object("model_sampling"))
+    if model.cached_patcher_init is None:
+        raise ValueError(
+            "model cannot be read a second time, because its loader does not tell ComfyUI how (cached_patcher_init): "
+            "load it with Load Checkpoint, Load Diffusion Model or RetortEmbeddedModel"
+        )
+    with torch.inference_mode(False):
+        patcher = model.clone(disable_dynamic=True, force_deepcopy=True)
+        # Made in a node, its tensors belong to inference mode; and the training must not share it with the MODEL.
+        patcher.object_patches = {name: copy.deepcopy(patch) for name, patch in patcher.object_patches.items()}
+        if compute is not None and compute != patcher.model.get_dtype_inference():
+            patcher.set_model_compute_dtype(compute)
+        device = patcher.load_device
+        if device.type != "cpu":
+            # Nothing else has to stay: prompts and images are encoded by now.
+            comfy.model_management.free_memory(1e30, device)
+        # Not through load_models_gpu: what it keeps account of, it unloads again when a VAE asks for room.
+        patcher.patch_model(device, lowvram_model_memory=0)
+        patcher.pre_run()
+    return patcher
+
+
+def trainable(model, compute: torch.dtype | None = None) -> ComfyDenoiser:
+    """See `hosts.api`."""
+    with torch.inference_mode(False):
+        return ComfyDenoiser(reread(model, compute))
+
+
+@contextmanager
+def training_session() -> Iterator[None]:
+    """See `hosts.api`."""
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        comfy.model_management.in_training = before
+
+
+def empty_latent_shape(model, samples: Tensor) -> tuple[int, ...]:
+    """See `hosts.api`."""
+    return tuple(comfy.sample.fix_empty_latent_channels(model, torch.zeros_like(samples)).shape[1:])
+
+
+class _Once(comfy.samplers.Sampler):
+    """One call of the network on the noise alone."""
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, *args, **kwargs):
+        return model_wrap(noise, sigmas[:1], **extra_args)
+
+
+def output_change(model, path: Path, dataset: Dataset) -> float:
+    """See `hosts.api`."""
+    lora = load_file(path)
+    known = comfy.lora.model_lora_keys_unet(model.model, {})
+    loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(lora), known, log_missing=False)
+    unread = set(lora) - {key for adapter in loaded.values() for key in adapter.loaded_keys}
+    if unread:
+        raise ValueError(
+            f"ComfyUI reads all but {len(unread)} of the {len(lora)} tensors in {path}, not {min(unread)}: leave such "
+            "layers out with `exclude`"
+        )
+    noise = torch.randn(1, *shape_of(dataset), generator=torch.Generator().manual_seed(0))
+    levels = model.get_model_object("model_sampling").sigmas
+    sigmas = torch.stack([levels[len(levels) // 2].cpu(), torch.tensor(0.0)])
+    outputs = []
+    with torch.inference_mode():
+        for one in (model, comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]):
+            guider = comfy.samplers.CFGGuider(one)
+            guider.inner_set_conds({"positive": [list(dataset.entries[0])]})
+            outputs.append(guider.sample(noise, torch.zeros_like(noise), _Once(), sigmas, disable_pbar=True, seed=0))
+    return float((outputs[1] - outputs[0]).abs().max())

@@ -1,0 +1,106 @@
+"""What a training asks of ComfyUI besides the model: pictures, progress, folders, memory, and whether to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+from torch import Tensor
+
+# As large as ComfyUI shows a preview on a node.
+PREVIEW = 512
+
+
+def decode(vae, samples: Tensor) -> Tensor:
+    """See `hosts.api`."""
+    # The VAE belongs to a node, and so to inference mode.
+    with torch.inference_mode():
+        images = vae.decode(samples)
+    images = images.reshape(-1, *images.shape[-3:])
+    with torch.inference_mode(False):
+        return images.float().cpu().clone().clamp(0, 1)
+
+
+def encode_text(clip, text: str) -> list:
+    """See `hosts.api`."""
+    if clip is None:
+        raise ValueError("clip is empty: the checkpoint holds no text encoder; load one with Load CLIP")
+    with torch.inference_mode():
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def encode_images(vae, images: Tensor) -> dict[str, Tensor]:
+    """See `hosts.api`."""
+    with torch.inference_mode():
+        return {"samples": vae.encode(images[..., :3])}
+
+
+def differentiable_decoder(vae) -> Callable[[Tensor], Tensor]:
+    """See `hosts.api`."""
+    if vae.patcher.cached_patcher_init is None:
+        raise ValueError("vae cannot be read a second time: load it with Load VAE or Load Checkpoint")
+    with torch.inference_mode(False):
+        patcher = vae.patcher.clone(disable_dynamic=True, force_deepcopy=True)
+        network = patcher.patch_model(vae.device, lowvram_model_memory=0).requires_grad_(False)
+
+    def decode_with_gradients(latents: Tensor) -> Tensor:
+        pixels = network.decode(latents.to(vae.device, vae.vae_dtype)).float()
+        # ComfyUI maps to 0..1 in place, which the graph forbids on the network's own output.
+        return vae.process_output(pixels.clone()).movedim(1, -1)[..., :3]
+
+    return decode_with_gradients
+
+
+class Progress:
+    """The bar of the running node; see `hosts.api`."""
+
+    def __init__(self, total: int):
+        self.total = total
+        self._bar = comfy.utils.ProgressBar(total)
+
+    def step(self, done: int, preview: Image.Image | None = None, text: str = "") -> None:
+        """`done` of `total` steps are finished; show a picture and a line on the node."""
+        self._bar.update_absolute(done, self.total, None if preview is None else ("JPEG", preview, PREVIEW))
+        context = get_executing_context()
+        if text and context is not None:
+            from server import PromptServer
+
+            PromptServer.instance.send_progress_text(text, context.node_id)
+
+
+def check_cancelled() -> None:
+    """See `hosts.api`."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def free_memory() -> int | None:
+    """See `hosts.api`."""
+    device = comfy.model_management.get_torch_device()
+    return None if device.type == "cpu" else int(comfy.model_management.get_free_memory(device))
+
+
+def loras_folder() -> Path:
+    """See `hosts.api`."""
+    return Path(folder_paths.get_folder_paths("loras")[0])
+
+
+def runs_folder() -> Path:
+    """See `hosts.api`."""
+    return Path(folder_paths.get_output_directory()) / "retort"
+
+
+def lora_names() -> list[str]:
+    """See `hosts.api`."""
+    return folder_paths.get_filename_list("loras")
+
+
+def read_lora(name: str) -> dict[str, Tensor]:
+    """See `hosts.api`."""
+    with torch.inference_mode(False):
+        return comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("loras", name), safe_load=True)

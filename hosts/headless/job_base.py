@@ -1,0 +1,98 @@
+"""What a job calls a headless MODEL and VAE, and the way back; see `hosts.api`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from ...sampling.schedule import FlowSchedule, FluxSchedule, Schedule
+from ...trainers import sources
+from . import embedded, files, folders
+from .core.loaders import CheckpointLoaderSimple, DiffusersLoader, UNETLoader, VAELoader
+from .errors import UsageError
+from .model import Lora, Model, Vae
+
+
+def describe_base(model: Model) -> sources.Base | None:
+    """See `hosts.api`."""
+    origin = model.origin
+    if origin is None:
+        return None
+    shift = None
+    if model.schedule != origin.schedule:
+        shift = _shift(model.schedule)
+        if shift is None:
+            return None
+    if not all(lora.name for lora in model.loras):
+        return None
+    loras = tuple(sources.AppliedLora(lora.name, float(lora.strength)) for lora in model.loras)
+    return replace(origin.base, shift=shift, loras=loras)
+
+
+def describe_vae(vae: Vae) -> sources.Vae | None:
+    """See `hosts.api`."""
+    return vae.origin
+
+
+def merge_base(model: Model, folder: Path) -> sources.Base:
+    """See `hosts.api`."""
+    raise ValueError(
+        "model has another sampling than its file says, or a LoRA that is in no file, which a job cannot be told of: "
+        "train in the node, or connect the MODEL from before that node"
+    )
+
+
+def load_base(base: sources.Base, folder: Path) -> Model:
+    """See `hosts.api`."""
+    if base.kind == "embedded":
+        model = embedded.load(base.variant)[0]
+    elif base.kind == "checkpoint":
+        model = CheckpointLoaderSimple.execute(base.file).args[0]
+    elif base.kind == "diffusion_model":
+        model = UNETLoader.execute(base.file, "default").args[0]
+    elif base.kind == "diffusers":
+        model = DiffusersLoader.execute(base.folder).args[0]
+    else:
+        raise UsageError(
+            "the base of this job was merged by ComfyUI, and only ComfyUI loads it as it was: start it with "
+            "--comfyui DIR"
+        )
+    for lora in base.loras:
+        state = files.load(folders.current().model("loras", lora.file))
+        model = model.with_lora(Lora(lora.file, state, lora.strength))
+    return model if base.shift is None else replace(model, schedule=_shifted(model.schedule, base.shift))
+
+
+def load_vae(vae: sources.Vae) -> Vae:
+    """See `hosts.api`."""
+    if vae.kind == "embedded":
+        return embedded.load(vae.variant)[2]
+    if vae.kind == "vae":
+        return VAELoader.execute(vae.file).args[0]
+    loader = CheckpointLoaderSimple if vae.kind == "checkpoint" else DiffusersLoader
+    found = loader.execute(vae.file or vae.folder).args[2]
+    if found is None:
+        raise UsageError(f"{vae.file} holds no VAE; name one of the vae folder")
+    return found
+
+
+def job_arguments() -> list[str]:
+    """See `hosts.api`."""
+    where = folders.current()
+    models = [part for root in where.models for part in ("--models", str(root.resolve()))]
+    return [*models, "--output", str(where.output.resolve())]
+
+
+def _shift(schedule: Schedule) -> float | None:
+    if isinstance(schedule, FlowSchedule):
+        return schedule.shift
+    return math.exp(schedule.shift) if isinstance(schedule, FluxSchedule) else None
+
+
+def _shifted(schedule: Schedule, shift: float) -> Schedule:
+    if isinstance(schedule, FlowSchedule):
+        return replace(schedule, shift=shift)
+    if isinstance(schedule, FluxSchedule):
+        return FluxSchedule(math.log(shift))
+    raise UsageError(f"base.shift {shift:g} cannot be set: only flow models have a timestep shift")

@@ -1,0 +1,158 @@
+"""A headless MODEL made trainable: a network of its own with the model's LoRAs in its weights."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ...trainers.dataset import Dataset
+from ...trainers.denoiser import Denoiser
+from ...trainers.export import weights_hash
+from .. import conditions
+from ..conditions import Joined, shape_of
+from ..lora_files import LoraNames
+from .errors import UsageError
+from .guider import Guider
+from .model import Conditioning, Lora, Model
+
+Keywords = dict[str, Tensor]
+
+
+class HeadlessDenoiser(Denoiser):
+    """See `objectives.contract.TrainableDenoiser`. A condition is a dict of tensors (1, ...) on the CPU.
+
+    compute: precision of the arithmetic (autocast); None leaves the network's own.
+    """
+
+    def __init__(self, model: Model, compute: torch.dtype | None = None):
+        self._made: Any = model.source.anew(model.loras)
+        module = self._made.module
+        super().__init__(module, model.path, model.schedule, model.prediction, self._made.device, compute)
+        self.model = model
+        self.base_hash = weights_hash(module.state_dict())
+        self.architecture = self._made.architecture
+        self.names = LoraNames.of_diffusers(module, self._made.kind, self._made.table)
+
+    def call(self, x: Tensor, sigma: Tensor, cond: Joined) -> Tensor:
+        """x0 (B, C, ...) of x at sigma (B,), as the guider computes it."""
+        return conditions.run(self._x0, x.float(), sigma, cond)
+
+    def _x0(self, x: Tensor, sigma: Tensor, **keywords: Tensor) -> Tensor:
+        s = sigma.view(-1, *(1,) * (x.ndim - 1))
+        spread = (s * s + 1.0).sqrt() if self.path.kind == "VE" else s
+        raw = self._made(x / spread if self.path.kind == "VE" else x, self.schedule.timestep(sigma).float(), **keywords)
+        if self.prediction in ("eps", "flow"):
+            return x - raw * s
+        if self.prediction == "v":
+            return x / (spread * spread) - raw * (s / spread)
+        return raw
+
+    @torch.no_grad()
+    def encode(self, conditioning: Conditioning, shape: Sequence[int], input: str = "positive") -> Keywords:
+        """What the network is told of one CONDITIONING for latents of a shape (1, C, H, W), on the CPU.
+
+        ValueError, naming the node's `input`, for one that is more than one plain prompt.
+        """
+        tokens, extra = conditions.single(conditioning, input)
+        with torch.inference_mode(False):
+            made = self._made.conditions(tokens, extra, torch.Size(shape))
+            return {name: value.detach().cpu().clone() for name, value in made.items()}
+
+    def join(self, conds: Sequence[Keywords]) -> Joined:
+        """The conditions of a batch; prompts whose lengths do not fit one call stand in groups of their own."""
+
+        def fits(a: Keywords, b: Keywords) -> bool:
+            if a.keys() != b.keys():
+                return False
+            unequal = [name for name in a if a[name].shape != b[name].shape]
+            return not unequal or (self._made.repeats_context and unequal == ["context"])
+
+        return conditions.join(conds, fits, self._merged)
+
+    def _merged(self, conds: Sequence[Keywords]) -> Keywords:
+        out = {}
+        for name in conds[0]:
+            values = [cond[name] for cond in conds]
+            if name == "context":
+                length = math.lcm(*(value.shape[1] for value in values))
+                values = [value.repeat(1, length // value.shape[1], 1) for value in values]
+            out[name] = torch.cat(values).to(self.device)
+        return out
+
+    def predict_with_features(self, x: Tensor, sigma: Tensor, cond: Joined) -> tuple[Tensor, list[Tensor]]:
+        """See the contract; ValueError where the batch's prompts differ in length."""
+        conditions.require_one_group(cond)
+        return super().predict_with_features(x, sigma, cond)
+
+    def latents_in(self, samples: Tensor) -> Tensor:
+        """Stored LATENT samples (B, C, H, W) in the network's scale, fp32 on the CPU; ValueError for other channels."""
+        form = self.model.latent
+        if samples.shape[1] != form.channels:
+            raise UsageError(
+                f"the latents have {samples.shape[1]} channels and the model takes {form.channels}: encode the images "
+                "with the VAE that belongs to the model"
+            )
+        with torch.inference_mode(False):
+            return form.process_in(samples.detach().clone().float().cpu())
+
+    def latents_out(self, x0: Tensor) -> Tensor:
+        """Network latents as a LATENT stores them, fp32, with gradients where there are any."""
+        return self.model.latent.process_out(x0.float())
+
+    def to_file(self, lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A LoRA of this network under names that ComfyUI's loader and diffusers read."""
+        return self.names.to_file(lora)
+
+    def from_file(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A LoRA file's tensors as this network names its layers; ValueError for layers that it lacks."""
+        return self.names.from_file(state)
+
+    def preview(self, x0: Tensor) -> Tensor:
+        """IMAGE (B, h, w, 3) of network latents where there is no VAE: three channels, stretched to 0..1."""
+        pixels = x0.detach().float().cpu()[:, :3].movedim(1, -1)
+        low, high = (f(pixels.flatten(1), 1)[0].view(-1, 1, 1, 1) for f in (torch.min, torch.max))
+        return (pixels - low) / (high - low).clamp_min(1e-6)
+
+    def release(self) -> None:
+        """Let go of the network and its adapters; the denoiser cannot be used afterwards."""
+        del self.network, self.adapters, self._made
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def trainable(model: Model, compute: torch.dtype | None = None) -> HeadlessDenoiser:
+    """See `hosts.api`."""
+    return HeadlessDenoiser(model, compute)
+
+
+@contextmanager
+def training_session() -> Iterator[None]:
+    """See `hosts.api`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def empty_latent_shape(model: Model, samples: Tensor) -> tuple[int, ...]:
+    """See `hosts.api`."""
+    return model.latent.channels, *samples.shape[2:]
+
+
+@torch.no_grad()
+def output_change(model: Model, path: Path, dataset: Dataset) -> float:
+    """See `hosts.api`."""
+    x = torch.randn(1, *shape_of(dataset), generator=torch.Generator().manual_seed(0)).to(model.network.device)
+    levels = model.schedule.sigmas
+    sigma = levels[len(levels) // 2].to(x).view(1)
+    outputs = []
+    for one in (model, model.with_lora(Lora(path.name, load_file(path), 1.0))):
+        outputs.append(Guider(one, [list(dataset.entries[0])]).denoiser(x.shape)(x, sigma))
+    return float((outputs[1] - outputs[0]).abs().max())

@@ -1,0 +1,78 @@
+"""What a training asks of the headless host besides the model: pictures, progress, folders and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import files, folders, progress
+from .device import device
+from .model import Clip, Conditioning, Vae
+
+
+def encode_text(clip: Clip, text: str) -> Conditioning:
+    """See `hosts.api`."""
+    return clip.encode(text)
+
+
+@torch.no_grad()
+def encode_images(vae: Vae, images: Tensor) -> dict[str, Tensor]:
+    """See `hosts.api`."""
+    return {"samples": vae.encode(images)}
+
+
+@torch.no_grad()
+def decode(vae: Vae, samples: Tensor) -> Tensor:
+    """See `hosts.api`."""
+    return vae.decode(samples)
+
+
+def differentiable_decoder(vae: Vae) -> Callable[[Tensor], Tensor]:
+    """See `hosts.api`."""
+    return vae.decode
+
+
+class Progress:
+    """What the run's watcher sees; see `hosts.api`."""
+
+    def __init__(self, total: int):
+        self.total = total
+
+    def step(self, done: int, preview: Any = None, text: str = "") -> None:
+        """`done` of `total` steps are finished; pictures and texts stand in the run's own folder."""
+        progress.step(done, self.total)
+
+
+def check_cancelled() -> None:
+    """See `hosts.api`; Ctrl+C raises by itself."""
+
+
+def free_memory() -> int | None:
+    """See `hosts.api`."""
+    return torch.cuda.mem_get_info()[0] if device().type == "cuda" else None
+
+
+def loras_folder() -> Path:
+    """See `hosts.api`."""
+    where = folders.current()
+    return (where.models[0] if where.models else where.output) / "loras"
+
+
+def runs_folder() -> Path:
+    """See `hosts.api`."""
+    return folders.current().output / "retort"
+
+
+def lora_names() -> list[str]:
+    """See `hosts.api`."""
+    return folders.current().names("loras")
+
+
+def read_lora(name: str) -> dict[str, Tensor]:
+    """See `hosts.api`."""
+    with torch.inference_mode(False):
+        return files.load(folders.current().model("loras", name))

@@ -1,0 +1,217 @@
+"""A training run, whoever asked for it: encode, add adapters, train, write the LoRA, see that its file works.
+
+A node calls `run` with its MODEL, the job process with the one it loaded; both get the same weights, to the bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..rewards.contract import Reward
+from ..trainers.adapters import LoraConfig
+from ..trainers.config import RunConfig
+from ..trainers.data import Data
+from ..trainers.dataset import Dataset, Entry
+from ..trainers.export import VERSION, metadata, read_lora, write_lora
+from ..trainers.files import check_writable, checked_name, write_json
+from ..trainers.loop import Reducer, Trainer, TrainingFailed
+from ..trainers.methods import METHODS
+from ..trainers.objectives.contract import Batch
+from ..trainers.origin import origin
+from ..trainers.watch import METRICS, Watcher, open_picture, read_metrics
+
+FAKE_SEED = 1  # added to the run's seed for the fake score's adapter
+RESULT = "result.json"
+PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_log = logging.getLogger("retort.training")
+
+
+@dataclass
+class Request:
+    """What is to be trained. name: of the LoRA and of the run's folder; start: a LoRA that the student begins as."""
+
+    name: str
+    config: RunConfig
+    dataset: Dataset
+    start: dict[str, Tensor] | None = None
+
+
+@dataclass
+class Result:
+    """lora: as core loaders read it. losses: the student's, step by step. path: the file; folder: the run's."""
+
+    lora: dict[str, Tensor]
+    losses: list[float]
+    path: Path | None
+    folder: Path
+    steps: int
+
+
+def run(
+    host: Any,
+    model: Any,
+    request: Request,
+    *,
+    watcher: Watcher,
+    vae: Any = None,
+    reward: Reward | None = None,
+    folder: Path | None = None,
+    reducer: Reducer | None = None,
+) -> Result:
+    """Train, and return when the LoRA is written and found to change the model's output.
+
+    host: the module of `hosts.api`. folder: the run's own (default: the host's, by name). Raises what
+    `trainers.loop.Trainer` does, ValueError for settings and data that cannot go together.
+    """
+    name = checked_name(request.name)
+    folder = folder or host.runs_folder() / name
+    config = request.config
+    for needed in (folder, host.loras_folder()):
+        check_writable(needed)
+    with host.training_session():
+        denoiser = host.trainable(model, precision(config))
+        try:
+            add_adapters(denoiser, config, request.start)
+            data = encode(denoiser, request.dataset)
+            objective = METHODS[config.method].objective(config.objective, denoiser)
+            decode = denoiser.preview if vae is None else (lambda x0: host.decode(vae, denoiser.latents_out(x0)))
+            if reward is not None:
+                objective.reward = _latent_reward(host, reward, vae, denoiser)
+            started_on = origin(denoiser.base_hash, request.dataset, request.start)
+            trainer = Trainer(
+                denoiser, objective, data, config, folder, watcher, decode, host.free_memory, reducer, started_on
+            )
+            lora = denoiser.to_file(trainer.train())
+            base_hash, architecture = denoiser.base_hash, denoiser.architecture
+        finally:
+            denoiser.release()
+    rows = read_metrics(folder / METRICS)
+    losses = [row["student_loss"] for row in rows if row.get("student_loss") is not None]
+    if reducer is not None and reducer.rank:
+        return Result(lora, losses, None, folder, trainer.done)
+    path = None if trainer.done > trainer.begun else written(folder, host.loras_folder(), trainer.done)
+    if path is None:
+        notes = metadata(config, trainer.done, name, architecture, base_hash, VERSION)
+        path = write_lora(host.loras_folder(), name, lora, notes)
+        write_json(folder / RESULT, {"file": path.name, "sha256": _hash(path), "steps": trainer.done})
+    changed = host.output_change(model, path, request.dataset)
+    if not changed > 0:
+        path.unlink()
+        raise TrainingFailed(
+            f"after {trainer.done} steps the LoRA changes nothing in this model's output, so no file was kept: raise "
+            f"learning_rate or steps. The run's state is in {folder}"
+        )
+    taken = "" if path.stem == name else f", since another file is called {name}.safetensors"
+    watcher.says(f"{trainer.done} steps: {path.name}{taken}")
+    _log.info("the LoRA of run %s is %s%s", folder.name, path, taken)
+    return Result(read_lora(path), losses, path, folder, trainer.done)
+
+
+def precision(config: RunConfig) -> torch.dtype | None:
+    """The network's arithmetic, None as the host samples; fp16's gradients would overflow, so "auto" is never that."""
+    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return PRECISION.get(config.training.precision, torch.bfloat16 if bf16 else None)
+
+
+def written(folder: Path, loras: Path, steps: int) -> Path | None:
+    """The LoRA that a run has written after so many steps, None when there is none or it is no longer as it was."""
+    try:
+        noted = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        path = loras / f"{checked_name(noted['file'])}.safetensors"
+        return path if noted["steps"] == steps and _hash(path) == noted["sha256"] else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # Nobody's record, or a damaged one: the LoRA is written anew under a free name.
+        return None
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def add_adapters(denoiser: Any, config: RunConfig, start: dict[str, Tensor] | None) -> None:
+    """The adapters that the method's players name; the student begins as `start` where one is given."""
+    lora: LoraConfig = config.lora
+    denoiser.adapters.add("student", lora, config.training.seed)
+    if METHODS[config.method].has_fake:
+        fake = replace(lora, rank=config.training.fake_rank or lora.rank, alpha=0.0, dropout=0.0)
+        denoiser.adapters.add("fake", fake, config.training.seed + FAKE_SEED)
+    if start is not None:
+        denoiser.adapters.load_lora("student", denoiser.from_file(start))
+
+
+def encode(denoiser: Any, dataset: Dataset) -> Data:
+    """The data set as the network takes it; equal prompts of equal size are encoded once."""
+    shapes = [tuple(t.shape) for t in dataset.latents] if dataset.latents is not None else [dataset.shape]
+    known: dict[tuple[int, Any], Any] = {}
+
+    def cond(entry: Entry, shape: Any, input: str = "positive") -> Any:
+        key = (id(entry[0]), shape)
+        if key not in known:
+            known[key] = denoiser.encode([list(entry)], (1, *shape), input)
+        return known[key]
+
+    each = shapes if dataset.latents is not None else shapes * len(dataset.entries)
+    return Data(
+        conds=[cond(entry, shape) for entry, shape in zip(dataset.entries, each, strict=True)],
+        prompts=dataset.prompts,
+        uncond=None if dataset.negative is None else cond(dataset.negative, shapes[0], "negative"),
+        unconds={}
+        if dataset.negative is None
+        else {s: cond(dataset.negative, s, "negative") for s in dict.fromkeys(shapes)},
+        latents=None if dataset.latents is None else [denoiser.latents_in(t[None])[0] for t in dataset.latents],
+        shape=dataset.shape,
+    )
+
+
+def _latent_reward(host: Any, reward: Reward, vae: Any, denoiser: Any) -> Callable[..., Tensor]:
+    if vae is None:
+        raise ValueError(f"the reward {reward.name} looks at pictures: connect a VAE")
+    if not reward.differentiable:
+        raise ValueError(f"the reward {reward.name} has no gradient: DI* needs a differentiable one")
+    differentiable = host.differentiable_decoder(vae)
+
+    def score(x0: Tensor, prompts: tuple[str, ...], batch: Batch) -> Tensor:
+        return reward(differentiable(denoiser.latents_out(x0)), list(prompts))
+
+    return score
+
+
+class HostWatcher:
+    """Shows a run in the host's own progress, and lets the host's cancel end it. shown: whether a picture was."""
+
+    def __init__(self, host: Any, total: int):
+        self._host, self._progress = host, host.progress(total)
+        self._done = 0
+        self.shown = False
+
+    def check(self) -> None:
+        """Raise the host's own interruption."""
+        self._host.check_cancelled()
+
+    def wishes(self) -> set[str]:
+        """A host asks for nothing but to end."""
+        return set()
+
+    def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """One step on."""
+        self._done = done
+        loss = metrics.get("student_loss")
+        self._progress.step(done, text="" if loss is None else f"step {done} of {total}, loss {loss:.4g}")
+
+    def preview(self, images: Tensor, done: int, path: Path) -> None:
+        """Show the contact sheet on the node."""
+        self._progress.step(done, preview=open_picture(path))
+        self.shown = True
+
+    def says(self, text: str) -> None:
+        """A line on the node."""
+        self._progress.step(self._done, text=text)

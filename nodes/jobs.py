@@ -1,0 +1,201 @@
+"""Training as a process of its own, which outlives the queue and ComfyUI: start it, look at it, collect its LoRA."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from ..hosts.api import host, io, starter, ui
+from ..trainers.chart import draw
+from ..trainers.export import read_lora
+from ..trainers.files import checked_name
+from ..trainers.job_watch import STATUS, Status, read_status, send
+from ..trainers.watch import METRICS, latest_preview, open_picture, read_metrics, read_picture
+from .method_inputs import DISTILLATION, FEW_SHOT, FLOW, method_input
+from .training import ALIASES, CATEGORY, NOTHING, one, read
+from .training_inputs import common_inputs, sources
+
+METHODS = {**DISTILLATION, "flow": FLOW, "few_shot": FEW_SHOT}
+COMMANDS = [NOTHING, "sample", "save", "stop"]
+LOOK_EVERY = 0.5
+
+
+def folder_of(run: str) -> Path:
+    """The folder of a run by its name. ValueError for a name that leads elsewhere, or that no run has."""
+    folder = host.runs_folder() / checked_name(run)
+    if not folder.is_dir():
+        raise ValueError(f"run: there is no run called {run!r} in {host.runs_folder()}; connect the trainer's `run`")
+    return folder
+
+
+def _status(run: str) -> Status | None:
+    folder = host.runs_folder() / checked_name(run)
+    return read_status(folder) if (folder / STATUS).is_file() else None
+
+
+class RetortTrainingJob(io.ComfyNode):
+    """Start a training in a process of its own and return at once."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RetortTrainingJob",
+            display_name="Training Job",
+            category=CATEGORY,
+            description=(
+                "Starts a training that runs beside ComfyUI and goes on when ComfyUI ends; the queue is free at once. "
+                "Queue it again to go on with a job that was stopped. It needs memory beside whatever ComfyUI holds."
+            ),
+            search_aliases=[*ALIASES, "background", "process", "multi gpu", "accelerate"],
+            is_input_list=True,
+            is_output_node=True,
+            inputs=[
+                *sources(),
+                method_input(METHODS),
+                *common_inputs("my_job", 1000, 1e-4, 64),
+                io.Int.Input(
+                    "processes",
+                    default=1,
+                    min=1,
+                    max=1024,
+                    tooltip="GPUs that share each step (`accelerate launch`); batch_size x accumulation is their sum.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(id="run", display_name="run", tooltip="For Collect Job and Loss Chart."),
+                io.String.Output(id="status", display_name="status", tooltip="Where the job stands."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name="", **given):
+        """A job that does not go on, and has not finished, is to be started again."""
+        status = _status(one(name)) if one(name) else None
+        return "there" if status is not None and (status.going or status.state == "finished") else time.time()
+
+    @classmethod
+    def execute(cls, **given):
+        processes, start = one(given.pop("processes")), one(given["start_from"])
+        settings, request = read(one(given["method"])["method"], given)
+        run = checked_name(request.name)
+        folder = host.runs_folder() / run
+        status = _status(run)
+        if status is None or not status.going:
+            starter.write_job(
+                host, folder, settings["model"], request, settings.get("vae"), "" if start == NOTHING else start
+            )
+            starter.start(folder, host.job_arguments(), processes)
+            status = read_status(folder)
+        return io.NodeOutput(run, str(status), ui=ui.PreviewText(f"{run}: {status}"))
+
+
+class RetortCollectJob(io.ComfyNode):
+    """Look at a job, tell it something, take its LoRA."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RetortCollectJob",
+            display_name="Collect Job",
+            category=CATEGORY,
+            description=(
+                "Takes the LoRA of a job: the finished one, or the latest checkpoint while it goes on. Cancelling this "
+                "node ends the waiting, not the job."
+            ),
+            search_aliases=[*ALIASES, "job", "status", "stop"],
+            is_output_node=True,
+            inputs=[
+                io.String.Input("run", default="my_job", tooltip="Name of the run, or Training Job's output."),
+                io.Boolean.Input("wait", default=True, tooltip="Wait until the job ends, showing how far it is."),
+                io.Combo.Input(
+                    "command",
+                    options=COMMANDS,
+                    default=NOTHING,
+                    tooltip="sample: draw previews now. save: write a checkpoint now. stop: save and end.",
+                ),
+            ],
+            outputs=[
+                io.LoraModel.Output(id="lora", display_name="lora", tooltip="For Load LoRA Model."),
+                io.LossMap.Output(id="loss", display_name="loss", tooltip="The student's loss at each step."),
+                io.String.Output(id="file", display_name="file", tooltip="The finished LoRA's name in models/loras."),
+                io.Image.Output(id="preview", display_name="preview", tooltip="The latest preview."),
+                io.String.Output(id="status", display_name="status", tooltip="Where the job stands."),
+                io.String.Output(id="run", display_name="run", tooltip="For Loss Chart, which then waits too."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, run="", **given):
+        """Again whenever the job has moved; always where the name is connected, which is not known here."""
+        if not isinstance(run, str):
+            return time.time()
+        status = _status(run) if run else None
+        return "none" if status is None else f"{status.state} {status.step} {time.time() if status.going else ''}"
+
+    @classmethod
+    def execute(cls, run, wait=True, command=NOTHING):
+        folder = folder_of(run)
+        status = read_status(folder)
+        if command != NOTHING and status.going:
+            send(folder, command)
+        progress = host.progress(max(1, status.steps))
+        shown = None
+        while wait and status.going:
+            host.check_cancelled()
+            time.sleep(LOOK_EVERY)
+            status = read_status(folder)
+            latest = latest_preview(folder)
+            progress.step(
+                status.step, preview=None if latest in (None, shown) else open_picture(latest), text=str(status)
+            )
+            shown = latest
+        if status.state in ("failed", "died"):
+            raise ValueError(f"run {run!r} {status}\n{status.log}".rstrip())
+        lora = read_lora(host.loras_folder() / status.lora if status.state == "finished" else _checkpoint(folder, run))
+        losses = [row["student_loss"] for row in read_metrics(folder / METRICS) if row.get("student_loss") is not None]
+        image = read_picture(latest_preview(folder))
+        text = f"{run}: {status}"
+        return io.NodeOutput(lora, {"loss": losses}, status.lora, image, text, run, ui=ui.PreviewText(text))
+
+
+def _checkpoint(folder: Path, run: str) -> Path:
+    found = sorted((folder / "checkpoints").glob("step_*.safetensors"))
+    if not found:
+        raise ValueError(f"run {run!r} has no checkpoint yet: wait, or send it the command save")
+    return found[-1]
+
+
+class RetortLossChart(io.ComfyNode):
+    """A run's log as a picture."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RetortLossChart",
+            display_name="Loss Chart",
+            category=CATEGORY,
+            description="Draws every number of a run over its steps, also of one that still goes on, or that failed.",
+            search_aliases=[*ALIASES, "loss", "graph", "plot", "metrics"],
+            is_output_node=True,
+            inputs=[
+                io.String.Input("run", default="my_student", tooltip="Name of the run, or a trainer's output."),
+                io.Int.Input(
+                    "smoothing", default=25, min=1, max=10_000, tooltip="Steps that the strong line averages."
+                ),
+                io.Boolean.Input("log_scale", default=False, tooltip="Logarithmic, where all values are positive."),
+            ],
+            outputs=[io.Image.Output(tooltip="The chart.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, run="", **given):
+        """Again whenever the log has grown; always where the name is connected, which is not known here."""
+        if not isinstance(run, str):
+            return time.time()
+        path = host.runs_folder() / checked_name(run) / METRICS if run else None
+        return path.stat().st_mtime_ns if path is not None and path.is_file() else 0
+
+    @classmethod
+    def execute(cls, run, smoothing=25, log_scale=False):
+        image = draw(read_metrics(folder_of(run) / METRICS), smoothing, log_scale)
+        return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))

@@ -1,0 +1,174 @@
+"""Trainers: a MODEL and prompts in, a LoRA out. One node for few-step students, one for fine-tuning, one for style."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..hosts.api import host, io, training, ui
+from ..trainers.dataset import Dataset, entries_of, latents_of, one_for_each
+from ..trainers.methods import read_config
+from ..trainers.watch import latest_preview
+from .method_inputs import DISTILLATION, FEW_SHOT, FLOW, method_input
+from .training_inputs import NOTHING, common_inputs, sources, training_settings
+
+CATEGORY = "model/training/retort"
+ALIASES = ["retort", "train", "lora", "distillation", "trainer", "few step", "turbo", "lightning"]
+OUTPUTS = (
+    (io.LoraModel, "lora", "The LoRA, for Load LoRA Model; it is also written to models/loras."),
+    (io.LossMap, "loss", "The student's loss at each step, for the core loss graph."),
+    (io.String, "file", "Name of the file in models/loras, as Load LoRA lists it."),
+    (io.String, "run", "Folder of the run: metrics, previews, checkpoints, state. For Loss Chart."),
+)
+
+
+def one(value: Any) -> Any:
+    """The single value of a widget; nodes that take lists get every input as one."""
+    if isinstance(value, dict):
+        return {k: one(v) for k, v in value.items()}
+    return value[0] if isinstance(value, list) else value
+
+
+def outputs() -> list:
+    """What every trainer gives."""
+    return [kind.Output(id=name, display_name=name, tooltip=tooltip) for kind, name, tooltip in OUTPUTS]
+
+
+def lines(prompts: str) -> list[str]:
+    """One prompt in each line that is not empty."""
+    return [line.strip() for line in prompts.splitlines() if line.strip()]
+
+
+def dataset(settings: dict[str, Any], positive: list, latents: list, images: list) -> Dataset:
+    """What is trained on, from whichever inputs are connected. ValueError says what is missing."""
+    clip, vae, negative = (settings.get(name) for name in ("clip", "vae", "negative"))
+    words = lines(settings["prompts"])
+    if words and positive:
+        raise ValueError("prompts are both typed and connected: clear the text, or disconnect `positive`")
+    if words:
+        if clip is None:
+            raise ValueError("typed prompts need their text encoder: connect `clip`")
+        positive = [host.encode_text(clip, prompt) for prompt in words]
+    if not positive:
+        raise ValueError("there are no prompts: type one in each line and connect `clip`, or connect `positive`")
+    if negative is None and clip is not None:
+        negative = host.encode_text(clip, "")
+    if images and latents:
+        raise ValueError("both images and latents are connected: disconnect one of them")
+    if images:
+        if vae is None:
+            raise ValueError("images are encoded by a VAE: connect `vae`")
+        latents = [host.encode_images(vae, batch) for batch in images]
+    rows, shape = latents_of(latents)
+    positive = one_for_each(positive, latents)
+    if shape is not None:
+        # An empty latent of another model's channels still tells the size.
+        shape = host.empty_latent_shape(settings["model"], latents[0]["samples"])
+    empty = None if negative is None else entries_of([negative], "negative")[0]
+    return Dataset(entries_of(positive, "positive"), words, empty, rows, shape)
+
+
+def read(method: str, given: dict[str, Any]) -> tuple[dict[str, Any], training.Request]:
+    """(single values of all inputs, what is to be trained)."""
+    several = {name: given.pop(name, None) or [] for name in ("positive", "latents", "images")}
+    settings = {name: one(value) for name, value in given.items()}
+    objective = settings.pop("method", {}) | settings.pop("objective", {})
+    objective.pop("method", None)
+    config = read_config({"method": method, "objective": objective, **training_settings(settings)})
+    start = None if settings["start_from"] == NOTHING else host.read_lora(settings["start_from"])
+    return settings, training.Request(settings["name"], config, dataset(settings, **several), start)
+
+
+def train(method: str, given: dict[str, Any]) -> io.NodeOutput:
+    """Train here and now, whichever node asked."""
+    settings, request = read(method, given)
+    watcher = training.HostWatcher(host, request.config.training.steps)
+    vae, reward = settings.get("vae"), settings.get("reward")
+    result = training.run(host, settings["model"], request, watcher=watcher, vae=vae, reward=reward)
+    assert result.path is not None
+    shows: dict[str, Any] = {"text": (f"{result.path.name}, {result.steps} steps",)}
+    picture = latest_preview(result.folder)
+    # A picture that the node shows from the run itself stays there; Nodes 2.0 would show it twice.
+    if picture is not None and not watcher.shown:
+        below = picture.parent.relative_to(host.runs_folder().parent).as_posix()
+        shows["images"] = [ui.SavedResult(picture.name, below, io.FolderType.output)]
+    return io.NodeOutput(result.lora, {"loss": result.losses}, result.path.name, result.folder.name, ui=shows)
+
+
+class RetortTrainDistillation(io.ComfyNode):
+    """Make a one-step or few-step LoRA of a model."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RetortTrainDistillation",
+            display_name="Train Distillation",
+            category=CATEGORY,
+            description=(
+                "Teaches a LoRA to sample this model in one to four steps, guidance included. Needs prompts only; "
+                "images make it better where a method has a discriminator. The model that comes in is the teacher, "
+                "with its LoRAs. The queue waits until it is done: use Training Job for long runs."
+            ),
+            search_aliases=[*ALIASES, "dmd2", "tdm", "f-distill", "diff-instruct", "lcm"],
+            is_input_list=True,
+            is_output_node=True,
+            inputs=[*sources(), io.Custom("REWARD").Input(
+                "reward", optional=True, tooltip="DI* only: a differentiable reward that the student learns to please."
+            ), method_input(DISTILLATION), *common_inputs("my_student", 500, 1e-4, 64)],
+            outputs=outputs(),
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, **given):
+        return train(one(given["method"])["method"], given)
+
+
+class RetortTrainFlow(io.ComfyNode):
+    """Fine-tune a model on images with the loss that it was made with."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RetortTrainFlow",
+            display_name="Train Flow Matching",
+            category=CATEGORY,
+            description=(
+                "Fine-tunes a LoRA on images: flow matching for flow models, noise or velocity prediction for others, "
+                "in the network's own loss space and with the levels that suit it."
+            ),
+            search_aliases=[*ALIASES, "fine-tune", "finetune", "flow matching", "lfm", "pfgm", "style", "character"],
+            is_input_list=True,
+            is_output_node=True,
+            inputs=[*sources(), *FLOW(), *common_inputs("my_style", 500, 1e-4, 16, fake=False)],
+            outputs=outputs(),
+        )
+
+    @classmethod
+    def execute(cls, **given):
+        names = [i.id for i in FLOW()]
+        return train("flow", {**given, "objective": {n: given.pop(n) for n in names}})
+
+
+class RetortFewShotAdapt(io.ComfyNode):
+    """Learn a style from about ten images without copying them."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RetortFewShotAdapt",
+            display_name="Few-Shot Adapt",
+            category=CATEGORY,
+            description=(
+                "Adapts a LoRA to about ten images: their style at fine detail, the model's own variety above it. A "
+                "directional loss keeps what the model can draw."
+            ),
+            search_aliases=[*ALIASES, "few shot", "style transfer", "ddc", "phasic"],
+            is_input_list=True,
+            is_output_node=True,
+            inputs=[*sources(), *FEW_SHOT(), *common_inputs("my_domain", 300, 1e-4, 16, fake=False)],
+            outputs=outputs(),
+        )
+
+    @classmethod
+    def execute(cls, **given):
+        names = [i.id for i in FEW_SHOT()]
+        return train("few_shot", {**given, "objective": {n: given.pop(n) for n in names}})

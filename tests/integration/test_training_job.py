@@ -1,0 +1,83 @@
+"""A job that ComfyUI starts trains, in a process of its own, what the node would have trained: to the bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("peft")
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+
+@pytest.fixture
+def api(comfy, ours, tmp_path, monkeypatch):
+    """The host, which writes into a folder of the test's own and finds a checkpoint there."""
+    monkeypatch.setattr(comfy.folders, "output_directory", str(tmp_path / "out"))
+    places = dict(comfy.folders.folder_names_and_paths)
+    monkeypatch.setattr(comfy.folders, "folder_names_and_paths", places)
+    for kind in ("loras", "checkpoints"):
+        roots, endings = places[kind]
+        places[kind] = ([str(tmp_path / kind), *roots], endings)
+    (tmp_path / "checkpoints" / "sub").mkdir(parents=True)
+    found = ours("hosts.api")
+    weights = found.host.models_folder() / "checkpoints" / "digits_flow.safetensors"
+    shutil.copy(weights, tmp_path / "checkpoints" / "sub" / "mine.safetensors")
+    comfy.folders.filename_list_cache.clear()
+    return found
+
+
+def request(api, ours, name, clip):
+    dataset = ours("trainers.dataset")
+    prompts = ["a red 3", "a blue 7"] * 2
+    with torch.inference_mode():
+        positive = [api.host.encode_text(clip, prompt) for prompt in prompts]
+        negative = api.host.encode_text(clip, "")
+        data = dataset.Dataset(
+            dataset.entries_of(positive, "positive"),
+            prompts,
+            dataset.entries_of([negative], "negative")[0],
+            [torch.randn(16, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(4)],
+        )
+    settings = {"steps": 4, "batch_size": 2, "preview_every": 4, "previews": 1}
+    config = {"method": "flow", "objective": {"steps": 2}, "training": settings, "lora": {"rank": 2}}
+    return api.training.Request(name, ours("trainers.methods").read_config(config), data)
+
+
+@pytest.mark.parametrize("kind", ["named", "merged"])
+def test_the_job_trains_what_the_node_trains(comfy, ours, api, kind):
+    host, read_status = api.host, ours("trainers.job_watch").read_status
+    with torch.inference_mode():
+        if kind == "named":
+            _, clip, _ = host.embedded("flow")
+            model, _, vae = comfy.nodes.CheckpointLoaderSimple().load_checkpoint("sub/mine.safetensors")
+            model = host.with_shift(model, 2.0)
+        else:
+            model, clip, vae = host.embedded("eps")
+            lora = load_file(min((host.models_folder() / "loras").glob("digits_eps_*.safetensors")))
+            model = comfy.sd.load_lora_for_models(model, None, lora, 0.5, 0.0)[0]
+    folder = host.runs_folder() / "job"
+    job = api.starter.write_job(host, folder, model, request(api, ours, "job", clip), vae)
+    assert job.started_by == "comfyui"
+    if kind == "named":
+        assert (job.base.kind, job.base.file, job.base.shift) == ("checkpoint", "sub/mine.safetensors", 2.0)
+        assert (job.vae.kind, job.vae.file) == ("checkpoint", "sub/mine.safetensors")
+    else:
+        assert (job.base.kind, job.base.variant, job.vae.kind) == ("merged", "eps", "embedded")
+    pid = api.starter.start(folder, host.job_arguments())
+    with torch.inference_mode():
+        inside = request(api, ours, "inside", clip)
+        result = api.training.run(host, model, inside, watcher=ours("trainers.watch").Silent(), vae=vae)
+    deadline = time.monotonic() + 120
+    while read_status(folder).going:
+        assert time.monotonic() < deadline and pid != os.getpid()
+        time.sleep(0.1)
+    status = read_status(folder)
+    assert status.state == "finished" and status.preview == "previews/step_0000004.png", status
+    assert result.path.parent == host.loras_folder()
+    ours_, theirs = load_file(result.path), load_file(host.loras_folder() / status.lora)
+    assert ours_.keys() == theirs.keys() and all(torch.equal(ours_[k], theirs[k]) for k in ours_)
