@@ -1,0 +1,44 @@
+"""Pictures side by side with their scores beneath, the best first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SIDE, LABEL, GAP = 256, 26, 8
+PAPER, INK, BEST = (24, 26, 30), (205, 210, 218), (130, 215, 140)
+
+
+def sheet(images: Tensor, scores: Sequence[float], columns: int = 4, most: int = 64) -> Tensor:
+    """(1, H, W, 3) in [0, 1]: up to `most` of images (B, H, W, 3) by falling score; a label is rank, score, index."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:most]
+    h, w = images.shape[1:3]
+    scale = SIDE / max(h, w)
+    tall, wide = max(1, round(h * scale)), max(1, round(w * scale))
+    columns = max(1, min(columns, len(order)))
+    rows = -(-len(order) // columns)
+    size = (columns * (wide + GAP) + GAP, rows * (tall + LABEL + GAP) + GAP)
+    canvas = Image.new("RGB", size, PAPER)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default()
+    pixels = (images[..., :3].detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+    for place, i in enumerate(order):
+        left, top = GAP + place % columns * (wide + GAP), GAP + place // columns * (tall + LABEL + GAP)
+        shown = Image.fromarray(pixels[i]).resize((wide, tall), Image.Resampling.BICUBIC)
+        canvas.paste(shown, (left, top))
+        label = f"{place + 1}.  {scores[i]:.5g}  (image {i})"
+        pen.text((left, top + tall + 4), label, fill=BEST if place == 0 else INK, font=font)
+    flat = torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8)
+    return flat.view(1, size[1], size[0], 3).float() / 255
+
+
+def table(scores: Sequence[float], prompts: Sequence[str], name: str) -> str:
+    """A line for each picture, the best first."""
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    mean = sum(scores) / len(scores)
+    lines = [f"{name}: mean {mean:.5g}, best {scores[order[0]]:.5g}, worst {scores[order[-1]]:.5g}"]
+    lines += [f"{place + 1}. {scores[i]:.5g}  image {i}  {prompts[i]}".rstrip() for place, i in enumerate(order)]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""What "better" means: reward models behind one protocol."""

@@ -1,0 +1,39 @@
+"""The one thing a reward is: images and their prompts in, a number for each out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Reward(Protocol):
+    """`reward(images, prompts) -> (B,)`: the higher the better.
+
+    images (B, H, W, 3) in [0, 1] as ComfyUI's IMAGE; prompts one string for all, or B of them. name: for people.
+    differentiable: whether gradients reach the images. range: lowest and highest value there can be.
+    """
+
+    name: str
+    differentiable: bool
+    range: tuple[float, float]
+
+    def __call__(self, images: Tensor, prompts: str | Sequence[str]) -> Tensor:
+        """(B,) fp32."""
+        ...
+
+
+class Holder(Protocol):
+    """A network that whoever runs us places and frees: `load` before each use, since it may have been moved away."""
+
+    network: nn.Module
+
+    def load(self) -> torch.device:
+        """Put the network where it computes and return that device."""
+        ...
+
+    def offload(self) -> None:
+        """Take it off that device; the next `load` brings it back."""
+        ...

@@ -1,0 +1,110 @@
+"""What may be loaded and what may not: folders, hub ids, pickles, halves of models, remote code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from retort.hosts import reward_files, rewards
+
+
+def test_a_usual_name_is_never_downloaded(host, rewards_folder, monkeypatch):
+    import transformers
+
+    def forbidden(*a, **k):
+        raise AssertionError("asked the Hub")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", forbidden)
+    with pytest.raises(ValueError, match="Put the model there .yuvalkirstain/PickScore_v1.*type its Hugging Face id"):
+        rewards.make(host, "pick_score", {})
+    with pytest.raises(AssertionError, match="asked the Hub"):
+        rewards.make(host, "pick_score", {"model": "yuvalkirstain/PickScore_v1"})
+
+
+def test_a_typed_id_that_cannot_be_read(host, monkeypatch):
+    import transformers
+
+    seen = {}
+
+    def offline(source, **options):
+        seen.update(options, source=source)
+        raise OSError("We couldn't connect to 'https://huggingface.co'\nmore")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", offline)
+    with pytest.raises(ValueError, match="'a/b' cannot be read .We couldn't connect.*check the id, the connection"):
+        rewards.make(host, "clip_score", {"model": "a/b"})
+    assert seen == {"source": "a/b", "local_files_only": False, "trust_remote_code": False}
+
+
+@pytest.mark.parametrize("name", ["../clip", "/etc", "C:\\models", "a\x00b"])
+def test_names_stay_in_their_folder(host, name):
+    with pytest.raises(ValueError, match="leaves its folder|absolute|control character"):
+        rewards.make(host, "clip_score", {"model": name})
+
+
+def test_pickles_are_refused(host, tiny_clip, rewards_folder):
+    folder = rewards_folder / "old"
+    shutil.copytree(tiny_clip, folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"only as a pickle \(pytorch_model.bin\).*get it as safetensors"):
+        rewards.make(host, "clip_score", {"model": "old"})
+    (folder / "pytorch_model.bin").rename(folder / "notes.txt")
+    with pytest.raises(ValueError, match="holds no safetensors"):
+        rewards.make(host, "clip_score", {"model": "old"})
+    with pytest.raises(ValueError, match="is a pickle"):
+        rewards.make(host, "aesthetic", {"model": "", "head": "sac+logos+ava1-l14-linearMSE.pth"} | {"model": "old"})
+    (folder / "model.safetensors").write_bytes(b"PK\x03\x04 a zip")
+    with pytest.raises(ValueError, match="cannot be read"):
+        rewards.make(host, "clip_score", {"model": "old"})
+    (rewards_folder / "head.safetensors").write_bytes(b"PK\x03\x04 a zip")
+    with pytest.raises(ValueError, match="is a pickle"):
+        reward_files.read_tensors(rewards_folder / "head.safetensors")
+
+
+def test_missing_weights_are_never_random(host, tiny_clip, rewards_folder):
+    folder = rewards_folder / "half"
+    shutil.copytree(tiny_clip, folder)
+    state = load_file(folder / "model.safetensors")
+    save_file(
+        {k: v for k, v in state.items() if "text_projection" not in k}, folder / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(ValueError, match="lacks 1 weights of a CLIPModel, such as text_projection.weight"):
+        rewards.make(host, "clip_score", {"model": "half"})
+    state["text_projection.weight"] = torch.zeros(3, 3)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="cannot be read"):
+        rewards.make(host, "clip_score", {"model": "half"})
+
+
+def test_another_architecture_and_remote_code_are_refused(host, tiny_clip, rewards_folder):
+    folder = rewards_folder / "other"
+    shutil.copytree(tiny_clip, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "vit"}))
+    with pytest.raises(ValueError, match="is a 'vit' and this reward needs a CLIP"):
+        rewards.make(host, "clip_score", {"model": "other"})
+    (folder / "code.py").write_text("raise SystemExit('ran')")
+    mapped = {"model_type": "mine", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
+    (folder / "config.json").write_text(json.dumps(mapped))
+    with pytest.raises(ValueError, match="cannot be read"):
+        rewards.make(host, "clip_score", {"model": "other"})
+
+
+def test_a_folder_without_its_tokenizer(host, tiny_clip, rewards_folder):
+    folder = rewards_folder / "mute"
+    shutil.copytree(tiny_clip, folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="holds no tokenizer"):
+        rewards.make(host, "clip_score", {"model": "mute"})
+
+
+def test_unknown_kinds_and_lists(host, tiny_clip, rewards_folder):
+    with pytest.raises(ValueError, match="'beauty' is not known; use one of embedded_judge, pick_score"):
+        rewards.make(host, "beauty", {})
+    shutil.copytree(tiny_clip, rewards_folder / "owner" / "clip")
+    save_file({"a": torch.zeros(1)}, rewards_folder / "head.safetensors")
+    assert reward_files.names([rewards_folder]) == ["head.safetensors", "owner/clip"]
