@@ -47,6 +47,57 @@ class Gaussian:
 
 
 @dataclass
+class Mixture:
+    """The contract's model for three Gaussians on a line (alignment.md, 1.6 e), latents (B, 1, 1, 1) in fp64.
+
+    It answers with a draw of x0 given x, not its mean: then an ancestral step is the exact reverse kernel between any
+    two levels, and few steps suffice. The reward is 0.8 x and lambda 1, for which the tilted law is in closed form.
+    """
+
+    path: NoisePath
+    seed: int = 0
+    weights: tuple = (0.5, 0.3, 0.2)
+    means: tuple = (-3.0, 0.0, 3.0)
+    S: float = 0.5
+    slope: float = 0.8
+    calls: int = 0
+
+    def __post_init__(self):
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.w, self.mu = (torch.tensor(t, dtype=torch.float64) for t in (self.weights, self.means))
+
+    def __call__(self, x, sigma, **extra_args):
+        self.calls += len(x)
+        a, b = (c.view(-1, 1) for c in coefficients(self.path, sigma))
+        flat, wide = x.view(-1, 1), a**2 * self.S**2 + b**2
+        mode = torch.softmax(self.w.log() - 0.5 * (flat - a * self.mu) ** 2 / wide, 1)
+        mu = self.mu[torch.multinomial(mode, 1, generator=self.generator)]
+        mean = mu + a * self.S**2 / wide * (flat - a * mu)
+        unit = torch.randn(flat.shape, generator=self.generator, dtype=torch.float64)
+        return (mean + (self.S**2 * b**2 / wide).sqrt() * unit).view(x.shape)
+
+    @property
+    def sigmas(self):
+        levels = [1.0, 0.75, 0.55, 0.33, 0.0] if self.path.kind == "FLOW" else [500.0, 3.0, 1.22, 0.5, 0.0]
+        return torch.tensor(levels, dtype=torch.float64)
+
+    def reward(self, x0):
+        return self.slope * x0.flatten()
+
+    def tilted(self, slope=None):
+        """(V of the root, masses of the modes) for lambda 1."""
+        slope = self.slope if slope is None else slope
+        w = self.w * torch.exp(slope * self.mu + slope**2 * self.S**2 / 2)
+        return float(w.sum().log()), w / w.sum()
+
+    def masses(self, x0, slope=None):
+        """Share of the samples nearest to each mode of the tilted law."""
+        mu = self.mu + self.S**2 * (self.slope if slope is None else slope)
+        nearest = (x0.flatten().double()[:, None] - mu).abs().argmin(1)
+        return torch.bincount(nearest, minlength=3) / len(nearest)
+
+
+@dataclass
 class Network:
     """An eps, v or flow network around the Gaussian, read as ComfyUI reads one; records inputs, timesteps and x0."""
 
@@ -89,6 +140,11 @@ class Network:
 @pytest.fixture
 def gaussian():
     return Gaussian
+
+
+@pytest.fixture
+def mixture():
+    return Mixture
 
 
 @pytest.fixture

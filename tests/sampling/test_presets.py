@@ -65,6 +65,16 @@ def test_every_integer_is_reachable_on_a_flow(schedule):
     assert reached == (990 if unit == 1000 else 1000)
 
 
+def test_the_embedded_students_grids_are_those_that_they_are_trained_on():
+    """As `trainers.objectives.grids.student_sigmas` makes them: even levels behind the model's shift."""
+    levels = torch.arange(4, 0, -1) / 4
+    for key, steps in (("digits_flow", 4), ("digits_flow_tdm", 4)):
+        shifted = 3 * levels / (1 + 2 * levels)
+        torch.testing.assert_close(presets.sigmas(PRESETS[key], steps, FlowSchedule(3.0))[:-1], shifted)
+    assert grid("digits_flow", 1) == (1000,) and grid("digits_eps") == (399,)
+    assert grid("digits_eps_tdm") == (999, 749, 499, 249)
+
+
 def test_every_integer_is_reachable_on_a_table():
     everyone = custom(", ".join(str(t) for t in range(999, -1, -1)))
     sigmas = presets.sigmas(everyone, None, SD)
@@ -217,7 +227,7 @@ def test_paths_are_noise_paths():
 
 
 def test_a_student_that_starts_at_several_levels_starts_at_the_highest():
-    preset = presets.PRESETS["digits_eps"]
+    preset = replace(PRESETS["lcm"], timesteps=((399,), (999, 499)))
     assert presets.timesteps(preset) == (399,)
     assert presets.start_level(preset, SD) == float(SD.sigmas[999])
     assert presets.start_level(presets.PRESETS["di_star_sdxl_1step"], SD) == float(SD.sigmas[399])

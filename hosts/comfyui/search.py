@@ -1,0 +1,120 @@
+"""A search inside one run of a ComfyUI GUIDER, so that its loading, hooks, patches and guidance are core's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.utils
+from comfy.samplers import CFGGuider, KSamplerX0Inpaint, Sampler
+from torch import Tensor
+
+from ..prior import Job, Prior, first_latent, identity
+from .coordinates import path_of
+from .sampler import KeepInVP
+
+CANCELLED = comfy.model_management.InterruptProcessingException
+# With these in a condition core looks at the first level of a batch only.
+_LEVEL_BOUND = {"control", "hooks", "timestep_start", "timestep_end", "gligen", "additional_models", "default"}
+
+
+class SearchSampler(Sampler):
+    """A SAMPLER that lets a job do the sampling."""
+
+    def __init__(self, job: Job):
+        self.job = job
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ):
+        """What a guider calls with `noise` (B, ...) of equal rows; gives back what the job does."""
+        network = model_wrap.inner_model
+        path = path_of(network.model_sampling)
+        model = (KeepInVP if path.kind == "VP" else KSamplerX0Inpaint)(model_wrap, sigmas)
+        # One row for all candidates: the area that is kept has the same noise in each, which is the first one's.
+        model.latent_image, model.noise = latent_image[:1], noise[:1]
+        mask = None if denoise_mask is None else denoise_mask[:1]
+        top = self.max_denoise(model_wrap, sigmas)
+        needed = network.memory_required([2 * noise.shape[0], *noise.shape[1:]])
+        least = network.memory_required(list(noise.shape))
+
+        def again() -> None:
+            comfy.model_management.load_models_gpu(
+                [model_wrap.model_patcher, *model_wrap.loaded_models],
+                memory_required=needed,
+                minimum_memory_required=least,
+            )
+
+        found = self.job(
+            Prior(
+                model=model,
+                path=path,
+                sigmas=sigmas,
+                shape=tuple(noise.shape[1:]),
+                first=first_latent(path, sigmas[0], latent_image[:1], top),
+                stored=lambda x0: network.process_latent_out(x0.float()),
+                mixed_levels=_plain(model_wrap, extra_args["model_options"]),
+                calls_per_eval=_branches(model_wrap),
+                identity=identity(_parts(model_wrap)),
+                again=again,
+                extra_args={**extra_args, "denoise_mask": mask},
+            )
+        )
+        return found.to(noise.device)
+
+
+def latents_of(guider, latent: dict[str, Any]) -> Tensor:
+    """See `hosts.api`."""
+    samples = latent["samples"]
+    if samples.is_nested:
+        raise ValueError("latent holds several latents in one (video with sound), which a search cannot branch on")
+    spacial, temporal = latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal")
+    return comfy.sample.fix_empty_latent_channels(guider.model_patcher, samples, spacial, temporal)
+
+
+def search(guider, samples: Tensor, mask: Tensor | None, sigmas: Tensor, noise: Tensor, batch: int, seed: int,
+           job: Job) -> Tensor:  # fmt: skip
+    """See `hosts.api`."""
+    row = (batch, *(1,) * (samples.ndim - 1))
+    found = guider.sample(
+        noise.repeat(row), samples.repeat(row), SearchSampler(job), sigmas, denoise_mask=mask, callback=None,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
+    )  # fmt: skip
+    return found.to(comfy.model_management.intermediate_device())
+
+
+def _plain(guider, options: dict[str, Any]) -> bool:
+    """Whether nothing in this run could look at the first level of a batch alone."""
+    known = type(guider).predict_noise is CFGGuider.predict_noise
+    inner = options.get("transformer_options", {})
+    patched = set(options) - {"transformer_options", "to_load_options", "disable_cfg1_optimization"} or any(
+        inner.get(name) for name in ("patches", "patches_replace", "wrappers", "callbacks")
+    )
+    bound = any(_LEVEL_BOUND & set(cond) for conds in guider.conds.values() for cond in conds)
+    return known and not patched and not bound
+
+
+def _branches(guider) -> int:
+    """Conditions that are run for one latent, those whose time has not come included."""
+    conds = dict(guider.conds)
+    core = type(guider).predict_noise is CFGGuider.predict_noise
+    if core and math.isclose(guider.cfg, 1.0) and not guider.model_options.get("disable_cfg1_optimization"):
+        conds.pop("negative", None)
+    return max(1, sum(len(entries) for entries in conds.values()))
+
+
+def _parts(guider) -> Iterator[Any]:
+    """What names a guider's model and conditions."""
+    yield type(guider.inner_model).__name__
+    yield type(guider.inner_model.model_sampling).__mro__[1].__name__
+    yield guider.cfg
+    for name, weights in sorted(guider.model_patcher.patches.items()):
+        yield name, [round(float(patch[0]), 6) for patch in weights]
+    yield next(guider.inner_model.diffusion_model.parameters()).flatten()[:64]
+    for branch, entries in sorted(guider.original_conds.items()):
+        yield branch
+        for entry in entries:
+            yield from (entry[name] for name in ("cross_attn", "pooled_output") if isinstance(entry.get(name), Tensor))

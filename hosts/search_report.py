@@ -1,0 +1,67 @@
+"""What a search found as a picture: the best reward against network calls, and the best few beneath."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WIDTH, HEIGHT, LEFT, MARGIN = 640, 260, 64, 26
+SIDE, GAP, LABEL = 144, 8, 18
+PAPER, GRID, INK, LINE, BEST = (24, 26, 30), (58, 62, 70), (205, 210, 218), (110, 180, 255), (130, 215, 140)
+
+
+def draw(
+    history: Sequence[tuple[int, float]], calls: int, images: Tensor, rewards: Sequence[float], title: str, rows: int
+) -> Tensor:
+    """(1, H, W, 3) in [0, 1]. history: (calls, best reward so far); images (K, H, W, 3) with their rewards, best first.
+
+    rows: of thumbnails, of which there is room for four in each; reports of equal rows have one size.
+    """
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (WIDTH, HEIGHT + rows * (SIDE + LABEL + GAP) + GAP), PAPER)
+    pen = ImageDraw.Draw(image)
+    _curve(pen, history, max(calls, 1), title)
+    pixels = (images[..., :3].detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+    for i, (picture, reward) in enumerate(zip(pixels, rewards, strict=True)):
+        small = Image.fromarray(picture)
+        scale = SIDE / max(small.size)
+        small = small.resize((max(1, round(small.width * scale)), max(1, round(small.height * scale))))
+        left = GAP + i % 4 * (WIDTH - GAP) // 4
+        top = HEIGHT + i // 4 * (SIDE + LABEL + GAP)
+        image.paste(small, (left, top))
+        pen.text((left, top + SIDE + 3), f"{i + 1}.  {reward:.5g}", fill=BEST if i == 0 else INK)
+    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return flat.view(1, image.height, image.width, 3).float() / 255
+
+
+def _curve(pen: Any, history: Sequence[tuple[int, float]], calls: int, title: str) -> None:
+    right, top, bottom = WIDTH - 14, MARGIN, HEIGHT - 34
+    values = [reward for _, reward in history] or [0.0]
+    low, high = min(values), max(values)
+    if high == low:
+        low, high = low - 0.5, high + 0.5
+
+    def place(spent: int, reward: float) -> tuple[float, float]:
+        share = (reward - low) / (high - low)
+        return LEFT + min(1.0, spent / calls) * (right - LEFT), bottom - share * (bottom - top)
+
+    for k in range(5):
+        y = top + k * (bottom - top) / 4
+        label = f"{high - k * (high - low) / 4:.4g}"
+        pen.line([(LEFT, y), (right, y)], fill=GRID)
+        pen.text((LEFT - 6 - 6 * len(label), y - 6), label, fill=INK)
+    pen.text((LEFT, 6), title, fill=INK)
+    pen.text((LEFT, bottom + 5), "0", fill=INK)
+    pen.text((right - 6 * len(str(calls)) - 40, bottom + 5), f"{calls} calls", fill=INK)
+    # The best stays what it was until a better one is found: a staircase.
+    points: list[tuple[float, float]] = []
+    for spent, reward in history:
+        x, y = place(spent, reward)
+        points += [(x, points[-1][1] if points else y), (x, y)]
+    if points:
+        points.append((right, points[-1][1]))
+        pen.line(points, fill=LINE, width=2)

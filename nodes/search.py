@@ -1,0 +1,225 @@
+"""Searches: spend more compute on one prompt and get the picture that scores best."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..hosts.api import host, io, search, ui
+from ..sampling.accounts import Budget
+from ..sampling.particles import BestOfConfig, SteeringConfig, ValueConfig
+from ..sampling.transition import Transition
+from ..sampling.tree import TreeConfig
+
+CATEGORY = "model/sampling/retort"
+ALIASES = ["retort", "search", "tree", "dts", "best of n", "inference-time scaling", "alignment", "steering"]
+SEARCH_TREE = io.Custom("SEARCH_TREE")
+REWARD = io.Custom("REWARD")
+AUTO = "auto"
+SEED_MAX = 0xFFFFFFFFFFFFFFFF
+
+
+def _float(id: str, default: float, low: float, high: float, tooltip: str) -> Any:
+    return io.Float.Input(id, default=default, min=low, max=high, step=0.05, round=1e-6, tooltip=tooltip)
+
+
+def _tree(widening: float, growth: float) -> list:
+    return [
+        _float("widening", widening, 1.0, 1e4, "A latent visited N times may have widening * N^growth children."),
+        _float("growth", growth, 0.01, 1.0, "See widening; nearer to 1 the tree is broader and less deep."),
+        io.Int.Input("leaves", default=8, min=1, max=1024, tooltip="Rollouts chosen together, at least batch_size."),
+        io.Boolean.Input("half", default=False, tooltip="Keep the tree's latents in half precision."),
+    ]
+
+
+def _lam(default: float) -> Any:
+    return _float("lam", default, 0.0, 1e6, "How much rewards count: 0 is plain sampling, 10 seeks the best.")
+
+
+METHODS = {
+    "dts_star": lambda: [
+        _lam(10.0),
+        _float("exploration", 1.0, 0.0, 1e3, "Higher tries latents that were visited less."),
+        *_tree(1.0, 0.5),
+    ],
+    "dts": lambda: [
+        _lam(1.0),
+        io.Combo.Input(
+            "selection",
+            options=["uniform", "mixed", "boltzmann"],
+            default="uniform",
+            tooltip="How the tree is descended while it grows: uniform has no bias, boltzmann is as published.",
+        ),
+        *_tree(2.0, 0.8),
+    ],
+    "best_of_n": lambda: [],
+    "fk": lambda: [
+        io.Int.Input("particles", default=4, min=1, max=1024, tooltip="Samples that are drawn side by side."),
+        _lam(10.0),
+        io.Combo.Input(
+            "potential",
+            options=["difference", "max", "add"],
+            default="difference",
+            tooltip="What a particle is kept by.",
+        ),
+        _float("ess", 0.5, 0.0, 1.0, "Resample where the effective share of particles is below this."),
+    ],
+    "svdd": lambda: [
+        io.Int.Input("candidates", default=4, min=1, max=1024, tooltip="Next latents that each step chooses from."),
+        _float("temperature", 0.0, 0.0, 1e4, "0 takes the best of them, more chooses more freely."),
+    ],
+}
+
+
+def config_of(method: dict[str, Any]):
+    """The settings of a method, as the search takes them."""
+    given = dict(method)
+    kind = given.pop("method")
+    if kind == "dts_star":
+        return TreeConfig(selection="uct", **given)
+    if kind == "dts":
+        return TreeConfig(**given)
+    if kind == "fk":
+        return SteeringConfig(**given)
+    if kind == "svdd":
+        temperature = given.pop("temperature")
+        return ValueConfig(lam=1 / temperature if temperature else math.inf, **given)
+    return BestOfConfig()
+
+
+def budget_of(calls: int, seconds: float, enough: str) -> Budget:
+    """The limits that are set. ValueError when there is none, or `enough` is no number."""
+    try:
+        goal = float(enough) if enough.strip() else None
+    except ValueError as error:
+        raise ValueError(f"enough {enough!r} is no number: type the reward to stop at, or leave it empty") from error
+    return Budget(calls or None, seconds or None, goal)
+
+
+def _limits() -> list:
+    return [
+        io.Int.Input(
+            "calls",
+            default=400,
+            min=0,
+            max=100_000_000,
+            tooltip="Network calls to spend on each latent, guidance counted twice; 0: no limit.",
+        ),
+        io.Float.Input(
+            "seconds", default=0.0, min=0.0, max=1e7, step=1.0, tooltip="Time to spend on each latent; 0: no limit."
+        ),
+        io.String.Input("enough", default="", tooltip="Stop at this reward; empty: go on while the budget lasts."),
+        io.Int.Input(
+            "batch_size", default=8, min=1, max=1024, tooltip="Latents at once: speed and memory, never the result."
+        ),
+    ]
+
+
+def _outputs() -> list:
+    return [
+        io.Latent.Output(id="best", display_name="best", tooltip="The latent with the highest reward."),
+        io.Latent.Output(id="top", display_name="top", tooltip="The best few, best first."),
+        SEARCH_TREE.Output(id="search", display_name="search", tooltip="For Resume Search, which goes on from here."),
+        io.Image.Output(id="report", display_name="report", tooltip="Best reward against calls, and the best few."),
+        io.String.Output(id="text", display_name="text", tooltip="What was found and what it cost."),
+    ]
+
+
+def _output(found, cls) -> io.NodeOutput:
+    shown = ui.PreviewImage(found.report, cls=cls)
+    return io.NodeOutput(found.best, found.top, found.saved, found.report, found.text, ui=shown)
+
+
+class RetortTreeSearch(io.ComfyNode):
+    """More compute, better pictures."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RetortTreeSearch",
+            display_name="Tree Search",
+            category=CATEGORY,
+            description=(
+                "Takes the place of a sampler: draws many pictures of one prompt, scores them with a reward and spends "
+                "the next calls where that pays. Diffusion Tree Search and its baselines; cancelling gives the best so "
+                "far."
+            ),
+            search_aliases=[*ALIASES, "fk steering", "svdd", "reward"],
+            is_output_node=True,
+            inputs=[
+                io.Guider.Input("guider", tooltip="Model, prompts and guidance, from CFGGuider or another."),
+                io.Sigmas.Input("sigmas", tooltip="The whole schedule of one sample, down to 0."),
+                io.Latent.Input("latent", tooltip="Empty for its size, or a picture; each of a batch on its own."),
+                io.Vae.Input("vae", tooltip="Decodes what the reward looks at."),
+                REWARD.Input("reward", tooltip="What is sought, from Reward or Combine Rewards."),
+                io.String.Input("prompt", default="", multiline=True, tooltip="What rewards compare the picture with."),
+                io.DynamicCombo.Input(
+                    "method",
+                    options=[io.DynamicCombo.Option(name, inputs()) for name, inputs in METHODS.items()],
+                    tooltip="dts_star finds the best; dts samples without bias; the others are baselines.",
+                ),
+                io.Combo.Input(
+                    "transition",
+                    options=[AUTO, "ancestral", "sde", "ode"],
+                    default=AUTO,
+                    tooltip="auto is ancestral; sde is for flow models; ode draws no noise and branches at the start.",
+                ),
+                _float("noise_level", 0.7, 0.01, 10.0, "sde only: how much fresh noise a step draws."),
+                *_limits(),
+                io.Int.Input("keep", default=4, min=1, max=64, tooltip="How many of the best are given back."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=SEED_MAX,
+                    control_after_generate=True,
+                    tooltip="Draws all candidates; the first is the plain sample of this seed.",
+                ),
+                io.Noise.Input("noise", optional=True, tooltip="Starts are drawn from it; its seed is then the seed."),
+            ],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    def execute(
+        cls, guider, sigmas, latent, vae, reward, method, prompt="", transition=AUTO, noise_level=0.7, calls=400,
+        seconds=0.0, enough="", batch_size=8, keep=4, seed=0, noise=None,
+    ):  # fmt: skip
+        step = Transition("ancestral" if transition == AUTO else transition, noise_level)
+        wish = search.Wish(sigmas, latent, prompt, config_of(method), step, seed, noise, keep)
+        limits = budget_of(calls, seconds, enough)
+        return _output(search.run(host, guider, vae, reward, wish, limits, batch_size), cls)
+
+
+class RetortResumeSearch(io.ComfyNode):
+    """Go on where a search stopped."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RetortResumeSearch",
+            display_name="Resume Search",
+            category=CATEGORY,
+            description=(
+                "Goes on with a search and more budget, as if it had never stopped: nothing that was drawn is drawn "
+                "again. Needs the same guider; the reward must be the same for its scores to be compared."
+            ),
+            search_aliases=[*ALIASES, "continue"],
+            is_output_node=True,
+            inputs=[
+                SEARCH_TREE.Input("search", tooltip="From Tree Search, or from this node; it stays as it is."),
+                io.Guider.Input("guider", tooltip="The same as before."),
+                io.Vae.Input("vae", tooltip="The same as before."),
+                REWARD.Input("reward", tooltip="The same as before."),
+                *_limits(),
+            ],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    def execute(cls, search, guider, vae, reward, calls=400, seconds=0.0, enough="", batch_size=8):
+        return _output(_resume(search, guider, vae, reward, budget_of(calls, seconds, enough), batch_size), cls)
+
+
+def _resume(saved, guider, vae, reward, limits, batch_size):
+    return search.run(host, guider, vae, reward, saved.wish, limits, batch_size, saved)

@@ -1,0 +1,188 @@
+"""FIND: learns, for one prompt, the Gaussian that its initial noise is drawn from, by policy gradient on a reward.
+
+Chen et al. 2024, "FIND" (arXiv 2407.19453): one-step MDP, action z ~ pi = N(mu, diag std^2), reward r of the sample
+that z becomes. From the idea, not from the authors' code: log-probabilities are sums over the latent, the pull towards
+N(0, 1) is the true divergence, and the baseline of a sample is the mean of the K - 1 others (leave one out), which
+keeps the gradient of
+
+    E_pi[r] - pull * D(pi, N(0, 1))
+
+unbiased. Steps are natural gradients (the Fisher matrix of a Gaussian is diagonal: 1 / std^2 for mu, 2 for log std). A
+transition without noise ("ode") makes the reward a function of z, and is the natural choice.
+
+D is one of the f-divergences of Go et al. 2023 (arXiv 2302.08215) that a Gaussian has in closed form and as a sum over
+its dimensions: KL(pi | p), KL(p | pi) and their sum. The others have none (Jensen-Shannon, total variation), or are 1
+(Hellinger) or infinite (chi^2) on latents of thousands of dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .search import Run, State, candidate_seed
+
+Divergence = Literal["reverse_kl", "forward_kl", "jeffreys"]
+# log std of at most this: a policy that wide or narrow has left everything that a model was trained on.
+_LIMIT = 6.0
+
+
+@dataclass
+class Policy:
+    """A Gaussian over unit noise: mean, log_std of one latent's shape."""
+
+    mean: Tensor
+    log_std: Tensor
+
+    def noise(self, unit: Tensor) -> Tensor:
+        """mean + std * unit; unit (..., *shape)."""
+        return self.mean.to(unit) + self.log_std.exp().to(unit) * unit
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Of noise (B, *shape) -> (B,), summed over the latent."""
+        unit = (z - self.mean) / self.log_std.exp()
+        return (-0.5 * unit.square() - self.log_std - 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
+
+    def divergence(self, name: Divergence = "reverse_kl") -> Tensor:
+        """From N(0, 1), in nats: reverse_kl is KL(pi | p), forward_kl KL(p | pi), jeffreys their sum."""
+        variance, shift = (2 * self.log_std).exp(), self.mean.square()
+        reverse = 0.5 * (shift + variance - 1 - 2 * self.log_std).sum()
+        forward = 0.5 * ((1 + shift) / variance - 1 + 2 * self.log_std).sum()
+        return {"reverse_kl": reverse, "forward_kl": forward, "jeffreys": reverse + forward}[name]
+
+    def pull(self, name: Divergence) -> tuple[Tensor, Tensor]:
+        """Gradients of `divergence` for mean and log_std."""
+        variance = (2 * self.log_std).exp()
+        reverse = self.mean, variance - 1
+        forward = self.mean / variance, 1 - (1 + self.mean.square()) / variance
+        if name == "jeffreys":
+            return reverse[0] + forward[0], reverse[1] + forward[1]
+        return reverse if name == "reverse_kl" else forward
+
+
+def advantages(rewards: Tensor) -> Tensor:
+    """Each reward less the mean of the others; (K,), K >= 2."""
+    return (rewards - rewards.mean()) * (len(rewards) / (len(rewards) - 1))
+
+
+def policy_gradient(policy: Policy, z: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the samples of weight * grad log pi(z), for mean and log_std; z (K, *shape), weights (K,)."""
+    unit = (z - policy.mean) / policy.log_std.exp()
+    w = weights.to(z).view(-1, *(1,) * (z.ndim - 1)) / len(z)
+    return (w * unit).sum(0) / policy.log_std.exp(), (w * (unit.square() - 1)).sum(0)
+
+
+@dataclass(frozen=True)
+class FindConfig:
+    """samples: K per step. rate: of the natural gradient; decay: divides it by 1 + decay * step. pull, divergence: see
+    the module. normalise: rewards over the root of their mean variance, so that rate and pull suit any reward. epochs,
+    clip: each step's samples serve so often, with the probability ratio clipped as in PPO (Schulman et al. 2017, arXiv
+    1707.06347, eq. 7). ValueError names field, value and remedy.
+    """
+
+    samples: int = 8
+    rate: float = 0.05
+    decay: float = 0.0
+    pull: float = 0.01
+    divergence: Divergence = "reverse_kl"
+    normalise: bool = True
+    epochs: int = 1
+    clip: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.samples < 2:
+            raise ValueError(
+                f"FindConfig: samples must be at least 2, got {self.samples!r}: the others are the baseline"
+            )
+        if self.epochs < 1:
+            raise ValueError(f"FindConfig: epochs must be at least 1, got {self.epochs!r}")
+        for name, low in (("rate", 0), ("decay", -1), ("pull", -1), ("clip", 0)):
+            value = {"rate": self.rate, "decay": self.decay, "pull": self.pull, "clip": self.clip}[name]
+            if not (math.isfinite(value) and value > low and value >= 0):
+                raise ValueError(f"FindConfig: {name} must be a finite number, not negative, got {value!r}")
+        if self.divergence not in get_args(Divergence):
+            raise ValueError(
+                f"FindConfig: divergence {self.divergence!r} is not known; use one of {', '.join(get_args(Divergence))}"
+            )
+
+    def fresh(self, setting: Mapping[str, Any], keep: int = 4) -> Find:
+        """A policy that is N(0, 1). ValueError where the settings do not fit the run."""
+        return Find(setting, self, keep)
+
+
+class Find(State):
+    """The policy, how many steps it took, and the mean variance of the rewards (`scale` is its root)."""
+
+    method = "find"
+
+    config: FindConfig
+
+    def __init__(self, setting: Mapping[str, Any], config: FindConfig, keep: int = 4):
+        super().__init__(setting, config, keep)
+        shape = tuple(self.setting["shape"])
+        self.policy = Policy(torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64))
+        self.step, self.variance = 0, 0.0
+
+    def round(self, run: Run) -> str | None:
+        """K samples and a step of the policy."""
+        k = self.config.samples
+        if not run.affordable(k * run.steps):
+            return "calls"
+        z = torch.stack([self.policy.noise(run.unit(self.drawn + i)) for i in range(k)])
+        walks = [run.walk(self.drawn + i, noise) for i, noise in enumerate(z)]
+        run.finish(walks)
+        rewards: list[float] = []
+        for _, some in run.scored(walks):
+            rewards += some
+        self.learn(z.cpu().double(), torch.tensor(rewards, dtype=torch.float64))
+        self.drawn += k
+        return None
+
+    def learn(self, z: Tensor, rewards: Tensor) -> None:
+        """One step of the policy from noise (K, *shape) that it drew, and rewards (K,)."""
+        config, policy = self.config, self.policy
+        self.variance += (float(rewards.var()) - self.variance) / (self.step + 1)
+        gain = advantages(rewards)
+        if config.normalise and self.variance > 0:
+            gain = gain / math.sqrt(self.variance)
+        before = policy.log_prob(z)
+        rate = config.rate / (1 + config.decay * self.step) / config.epochs
+        for _ in range(config.epochs):
+            ratio = (policy.log_prob(z) - before).exp()
+            # Beyond the clip, in the direction that the advantage pushes to, PPO's objective is flat.
+            flat = torch.where(gain > 0, ratio > 1 + config.clip, ratio < 1 - config.clip)
+            d_mean, d_log_std = policy_gradient(policy, z, torch.where(flat, 0.0, ratio * gain))
+            pull_mean, pull_log_std = policy.pull(config.divergence)
+            variance = (2 * policy.log_std).exp()
+            mean = policy.mean + rate * variance * (d_mean - config.pull * pull_mean)
+            log_std = policy.log_std + rate * 0.5 * (d_log_std - config.pull * pull_log_std)
+            policy = Policy(mean, log_std.clamp(-_LIMIT, _LIMIT))
+        self.policy, self.step = policy, self.step + 1
+
+    def noise(self, seed: int, number: int = 0) -> Tensor:
+        """A draw of the policy, fp32: the plain noise of that seed and candidate, moved and scaled."""
+        generator = torch.Generator().manual_seed(candidate_seed(seed % (1 << 64), number))
+        return self.policy.noise(torch.randn(tuple(self.setting["shape"]), generator=generator))
+
+    def to_file(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See `State.to_file`."""
+        tensors, header = super().to_file()
+        tensors |= {"mean": self.policy.mean, "log_std": self.policy.log_std}
+        return tensors, {**header, "step": self.step, "variance": self.variance}
+
+    def restore(self, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+        """See `State.restore`."""
+        super().restore(tensors, header)
+        shape = tuple(self.setting["shape"])
+        mean, log_std = tensors["mean"].double(), tensors["log_std"].double()
+        step, variance = int(header["step"]), float(header["variance"])
+        if not (tuple(mean.shape) == tuple(log_std.shape) == shape and math.isfinite(variance) and step >= 0):
+            raise ValueError(f"the policy does not fit latents of shape {shape}")
+        if not bool(torch.isfinite(mean).all() and (log_std.abs() <= _LIMIT).all()):
+            raise ValueError("the policy holds numbers that none has")
+        self.policy, self.step, self.variance = Policy(mean, log_std), step, variance

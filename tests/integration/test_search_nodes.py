@@ -1,0 +1,228 @@
+"""The search nodes in real ComfyUI: inside core's guiders, agreeing with the headless host, stopped and resumed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.integration
+STEPS, PROMPT = 5, "a blue seven on yellow paper"
+CALLS = 12 * STEPS
+
+
+@pytest.fixture(scope="module")
+def parts(comfy, ours):
+    """parts(variant, headless) -> host, model, positive, negative, vae, reward: the embedded model with its weights."""
+    made = {}
+
+    def make(variant="flow", headless=False):
+        if (variant, headless) not in made:
+            host = ours(f"hosts.{'headless' if headless else 'comfyui'}.host")
+            with torch.inference_mode():
+                model, clip, vae = host.embedded(variant)
+                words = [host.encode_text(clip, text) for text in (PROMPT, "")]
+                reward = ours("hosts.rewards").make(host, "embedded_judge", {"boldness": 1.0})
+            made[variant, headless] = host, model, *words, vae, reward
+        return made[variant, headless]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def nodes(ours):
+    return ours("nodes.search")
+
+
+def settings(nodes, name="dts_star", **changes):
+    return {"method": name, **{i.id: i.default for i in nodes.METHODS[name]()}, **changes}
+
+
+def empty(batch=1, channels=16):
+    return {"samples": torch.zeros(batch, channels, 8, 8)}
+
+
+def simple(comfy, model):
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", STEPS)
+
+
+def run(nodes, guider, sigmas, vae, reward, name="dts_star", latent=None, **given):
+    how = settings(nodes, name, **given.pop("how", {}))
+    given = {"calls": CALLS, "prompt": PROMPT, "seed": 3, **given}
+    with torch.inference_mode():
+        return nodes.RetortTreeSearch.execute(guider, sigmas, latent or empty(), vae, reward, how, **given).args
+
+
+def ancestral(comfy):
+    return comfy.samplers.sampler_object("euler_ancestral")
+
+
+@pytest.mark.parametrize("variant", ["flow", "eps"])
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_one_candidate_is_cores_plain_sample_and_more_are_better(comfy, nodes, parts, guided, sample, variant, cfg):
+    _, model, positive, negative, vae, reward = parts(variant)
+    guider, sigmas = guided(model, positive, negative, cfg), simple(comfy, model)
+    branches = 1 if cfg == 1 else 2
+    plain = sample(guider, ancestral(comfy), sigmas, empty(), seed=3)
+    one, _, saved, *_ = run(nodes, guider, sigmas, vae, reward, calls=branches * STEPS)
+    assert saved.states[0].ledger.calls == branches * STEPS
+    assert torch.allclose(one["samples"], plain, atol=1e-5)
+    with torch.inference_mode():
+        before = float(reward(vae.decode(plain), PROMPT))
+    for name in nodes.METHODS:
+        best, top, saved, report, _ = run(nodes, guider, sigmas, vae, reward, name, calls=branches * CALLS)
+        assert saved.states[0].best.reward >= before - 1e-3 or name in ("fk", "svdd")
+        assert saved.states[0].ledger.calls <= branches * CALLS and torch.isfinite(top["samples"]).all()
+        assert best["samples"].shape == (1, 16, 8, 8) and report.ndim == 4
+
+
+def test_the_network_runs_as_often_as_is_counted(comfy, nodes, parts, guided, recording):
+    _, model, positive, negative, vae, reward = parts("flow")
+    sigmas = simple(comfy, model)
+    basic = comfy.custom.BasicGuider.execute(model, positive)[0]
+    perp = comfy.perpneg.PerpNegGuider.execute(model, positive, negative, negative, 3.0, 1.0)[0]
+    for guider, branches in ((basic, 1), (guided(model, positive, negative, 3.0), 2), (perp, 3)):
+        with recording(model) as seen:
+            saved = run(nodes, guider, sigmas, vae, reward, calls=branches * 80, batch_size=3)[2]
+        assert saved.states[0].ledger.calls == sum(len(x) for x in seen.inputs)
+        # Only core's own way of guiding is known to treat each level of a batch alone.
+        mixed = any(len(t.unique()) > 1 for t in seen.timesteps)
+        assert mixed == (guider is not perp)
+
+
+def test_conditions_with_a_time_keep_levels_apart(comfy, nodes, parts, guided, recording):
+    _, model, positive, negative, vae, reward = parts("flow")
+    late = [[t, {**extra, "start_percent": 0.0, "end_percent": 0.5}] for t, extra in negative]
+    with recording(model) as seen:
+        run(nodes, guided(model, positive, late, 3.0), simple(comfy, model), vae, reward)
+    assert all(len(t.unique()) == 1 for t in seen.timesteps)
+
+
+@pytest.mark.parametrize("variant", ["flow", "eps"])
+def test_hosts_agree(comfy, ours, nodes, parts, guided, variant):
+    host, model, positive, negative, vae, reward = parts(variant)
+    sigmas = simple(comfy, model)
+    here = run(nodes, guided(model, positive, negative, 3.0), sigmas, vae, reward, calls=2 * CALLS)
+    host, model, positive, negative, vae, reward = parts(variant, True)
+    search = ours("hosts.search")
+    step = ours("sampling.transition").Transition()
+    wish = search.Wish(sigmas, empty(), PROMPT, nodes.config_of(settings(nodes)), step, 3)
+    guider = host.cfg_guider(model, positive, negative, 3.0)
+    there = search.run(host, guider, vae, reward, wish, nodes.budget_of(2 * CALLS, 0, ""), 8)
+    assert (here[0]["samples"] - there.best["samples"]).abs().max() < 1e-4
+    assert here[2].states[0].ledger.calls == there.saved.states[0].ledger.calls
+
+
+class Stopping:
+    """Presses ComfyUI's cancel while it scores its second batch; or answers NaN."""
+
+    name, differentiable, range = "stopping", False, (0.0, 1.0)
+
+    def __init__(self, comfy, wrong=False):
+        self.comfy, self.wrong, self.seen = comfy, wrong, 0
+
+    def __call__(self, images, prompts):
+        self.seen += 1
+        if self.seen == 2 and self.wrong:
+            return images.mean((1, 2, 3)) * float("nan")
+        if self.seen == 2:
+            self.comfy.model_management.interrupt_current_processing()
+        return images.mean((1, 2, 3))
+
+
+def test_cancel_gives_the_best_so_far_and_resume_goes_on(comfy, nodes, parts, guided, sample):
+    _, model, positive, negative, vae, _ = parts("flow")
+    guider, sigmas = guided(model, positive, negative, 3.0), simple(comfy, model)
+    _, top, saved, report, text = run(nodes, guider, sigmas, vae, Stopping(comfy), batch_size=2, calls=2 * CALLS)
+    assert "stopped by: cancelled" in text and len(top["samples"]) == 4 and report.ndim == 4
+    comfy.model_management.throw_exception_if_processing_interrupted()  # the rest of the workflow runs
+    with torch.inference_mode():
+        wrong = Stopping(comfy, wrong=True)
+        with pytest.raises(ValueError, match="stopping is nan"):
+            nodes.RetortResumeSearch.execute(saved, guider, vae, wrong, calls=2 * CALLS, batch_size=2)
+        more = nodes.RetortResumeSearch.execute(saved, guider, vae, Stopping(comfy), calls=2 * STEPS, batch_size=8)
+    assert more.args[2].states[0].drawn > saved.states[0].drawn or more.args[2].states[0].size > saved.states[0].size
+    assert torch.isfinite(sample(guider, ancestral(comfy), sigmas, empty())).all()
+    early = Stopping(comfy)
+    early.seen = 1
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        run(nodes, guider, sigmas, vae, early)
+
+
+def test_the_network_comes_back_after_a_reward_took_its_place(comfy, nodes, parts, guided):
+    _, model, positive, negative, vae, reward = parts("flow")
+    guider, sigmas = guided(model, positive, negative, 3.0), simple(comfy, model)
+
+    class Greedy(Stopping):
+        def __call__(self, images, prompts):
+            comfy.model_management.unload_all_models()
+            return reward(images, prompts)
+
+    expected = run(nodes, guider, sigmas, vae, reward)[0]["samples"]
+    assert torch.allclose(run(nodes, guider, sigmas, vae, Greedy(comfy))[0]["samples"], expected, atol=1e-5)
+    assert any(loaded.model is guider.model_patcher for loaded in comfy.model_management.current_loaded_models)
+
+
+def test_a_mask_holds_and_a_batch_is_searched_item_by_item(comfy, nodes, parts, guided, sample):
+    _, model, positive, negative, vae, reward = parts("flow")
+    guider, sigmas = guided(model, positive, negative, 3.0), simple(comfy, model)
+    pictures = sample(guider, ancestral(comfy), sigmas, empty(2), seed=8)
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 32:] = 1
+    latent = {"samples": pictures, "noise_mask": mask}
+    best, top, saved, report, _ = run(nodes, guider, sigmas[1:], vae, reward, latent=latent, keep=2)
+    assert len(best["samples"]) == len(report) == len(saved.states) == 2 and len(top["samples"]) == 4
+    assert (best["samples"] - pictures)[..., :3].abs().max() < 1e-4 < (best["samples"] - pictures)[..., 5:].abs().max()
+
+
+class FrameVae:
+    """Decodes video latents of any model to grey frames."""
+
+    def decode(self, samples):
+        return samples[:, :3].movedim(1, -1).clamp(0, 1)
+
+
+@pytest.mark.parametrize("kind", ["wan", "cog", "eps"])
+def test_other_networks(comfy, nodes, tiny, guided, sample, kind):
+    model, positive, negative, latent = tiny(kind)
+    guider, sigmas = guided(model, positive, negative, 2.0), simple(comfy, model)[-3:]
+    reward = Stopping(comfy, wrong=False)
+    reward.seen = 9
+    best, top, saved, *_ = run(nodes, guider, sigmas, FrameVae(), reward, latent=latent, calls=16, batch_size=4)
+    assert top["samples"].shape == (len(saved.states[0].best.found), *latent["samples"].shape[1:])
+    assert torch.isfinite(top["samples"]).all() and saved.states[0].ledger.calls == 16
+    one = run(nodes, guider, sigmas, FrameVae(), reward, latent=latent, calls=4)[0]["samples"]
+    if kind == "eps":
+        assert torch.allclose(one, sample(guider, ancestral(comfy), sigmas, latent, seed=3), atol=1e-4)
+
+
+def test_a_server_runs_it(server, nodes):
+    def step(name, /, **inputs):
+        return {"class_type": name, "inputs": inputs}
+
+    own = {f"method.{i.id}": i.default for i in nodes.METHODS["dts_star"]()}
+    limits = {"calls": 40, "seconds": 0.0, "enough": "", "batch_size": 4}
+    done = server.run(
+        {
+            "m": step("RetortEmbeddedModel", variant="flow"),
+            "p": step("CLIPTextEncode", clip=["m", 1], text=PROMPT),
+            "n": step("CLIPTextEncode", clip=["m", 1], text=""),
+            "g": step("CFGGuider", model=["m", 0], positive=["p", 0], negative=["n", 0], cfg=2.0),
+            "s": step("BasicScheduler", model=["m", 0], scheduler="simple", steps=4, denoise=1.0),
+            "l": step("EmptySD3LatentImage", width=64, height=64, batch_size=1),
+            "r": step("RetortReward", kind="embedded_judge", **{"kind.boldness": 1.0}),
+            "t": step(
+                "RetortTreeSearch", guider=["g", 0], sigmas=["s", 0], latent=["l", 0], vae=["m", 2], reward=["r", 0],
+                prompt=PROMPT, method="dts_star", transition="auto", noise_level=0.7, keep=3, seed=1, **own, **limits,
+            ),
+            "u": step(
+                "RetortResumeSearch", search=["t", 2], guider=["g", 0], vae=["m", 2], reward=["r", 0], **limits
+            ),
+            "d": step("VAEDecode", samples=["u", 1], vae=["m", 2]),
+            "o": step("SaveImage", images=["d", 0], filename_prefix="found"),
+        }
+    )  # fmt: skip
+    assert done["status"]["status_str"] == "success", done["status"]
+    assert (
+        len(done["outputs"]["o"]["images"]) == 3 and done["outputs"]["t"]["images"] and done["outputs"]["u"]["images"]
+    )
