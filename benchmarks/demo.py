@@ -18,10 +18,18 @@ from rich.table import Table
 from ..hosts.headless.folders import Folders
 from ..hosts.headless.run import run
 from ..models import evaluate, loader
+from .distillation import RUNS
 from .report import Figure, Report, arguments
 
 WORKFLOW = Path(__file__).resolve().parents[1] / "workflows" / "quick_start.json"
-ROWS = (("teacher", 50), ("student", 4), ("student", 2), ("student", 1))
+# The workflow's rows, and which of the embedded students draws each.
+ROWS = (
+    ("teacher", 50, ""),
+    ("dmd2", 4, "flow_dmd2_4step"),
+    ("tdm", 4, "flow_tdm_4step"),
+    ("dmd2", 1, "flow_dmd2_1step"),
+)
+TITLES = {"teacher": "teacher", "dmd2": "DMD2", "tdm": "TDM"}
 ZOOM = 2
 
 
@@ -51,10 +59,10 @@ def main() -> None:
         outcome = run(WORKFLOW, where=Folders(output=options.out))
     console.print(f"quick start: {len(outcome.saved)} images in {time.perf_counter() - began:.1f} s")
     rows = {
-        f"{who}, {steps} {'steps' if steps > 1 else 'step'}": sorted(
+        f"{TITLES[who]}, {steps} {'steps' if steps > 1 else 'step'}": sorted(
             path for path in outcome.saved if path.name.startswith(f"{who}_{steps}_")
         )
-        for who, steps in ROWS
+        for who, steps, _ in ROWS
     }
     options.out.mkdir(parents=True, exist_ok=True)
     sheet = options.out / "contact_sheet.png"
@@ -65,18 +73,20 @@ def main() -> None:
     table = Table(title=f"embedded flow model, {count} prompts each; {report.machine}")
     for column in ("", "steps", "network calls", "seconds per image", "Fréchet distance", "prompt right"):
         table.add_column(column, justify="right")
-    student = ((loader.load_student_lora("flow"), 1.0),)
     with console.status("measuring"):
-        for who, steps in ROWS:
-            network = loader.load_transformer("flow", student if who == "student" else ()).network
-            measured, _ = evaluate.figures("flow", network, steps, student=who == "student", count=count)
-            calls = steps * (1 if who == "student" else 2)
+        for who, steps, student in ROWS:
+            loras = ((loader.load_student(student), 1.0),) if student else ()
+            network = loader.load_transformer("flow", loras).network
+            mode = RUNS[student].mode if student else None
+            measured, _ = evaluate.figures("flow", network, steps, student=mode, count=count)
+            calls = steps * (1 if student else 2)
             cells = steps, calls, f"{measured.seconds:.4f}", f"{measured.frechet:.2f}", f"{measured.prompt:.0%}"
-            table.add_row(who, *map(str, cells))
+            table.add_row(TITLES[who], *map(str, cells))
+            row = f"{TITLES[who]}, {steps}"
             report.figures |= {
-                f"{who}, {steps}: seconds per image": Figure(measured.seconds, "s"),
-                f"{who}, {steps}: Fréchet distance": Figure(measured.frechet),
-                f"{who}, {steps}: prompt right": Figure(measured.prompt, better="higher"),
+                f"{row}: seconds per image": Figure(measured.seconds, "s"),
+                f"{row}: Fréchet distance": Figure(measured.frechet),
+                f"{row}: prompt right": Figure(measured.prompt, better="higher"),
             }
     table.add_row("held-out digits", "", "", "", f"{evaluate.floor(count):.2f}", "")
     console.print(table)

@@ -1,7 +1,7 @@
-"""Quality of the embedded models: Fréchet distance to held-out digits and prompt accuracy, teacher and student.
+"""Quality of the embedded twins: Fréchet distance to held-out digits and prompt accuracy.
 
 `python -m retort.benchmarks.digits [--quick] [--json FILE]`. The judge's own accuracy on held-out digits bounds what a
-model can reach.
+model can reach. The students are measured by `retort.benchmarks.distillation`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import torch
 
 from ..models import digits, evaluate, judge, loader
 from .report import Figure, Report, arguments, finish
+
+STEPS = 50
 
 
 def judge_accuracy(count: int) -> dict[str, float]:
@@ -32,16 +34,13 @@ def main() -> None:
         report.figures[f"judge, {name} right"] = Figure(share, better="higher")
     report.figures[f"{count} held-out digits themselves: Fréchet distance"] = Figure(evaluate.floor(count))
     for kind in ("flow", "eps"):
-        student = ((loader.load_student_lora(kind), 1.0),)
-        runs = [(kind, (), 50, False), (f"{kind} early", (), 50, False)]
-        runs += [(kind, student, calls, True) for calls in (4, 2, 1)]
-        for variant, loras, calls, is_student in runs:
-            network = loader.load_transformer(variant, loras).network
-            figures, _ = evaluate.figures(kind, network, calls, student=is_student, count=count)
-            name = f"{variant}{' student' if is_student else ''}, {calls} calls"
-            aimed = 0.9 if (variant, calls) == (kind, 50) else None
-            report.figures[f"{name}: prompt right"] = Figure(figures.prompt, target=aimed, better="higher")
-            report.figures[f"{name}: Fréchet distance"] = Figure(figures.frechet)
+        for variant in (kind, f"{kind} early"):
+            figures, _ = evaluate.figures(kind, loader.load_transformer(variant).network, STEPS, count=count)
+            aimed = 0.9 if variant == kind else None
+            report.figures[f"{variant}, {STEPS} steps: prompt right"] = Figure(
+                figures.prompt, target=aimed, better="higher"
+            )
+            report.figures[f"{variant}, {STEPS} steps: Fréchet distance"] = Figure(figures.frechet)
     finish(report, options)
 
 

@@ -1,8 +1,8 @@
 """Build every embedded weight from scratch: `python -m retort.models.build [--work DIR] [--only STEP] [--out DIR]`.
 
-Steps, in order: judge, text, autoencoder, decoder, latents, flow, eps, student_flow, student_eps, export. Each is
-seeded, resumes where it was stopped, and is skipped when it is finished. Under three hours on two cores; what came of
-it is in README.md beside this file.
+Steps, in order: judge, text, autoencoder, decoder, latents, flow, eps, export. Each is seeded, resumes where it was
+stopped, and is skipped when it is finished. Under three hours on two cores; what came of it is in README.md beside this
+file. The students are made after it, by `python -m retort.benchmarks.distillation --train --ship`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import trange
 
+from ..trainers import files
 from . import digits, export, judge, layout, text, twins
 from .autoencoder import Autoencoder
-from .training import Schedule, save_atomically, train
+from .training import Schedule, train
 
 BATCH = 64
 LATENTS = 32768
@@ -32,10 +33,8 @@ SCHEDULES = {
     "flow": Schedule(7000, rate=8e-4, warmup=200, ema=0.9995, keep=(1500,)),
     "eps": Schedule(7000, rate=8e-4, warmup=200, ema=0.9995, keep=(1500,)),
     "eps_refined": Schedule(2800, rate=6e-4, decay=0.5, ema=0.998),
-    "student_flow": Schedule(1500, rate=1e-3),
-    "student_eps": Schedule(1500, rate=1e-3),
 }
-STEPS = ("judge", "text", "autoencoder", "decoder", "latents", "flow", "eps", "student_flow", "student_eps", "export")
+STEPS = ("judge", "text", "autoencoder", "decoder", "latents", "flow", "eps", "export")
 
 
 @functools.cache
@@ -157,7 +156,7 @@ def build_latents(work: Path) -> dict[str, torch.Tensor]:
                 rows["latent"].append(encoder.encode(batch.image).half())
                 for name in judge.HEADS:
                     rows[name].append(getattr(batch, name))
-        save_atomically({k: torch.cat(v) for k, v in rows.items()}, path)
+        files.write_atomically(path, files.tensors({k: torch.cat(v) for k, v in rows.items()}))
     return load_file(path)
 
 
@@ -172,17 +171,6 @@ def build_twin(kind: str, work: Path, compiled: bool = False) -> nn.Module:
     network = torch.compile(model) if compiled else model
     loss = twins.loss(kind, network, build_latents(work), build_text(work), towards_x0=True)
     return train("eps_refined", model, loss, SCHEDULES["eps_refined"], 10, work)
-
-
-def build_student(kind: str, work: Path) -> nn.Module:
-    """Train a one-step student of a twin as a LoRA on the frozen twin."""
-    teacher = build_twin(kind, work).requires_grad_(False)
-    rows = twins.pairs(kind, teacher, build_text(work), work)
-    torch.manual_seed(8)
-    student = export.with_lora(teacher)
-    return train(
-        f"student_{kind}", student, twins.student_loss(kind, student, rows), SCHEDULES[f"student_{kind}"], 8, work
-    )
 
 
 def main() -> None:
@@ -207,8 +195,6 @@ def main() -> None:
         "latents": lambda: build_latents(options.work),
         "flow": lambda: build_twin("flow", options.work, options.compile),
         "eps": lambda: build_twin("eps", options.work, options.compile),
-        "student_flow": lambda: build_student("flow", options.work),
-        "student_eps": lambda: build_student("eps", options.work),
         "export": lambda: export.write(options.work, options.out),
     }
     for step in (options.only,) if options.only else STEPS:

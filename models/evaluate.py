@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..sampling.distilled import Mode
 from . import digits, judge, loader, twins
 
 BATCH = 32
@@ -47,6 +48,21 @@ def reference(count: int = 2048, seed: int = 360) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def recall(features: torch.Tensor, real: torch.Tensor, k: int = 3) -> float:
+    """Share of the real features (M, F) that lie within the k-th neighbour's distance of some sample (N, F).
+
+    Improved recall, Kynkäänniemi et al. 2019 (arXiv 1904.06991), eq. 2.
+    """
+    reach = torch.cdist(features, features).kthvalue(k + 1, dim=1).values
+    return float((torch.cdist(real, features) <= reach[None]).any(1).float().mean())
+
+
+def prompt_share(answers: dict[str, torch.Tensor], wanted: torch.Tensor) -> float:
+    """Share of images whose digit and both colours are what was asked for; wanted (N, 5) in judge.HEADS' order."""
+    right = {name: answers[name].argmax(1) == wanted[:, i] for i, name in enumerate(judge.HEADS)}
+    return float((right["digit"] & right["ink"] & right["paper"]).float().mean())
+
+
 def floor(count: int) -> float:
     """Fréchet distance of `count` drawn held-out digits to the reference: what few samples cost by themselves."""
     return judge.frechet_distance(reference(count, seed=count), reference())
@@ -54,11 +70,19 @@ def floor(count: int) -> float:
 
 @torch.inference_mode()
 def figures(
-    kind: str, network: nn.Module, steps: int, *, student: bool, count: int, seed: int = 0, cfg: float = twins.GUIDANCE
+    kind: str,
+    network: nn.Module,
+    steps: int,
+    *,
+    student: Mode | None = None,
+    count: int,
+    seed: int = 0,
+    cfg: float = twins.GUIDANCE,
 ) -> tuple[Figures, torch.Tensor]:
-    """Sample `count` images with a twin (guided, DPM-Solver++) or its student (1, 2 or 4 calls); figures and images.
+    """Sample `count` images with a twin (guided, DPM-Solver++) or a student of it (1 or 4 calls); figures and images.
 
-    network: diffusers' SD3 transformer. Images (count, 3, 64, 64) in [0, 1].
+    network: diffusers' SD3 transformer. student: how it goes from level to level, None for the twin itself. Images
+    (count, 3, 64, 64) in [0, 1].
     """
     prompts, autoencoder, reader = (
         twins.Prompts(loader.load_text_encoder()),
@@ -75,8 +99,8 @@ def figures(
         began = time.perf_counter()
         cond = prompts.encode(words)
         latent = (
-            twins.study(twins.Denoiser(kind, network, cond), noise, steps)
-            if student
+            twins.study(twins.Denoiser(kind, network, cond), noise, steps, student)
+            if student is not None
             else twins.teach(twins.Denoiser(kind, network, cond, uncond, cfg), noise, steps)
         )
         images.append(autoencoder.decode(latent).clamp(0, 1))
@@ -89,7 +113,7 @@ def figures(
             calls=steps,
             seconds=spent / count,
             frechet=judge.frechet_distance(reader.features(image), reference()),
-            prompt=float((right["digit"] & right["ink"] & right["paper"]).float().mean()),
+            prompt=prompt_share(answers, wanted),
             attributes={name: float(value.float().mean()) for name, value in right.items()},
         ),
         image,

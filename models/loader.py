@@ -23,17 +23,28 @@ CHECKPOINTS = {
     "flow early": "checkpoints/digits_flow_early.safetensors",
     "eps early": "digits_eps_early.safetensors",
 }
-STUDENTS = {"flow": "loras/digits_flow_student.safetensors", "eps": "loras/digits_eps_student.safetensors"}
+# Twin, method, calls; made by `python -m retort.benchmarks.distillation --train --ship`.
+STUDENTS = {
+    name: f"loras/digits_{name}.safetensors"
+    for name in (
+        "flow_dmd2_1step", "flow_dmd2_4step", "flow_js_1step", "flow_fkl_1step", "flow_tdm_4step", "flow_di_star_1step",
+        "eps_dmd2_1step", "eps_tdm_4step",
+    )
+}  # fmt: skip
 NETWORK_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 
 
-def _read(name: str) -> dict[str, torch.Tensor]:
-    path = FOLDER / name
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """A safetensors file's tensors; ValueError when it cannot be read."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"the embedded model {path} cannot be read ({error}); reinstall Retort") from error
+        raise ValueError(f"{path} cannot be read ({error}); if it came with Retort, reinstall it") from error
+
+
+def _read(name: str) -> dict[str, torch.Tensor]:
+    return read_state(FOLDER / name)
 
 
 def _part(name: str, prefix: str) -> dict[str, torch.Tensor]:
@@ -130,6 +141,6 @@ def load_judge() -> Judge:
     return model.eval().requires_grad_(False)
 
 
-def load_student_lora(kind: str) -> dict[str, torch.Tensor]:
-    """The one-step student's LoRA of kind "flow" or "eps"."""
-    return _read(STUDENTS[kind])
+def load_student(name: str) -> dict[str, torch.Tensor]:
+    """The LoRA of a student of STUDENTS."""
+    return _read(STUDENTS[name])

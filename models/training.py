@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from tqdm import trange
+
+from ..trainers import files
 
 LossFunction = Callable[[torch.Generator], torch.Tensor]
 
@@ -32,16 +33,6 @@ class Schedule:
         """Learning rate at a step over the peak rate."""
         tail = (self.steps - step) / max(1.0, self.decay * self.steps)
         return min(1.0, (step + 1) / self.warmup, max(0.01, tail))
-
-
-def save_atomically(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file so that a reader finds the old one or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, temporary, metadata)
-    with open(temporary, "rb+") as handle:
-        os.fsync(handle.fileno())
-    temporary.replace(path)
 
 
 def train(name: str, model: nn.Module, loss: LossFunction, schedule: Schedule, seed: int, work: Path) -> nn.Module:
@@ -76,7 +67,7 @@ def train(name: str, model: nn.Module, loss: LossFunction, schedule: Schedule, s
         if done % schedule.save_every == 0 or done == schedule.steps:
             _save(path, done, parameters, average, optimiser)
         if done in schedule.keep:
-            save_atomically(average, work / f"{name}_{done}.safetensors")
+            files.write_atomically(work / f"{name}_{done}.safetensors", files.tensors(average))
     for key, parameter in parameters.items():
         parameter.data.copy_(average[key])
     return model.eval()
@@ -87,7 +78,7 @@ def _save(path, step, parameters, average, optimiser) -> None:
     for key, parameter in parameters.items():
         state = optimiser.state.get(parameter, {})
         tensors |= {f"optimiser/{name}/{key}": value for name, value in state.items()}
-    save_atomically(tensors, path, {"step": str(step)})
+    files.write_atomically(path, files.tensors(tensors, {"step": str(step)}))
 
 
 def _resume(path, parameters, average, optimiser) -> int:

@@ -1,4 +1,4 @@
-"""The embedded twins' training losses, sampling for their own build, and their first one-step students.
+"""The embedded twins' training losses, and sampling with them and their students outside any host.
 
 Flow: x_t = (1 - t) x0 + t n, the network predicts n - x0 at timestep 1000 t (rectified flow, arXiv 2209.03003).
 eps: x_t = sqrt(abar) x0 + sqrt(1 - abar) n on Stable Diffusion's schedule, the network predicts n (arXiv 2006.11239).
@@ -7,33 +7,26 @@ eps: x_t = sqrt(abar) x0 + sqrt(1 - abar) n on Stable Diffusion's schedule, the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
-from tqdm import trange
 
-from ..sampling.distilled import sample_distilled, start
+from ..sampling.distilled import Mode, sample_distilled, start
 from ..sampling.grids import simple
 from ..sampling.path import FLOW, VE, NoisePath
 from ..sampling.schedule import DiscreteSchedule, FlowSchedule, Schedule
 from ..sampling.standard import sample_dpmpp_2m
 from . import digits, judge, text
-from .training import save_atomically
 
 KINDS = ("flow", "eps")
 BATCH = 64
 SHIFT = 3.0  # stock loaders give every SD3 layout this timestep shift
 GUIDANCE = 4.0  # what the twins are best sampled with
-TEACHER_GUIDANCE = 3.0  # less, where a student copies it: its colours stay natural
 # Timesteps that the students are trained at, by number of steps; in one step an eps student starts at 399, as DMD2's.
 STUDENT_STEPS = {
-    "flow": {1: (1000,), 2: (1000, 750), 4: (1000, 900, 750, 500)},
-    "eps": {1: (399,), 2: (999, 499), 4: (999, 749, 499, 249)},
+    "flow": {1: (1000,), 4: (1000, 900, 750, 500)},
+    "eps": {1: (399,), 4: (999, 749, 499, 249)},
 }
-PAIRS = 4096
-TEACHER_STEPS = 12
 DROPPED = 0.1  # share of captions replaced by "", so that classifier-free guidance has an unconditional branch
 
 
@@ -139,49 +132,8 @@ def teach(denoiser: Denoiser, noise: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def study(denoiser: Denoiser, noise: torch.Tensor, steps: int) -> torch.Tensor:
-    """Model latents (B, 16, h, w) of a student in 1, 2 or 4 calls from unit noise."""
+def study(denoiser: Denoiser, noise: torch.Tensor, steps: int, mode: Mode = "renoise") -> torch.Tensor:
+    """Model latents (B, 16, h, w) of a student in 1 or 4 calls from unit noise."""
     sigmas = denoiser.levels(STUDENT_STEPS[denoiser.kind][steps])
     x = start(denoiser.path, sigmas[0], noise, None)
-    return sample_distilled(denoiser, x, sigmas, {}, disable=True, path=denoiser.path)
-
-
-def pairs(kind: str, network: nn.Module, encoder: text.TextEncoder, work: Path) -> dict[str, torch.Tensor]:
-    """Teacher pairs: noise, guided teacher latent and caption attributes, PAIRS of them."""
-    path = work / f"pairs_{kind}.safetensors"
-    if not path.exists():
-        prompts, generator = Prompts(encoder), torch.Generator().manual_seed(7)
-        kept: dict[str, list[torch.Tensor]] = {"noise": [], "latent": [], "tokens": [], "pooled": []}
-        uncond = prompts.encode([""])
-        for _ in trange(PAIRS // BATCH, desc=f"pairs {kind}"):
-            values = torch.stack([torch.randint(k, (BATCH,), generator=generator) for k in judge.HEADS.values()], 1)
-            cond = prompts.encode([digits.describe(*row, generator)[0] for row in values.tolist()])
-            noise = torch.randn(BATCH, 16, 8, 8, generator=generator)
-            latent = teach(Denoiser(kind, network, cond, uncond, TEACHER_GUIDANCE), noise, TEACHER_STEPS)
-            for name, value in zip(kept, (noise, latent, *cond.values()), strict=True):
-                kept[name].append(value.half())
-        save_atomically({k: torch.cat(v) for k, v in kept.items()}, path)
-    return load_file(path)
-
-
-def student_loss(kind: str, network: nn.Module, rows: dict[str, torch.Tensor]) -> Callable:
-    """Regression of the student's x0 on the teacher's: from the pair's own noise at a first step, else re-noised."""
-    entry = sorted({steps[0] for steps in STUDENT_STEPS[kind].values()})
-    later = sorted({t for steps in STUDENT_STEPS[kind].values() for t in steps[1:]})
-
-    def value(generator: torch.Generator) -> torch.Tensor:
-        chosen = torch.randint(len(rows["noise"]), (BATCH // 2,), generator=generator)
-        noise, target, tokens, pooled = (rows[k][chosen].float() for k in ("noise", "latent", "tokens", "pooled"))
-        cond = {"encoder_hidden_states": tokens, "pooled_projections": pooled}
-        denoiser = Denoiser(kind, network, cond)
-        # Half the batches learn the one-step map, the other half the later steps of the two- and four-step grids.
-        first = bool(torch.rand((), generator=generator) < 0.65)
-        times = torch.tensor(entry if first else later)
-        picked = times[torch.randint(len(times), (len(chosen),), generator=generator)]
-        sigma = denoiser.levels(tuple(picked.tolist()))[:-1]
-        fresh = torch.randn(target.shape, generator=generator)
-        path = denoiser.path
-        x = path.unit_start(sigma, noise) if first else path.add_noise(target, sigma, fresh)
-        return ((denoiser.predict(x, sigma) - target).square() + 1e-3).sqrt().mean()
-
-    return value
+    return sample_distilled(denoiser, x, sigmas, {}, disable=True, path=denoiser.path, mode=mode)
