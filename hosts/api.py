@@ -13,12 +13,51 @@
 * `embedded(variant) -> (MODEL, CLIP, VAE)`: the small model that comes with Retort.
 * `models_folder() -> Path`: where its weights lie.
 * `add_model_folders()`: shows that folder to the host's own loaders.
+
+For training:
+
+* `trainable(model, compute=None)`: a `trainers.denoiser.Denoiser` on a network of its own, the model's LoRAs in its
+  weights; compute: precision of its arithmetic, None as the host samples. Besides the contract it has
+  `encode(conditioning, shape, input="positive")` (what `join` takes; shape (1, C, H, W)), `latents_in(samples)`,
+  `latents_out(x0)`, `preview(x0) -> IMAGE` without a VAE, `to_file(lora)` and `from_file(state)` (names in LoRA files),
+  `base_hash`, `architecture` and `release()`. ValueError for patches that cannot be trained through.
+* `training_session()`: context in which gradients flow, under whatever mode the node runs.
+* `empty_latent_shape(model, samples) -> (C, ...)`: of the latents that an empty LATENT stands for.
+* `encode_text(clip, text) -> CONDITIONING`, `encode_images(vae, images) -> LATENT`, `decode(vae, samples) -> IMAGE`.
+* `differentiable_decoder(vae)`: function from stored latents to images, with gradients.
+* `output_change(model, path, dataset) -> float`: largest change that a LoRA file makes to one output of the model.
+* `progress(total)`: object with `step(done, preview=None, text="")`; preview is a PIL image.
+* `check_cancelled()`: raises the host's own exception when the user has cancelled.
+* `free_memory() -> bytes | None`: of the accelerator; None where there is none.
+* `lora_names() -> list[str]`, `read_lora(name) -> dict`: the LoRA files that the host lists, and one's tensors.
+* `loras_folder() -> Path`, `runs_folder() -> Path`: where LoRAs and runs are written.
+* For jobs: `describe_base(model) -> Base | None`, `describe_vae(vae) -> Vae | None` (`trainers.sources`; None for what
+  no file names), `merge_base(model, folder) -> Base` (written beside the job, ValueError where that cannot be),
+  `load_base(base, folder) -> MODEL`, `load_vae(vae) -> VAE`, `job_arguments() -> list[str]` (for `hosts/job.py`),
+  `NAME` ("comfyui" or "headless").
+* In ComfyUI alone, under these: `describe(model) -> dict | None` (what loads it again, None where patches cannot be
+  named), `save_merged(model, path) -> dict` (its network with the patches merged), `load_described(dict) -> MODEL`.
+
+For rewards (`hosts.rewards.make(host, kind, settings) -> Reward` puts them together):
+
+* `hold(network) -> rewards.contract.Holder`: the network under the host's memory management.
+* `rewards_folders() -> list[Path]`: where reward models lie, the first being where new ones belong.
+
+For searches (`hosts.search.run(host, ...)` puts them together):
+
+* `latents_of(guider, latent) -> (B, C, ...)`: a LATENT's samples, an empty one with the channels of the guider's model.
+* `search(guider, samples, mask, sigmas, noise, batch, seed, job) -> LATENT samples`: one sampling run of the guider on
+  one latent `samples` (1, ...), sized for `batch` of them, in which `job` (`hosts.prior.Job`) does the sampling. noise
+  (1, ...): the first candidate's, and that of the area which a mask keeps.
+* `CANCELLED`: the exception by which a user stops what runs.
 """
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
+
+from . import rewards, search, starter, training
 
 # The process tells who runs us: ComfyUI has imported its API long before it loads packs. That ComfyUI could be imported
 # says nothing, since the command line may be started inside a ComfyUI checkout.
@@ -32,4 +71,4 @@ else:
 
     from .comfyui import host
 
-__all__ = ["IN_COMFYUI", "ComfyExtension", "host", "io", "ui"]
+__all__ = ["IN_COMFYUI", "ComfyExtension", "host", "io", "rewards", "search", "starter", "training", "ui"]

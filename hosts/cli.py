@@ -1,4 +1,4 @@
-"""The command line: `retort run`, `retort nodes`, `retort doctor`.
+"""The command line: `retort run`, `retort train`, `retort job`, `retort nodes`, `retort doctor`.
 
 Mistakes that the user can mend are one message on stderr and exit code 2; --debug adds where they arose.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -15,11 +17,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
+from ..trainers import job_watch
+from ..trainers.job import checked_folder
+from ..trainers.loop import TrainingFailed
+from ..trainers.watch import Silent
 from .headless import doctor as headless_doctor
-from .headless import folders, registry
+from .headless import folders, host, registry
 from .headless.errors import UsageError
 from .headless.folders import Folders
 from .headless.run import run as run_workflow
+from .job_process import run_job
 
 app = typer.Typer(
     help="Run ComfyUI workflows without ComfyUI, on the embedded model or on real checkpoints.",
@@ -27,6 +34,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+job_app = typer.Typer(help="Look at a training job, and tell it what to do.", no_args_is_help=True)
+app.add_typer(job_app, name="job")
 _out, _err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
 
 Models = Annotated[
@@ -143,6 +152,105 @@ def doctor(models: Models = None) -> None:
         mark = "[green]ok[/]" if finding.ok else "[yellow]--[/]"
         table.add_row(mark, finding.name, finding.detail.replace("[", "\\["), finding.remedy.replace("[", "\\["))
     _out.print(table)
+
+
+class TrainingBar(Silent):
+    """A training on stderr; a trainers.watch.Watcher."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=_err, transient=True)
+        self._task = self._progress.add_task("loading", total=None)
+
+    def __enter__(self) -> TrainingBar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Move the bar."""
+        loss = metrics.get("student_loss")
+        title = "training" if loss is None else f"loss {loss:.4g}"
+        self._progress.update(self._task, completed=done, total=total, description=title)
+
+    def says(self, text: str) -> None:
+        """Beside the bar."""
+        self._progress.update(self._task, description=text.replace("[", "\\["))
+
+
+@app.command()
+def train(
+    job: Annotated[Path, typer.Argument(help="job.json, or its folder.")],
+    models: Models = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the LoRA when no --models is given.")] = Path("output"),
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose.")] = False,
+) -> None:
+    """Do a training job, or go on with one; Ctrl+C saves it and leaves."""
+    environment = Folders.from_environment()
+    where = Folders(models=(*(models or []), *environment.models), output=out)
+    try:
+        with folders.use(where), TrainingBar() as bar:
+            status = run_job(host, job, bar)
+            lora = host.loras_folder() / status.lora
+    except (ValueError, OSError, ImportError, TrainingFailed) as error:
+        if debug:
+            _err.print_exception()
+        _fail(str(error))
+    if status.state != "finished":
+        _err.print(str(status), style="yellow", markup=False, highlight=False)
+        raise typer.Exit(3)
+    _out.print(str(lora), markup=False, highlight=False)
+
+
+JobFolder = Annotated[Path, typer.Argument(help="Folder of the job.")]
+
+
+@job_app.command()
+def status(folder: JobFolder) -> None:
+    """Show where a job stands; exit code 3 when it is neither finished nor going on."""
+    with _told():
+        found = job_watch.read_status(checked_folder(folder))
+    _out.print(str(found), markup=False, highlight=False)
+    if found.log:
+        _err.print(found.log, style="dim", markup=False, highlight=False)
+    if not found.going and found.state != "finished":
+        raise typer.Exit(3)
+
+
+@job_app.command()
+def stop(folder: JobFolder) -> None:
+    """Let a job save and end after the step that it is at."""
+    _send(folder, "stop")
+
+
+@job_app.command()
+def save(folder: JobFolder) -> None:
+    """Let a job save its state and a checkpoint now."""
+    _send(folder, "save")
+
+
+@job_app.command()
+def sample(folder: JobFolder) -> None:
+    """Let a job draw a preview now."""
+    _send(folder, "sample")
+
+
+def _send(folder: Path, command: str) -> None:
+    with _told():
+        found = job_watch.read_status(checked_folder(folder))
+        if not found.going:
+            raise ValueError(f"the job in {folder} is not going on: {found}")
+        job_watch.send(checked_folder(folder), command)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        _fail(str(error))
 
 
 def _fail(message: str) -> None:

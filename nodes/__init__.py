@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from ..hosts.api import ComfyExtension, host, io
-from . import distilled, embedded
+from . import distilled, embedded, jobs, rewards, search, training
 
 NODES: list[type[io.ComfyNode]] = [
     embedded.RetortEmbeddedModel,
     distilled.RetortDistilledSetup,
     distilled.RetortDistilledSigmas,
     distilled.RetortDistilledSampler,
+    training.RetortTrainDistillation,
+    training.RetortTrainFlow,
+    training.RetortFewShotAdapt,
+    jobs.RetortTrainingJob,
+    jobs.RetortCollectJob,
+    jobs.RetortLossChart,
+    rewards.RetortReward,
+    rewards.RetortCombineRewards,
+    rewards.RetortScoreImages,
+    search.RetortTreeSearch,
+    search.RetortResumeSearch,
 ]
 
 

@@ -298,16 +298,28 @@ _ALL = (
         "sdxl_lightning_4step.safetensors into models/checkpoints.",
     ),
     Preset(
-        key="digits_flow", title="Embedded digits student, flow", family="flow",
-        timesteps=((1000,), (1000, 750), (1000, 900, 750, 500)), mode="renoise", shift=3.0, latent_channels=16,
-        latent_dims=2, lora_strength=1.0, source="models/README.md",
-        note="Load digits_flow_student.safetensors, which comes with Retort, on the embedded flow model.",
+        key="digits_flow", title="Embedded digits students, flow", family="flow",
+        timesteps=((1000,), (1000, 900, 750, 500)), mode="renoise", shift=3.0, latent_channels=16, latent_dims=2,
+        lora_strength=1.0, source="models/README.md",
+        note="Of the LoRAs that come with Retort load on the embedded flow model, for 4 steps, "
+        "digits_flow_dmd2_4step.safetensors; for 1 step digits_flow_dmd2_1step.safetensors, or digits_flow_js_1step, "
+        "digits_flow_fkl_1step or digits_flow_di_star_1step.",
     ),
     Preset(
-        key="digits_eps", title="Embedded digits student, eps", family="eps", timesteps=((399,), (999, 499), _QUARTERS),
-        mode="renoise", latent_channels=16, latent_dims=2, lora_strength=1.0, source="models/README.md",
-        note="Load digits_eps_student.safetensors, which comes with Retort, on the embedded eps model. Its one step "
-        "starts at 399, as DMD2's does.",
+        key="digits_flow_tdm", title="Embedded digits student, flow, TDM", family="flow",
+        timesteps=((1000, 900, 750, 500),), mode="deterministic", shift=3.0, latent_channels=16, latent_dims=2,
+        lora_strength=1.0, source="models/README.md",
+        note="Load digits_flow_tdm_4step.safetensors, which comes with Retort, on the embedded flow model.",
+    ),
+    Preset(
+        key="digits_eps", title="Embedded digits student, eps", family="eps", timesteps=((399,),), mode="renoise",
+        latent_channels=16, latent_dims=2, lora_strength=1.0, source="models/README.md",
+        note="Load digits_eps_dmd2_1step.safetensors, which comes with Retort, on the embedded eps model.",
+    ),
+    Preset(
+        key="digits_eps_tdm", title="Embedded digits student, eps, TDM", family="eps", timesteps=(_QUARTERS,),
+        mode="deterministic", latent_channels=16, latent_dims=2, lora_strength=1.0, source="models/README.md",
+        note="Load digits_eps_tdm_4step.safetensors, which comes with Retort, on the embedded eps model.",
     ),
     Preset(
         key="custom", title="Custom timesteps", family="any", timesteps=(), mode="renoise",

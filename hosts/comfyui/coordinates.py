@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import Literal
 
-from comfy.model_sampling import CONST, EDM, EPS, V_PREDICTION, V_PREDICTION_DDPM, X0
+from comfy.model_sampling import (
+    CONST,
+    EDM,
+    EPS,
+    V_PREDICTION,
+    V_PREDICTION_DDPM,
+    X0,
+    ModelSamplingAV,
+    ModelSamplingDiscreteFlow,
+    ModelSamplingFlux,
+)
 
 from ...sampling.path import VE, VP, NoisePath
 
@@ -41,6 +53,27 @@ def prediction_of(model_sampling) -> Prediction:
         if isinstance(model_sampling, kind):
             return prediction
     raise ValueError(f"{type(model_sampling).__mro__[1].__name__} is not a parametrisation that Retort knows")
+
+
+def with_shift(model, shift: float):
+    """A clone of a flow MODEL with SD3's timestep shift; ValueError for a model that has none to set."""
+    old = model.get_model_object("model_sampling")
+    new = copy.deepcopy(old)
+    if isinstance(old, ModelSamplingAV):
+        new.set_parameters(shift=shift, audio_shift=old.audio_shift, multiplier=old.multiplier)
+    elif isinstance(old, ModelSamplingDiscreteFlow):
+        new.set_parameters(shift=shift, multiplier=old.multiplier)
+    elif isinstance(old, ModelSamplingFlux):
+        # Flux writes the same curve with the exponential of its shift.
+        new.set_parameters(shift=math.log(shift))
+    else:
+        raise ValueError(
+            f"shift {shift:g} cannot be set: only flow models have a timestep shift, and this one predicts "
+            f"{prediction_of(old)}; load a flow model such as SD3, Flux or Wan"
+        )
+    clone = model.clone()
+    clone.add_object_patch("model_sampling", new)
+    return clone
 
 
 def _owner(kind: type, method: str) -> type:

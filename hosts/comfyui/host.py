@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from pathlib import Path
 
 import comfy.samplers
-from comfy.model_sampling import ModelSamplingAV, ModelSamplingDiscreteFlow, ModelSamplingFlux
 
 from ...sampling.distilled import Mode, Start
 from ...sampling.path import NoisePath
 from ...sampling.presets import Preset
+from . import base, job_base, rewards, training, work
 from . import embedded as _embedded
+from . import search as _search
 from .coordinates import Prediction, path_of, prediction_of
+from .coordinates import with_shift as with_shift
 from .sampler import DistilledSampler
 
+NAME = "comfyui"
+
 embedded = _embedded.load
-add_model_folders = _embedded.add_model_folders
+trainable = training.trainable
+training_session = training.training_session
+empty_latent_shape = training.empty_latent_shape
+output_change = training.output_change
+decode = work.decode
+differentiable_decoder = work.differentiable_decoder
+encode_images = work.encode_images
+encode_text = work.encode_text
+progress = work.Progress
+check_cancelled = work.check_cancelled
+free_memory = work.free_memory
+lora_names = work.lora_names
+loras_folder = work.loras_folder
+read_lora = work.read_lora
+describe_base = job_base.describe_base
+describe_vae = job_base.describe_vae
+merge_base = job_base.merge_base
+load_base = job_base.load_base
+load_vae = job_base.load_vae
+job_arguments = job_base.job_arguments
+runs_folder = work.runs_folder
+describe = base.describe
+save_merged = base.save_merged
+load_described = base.load_described
+hold = rewards.hold
+rewards_folders = rewards.rewards_folders
+search = _search.search
+latents_of = _search.latents_of
+CANCELLED = _search.CANCELLED
 
 
 def noise_path(model) -> NoisePath:
@@ -41,27 +71,6 @@ def latent_format(model) -> tuple[int, int]:
     return form.latent_channels, form.latent_dimensions
 
 
-def with_shift(model, shift: float):
-    """A clone of a flow MODEL with SD3's timestep shift; ValueError for a model that has none to set."""
-    old = schedule(model)
-    new = copy.deepcopy(old)
-    if isinstance(old, ModelSamplingAV):
-        new.set_parameters(shift=shift, audio_shift=old.audio_shift, multiplier=old.multiplier)
-    elif isinstance(old, ModelSamplingDiscreteFlow):
-        new.set_parameters(shift=shift, multiplier=old.multiplier)
-    elif isinstance(old, ModelSamplingFlux):
-        # Flux writes the same curve with the exponential of its shift.
-        new.set_parameters(shift=math.log(shift))
-    else:
-        raise ValueError(
-            f"shift {shift:g} cannot be set: only flow models have a timestep shift, and this one predicts "
-            f"{prediction_of(old)}; load a flow model such as SD3, Flux or Wan"
-        )
-    clone = model.clone()
-    clone.add_object_patch("model_sampling", new)
-    return clone
-
-
 def distilled_sampler(mode: Mode, start: Start, preset: Preset | None = None) -> DistilledSampler:
     """SAMPLER for few-step students."""
     return DistilledSampler(mode, start, preset)
@@ -83,3 +92,9 @@ def cfg_guider(model, positive, negative, cfg: float):
 def models_folder() -> Path:
     """Folder of the embedded weights."""
     return _embedded.FOLDER
+
+
+def add_model_folders() -> None:
+    """Show the embedded weights to the stock loaders, and models/rewards to ours."""
+    _embedded.add_model_folders()
+    rewards.add_folder()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -11,8 +12,11 @@ from torch import Tensor
 from ...models import autoencoder, loader, text
 from ...sampling.path import FLOW, VE
 from ...sampling.schedule import DiscreteSchedule, FlowSchedule
+from ...trainers import sources
 from .errors import UsageError
-from .model import Clip, LatentFormat, Lora, Model, NetworkSource, Vae
+from .layout import Layout
+from .layout_dit import sd3_layout
+from .model import Clip, LatentFormat, Lora, Model, NetworkSource, Origin, Vae
 from .threads import quickest, threads
 
 LATENT = LatentFormat(autoencoder.CHANNELS, scale=autoencoder.SCALE, shift=autoencoder.SHIFT)
@@ -24,11 +28,23 @@ FILES = {name: variant for variant, name in loader.CHECKPOINTS.items()}
 class EmbeddedNetwork:
     """The network behind `model.Network`."""
 
+    kind = "transformer"
+    architecture = "stable-diffusion-3"
     repeats_context = False
 
     def __init__(self, network: torch.nn.Module):
         self.network = network
         self.device = next(network.parameters()).device
+
+    @property
+    def module(self) -> Any:
+        """diffusers' transformer inside."""
+        return self.network.network
+
+    @property
+    def table(self) -> Layout:
+        """Its names in files."""
+        return sd3_layout(self.module.config)
 
     def conditions(self, tokens: Tensor, extra: dict[str, Any], shape: torch.Size) -> dict[str, Tensor]:
         """Token states and the pooled state."""
@@ -59,7 +75,9 @@ def load(variant: str) -> tuple[Model, Clip, Vae]:
     """MODEL, CLIP and VAE of a variant of `models.loader.CHECKPOINTS`; ValueError for an unknown one."""
     if variant not in loader.CHECKPOINTS:
         raise ValueError(f"variant {variant!r} is not known; use one of {', '.join(loader.CHECKPOINTS)}")
-    return _model(variant), _clip(), _vae()
+    model = _model(variant)
+    origin = Origin(sources.Base("embedded", variant), model.schedule)
+    return replace(model, origin=origin), _clip(), replace(_vae(), origin=sources.Vae("embedded", variant))
 
 
 @cache

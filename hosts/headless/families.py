@@ -81,12 +81,19 @@ def as_model(family: Family, build, schedule: Schedule, way: NoisePath, predicti
     """A MODEL whose network is built when it is first used; its LoRAs share the weights."""
     built: list[Any] = []
 
+    def made() -> Any:
+        module = build().to(device())
+        return family.network(module, family.layout(module.config))
+
     def network(loras):
         if not built:
-            module = build().to(device())
+            built.append(made())
             if has_xformers() and family.network is networks.UNet:
-                module.enable_xformers_memory_efficient_attention()
-            built.append(family.network(module, family.layout(module.config)))
+                built[0].module.enable_xformers_memory_efficient_attention()
         return built[0].with_loras(loras)
 
-    return Model(NetworkSource(network), schedule, way, prediction, family.latent)
+    def merged(loras):
+        # For training, where torch's own attention has the surer gradients.
+        return made().merge(loras)
+
+    return Model(NetworkSource(network, merged), schedule, way, prediction, family.latent)

@@ -11,12 +11,42 @@ from ...sampling.path import NoisePath
 from ...sampling.presets import Preset
 from ...sampling.schedule import FlowSchedule, FluxSchedule, Schedule
 from . import embedded as _embedded
+from . import job_base, rewards, training, work
+from . import search as _search
 from .folders import EMBEDDED
 from .guider import Guider
 from .model import Conditioning, Model, Prediction
 from .samplers import DistilledSampler
 
+NAME = "headless"
+
 embedded = _embedded.load
+trainable = training.trainable
+training_session = training.training_session
+empty_latent_shape = training.empty_latent_shape
+output_change = training.output_change
+decode = work.decode
+differentiable_decoder = work.differentiable_decoder
+encode_images = work.encode_images
+encode_text = work.encode_text
+progress = work.Progress
+check_cancelled = work.check_cancelled
+free_memory = work.free_memory
+lora_names = work.lora_names
+loras_folder = work.loras_folder
+read_lora = work.read_lora
+describe_base = job_base.describe_base
+describe_vae = job_base.describe_vae
+merge_base = job_base.merge_base
+load_base = job_base.load_base
+load_vae = job_base.load_vae
+job_arguments = job_base.job_arguments
+runs_folder = work.runs_folder
+hold = rewards.hold
+rewards_folders = rewards.rewards_folders
+search = _search.search
+latents_of = _search.latents_of
+CANCELLED = _search.CANCELLED
 
 
 def noise_path(model: Model) -> NoisePath:

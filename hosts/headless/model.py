@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ...sampling.path import NoisePath
 from ...sampling.schedule import Schedule
+from ...trainers import sources
 from .errors import UsageError
+from .layout import Layout
 
 Prediction = Literal["eps", "v", "flow", "x0"]
 Conditioning = list  # of [tokens (1, L, C), {"pooled_output": (1, P), ...}], ComfyUI's CONDITIONING
@@ -52,6 +54,12 @@ class Network(Protocol):
     """A denoising network in fp32 at its door, whatever runs inside."""
 
     device: torch.device
+    # What carries adapters when it is trained: diffusers' module, the kind of LoRA files that it has, and its table;
+    # architecture: as the metadata of LoRA files calls it.
+    module: torch.nn.Module
+    architecture: str
+    kind: Literal["unet", "transformer"]
+    table: Layout
     # SD1.5 and SDXL repeat the shorter of two prompts so that both fit one batch; attention does not notice.
     repeats_context: bool
 
@@ -65,11 +73,23 @@ class Network(Protocol):
 
 
 class NetworkSource:
-    """Loads a network with LoRAs applied, once for each set of them."""
+    """Loads a network with LoRAs applied, once for each set of them.
 
-    def __init__(self, load: Callable[[tuple[Lora, ...]], Network]):
-        self._load = load
+    merged: loads one that shares no weights with the others and has the LoRAs in its weights; `load` where it does so.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[tuple[Lora, ...]], Network],
+        merged: Callable[[tuple[Lora, ...]], Network] | None = None,
+    ):
+        self._load, self._merged = load, merged or load
         self._loaded: dict[tuple[Lora, ...], Network] = {}
+
+    def anew(self, loras: tuple[Lora, ...]) -> Network:
+        """A network of its own with LoRAs merged, to be trained; errors as `__call__`."""
+        with torch.inference_mode(False):
+            return self._merged(loras)
 
     def __call__(self, loras: tuple[Lora, ...]) -> Network:
         """The network; raises what loading raises (UsageError for files at fault)."""
@@ -91,6 +111,7 @@ class Model:
     prediction: Prediction
     latent: LatentFormat
     loras: tuple[Lora, ...] = ()
+    origin: Origin | None = None
 
     @property
     def network(self) -> Network:
@@ -103,7 +124,15 @@ class Model:
 
     def with_sampling(self, schedule: Schedule, path: NoisePath, prediction: Prediction) -> Model:
         """This model in other coordinates."""
-        return replace(self, schedule=schedule, path=path, prediction=prediction)
+        return replace(self, schedule=schedule, path=path, prediction=prediction, origin=None)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What loads a MODEL again, and the schedule that it then has."""
+
+    base: sources.Base
+    schedule: Schedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +160,7 @@ class Vae:
     channels: int
     downscale: int = 8
     batch: int = 64
+    origin: sources.Vae | None = None
 
     def encode(self, images: Tensor) -> Tensor:
         """IMAGE (B, H, W, C) -> latents (B, channels, H/8, W/8); sides are cut, from the middle, to multiples of 8."""

@@ -29,9 +29,7 @@ class _Adapters:
             return
         if find_spec("peft") is None:
             raise UsageError('LoRAs on this model need peft: pip install "retort[train]"')
-        named = for_network(lora.state, self.table, (name for name, _ in self.module.named_modules()))
-        if not named:
-            raise UsageError(f"{lora.name} holds nothing for this network; use it with the model it was trained for")
+        named = _named(lora, self.module, self.table)
         parameter = next(self.module.parameters())
         name = f"retort_{len(self.names)}"
         given = {key: value.to(parameter.device, parameter.dtype) for key, value in named.items()}
@@ -51,13 +49,24 @@ class _Adapters:
         self.active = loras
 
 
+def _named(lora: Lora, module, table: Layout) -> dict[str, Tensor]:
+    named = for_network(lora.state, table, (name for name, _ in module.named_modules()))
+    if not named:
+        raise UsageError(
+            f"{lora.name or 'the LoRA'} holds nothing for this network; use it with the model it was trained for"
+        )
+    return named
+
+
 class _Diffusers:
     """What all of them share: device, precision, LoRAs."""
 
+    kind = "transformer"
     repeats_context = False
 
     def __init__(self, module, table: Layout):
         self.module = module.eval().requires_grad_(False)
+        self.table = table
         parameter = next(module.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self._loras: tuple[Lora, ...] = ()
@@ -70,6 +79,20 @@ class _Diffusers:
         clone = copy.copy(self)
         clone._loras = loras
         return clone
+
+    def merge(self, loras: tuple[Lora, ...]):
+        """This network with LoRAs added to its weights for good."""
+        for lora in loras:
+            named = _named(lora, self.module, self.table)
+            for key, down in named.items():
+                layer, end, _ = key.partition(".lora_A.weight")
+                if end:
+                    weight = self.module.get_parameter(f"{layer}.weight")
+                    up = named[f"{layer}.lora_B.weight"].to(weight.device)
+                    delta = lora.strength * (up.flatten(1) @ down.to(weight.device).flatten(1))
+                    with torch.no_grad():
+                        weight.copy_(weight.float() + delta.view_as(weight))
+        return self
 
     def __call__(self, x: Tensor, timestep: Tensor, **conditions: Tensor) -> Tensor:
         """See model.Network."""
@@ -105,11 +128,13 @@ def _pooled(extra: dict[str, Any]) -> Tensor:
 class UNet(_Diffusers):
     """SD1.5 and SDXL."""
 
+    kind = "unet"
     repeats_context = True
 
     def __init__(self, module, table: Layout):
         super().__init__(module, table)
         self.is_xl = module.config["addition_embed_type"] == "text_time"
+        self.architecture = "stable-diffusion-xl-v1-base" if self.is_xl else "stable-diffusion-v1"
 
     def conditions(self, tokens: Tensor, extra: dict[str, Any], shape: torch.Size) -> dict[str, Tensor]:
         """Tokens; for SDXL also the pooled state and the picture's size, crop and target size in pixels."""
@@ -137,6 +162,8 @@ class UNet(_Diffusers):
 class SD3(_Diffusers):
     """SD3 and SD3.5."""
 
+    architecture = "stable-diffusion-3"
+
     def conditions(self, tokens: Tensor, extra: dict[str, Any], shape: torch.Size) -> dict[str, Tensor]:
         """Tokens and the pooled state."""
         self._expect_channels(shape)
@@ -156,6 +183,7 @@ class Flux(_Diffusers):
 
     def __init__(self, module, table: Layout):
         super().__init__(module, table)
+        self.architecture = "flux-1-dev" if module.config["guidance_embeds"] else "flux-1-schnell"
         self._places: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
     def conditions(self, tokens: Tensor, extra: dict[str, Any], shape: torch.Size) -> dict[str, Tensor]:

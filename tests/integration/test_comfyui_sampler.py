@@ -10,10 +10,14 @@ import torch
 pytestmark = pytest.mark.integration
 
 # The tiny network that stands in for each preset's model.
-MODELS = {"tdm_sd3": "flow", "digits_flow": "flow", "digits_eps": "eps16", "tdm_cogvideox_2b": "cog"}
+MODELS = {
+    "tdm_sd3": "flow", "digits_flow": "flow", "digits_flow_tdm": "flow", "digits_eps": "eps16",
+    "digits_eps_tdm": "eps16", "tdm_cogvideox_2b": "cog",
+}  # fmt: skip
 PRESETS = [
     "dmd2_sdxl_4step", "dmd2_sdxl_1step", "dmd2_sd15_1step", "f_distill", "di_star_sdxl_1step", "tdm_sd3", "tdm_sd15",
-    "tdm_cogvideox_2b", "instarevive", "lcm", "turbo", "lightning_sdxl", "digits_flow", "digits_eps",
+    "tdm_cogvideox_2b", "instarevive", "lcm", "turbo", "lightning_sdxl", "digits_flow", "digits_flow_tdm",
+    "digits_eps", "digits_eps_tdm",
 ]  # fmt: skip
 
 

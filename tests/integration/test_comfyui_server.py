@@ -64,9 +64,13 @@ def test_its_help_pages_are_served(server):
         assert page.startswith("# ")
 
 
-@pytest.mark.parametrize(("variant", "steps"), [("flow", 1), ("flow", 4), ("eps", 1), ("eps early", 4)])
-def test_a_workflow_gives_images(server, variant, steps):
-    done = server.run(workflow(variant, f"digits_{variant.split()[0]}", steps))
+@pytest.mark.parametrize(
+    ("variant", "preset", "steps"),
+    [("flow", "digits_flow", 1), ("flow", "digits_flow", 4), ("flow", "digits_flow_tdm", 4), ("eps", "digits_eps", 1),
+     ("eps early", "digits_eps_tdm", 4)],
+)  # fmt: skip
+def test_a_workflow_gives_images(server, variant, preset, steps):
+    done = server.run(workflow(variant, preset, steps))
     assert done["status"]["status_str"] == "success", done["status"]
     images = done["outputs"]["8"]["images"]
     assert len(images) == 2

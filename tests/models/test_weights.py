@@ -1,8 +1,11 @@
 """The shipped weights: they load, fit their budget, and do what the model card says, roughly and in seconds."""
 
+import functools
+
 import pytest
 import torch
 
+from retort.benchmarks.distillation import RUNS
 from retort.models import autoencoder, digits, evaluate, loader, twins
 from retort.sampling.path import FLOW, VE
 
@@ -14,7 +17,7 @@ def held_out(count=64):
     return digits.draw(fields[:count], labels[:count], torch.Generator().manual_seed(5))
 
 
-def test_together_they_stay_under_forty_megabytes():
+def test_together_they_stay_under_forty_five_megabytes():
     names = {str(path.relative_to(loader.FOLDER)).replace("\\", "/") for path in FILES}
     wanted = {
         *loader.CHECKPOINTS.values(),
@@ -23,7 +26,7 @@ def test_together_they_stay_under_forty_megabytes():
         "digits_judge.safetensors",
     }
     assert names == wanted
-    assert sum(path.stat().st_size for path in FILES) < 40e6
+    assert sum(path.stat().st_size for path in FILES) < 45e6
 
 
 @pytest.mark.parametrize("variant", loader.CHECKPOINTS)
@@ -68,28 +71,34 @@ def test_the_judge_reads_digits_that_it_never_saw():
 @pytest.mark.parametrize(("kind", "path"), [("flow", FLOW), ("eps", VE)])
 def test_a_twin_draws_what_it_is_asked_for(kind, path):
     network = loader.load_transformer(kind).network
-    figures, image = evaluate.figures(kind, network, 12, student=False, count=32, seed=3)
+    figures, image = evaluate.figures(kind, network, 12, count=32, seed=3)
     assert figures.prompt > 0.65
     assert figures.attributes["ink"] > 0.9 and figures.attributes["paper"] > 0.9
     assert image.shape == (32, 3, 64, 64)
     assert twins.Denoiser(kind, network, {}).path == path
 
 
-@pytest.mark.parametrize("kind", twins.KINDS)
-def test_a_student_comes_closer_in_one_call_to_its_teacher_than_the_teacher_itself(kind):
-    lora = ((loader.load_student_lora(kind), 1.0),)
-    student, teacher = loader.load_transformer(kind, lora).network, loader.load_transformer(kind).network
-    prompts = twins.Prompts(loader.load_text_encoder())
-    cond, uncond = prompts.encode(evaluate.requests(32, 3)[0]), prompts.encode([""])
-    noise = torch.randn(32, 16, 8, 8, generator=torch.Generator().manual_seed(3))
-    wanted = twins.teach(
-        twins.Denoiser(kind, teacher, cond, uncond, twins.TEACHER_GUIDANCE), noise, twins.TEACHER_STEPS
-    )
+@functools.cache
+def drawn_in(kind, calls, mode, student=None):
+    loras = ((loader.load_student(student), 1.0),) if student else ()
+    network = loader.load_transformer(kind, loras).network
+    return evaluate.figures(kind, network, calls, student=mode, count=32, seed=3)[0]
 
-    def error(network):
-        return float((twins.study(twins.Denoiser(kind, network, cond), noise, 1) - wanted).square().mean())
 
-    assert error(student) < 0.8 * error(teacher)
+@pytest.mark.parametrize("name", RUNS)
+def test_a_student_draws_what_it_is_asked_for(name):
+    run = RUNS[name]
+    student = drawn_in(run.kind, run.calls, run.mode, name)
+    assert student.prompt > 0.8
+    if run.calls == 1:
+        # Without guidance, which students have learnt, the teacher is blurred in one call.
+        assert student.frechet < drawn_in(run.kind, run.calls, run.mode, None).frechet
+
+
+def test_the_shipped_students_are_those_of_the_benchmark():
+    assert set(loader.STUDENTS) == set(RUNS)
+    assert all(name.startswith(run.kind) and name.endswith(f"_{run.calls}step") for name, run in RUNS.items())
+    assert {run.kind for run in RUNS.values()} == set(twins.KINDS)
 
 
 def test_guidance_needs_its_unconditional_branch():

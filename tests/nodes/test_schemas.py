@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,79 @@ from retort.nodes import NODES
 
 ROOT = Path(__file__).resolve().parents[2]
 
+SOURCES = ["model", "clip", "positive", "negative", "latents", "images", "vae"]
+RUN = [
+    "prompts", "name", "steps", "batch_size", "learning_rate", "rank", "seed", "gradient_checkpointing",
+    "preview_every", "previews", "accumulation", "noise_scale_target", "accumulation_cap", "decay", "warmup",
+    "optimiser", "weight_decay", "max_grad_norm", "ema", "precision", "prompt_dropout", "alpha", "targets", "exclude",
+    "convolutions", "dropout", "fake_rank", "start_from", "save_every", "save_minutes", "keep",
+]  # fmt: skip
+ALONE = [name for name in RUN if name != "fake_rank"]
+MATCHING = [
+    "steps", "timesteps", "cfg", "ratio", "fake_rate", "gan_weight", "gan_on", "regression_steps", "regression_weight",
+    "pairs", "pair_steps", "decoupled", "normalise", "low", "high", "shift",
+]  # fmt: skip
+FLOW = ["loss_space", "levels", "cfg", "mean", "std", "max_weight", "aug_dim"]
+FEW_SHOT = ["consistency", "cfg", "source_steps", "phase"]
+METHODS = {
+    "dmd2": MATCHING,
+    "f_distill": ["divergence", *MATCHING, "ratio_ema", "ratio_low", "ratio_high", "ratio_normalise"],
+    "tdm": [
+        "steps", "timesteps", "cfg", "fake_rate", "diffusing", "exact_score", "huber", "normalise", "random_mid",
+        "steps_choices",
+    ],
+    "di_star": [
+        "steps", "timesteps", "cfg", "ratio", "fake_rate", "alpha_rew", "guidance", "distance", "huber", "sid_alpha",
+        "space", "normalise", "low", "high", "shift",
+    ],
+    "flow": FLOW,
+    "few_shot": FEW_SHOT,
+}  # fmt: skip
+LIMITS = ["calls", "seconds", "enough", "batch_size"]
 # Workflows store widgets by position: names never change, and new ones come last.
 INPUTS = {
+    "RetortTrainDistillation": [*SOURCES, "reward", "method", *RUN],
+    "RetortTrainFlow": [*SOURCES, *FLOW, *ALONE],
+    "RetortFewShotAdapt": [*SOURCES, *FEW_SHOT, *ALONE],
+    "RetortTrainingJob": [*SOURCES, "method", *RUN, "processes"],
+    "RetortCollectJob": ["run", "wait", "command"],
+    "RetortLossChart": ["run", "smoothing", "log_scale"],
+    "RetortReward": ["kind"],
+    "RetortCombineRewards": [
+        *(f"reward_{i}" for i in range(1, 5)),
+        *(f"weight_{i}" for i in range(1, 5)),
+        "standardise",
+        "limit",
+        "veto_on",
+        "veto_below",
+        "calibration_prompt",
+        "calibration",
+    ],
+    "RetortScoreImages": ["reward", "images", "prompt", "prompt_per_line", "batch_size", "columns"],
+    "RetortTreeSearch": [
+        "guider", "sigmas", "latent", "vae", "reward", "prompt", "method", "transition", "noise_level", *LIMITS, "keep",
+        "seed", "noise",
+    ],
+    "RetortResumeSearch": ["search", "guider", "vae", "reward", *LIMITS],
     "RetortEmbeddedModel": ["variant"],
     "RetortDistilledSetup": ["model", "positive", "negative", "preset", "steps", "timesteps", "denoise"],
     "RetortDistilledSigmas": ["model", "preset", "steps", "timesteps", "denoise"],
     "RetortDistilledSampler": ["preset", "mode", "start"],
-}
+}  # fmt: skip
+SEARCHED = ["LATENT", "LATENT", "SEARCH_TREE", "IMAGE", "STRING"]
+TRAINED = ["LORA_MODEL", "LOSS_MAP", "STRING", "STRING"]
 OUTPUTS = {
+    "RetortTrainDistillation": TRAINED,
+    "RetortTrainFlow": TRAINED,
+    "RetortFewShotAdapt": TRAINED,
+    "RetortTrainingJob": ["STRING", "STRING"],
+    "RetortCollectJob": ["LORA_MODEL", "LOSS_MAP", "STRING", "IMAGE", "STRING", "STRING"],
+    "RetortLossChart": ["IMAGE"],
+    "RetortReward": ["REWARD"],
+    "RetortCombineRewards": ["REWARD"],
+    "RetortScoreImages": ["FLOAT", "INT", "IMAGE", "IMAGE", "STRING"],
+    "RetortTreeSearch": SEARCHED,
+    "RetortResumeSearch": SEARCHED,
     "RetortEmbeddedModel": ["MODEL", "CLIP", "VAE"],
     "RetortDistilledSetup": ["MODEL", "GUIDER", "SAMPLER", "SIGMAS"],
     "RetortDistilledSigmas": ["SIGMAS"],
@@ -47,6 +113,25 @@ def test_ids_and_order(node):
     assert schema.node_id.startswith("Retort")
     assert [i.id for i in schema.inputs] == INPUTS[schema.node_id]
     assert [o.get_io_type() for o in schema.outputs] == OUTPUTS[schema.node_id]
+
+
+@pytest.mark.parametrize("node", ["RetortTrainDistillation", "RetortTrainingJob"])
+def test_each_method_has_its_own_settings_in_order(node):
+    schema = next(n for n in NODES if n.__name__ == node).GET_SCHEMA()
+    options = next(i for i in schema.inputs if i.id == "method").options
+    found = {option.key: [i.id for i in option.inputs] for option in options}
+    assert found == {k: v for k, v in METHODS.items() if k in found}
+    assert list(found) == list(METHODS)[: len(found)] and (len(found) == 4 or node == "RetortTrainingJob")
+    for option in options:
+        for part in option.inputs:
+            assert part.tooltip and part.tooltip.endswith(".") and part.default is not None, part.id
+
+
+def test_the_distillation_page_explains_every_setting_of_every_method():
+    page = (ROOT / WEB_DIRECTORY / "docs" / "RetortTrainDistillation.md").read_text(encoding="utf-8")
+    for method in ("dmd2", "f_distill", "tdm", "di_star"):
+        for name in METHODS[method]:
+            assert re.search(rf"(^\| |, )({name})(,| \|)|\*\*{name}\*\*", page, re.MULTILINE), (method, name)
 
 
 def test_everything_is_explained(node):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+from ....trainers import sources
 from .. import embedded, files, folders, io
 from ..errors import UsageError
 from ..file_inputs import ModelFile
-from ..model import Clip, Lora, Model
+from ..model import Clip, Lora, Model, Origin, Vae
 
 
 class CheckpointLoaderSimple(io.ComfyNode):
@@ -27,7 +31,8 @@ class CheckpointLoaderSimple(io.ComfyNode):
             return io.NodeOutput(*_embedded(path.relative_to(folders.EMBEDDED).as_posix()))
         from ..diffusers_loader import load_checkpoint
 
-        return io.NodeOutput(*load_checkpoint(path))
+        model, clip, vae = load_checkpoint(path)
+        return io.NodeOutput(*_from(model, clip, vae, "checkpoint", file=ckpt_name))
 
 
 def _embedded(name: str):
@@ -36,6 +41,16 @@ def _embedded(name: str):
     model, _, vae = embedded.load(embedded.FILES[name])
     # The file holds no text encoder, here as in ComfyUI.
     return model, None, vae
+
+
+def _named(model: Model, base: sources.Base) -> Model:
+    return replace(model, origin=Origin(base, model.schedule))
+
+
+def _from(model: Model, clip: Clip | None, vae: Vae | None, kind: Any, **name: str):
+    """All three, the MODEL and the VAE knowing what a job calls them."""
+    named = None if vae is None else replace(vae, origin=sources.Vae(kind, **name))
+    return _named(model, sources.Base(kind, **name)), clip, named
 
 
 class DiffusersLoader(io.ComfyNode):
@@ -54,7 +69,8 @@ class DiffusersLoader(io.ComfyNode):
     def execute(cls, model_path):
         from ..diffusers_folder import load_folder
 
-        return io.NodeOutput(*load_folder(folders.current().model("diffusers", model_path)))
+        made = load_folder(folders.current().model("diffusers", model_path))
+        return io.NodeOutput(*_from(*made, "diffusers", folder=model_path))
 
 
 class UNETLoader(io.ComfyNode):
@@ -78,7 +94,8 @@ class UNETLoader(io.ComfyNode):
             raise UsageError(f"weight_dtype {weight_dtype!r} needs ComfyUI; choose default")
         from ..diffusers_loader import load_diffusion_model
 
-        return io.NodeOutput(load_diffusion_model(folders.current().model("diffusion_models", unet_name)))
+        model = load_diffusion_model(folders.current().model("diffusion_models", unet_name))
+        return io.NodeOutput(_named(model, sources.Base("diffusion_model", file=unet_name)))
 
 
 class VAELoader(io.ComfyNode):
@@ -97,7 +114,8 @@ class VAELoader(io.ComfyNode):
     def execute(cls, vae_name):
         from ..diffusers_loader import load_vae
 
-        return io.NodeOutput(load_vae(folders.current().model("vae", vae_name)))
+        vae = load_vae(folders.current().model("vae", vae_name))
+        return io.NodeOutput(replace(vae, origin=sources.Vae("vae", file=vae_name)))
 
 
 def _strength(id: str):
@@ -108,10 +126,8 @@ def _lora(lora_name: str, strength: float) -> Lora:
     return Lora(lora_name, files.load(folders.current().model("loras", lora_name)), strength)
 
 
-def _patched(model: Model, lora_name: str, strength: float) -> Model:
-    if strength == 0:
-        return model
-    patched = model.with_lora(_lora(lora_name, strength))
+def _patched(model: Model, lora: Lora) -> Model:
+    patched = model.with_lora(lora)
     # Loaded here, so that a LoRA that does not fit is this node's error and not the sampler's.
     return patched if patched.network is not None else model
 
@@ -138,7 +154,9 @@ class LoraLoader(io.ComfyNode):
     def execute(cls, model: Model, clip: Clip | None, lora_name, strength_model, strength_clip):
         if clip is not None and strength_clip != 0:
             clip = clip.with_lora(_lora(lora_name, strength_clip))
-        return io.NodeOutput(_patched(model, lora_name, strength_model), clip)
+        if strength_model != 0:
+            model = _patched(model, _lora(lora_name, strength_model))
+        return io.NodeOutput(model, clip)
 
 
 class LoraLoaderModelOnly(io.ComfyNode):
@@ -155,7 +173,36 @@ class LoraLoaderModelOnly(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Model, lora_name, strength_model):
-        return io.NodeOutput(_patched(model, lora_name, strength_model))
+        if strength_model == 0:
+            return io.NodeOutput(model)
+        return io.NodeOutput(_patched(model, _lora(lora_name, strength_model)))
 
 
-NODES = [CheckpointLoaderSimple, DiffusersLoader, UNETLoader, VAELoader, LoraLoader, LoraLoaderModelOnly]
+class LoraModelLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LoraModelLoader",
+            display_name="Load LoRA Model",
+            category="model/loaders",
+            description="A LoRA that a trainer has just made, on a model.",
+            inputs=[
+                io.Model.Input("model"),
+                io.LoraModel.Input("lora"),
+                io.Float.Input("strength_model", default=1.0, min=-100.0, max=100.0),
+                io.Boolean.Input("bypass", default=False, tooltip="Makes no difference here: no weights are changed."),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model: Model, lora, strength_model, bypass=False):
+        if strength_model == 0:
+            return io.NodeOutput(model)
+        # No file has it, so it has no name that a job could be told.
+        return io.NodeOutput(_patched(model, Lora("", lora, strength_model)))
+
+
+NODES = [
+    CheckpointLoaderSimple, DiffusersLoader, UNETLoader, VAELoader, LoraLoader, LoraLoaderModelOnly, LoraModelLoader,
+]  # fmt: skip

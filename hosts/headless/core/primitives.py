@@ -30,7 +30,7 @@ def _primitive(node_id: str, title: str, kind, **options):
 _WIDE = sys.maxsize
 NODES = [
     _primitive("PrimitiveInt", "Int", io.Int, default=0, min=-_WIDE, max=_WIDE, control_after_generate=True),
-    _primitive("PrimitiveFloat", "Float", io.Float, default=0.0, min=-float(_WIDE), max=float(_WIDE), step=0.1),
+    _primitive("PrimitiveFloat", "Float", io.Float, default=0.0, min=-_WIDE, max=_WIDE, step=0.1),
     _primitive("PrimitiveString", "String", io.String, default=""),
     _primitive("PrimitiveStringMultiline", "String (Multiline)", io.String, default="", multiline=True),
     _primitive("PrimitiveBoolean", "Boolean", io.Boolean, default=False),

@@ -26,7 +26,7 @@ def sample_latent(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(LATENT, LATENT of the last predicted x0) of one sampling run."""
     form = guider.model.latent
-    start = {**latent, "samples": _fitted(latent["samples"], form)}
+    start = {**latent, "samples": fitted(latent["samples"], form)}
     last_x0: list[Tensor] = []
 
     def report(step: int, x0: Tensor, x: Tensor, steps: int) -> None:
@@ -41,7 +41,7 @@ def sample_latent(
     return out, {**kept, "samples": form.process_out(last_x0[0].float()).cpu()} if last_x0 else out
 
 
-def _fitted(latent: Tensor, form: LatentFormat) -> Tensor:
+def fitted(latent: Tensor, form: LatentFormat) -> Tensor:
     """An empty latent takes the model's channels; one with a picture must have them."""
     if latent.shape[1] != form.channels:
         if bool(torch.count_nonzero(latent)):

@@ -74,7 +74,7 @@ def stock(**changes) -> dict:
         "8": {"class_type": "RetortEmbeddedModel", "inputs": {"variant": "flow"}},
         "9": {
             "class_type": "LoraLoaderModelOnly",
-            "inputs": {"model": ["1", 0], "lora_name": "digits_flow_student.safetensors", "strength_model": 1.0},
+            "inputs": {"model": ["1", 0], "lora_name": "digits_flow_dmd2_1step.safetensors", "strength_model": 1.0},
         },
         "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a blue seven on yellow paper", "clip": ["8", 1]}},
         "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
@@ -107,6 +107,26 @@ def test_core_loaders_find_the_embedded_files(go):
     assert corner[0] > 0.7 and corner[1] > 0.5 and corner[2] < 0.4
     without = image(n9={"strength_model": 0.0})
     assert torch.equal(without, image(n5={"model": ["1", 0]})) and (without - with_lora).abs().max() > 0.05
+
+
+@needs_weights
+def test_a_lora_that_was_just_trained_is_the_lora_of_its_file(where):
+    pytest.importorskip("diffusers")
+    from retort.hosts.headless import host
+    from retort.hosts.headless.core.loaders import LoraLoaderModelOnly, LoraModelLoader
+
+    model, _, _ = embedded.load("flow")
+    name = "digits_flow_dmd2_1step.safetensors"
+    file = LoraLoaderModelOnly.execute(model, name, 0.7).args[0]
+    made = LoraModelLoader.execute(model, host.read_lora(name), 0.7, True).args[0]
+    inputs = torch.randn(1, 16, 8, 8), torch.tensor([500.0])
+    told = {"context": torch.zeros(1, 4, 128), "y": torch.zeros(1, 128)}
+    assert torch.equal(file.network(*inputs, **told), made.network(*inputs, **told))
+    assert LoraModelLoader.execute(model, {}, 0.0).args[0] is model
+    # A job is told of files by name, and this is in none.
+    assert host.describe_base(file) is not None and host.describe_base(made) is None
+    with pytest.raises(ValueError, match="a LoRA that is in no file"):
+        host.merge_base(made, where.output)
 
 
 @needs_weights
