@@ -7,9 +7,10 @@ after another, each with a budget of its own.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,50 +19,21 @@ from torch import Tensor
 from ..rewards.contract import Reward
 from ..rewards.scoring import score
 from ..sampling.accounts import Budget, candidate_seed, seed_of
-from ..sampling.search import Config, State, search
-from ..sampling.transition import Transition
+from ..sampling.find import Find
+from ..sampling.particles import Steering
+from ..sampling.search import State, search
+from ..sampling.tree import Tree
+from .noise_policy import PolicyNoise
 from .prior import Prior
+from .search_files import load, rescue, save, written
 from .search_report import draw
+from .search_wish import Absent, Found, Saved, Wish
+
+__all__ = ["Found", "Saved", "Wish", "draw_from", "load", "policy_noise", "run", "save", "with_noise", "written"]
 
 CANCELLED = "cancelled"
+_log = logging.getLogger("retort.search")
 _TICKS = 1000  # of the progress bar, where the budget is no number of calls
-
-
-@dataclass(frozen=True, eq=False)
-class Wish:
-    """What is searched, the same in every run of one search.
-
-    latent: a LATENT, empty or a picture, with its mask. noise: a NOISE that starts are drawn from, whose seed then
-    counts; None draws them as core does. keep: how many of the best are given back.
-    """
-
-    sigmas: Tensor
-    latent: dict[str, Any]
-    prompt: str
-    config: Config
-    transition: Transition
-    seed: int
-    noise: Any = None
-    keep: int = 4
-
-
-@dataclass(frozen=True, eq=False)
-class Saved:
-    """SEARCH_TREE: a search and what it knows of each item; None for one that was not begun. Never changed."""
-
-    wish: Wish
-    states: tuple[State | None, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """best: LATENT, one for each item. top: LATENT, the best few of each item, best first. report: IMAGE."""
-
-    best: dict[str, Any]
-    top: dict[str, Any]
-    saved: Saved
-    report: Tensor
-    text: str
 
 
 def run(
@@ -76,9 +48,15 @@ def run(
 ) -> Found:
     """Search every item with this budget each, going on from `earlier`, which stays as it is.
 
-    A cancelled search gives back the best so far; where there is none yet the host's own exception goes on. Raises
-    ValueError for a NOISE, reward, budget or earlier search that does not fit.
+    A cancelled search gives back the best so far; where there is none yet the host's own exception goes on. Any other
+    error leaves what was found in a file, which its message names. Raises ValueError for a NOISE, reward, budget or
+    earlier search that does not fit.
     """
+    if isinstance(wish.noise, Absent):
+        raise ValueError(
+            f"noise: the search drew its starts from a NOISE of seed {wish.noise.seed}, which its file does not hold; "
+            "connect the same one"
+        )
     samples = host.latents_of(guider, wish.latent)
     states: list[State | None] = [None] * len(samples)
     if earlier is not None:
@@ -94,12 +72,67 @@ def run(
             if not rows:
                 raise
             break
+        except Exception as error:
+            states[i] = item.state
+            if not any(state is not None and state.best.found for state in states):
+                raise
+            kept = _kept(host, Saved(wish, tuple(states)))
+            if isinstance(error, ValueError):
+                raise ValueError(f"{error}; {kept}") from error
+            # The type of others counts: ComfyUI frees memory after its own out-of-memory errors.
+            _log.warning("%s", kept)
+            raise
         assert item.state is not None
         states[i] = item.state
         rows.append((latents, item.state, item.stopped))
         if item.stopped == CANCELLED:
             break
     return _found(host, vae, wish, rows, tuple(states))
+
+
+def _kept(host: Any, saved: Saved) -> str:
+    try:
+        return f"what was found so far is in {rescue(host, saved).name}: Load Search goes on with it"
+    except OSError as error:
+        return f"what was found so far could not be saved: {error}"
+
+
+def with_noise(saved: Saved, noise: Any) -> Saved:
+    """The search with the NOISE that its file could not hold. ValueError for one that is not the search's own."""
+    own = saved.wish.noise
+    if own is None or int(own.seed) != int(noise.seed):
+        seed = "its own seed" if own is None else f"a NOISE of seed {own.seed}"
+        raise ValueError(f"noise: the search draws its starts from {seed}, not from one of seed {noise.seed}")
+    return replace(saved, wish=replace(saved.wish, noise=noise))
+
+
+def policy_noise(host: Any, saved: Saved, seed: int) -> PolicyNoise:
+    """NOISE of the policies that FIND has learnt, one for each item. ValueError for a search by another method."""
+    policies = tuple(state.policy for state in saved.states if isinstance(state, Find))
+    if len(policies) < len(saved.states):
+        raise ValueError(
+            "search: only a noise policy can be drawn from, and this search is none, or was cancelled before all its "
+            "items were begun; connect Noise Policy"
+        )
+    return PolicyNoise(policies, host.unit_noise, seed)
+
+
+def draw_from(host: Any, guider: Any, saved: Saved, count: int, seed: int, greedy: bool) -> dict[str, Any]:
+    """LATENT of `count` draws for each item: of a tree by algorithm 2, of particles by their weights. No network calls.
+
+    greedy: down the largest values of a tree. ValueError for a search that keeps no samples of its target.
+    """
+    found: list[Tensor] = []
+    for i, state in enumerate(saved.states):
+        own = seed_of(seed, "draw", i)
+        if isinstance(state, Tree):
+            found.append(state.latents(state.draw(count, own, greedy)))
+        elif isinstance(state, Steering):
+            found.append(state.draw(count, own))
+        else:
+            method = "not begun" if state is None else state.method
+            raise ValueError(f"search: item {i + 1} is {method}, with nothing to draw from; search with dts or fk")
+    return {"samples": host.latents_out(guider, torch.cat(found))}
 
 
 class _Item:
@@ -241,13 +274,15 @@ def _found(host: Any, vae: Any, wish: Wish, rows: list[tuple[Tensor, State, str]
         rewards, ledger = [c.reward for c in state.best.found], state.ledger
         name = f"item {i + 1} of {len(states)}: " if len(states) > 1 else ""
         title = f"{name}best {rewards[0]:.5g}, {ledger.calls} calls, {ledger.rewards} rewards"
-        reports.append(draw(state.best.history, ledger.calls, images, rewards, title, height))
+        reports.append(draw(state, images, title, height))
         lines.append(
             f"{name}{state.method}, best reward {rewards[0]:.6g} found after {state.best.found[0].calls} calls\n"
             f"spent: {ledger.calls} network calls in {ledger.forwards} batches, {ledger.rewards} rewards and decodes, "
             f"{ledger.seconds:.1f} s; stopped by: {stopped}\n"
             f"kept: {', '.join(f'{r:.6g}' for r in rewards)}"
         )
+        if isinstance(state, Find):
+            lines.append(f"policy: {state.step} steps, {float(state.policy.divergence()):.4g} nats from plain noise")
     if len(rows) < len(states):
         lines.append(f"cancelled: {len(states) - len(rows)} of {len(states)} items were not searched")
     return Found(best, top, Saved(wish, states), torch.cat(reports), "\n".join(lines))

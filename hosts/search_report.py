@@ -1,4 +1,4 @@
-"""What a search found as a picture: the best reward against network calls, and the best few beneath."""
+"""What a search found as a picture: the best reward against network calls, its tree, and the best few beneath."""
 
 from __future__ import annotations
 
@@ -8,32 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..sampling.search import State
+from ..sampling.tree import Tree
+from . import tree_picture
+
 WIDTH, HEIGHT, LEFT, MARGIN = 640, 260, 64, 26
 SIDE, GAP, LABEL = 144, 8, 18
 PAPER, GRID, INK, LINE, BEST = (24, 26, 30), (58, 62, 70), (205, 210, 218), (110, 180, 255), (130, 215, 140)
 
 
-def draw(
-    history: Sequence[tuple[int, float]], calls: int, images: Tensor, rewards: Sequence[float], title: str, rows: int
-) -> Tensor:
-    """(1, H, W, 3) in [0, 1]. history: (calls, best reward so far); images (K, H, W, 3) with their rewards, best first.
+def draw(state: State, images: Tensor, title: str, rows: int) -> Tensor:
+    """(1, H, W, 3) in [0, 1]. images (K, H, W, 3): the decoded best of the state, best first.
 
-    rows: of thumbnails, of which there is room for four in each; reports of equal rows have one size.
+    rows: of thumbnails, of which there is room for four in each; reports of one method with equal rows have one size.
     """
     from PIL import Image, ImageDraw
 
-    image = Image.new("RGB", (WIDTH, HEIGHT + rows * (SIDE + LABEL + GAP) + GAP), PAPER)
+    best = state.best.found
+    below = HEIGHT + (tree_picture.HEIGHT if isinstance(state, Tree) else 0)
+    image = Image.new("RGB", (WIDTH, below + rows * (SIDE + LABEL + GAP) + GAP), PAPER)
     pen = ImageDraw.Draw(image)
-    _curve(pen, history, max(calls, 1), title)
+    _curve(pen, state.best.history, max(state.ledger.calls, 1), title)
+    if isinstance(state, Tree):
+        tree_picture.draw(pen, state, HEIGHT, WIDTH, [c.number for c in best])
     pixels = (images[..., :3].detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
-    for i, (picture, reward) in enumerate(zip(pixels, rewards, strict=True)):
+    for i, (picture, candidate) in enumerate(zip(pixels, best, strict=True)):
         small = Image.fromarray(picture)
         scale = SIDE / max(small.size)
         small = small.resize((max(1, round(small.width * scale)), max(1, round(small.height * scale))))
         left = GAP + i % 4 * (WIDTH - GAP) // 4
-        top = HEIGHT + i // 4 * (SIDE + LABEL + GAP)
+        top = below + i // 4 * (SIDE + LABEL + GAP)
         image.paste(small, (left, top))
-        pen.text((left, top + SIDE + 3), f"{i + 1}.  {reward:.5g}", fill=BEST if i == 0 else INK)
+        pen.text((left, top + SIDE + 3), f"{i + 1}.  {candidate.reward:.5g}", fill=BEST if i == 0 else INK)
     flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return flat.view(1, image.height, image.width, 3).float() / 255
 

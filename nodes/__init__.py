@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..hosts.api import ComfyExtension, host, io
-from . import distilled, embedded, jobs, rewards, search, training
+from . import distilled, embedded, jobs, noise_policy, rewards, search, search_files, training
 
 NODES: list[type[io.ComfyNode]] = [
     embedded.RetortEmbeddedModel,
@@ -21,6 +21,11 @@ NODES: list[type[io.ComfyNode]] = [
     rewards.RetortScoreImages,
     search.RetortTreeSearch,
     search.RetortResumeSearch,
+    search_files.RetortSaveSearch,
+    search_files.RetortLoadSearch,
+    search_files.RetortDrawFromSearch,
+    noise_policy.RetortNoisePolicy,
+    noise_policy.RetortPolicyNoise,
 ]
 
 

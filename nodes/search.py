@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..hosts.api import host, io, search, ui
+from ..hosts.api import host, io, ui
+from ..hosts.api import search as searches
 from ..sampling.accounts import Budget
 from ..sampling.particles import BestOfConfig, SteeringConfig, ValueConfig
 from ..sampling.transition import Transition
@@ -19,27 +20,28 @@ AUTO = "auto"
 SEED_MAX = 0xFFFFFFFFFFFFFFFF
 
 
-def _float(id: str, default: float, low: float, high: float, tooltip: str) -> Any:
+def number(id: str, default: float, low: float, high: float, tooltip: str) -> Any:
+    """A number that may be typed to six places."""
     return io.Float.Input(id, default=default, min=low, max=high, step=0.05, round=1e-6, tooltip=tooltip)
 
 
 def _tree(widening: float, growth: float) -> list:
     return [
-        _float("widening", widening, 1.0, 1e4, "A latent visited N times may have widening * N^growth children."),
-        _float("growth", growth, 0.01, 1.0, "See widening; nearer to 1 the tree is broader and less deep."),
+        number("widening", widening, 1.0, 1e4, "A latent visited N times may have widening * N^growth children."),
+        number("growth", growth, 0.01, 1.0, "See widening; nearer to 1 the tree is broader and less deep."),
         io.Int.Input("leaves", default=8, min=1, max=1024, tooltip="Rollouts chosen together, at least batch_size."),
         io.Boolean.Input("half", default=False, tooltip="Keep the tree's latents in half precision."),
     ]
 
 
 def _lam(default: float) -> Any:
-    return _float("lam", default, 0.0, 1e6, "How much rewards count: 0 is plain sampling, 10 seeks the best.")
+    return number("lam", default, 0.0, 1e6, "How much rewards count: 0 is plain sampling, 10 seeks the best.")
 
 
 METHODS = {
     "dts_star": lambda: [
         _lam(10.0),
-        _float("exploration", 1.0, 0.0, 1e3, "Higher tries latents that were visited less."),
+        number("exploration", 1.0, 0.0, 1e3, "Higher tries latents that were visited less."),
         *_tree(1.0, 0.5),
     ],
     "dts": lambda: [
@@ -62,11 +64,11 @@ METHODS = {
             default="difference",
             tooltip="What a particle is kept by.",
         ),
-        _float("ess", 0.5, 0.0, 1.0, "Resample where the effective share of particles is below this."),
+        number("ess", 0.5, 0.0, 1.0, "Resample where the effective share of particles is below this."),
     ],
     "svdd": lambda: [
         io.Int.Input("candidates", default=4, min=1, max=1024, tooltip="Next latents that each step chooses from."),
-        _float("temperature", 0.0, 0.0, 1e4, "0 takes the best of them, more chooses more freely."),
+        number("temperature", 0.0, 0.0, 1e4, "0 takes the best of them, more chooses more freely."),
     ],
 }
 
@@ -96,11 +98,12 @@ def budget_of(calls: int, seconds: float, enough: str) -> Budget:
     return Budget(calls or None, seconds or None, goal)
 
 
-def _limits() -> list:
+def limits(calls: int = 400) -> list:
+    """Inputs of a budget."""
     return [
         io.Int.Input(
             "calls",
-            default=400,
+            default=calls,
             min=0,
             max=100_000_000,
             tooltip="Network calls to spend on each latent, guidance counted twice; 0: no limit.",
@@ -115,7 +118,8 @@ def _limits() -> list:
     ]
 
 
-def _outputs() -> list:
+def outputs() -> list:
+    """What every search gives."""
     return [
         io.Latent.Output(id="best", display_name="best", tooltip="The latent with the highest reward."),
         io.Latent.Output(id="top", display_name="top", tooltip="The best few, best first."),
@@ -125,7 +129,8 @@ def _outputs() -> list:
     ]
 
 
-def _output(found, cls) -> io.NodeOutput:
+def output(found, cls) -> io.NodeOutput:
+    """What was found, and its report on the node."""
     shown = ui.PreviewImage(found.report, cls=cls)
     return io.NodeOutput(found.best, found.top, found.saved, found.report, found.text, ui=shown)
 
@@ -164,8 +169,8 @@ class RetortTreeSearch(io.ComfyNode):
                     default=AUTO,
                     tooltip="auto is ancestral; sde is for flow models; ode draws no noise and branches at the start.",
                 ),
-                _float("noise_level", 0.7, 0.01, 10.0, "sde only: how much fresh noise a step draws."),
-                *_limits(),
+                number("noise_level", 0.7, 0.01, 10.0, "sde only: how much fresh noise a step draws."),
+                *limits(),
                 io.Int.Input("keep", default=4, min=1, max=64, tooltip="How many of the best are given back."),
                 io.Int.Input(
                     "seed",
@@ -177,7 +182,7 @@ class RetortTreeSearch(io.ComfyNode):
                 ),
                 io.Noise.Input("noise", optional=True, tooltip="Starts are drawn from it; its seed is then the seed."),
             ],
-            outputs=_outputs(),
+            outputs=outputs(),
         )
 
     @classmethod
@@ -186,9 +191,9 @@ class RetortTreeSearch(io.ComfyNode):
         seconds=0.0, enough="", batch_size=8, keep=4, seed=0, noise=None,
     ):  # fmt: skip
         step = Transition("ancestral" if transition == AUTO else transition, noise_level)
-        wish = search.Wish(sigmas, latent, prompt, config_of(method), step, seed, noise, keep)
-        limits = budget_of(calls, seconds, enough)
-        return _output(search.run(host, guider, vae, reward, wish, limits, batch_size), cls)
+        wish = searches.Wish(sigmas, latent, prompt, config_of(method), step, seed, noise, keep)
+        budget = budget_of(calls, seconds, enough)
+        return output(searches.run(host, guider, vae, reward, wish, budget, batch_size), cls)
 
 
 class RetortResumeSearch(io.ComfyNode):
@@ -211,15 +216,14 @@ class RetortResumeSearch(io.ComfyNode):
                 io.Guider.Input("guider", tooltip="The same as before."),
                 io.Vae.Input("vae", tooltip="The same as before."),
                 REWARD.Input("reward", tooltip="The same as before."),
-                *_limits(),
+                *limits(),
+                io.Noise.Input("noise", optional=True, tooltip="The same as before, for a loaded search that had one."),
             ],
-            outputs=_outputs(),
+            outputs=outputs(),
         )
 
     @classmethod
-    def execute(cls, search, guider, vae, reward, calls=400, seconds=0.0, enough="", batch_size=8):
-        return _output(_resume(search, guider, vae, reward, budget_of(calls, seconds, enough), batch_size), cls)
-
-
-def _resume(saved, guider, vae, reward, limits, batch_size):
-    return search.run(host, guider, vae, reward, saved.wish, limits, batch_size, saved)
+    def execute(cls, search, guider, vae, reward, calls=400, seconds=0.0, enough="", batch_size=8, noise=None):
+        earlier = search if noise is None else searches.with_noise(search, noise)
+        budget = budget_of(calls, seconds, enough)
+        return output(searches.run(host, guider, vae, reward, earlier.wish, budget, batch_size, earlier), cls)

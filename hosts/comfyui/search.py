@@ -75,6 +75,17 @@ def latents_of(guider, latent: dict[str, Any]) -> Tensor:
     return comfy.sample.fix_empty_latent_channels(guider.model_patcher, samples, spacial, temporal)
 
 
+def latents_out(guider, x0: Tensor) -> Tensor:
+    """See `hosts.api`."""
+    out = guider.model_patcher.model.process_latent_out(x0.float())
+    return out.to(comfy.model_management.intermediate_device())
+
+
+def unit_noise(latent: dict[str, Any], seed: int) -> Tensor:
+    """See `hosts.api`."""
+    return comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
+
+
 def search(guider, samples: Tensor, mask: Tensor | None, sigmas: Tensor, noise: Tensor, batch: int, seed: int,
            job: Job) -> Tensor:  # fmt: skip
     """See `hosts.api`."""

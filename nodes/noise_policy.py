@@ -1,0 +1,99 @@
+"""Noise policies: learn which noise makes good pictures of one prompt, and give it to any sampler."""
+
+from __future__ import annotations
+
+from ..hosts.api import host, io
+from ..hosts.api import search as searches
+from ..sampling.find import FindConfig
+from ..sampling.transition import Transition
+from .search import ALIASES, CATEGORY, REWARD, SEARCH_TREE, SEED_MAX, budget_of, limits, number, output, outputs
+
+
+def _noise() -> io.Noise.Output:
+    return io.Noise.Output(id="noise", display_name="noise", tooltip="In place of Random Noise, for any sampler.")
+
+
+class RetortNoisePolicy(io.ComfyNode):
+    """FIND: the initial noise as what is learnt."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RetortNoisePolicy",
+            display_name="Noise Policy",
+            category=CATEGORY,
+            description=(
+                "Learns, for one prompt, the Gaussian that its initial noise is drawn from, so that samples score "
+                "higher (FIND). The model stays as it is; the NOISE goes to any sampler, and Save Search keeps it."
+            ),
+            search_aliases=[*ALIASES, "find", "noise", "initial noise", "golden noise", "policy"],
+            is_output_node=True,
+            inputs=[
+                io.Guider.Input("guider", tooltip="Model, prompts and guidance, from CFGGuider or another."),
+                io.Sigmas.Input("sigmas", tooltip="The whole schedule of one sample, down to 0; few steps do."),
+                io.Latent.Input("latent", tooltip="Empty, of the size to sample at; each of a batch on its own."),
+                io.Vae.Input("vae", tooltip="Decodes what the reward looks at."),
+                REWARD.Input("reward", tooltip="What is sought, from Reward or Combine Rewards."),
+                io.String.Input("prompt", default="", multiline=True, tooltip="What rewards compare the picture with."),
+                io.Int.Input("samples", default=8, min=2, max=1024, tooltip="Pictures for each step of the policy."),
+                number("rate", 0.05, 0.0001, 10.0, "Length of a step; higher learns faster and less surely."),
+                number("pull", 0.01, 0.0, 1e3, "Pull towards plain noise, in standard deviations of the reward."),
+                io.Combo.Input(
+                    "divergence",
+                    options=["reverse_kl", "forward_kl", "jeffreys"],
+                    default="reverse_kl",
+                    tooltip="What the pull makes small: KL(policy | plain), KL(plain | policy), or their sum.",
+                ),
+                io.Int.Input(
+                    "epochs", default=1, min=1, max=64, tooltip="How often a step's pictures serve, clipped as in PPO."
+                ),
+                *limits(4000),
+                io.Int.Input("keep", default=4, min=1, max=64, tooltip="How many of the best pictures are given back."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=SEED_MAX,
+                    control_after_generate=True,
+                    tooltip="Draws all pictures, and what `noise` gives first.",
+                ),
+            ],
+            outputs=[_noise(), *outputs()],
+        )
+
+    @classmethod
+    def execute(
+        cls, guider, sigmas, latent, vae, reward, prompt="", samples=8, rate=0.05, pull=0.01, divergence="reverse_kl",
+        epochs=1, calls=4000, seconds=0.0, enough="", batch_size=8, keep=4, seed=0,
+    ):  # fmt: skip
+        config = FindConfig(samples=samples, rate=rate, pull=pull, divergence=divergence, epochs=epochs)
+        # Without fresh noise on the way the reward is a function of the start, which is all that a policy can choose.
+        wish = searches.Wish(sigmas, latent, prompt, config, Transition("ode"), seed, keep=keep)
+        found = searches.run(host, guider, vae, reward, wish, budget_of(calls, seconds, enough), batch_size)
+        shown = output(found, cls)
+        return io.NodeOutput(searches.policy_noise(host, found.saved, seed), *shown.args, ui=shown.ui)
+
+
+class RetortPolicyNoise(io.ComfyNode):
+    """Draws of a policy by seed."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RetortPolicyNoise",
+            display_name="Policy Noise",
+            category=CATEGORY,
+            description="Another seed's noise from a policy that was learnt, resumed or loaded.",
+            search_aliases=[*ALIASES, "find", "noise", "seed"],
+            inputs=[
+                SEARCH_TREE.Input("search", tooltip="From Noise Policy, Resume Search or Load Search."),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=SEED_MAX, control_after_generate=True, tooltip="Draws the noise."
+                ),
+            ],
+            outputs=[_noise()],
+        )
+
+    @classmethod
+    def execute(cls, search, seed=0):
+        return io.NodeOutput(searches.policy_noise(host, search, seed))
