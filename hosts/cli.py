@@ -1,4 +1,4 @@
-"""The command line: `retort run`, `retort train`, `retort job`, `retort nodes`, `retort doctor`.
+"""The command line: `retort run`, `search`, `train`, `job`, `nodes` and `doctor`.
 
 Mistakes that the user can mend are one message on stderr and exit code 2; --debug adds where they arose.
 """
@@ -6,6 +6,7 @@ Mistakes that the user can mend are one message on stderr and exit code 2; --deb
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,12 +21,14 @@ from rich.table import Column, Table
 from ..trainers import job_watch
 from ..trainers.job import checked_folder
 from ..trainers.loop import TrainingFailed
+from ..trainers.parallel import place
 from ..trainers.watch import Silent
+from .headless import device, folders, host, registry
 from .headless import doctor as headless_doctor
-from .headless import folders, host, registry
 from .headless.errors import UsageError
 from .headless.folders import Folders
 from .headless.run import run as run_workflow
+from .headless.search_prompts import read_prompts, search_prompts
 from .job_process import run_job
 
 app = typer.Typer(
@@ -125,6 +128,42 @@ def run(
         _out.print(str(path), markup=False, highlight=False)
     seconds = time.monotonic() - started
     _err.print(f"{len(outcome.saved)} images in {seconds:.1f} s", style="dim", highlight=False)
+
+
+@app.command()
+def search(
+    workflow: Annotated[Path, typer.Argument(help="Workflow with a search, as `run` takes it.")],
+    prompts: Annotated[Path, typer.Argument(help="Text file with a prompt in each line.")],
+    at: Annotated[
+        list[str] | None,
+        typer.Option("--at", metavar="NODE.INPUT", help="Where prompts go; else the String node of the search."),
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="NODE.INPUT=VALUE", help="As in `run`.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for a folder of each prompt.")] = Path("output"),
+    seed: Annotated[int | None, typer.Option("--seed", help="Give every seed this value.")] = None,
+    models: Models = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose.")] = False,
+) -> None:
+    """Search for each prompt of a list; under `accelerate launch` processes share the list. Goes on where it ended."""
+    environment = Folders.from_environment()
+    inputs = (workflow.parent / "input", workflow.parent, *environment.inputs)
+    where = Folders(models=(*(models or []), *environment.models), inputs=inputs, output=out)
+    bars = Bars()
+    try:
+        listed, share = read_prompts(prompts), place()
+        device.take(int(os.environ.get("LOCAL_RANK", "0")))
+        for row in search_prompts(
+            workflow, listed, where=where, at=at or (), sets=set_ or (), seed=seed, share=share, watcher=bars
+        ):
+            text = "\n".join(row.texts)
+            _out.print(f"{row.folder}: {row.prompt}\n{text}".rstrip(), markup=False, highlight=False)
+    except ValueError as error:
+        bars.close()
+        if debug:
+            _err.print_exception()
+        _fail(str(error))
+    finally:
+        bars.close()
 
 
 @app.command()
@@ -261,3 +300,7 @@ def _fail(message: str) -> None:
 def main() -> None:
     """Entry point of the `retort` command."""
     app()
+
+
+if __name__ == "__main__":
+    main()

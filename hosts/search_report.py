@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..sampling.find import Find
 from ..sampling.search import State
 from ..sampling.tree import Tree
 from . import tree_picture
 
 WIDTH, HEIGHT, LEFT, MARGIN = 640, 260, 64, 26
 SIDE, GAP, LABEL = 144, 8, 18
-PAPER, GRID, INK, LINE, BEST = (24, 26, 30), (58, 62, 70), (205, 210, 218), (110, 180, 255), (130, 215, 140)
+PAPER, GRID, INK = (24, 26, 30), (58, 62, 70), (205, 210, 218)
+LINE, MEAN, BEST = (110, 180, 255), (255, 150, 90), (130, 215, 140)
 
 
 def draw(state: State, images: Tensor, title: str, rows: int) -> Tensor:
@@ -28,7 +30,8 @@ def draw(state: State, images: Tensor, title: str, rows: int) -> Tensor:
     below = HEIGHT + (tree_picture.HEIGHT if isinstance(state, Tree) else 0)
     image = Image.new("RGB", (WIDTH, below + rows * (SIDE + LABEL + GAP) + GAP), PAPER)
     pen = ImageDraw.Draw(image)
-    _curve(pen, state.best.history, max(state.ledger.calls, 1), title)
+    means = state.means if isinstance(state, Find) else ()
+    _curve(pen, state.best.history, means, max(state.ledger.calls, 1), title)
     if isinstance(state, Tree):
         tree_picture.draw(pen, state, HEIGHT, WIDTH, [c.number for c in best])
     pixels = (images[..., :3].detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
@@ -44,9 +47,11 @@ def draw(state: State, images: Tensor, title: str, rows: int) -> Tensor:
     return flat.view(1, image.height, image.width, 3).float() / 255
 
 
-def _curve(pen: Any, history: Sequence[tuple[int, float]], calls: int, title: str) -> None:
+def _curve(
+    pen: Any, history: Sequence[tuple[int, float]], means: Sequence[tuple[int, float]], calls: int, title: str
+) -> None:
     right, top, bottom = WIDTH - 14, MARGIN, HEIGHT - 34
-    values = [reward for _, reward in history] or [0.0]
+    values = [reward for _, reward in (*history, *means)] or [0.0]
     low, high = min(values), max(values)
     if high == low:
         low, high = low - 0.5, high + 0.5
@@ -57,12 +62,15 @@ def _curve(pen: Any, history: Sequence[tuple[int, float]], calls: int, title: st
 
     for k in range(5):
         y = top + k * (bottom - top) / 4
-        label = f"{high - k * (high - low) / 4:.4g}"
+        label = f"{high - k * (high - low) / 4:.3g}"
         pen.line([(LEFT, y), (right, y)], fill=GRID)
-        pen.text((LEFT - 6 - 6 * len(label), y - 6), label, fill=INK)
+        pen.text((max(2, LEFT - 6 - 6 * len(label)), y - 6), label, fill=INK)
     pen.text((LEFT, 6), title, fill=INK)
     pen.text((LEFT, bottom + 5), "0", fill=INK)
     pen.text((right - 6 * len(str(calls)) - 40, bottom + 5), f"{calls} calls", fill=INK)
+    if len(means) > 1:
+        pen.line([place(*mean) for mean in means], fill=MEAN, width=2)
+        pen.text((LEFT + 60, bottom + 5), "mean of each step", fill=MEAN)
     # The best stays what it was until a better one is found: a staircase.
     points: list[tuple[float, float]] = []
     for spent, reward in history:

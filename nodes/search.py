@@ -131,7 +131,7 @@ def outputs() -> list:
 
 def output(found, cls) -> io.NodeOutput:
     """What was found, and its report on the node."""
-    shown = ui.PreviewImage(found.report, cls=cls)
+    shown = {**ui.PreviewImage(found.report, cls=cls).as_dict(), **ui.PreviewText(found.text).as_dict()}
     return io.NodeOutput(found.best, found.top, found.saved, found.report, found.text, ui=shown)
 
 

@@ -116,7 +116,7 @@ class FindConfig:
 
 
 class Find(State):
-    """The policy, how many steps it took, and the mean variance of the rewards (`scale` is its root)."""
+    """The policy, how many steps it took, the mean variance of the rewards, and (calls, mean reward) of each step."""
 
     method = "find"
 
@@ -127,6 +127,7 @@ class Find(State):
         shape = tuple(self.setting["shape"])
         self.policy = Policy(torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64))
         self.step, self.variance = 0, 0.0
+        self.means: list[tuple[int, float]] = []
 
     def round(self, run: Run) -> str | None:
         """K samples and a step of the policy."""
@@ -140,6 +141,7 @@ class Find(State):
         for _, some in run.scored(walks):
             rewards += some
         self.learn(z.cpu().double(), torch.tensor(rewards, dtype=torch.float64))
+        self.means.append((run.ledger.calls, sum(rewards) / k))
         self.drawn += k
         return None
 
@@ -173,7 +175,7 @@ class Find(State):
         """See `State.to_file`."""
         tensors, header = super().to_file()
         tensors |= {"mean": self.policy.mean, "log_std": self.policy.log_std}
-        return tensors, {**header, "step": self.step, "variance": self.variance}
+        return tensors, {**header, "step": self.step, "variance": self.variance, "means": [list(m) for m in self.means]}
 
     def restore(self, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
         """See `State.restore`."""
@@ -186,3 +188,6 @@ class Find(State):
         if not bool(torch.isfinite(mean).all() and (log_std.abs() <= _LIMIT).all()):
             raise ValueError("the policy holds numbers that none has")
         self.policy, self.step, self.variance = Policy(mean, log_std), step, variance
+        self.means = [(int(calls), float(mean)) for calls, mean in header["means"]]
+        if not all(math.isfinite(mean) for _, mean in self.means):
+            raise ValueError("a mean reward is no number")

@@ -52,18 +52,28 @@ class AccelerateReducer:
         self._accelerator.end_training()
 
 
-def launched() -> AccelerateReducer | None:
-    """The reducer where several processes were launched, None for a process alone.
+def place() -> tuple[int, int]:
+    """(rank, number of processes) as they were launched; (0, 1) for a process alone.
 
-    ImportError names the extra. ValueError where `accelerate launch --cpu` was asked for several and started one.
+    ValueError where `accelerate launch --cpu` was asked for several and started one.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if find_spec("accelerate") is None:
-            raise ImportError('training in several processes needs accelerate: python -m pip install "accelerate>=1.0"')
-        return AccelerateReducer()
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ:
         raise ValueError(
             "accelerate was asked for several processes and started one, because on the CPU it leaves that to MPI: "
             "use `accelerate launch --multi_gpu --num_processes N`, which works on the CPU too"
         )
-    return None
+    return 0, 1
+
+
+def launched() -> AccelerateReducer | None:
+    """The reducer where several processes were launched, None for a process alone; errors as `place`.
+
+    ImportError names the extra.
+    """
+    if place()[1] == 1:
+        return None
+    if find_spec("accelerate") is None:
+        raise ImportError('training in several processes needs accelerate: python -m pip install "accelerate>=1.0"')
+    return AccelerateReducer()

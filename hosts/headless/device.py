@@ -8,8 +8,14 @@ import torch
 
 
 def device() -> torch.device:
-    """The first CUDA device, else the CPU."""
+    """The CUDA device that was taken, else the first, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def take(number: int) -> None:
+    """Let networks of this process run on the CUDA device of this number, if there is any; more processes share."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
 
 
 def dtype(preferred: torch.dtype) -> torch.dtype:
