@@ -17,9 +17,13 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKFLOWS = REPOSITORY / "workflows"
-SAMPLES = {"KSampler", "SamplerCustomAdvanced"}
+# Nodes that sample, and which of their outputs is the LATENT to compare.
+SAMPLES = {
+    "KSampler": 0, "SamplerCustomAdvanced": 0, "RetortTreeSearch": 0, "RetortResumeSearch": 0,
+    "RetortDrawFromSearch": 0, "RetortNoisePolicy": 1,
+}  # fmt: skip
 # They need downloads that have no tiny stand-ins: ComfyUI's text encoders are of fixed size.
-DOWNLOADS = {"dmd2_sdxl_4step", "tdm_sd3_4step", "di_star_sdxl_1step"}
+DOWNLOADS = {"dmd2_sdxl_4step", "tdm_sd3_4step", "di_star_sdxl_1step", "search_sdxl_pickscore"}
 # They train for minutes: here two steps of everything.
 TRAINERS = {"train_distillation": "RetortTrainDistillation", "training_job": "RetortTrainingJob"}
 QUICK = {
@@ -38,11 +42,11 @@ from retort.hosts.headless.folders import Folders
 from retort.hosts.headless.run import run
 import asyncio
 torch.set_num_threads(1)
-source, out = Path(sys.argv[1]), Path(sys.argv[2])
+source, out, slots = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 prompt = workflow.read(source, asyncio.run(registry.everything())).prompt()
-ids = [key for key, node in prompt.items() if node["class_type"] in sys.argv[3:]]
+ids = {key: slots[node["class_type"]] for key, node in prompt.items() if node["class_type"] in slots}
 done = run(source, where=Folders(inputs=(source.parent,), output=out), keep=ids).results.outputs
-save_file({key: done[key][0][0]["samples"].contiguous() for key in ids}, out / "latents.safetensors")
+save_file({key: done[key][slot][0]["samples"].contiguous() for key, slot in ids.items()}, out / "latents.safetensors")
 print(json.dumps(prompt))
 """
 
@@ -51,13 +55,14 @@ def both(server, source: Path, folder: Path) -> dict[str, tuple]:
     """Latents (headless, ComfyUI) of every sampler node in a workflow file."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if k != "COMFYUI_PATH"} | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", HEADLESS, str(source), str(folder), *SAMPLES]
+    command = [sys.executable, "-c", HEADLESS, str(source), str(folder), json.dumps(SAMPLES)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     prompt = json.loads(done.stdout.splitlines()[-1])
     ours = load_file(folder / "latents.safetensors")
     for key in ours:
-        inputs = {"samples": [key, 0], "filename_prefix": f"agree/{source.stem}_{key}"}
+        slot = SAMPLES[prompt[key]["class_type"]]
+        inputs = {"samples": [key, slot], "filename_prefix": f"agree/{source.stem}_{key}"}
         prompt[f"save_{key}"] = {"class_type": "SaveLatent", "inputs": inputs}
     history = server.run(prompt)
     assert history["status"]["status_str"] == "success", history["status"]

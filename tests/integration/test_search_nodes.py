@@ -196,6 +196,48 @@ def test_other_networks(comfy, nodes, tiny, guided, sample, kind):
         assert torch.allclose(one, sample(guider, ancestral(comfy), sigmas, latent, seed=3), atol=1e-4)
 
 
+def test_a_search_outlives_the_session_and_is_drawn_from(comfy, ours, nodes, parts, guided, tmp_path, monkeypatch):
+    monkeypatch.setattr(comfy.folders, "get_output_directory", lambda: str(tmp_path))
+    _, model, positive, negative, vae, reward = parts("flow")
+    guider, sigmas, files = guided(model, positive, negative, 3.0), simple(comfy, model), ours("nodes.search_files")
+    saved = run(nodes, guider, sigmas, vae, reward, "dts", latent=empty(2))[2]
+    with torch.inference_mode():
+        name = files.RetortSaveSearch.execute(saved, "kept").args[0]
+        assert (tmp_path / "retort_searches" / "kept.safetensors").is_file()
+        loaded = files.RetortLoadSearch.execute(name).args[0]
+        here, there = (
+            nodes.RetortResumeSearch.execute(one, guider, vae, reward, calls=2 * CALLS, batch_size=8).args
+            for one in (saved, loaded)
+        )
+        assert torch.equal(here[1]["samples"], there[1]["samples"]) and len(here[0]["samples"]) == 2
+        drawn = files.RetortDrawFromSearch.execute(here[2], guider, count=5, seed=2).args[0]["samples"]
+        # A draw is one of the tree's finished latents, stored as a sampler stores it.
+        best = files.RetortDrawFromSearch.execute(here[2], guider, count=200, seed=2).args[0]["samples"]
+    assert drawn.shape == (10, 16, 8, 8)
+    assert torch.cdist(here[0]["samples"][:1].flatten(1), best[:200].flatten(1)).min() < 1e-3
+
+
+def test_a_noise_policy_goes_into_core_samplers(comfy, ours, nodes, parts, guided, sample):
+    _, model, positive, negative, vae, reward = parts("flow")
+    guider, sigmas, policies = guided(model, positive, negative, 3.0), simple(comfy, model), ours("nodes.noise_policy")
+    euler = comfy.samplers.sampler_object("euler")
+    with torch.inference_mode():
+        noise, best, _, saved, *_ = policies.RetortNoisePolicy.execute(
+            guider, sigmas, empty(), vae, reward, prompt=PROMPT, calls=2 * STEPS * 16, samples=8, seed=3, keep=16
+        ).args
+        other = policies.RetortPolicyNoise.execute(saved, 4).args[0]
+        sampled = comfy.custom.SamplerCustomAdvanced.execute(other, guider, euler, sigmas, empty(3))[0]["samples"]
+        plain = comfy.custom.SamplerCustomAdvanced.execute(
+            comfy.custom.Noise_RandomNoise(4), guider, euler, sigmas, empty(3)
+        )[0]["samples"]
+    assert saved.states[0].step == 2 and sampled.shape == (3, 16, 8, 8)
+    assert (sampled - plain).abs().max() > 1e-3 and torch.isfinite(sampled).all()
+    # The first candidate is core's plain sample of the seed.
+    first = next(c.latent for c in saved.states[0].best.found if c.number == 0)
+    stored = model.model.process_latent_out(first)
+    assert torch.allclose(stored, sample(guider, euler, sigmas, empty(), seed=3)[0], atol=1e-4)
+
+
 def test_a_server_runs_it(server, nodes):
     def step(name, /, **inputs):
         return {"class_type": name, "inputs": inputs}
