@@ -18,9 +18,10 @@ class Prior:
     """The sampler that a search draws from, alive inside one run of the host's guider.
 
     model(x, sigma (B,), **extra_args) -> x0 with guidance and mask inside. sigmas: on the model's device. shape: of one
-    latent. first: unit noise (1, ...) -> the latent at the top level. stored: x0 (B, ...) -> LATENT samples.
-    mixed_levels: whether one forward may hold several levels. calls_per_eval: network calls for one latent. identity:
-    of model and conditions. again: to be called when other networks may have taken the model's place on the GPU.
+    latent. first: unit noise (1, ...) -> the latent at the top level. stored: x0 (B, ...) -> LATENT samples. batch: as
+    many latents at once as were asked for and as memory holds. mixed_levels: whether one forward may hold several.
+    calls_per_eval: network calls for one latent. identity: of model and conditions. again: to be called when other
+    networks may have taken the model's place on the GPU.
     """
 
     model: Callable[..., Tensor]
@@ -32,6 +33,7 @@ class Prior:
     mixed_levels: bool
     calls_per_eval: int
     identity: str
+    batch: int
     again: Callable[[], None]
     extra_args: dict[str, Any] = field(default_factory=dict)
 

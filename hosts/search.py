@@ -199,7 +199,7 @@ class _Item:
         try:
             found = search(
                 prior.model, prior.shape, prior.sigmas, path=prior.path, transition=wish.transition, evaluate=evaluate,
-                config=wish.config, budget=self.budget, seed=self.seed, batch=self.batch, callback=callback,
+                config=wish.config, budget=self.budget, seed=self.seed, batch=prior.batch, callback=callback,
                 state=self.state, extra_args=prior.extra_args, noise=noise, start=prior.first,
                 mixed_levels=prior.mixed_levels, calls_per_eval=prior.calls_per_eval, keep=wish.keep,
                 identity=prior.identity,

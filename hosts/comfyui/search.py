@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import comfy.model_management
 import comfy.sample
 import comfy.utils
+import torch
 from comfy.samplers import CFGGuider, KSamplerX0Inpaint, Sampler
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from ..prior import Job, Prior, first_latent, identity
 from .coordinates import path_of
 from .sampler import KeepInVP
 
+_log = logging.getLogger("retort.search")
 CANCELLED = comfy.model_management.InterruptProcessingException
 # With these in a condition core looks at the first level of a batch only.
 _LEVEL_BOUND = {"control", "hooks", "timestep_start", "timestep_end", "gligen", "additional_models", "default"}
@@ -59,6 +62,7 @@ class SearchSampler(Sampler):
                 mixed_levels=_plain(model_wrap, extra_args["model_options"]),
                 calls_per_eval=_branches(model_wrap),
                 identity=identity(_parts(model_wrap)),
+                batch=_fitting(network, tuple(noise.shape), noise.device),
                 again=again,
                 extra_args={**extra_args, "denoise_mask": mask},
             )
@@ -95,6 +99,19 @@ def search(guider, samples: Tensor, mask: Tensor | None, sigmas: Tensor, noise: 
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
     )  # fmt: skip
     return found.to(comfy.model_management.intermediate_device())
+
+
+def _fitting(network, shape: tuple[int, ...], device: torch.device) -> int:
+    """The batch, halved until what core estimates for one condition of it fits beside the loaded weights."""
+    batch, row = shape[0], list(shape[1:])
+    if device.type == "cpu":
+        return batch
+    free = comfy.model_management.get_free_memory(device)
+    while batch > 1 and network.memory_required([batch, *row]) > free:
+        batch //= 2
+    if batch < shape[0]:
+        _log.warning("%d latents at once instead of %d: more do not fit into memory", batch, shape[0])
+    return batch
 
 
 def _plain(guider, options: dict[str, Any]) -> bool:

@@ -21,8 +21,8 @@ CANCELLED = KeyboardInterrupt
 class SearchSampler:
     """A SAMPLER that lets a job do the sampling."""
 
-    def __init__(self, guider: Guider, job: Job):
-        self.guider, self.job = guider, job
+    def __init__(self, guider: Guider, job: Job, batch: int):
+        self.guider, self.job, self.batch = guider, job, batch
 
     def sample(self, run: Run) -> Tensor:
         """What a guider calls with noise (1, ...); gives back what the job does."""
@@ -49,6 +49,7 @@ class SearchSampler:
                 mixed_levels=True,
                 calls_per_eval=_branches(self.guider),
                 identity=identity(_parts(self.guider)),
+                batch=self.batch,
                 again=lambda: None,
                 extra_args={"seed": run.seed},
             )
@@ -74,7 +75,7 @@ def search(
     guider: Guider, samples: Tensor, mask: Tensor | None, sigmas: Tensor, noise: Tensor, batch: int, seed: int, job: Job
 ) -> Tensor:
     """See `hosts.api`."""
-    return guider.sample(noise, samples, SearchSampler(guider, job), sigmas, mask, None, seed)
+    return guider.sample(noise, samples, SearchSampler(guider, job, batch), sigmas, mask, None, seed)
 
 
 def _guided(guider: Guider) -> bool:

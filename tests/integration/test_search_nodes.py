@@ -217,6 +217,17 @@ def test_a_search_outlives_the_session_and_is_drawn_from(comfy, ours, nodes, par
     assert torch.cdist(here[0]["samples"][:1].flatten(1), best[:200].flatten(1)).min() < 1e-3
 
 
+def test_a_batch_that_memory_does_not_hold_is_halved(comfy, ours, monkeypatch):
+    class Network:
+        def memory_required(self, shape):
+            return 100 * shape[0]
+
+    fitting = ours("hosts.comfyui.search")._fitting
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 450)
+    assert [fitting(Network(), (b, 4, 8, 8), torch.device("meta")) for b in (1, 4, 5, 16)] == [1, 4, 2, 4]
+    assert fitting(Network(), (16, 4, 8, 8), torch.device("cpu")) == 16
+
+
 def test_a_noise_policy_goes_into_core_samplers(comfy, ours, nodes, parts, guided, sample):
     _, model, positive, negative, vae, reward = parts("flow")
     guider, sigmas, policies = guided(model, positive, negative, 3.0), simple(comfy, model), ours("nodes.noise_policy")
