@@ -32,7 +32,8 @@ from retort.trainers.methods import read_config
 from retort.trainers.watch import Silent, read_metrics
 
 PROMPTS = ["a red 3", "a blue 7", "a red 3", "a blue 7"]
-ENTRY = Path(retort.__file__).parent / "hosts" / "job.py"
+# Resolved, since the package may be found through a link.
+ENTRY = Path(retort.__file__).resolve().parent / "hosts" / "job.py"
 
 
 @pytest.fixture

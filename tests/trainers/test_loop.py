@@ -16,10 +16,11 @@ import torch
 from retort.sampling.path import VE
 from retort.trainers import loop, pairs, state, watch
 from retort.trainers.adapters import LoraConfig
-from retort.trainers.config import RunConfig, TrainingConfig
+from retort.trainers.config import RunConfig, TrainingConfig, differences
 from retort.trainers.data import Data
 from retort.trainers.loop import Stopped, Trainer, TrainingFailed
 from retort.trainers.objectives.contract import Loss, Player
+from retort.trainers.objectives.dmd2 import DMD2Config
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,15 @@ def test_other_settings_are_refused_by_name(make):
     with pytest.raises(ValueError, match=r"lora\.rank: 1 -> 2"):
         make("run", lora=LoraConfig(rank=2)).train()
     assert make("run", steps=14, save_every=3).train()
+
+
+def test_a_students_steps_are_not_the_runs():
+    """Both are called steps: a run may be made longer, its student's grid stays."""
+    one = RunConfig("dmd2", DMD2Config(steps=1), TrainingConfig(steps=10))
+    longer = replace(one, training=replace(one.training, steps=20))
+    assert differences(one.to_json(), longer.to_json()) == []
+    four = replace(one, objective=DMD2Config(steps=4))
+    assert differences(one.to_json(), four.to_json()) == ["objective.steps: 1 -> 4"]
 
 
 def test_a_decaying_rate_fixes_the_number_of_steps(make):
