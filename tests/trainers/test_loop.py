@@ -42,7 +42,7 @@ class Two:
         self.level = torch.zeros(1)
         self.head = None
 
-    def prepare(self, batch):
+    def prepare(self, samples):
         torch.manual_seed(3)
         self.head = torch.nn.Linear(1, 1)
 
@@ -308,6 +308,17 @@ def test_killed_at_random_moments_loses_only_steps_since_the_last_save(tmp_path)
     assert child.stdout.readline().strip() == "equal"
     assert child.wait(60) == 0
     assert last > 0
+    assert not list((tmp_path / "run").rglob("*.part"))  # what the kills left behind is cleared away
+
+
+def test_what_a_kill_left_half_written_is_removed_and_a_jobs_status_is_not(make):
+    trainer = make("run", save_every=2)
+    parts = [trainer.folder / p for p in (".state.safetensors.9.part", "checkpoints/.a.9.part", ".status.json.9.part")]
+    for part in parts:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(b"half")
+    trainer.train()
+    assert [part.exists() for part in parts] == [False, False, True]
 
 
 class Seldom(Two):

@@ -15,7 +15,7 @@ In the papers' coordinates (a, s of `alpha_sigma`), with unit noise n:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -138,8 +138,8 @@ class TDM:
             "fake": Player("fake", rate=self.config.fake_rate, betas=BETAS),
         }
 
-    def prepare(self, batch: Batch) -> None:
-        """Nothing to learn from a first batch."""
+    def prepare(self, samples: Iterable[Batch]) -> None:
+        """Nothing to learn from the first samples."""
 
     def make_pairs(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
         """Never called: `pairs` is 0."""
