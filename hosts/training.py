@@ -75,6 +75,8 @@ def run(
     name = checked_name(request.name)
     folder = folder or host.runs_folder() / name
     config = request.config
+    if reward is not None:
+        _check_reward(reward, vae, request)
     for needed in (folder, host.loras_folder()):
         check_writable(needed)
     with host.training_session():
@@ -172,11 +174,23 @@ def encode(denoiser: Any, dataset: Dataset) -> Data:
     )
 
 
-def _latent_reward(host: Any, reward: Reward, vae: Any, denoiser: Any) -> Callable[..., Tensor]:
+def _check_reward(reward: Reward, vae: Any, request: Request) -> None:
+    if request.config.method != "di_star":
+        raise ValueError(
+            f"reward: {request.config.method} pleases none; choose the method di_star, or disconnect {reward.name}"
+        )
     if vae is None:
         raise ValueError(f"the reward {reward.name} looks at pictures: connect a VAE")
     if not reward.differentiable:
         raise ValueError(f"the reward {reward.name} has no gradient: DI* needs a differentiable one")
+    if not request.dataset.prompts:
+        raise ValueError(
+            f"the reward {reward.name} reads prompts, and encoded ones cannot be read: type them in `prompts` and "
+            "disconnect `positive`"
+        )
+
+
+def _latent_reward(host: Any, reward: Reward, vae: Any, denoiser: Any) -> Callable[..., Tensor]:
     differentiable = host.differentiable_decoder(vae)
 
     def score(x0: Tensor, prompts: tuple[str, ...], batch: Batch) -> Tensor:
