@@ -227,7 +227,9 @@ class Trainer:
     def _careful(self) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
+                raise
             raise TrainingFailed(f"memory ran out ({str(error)[:200]}): {memory.advice(self.settings)}") from error
         finally:
             if self.settings.gradient_checkpointing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from collections.abc import Mapping
@@ -56,12 +55,13 @@ def make(
     each = -(-maker.pairs // len(data))
     total = each * len(data)
     parts: dict[str, list[Tensor]] = {"noise": [], "target": []}
-    begin = 0
+    begin = end = 0
     while begin < total:
         shape = data.shape_of(begin // each)
         # A batch is of one size.
-        most = range(begin, min(total, begin + batch_size))
-        places = tuple(itertools.takewhile(lambda place, shape=shape: data.shape_of(place // each) == shape, most))
+        while end < min(total, begin + batch_size) and data.shape_of(end // each) == shape:
+            end += 1
+        places = tuple(range(begin, end))
         path = folder / "pairs" / f"{begin:07d}.safetensors"
         if path.is_file():
             found = load_file(path)
@@ -79,7 +79,7 @@ def make(
             watcher.says(f"teacher pairs: {places[-1] + 1} of {total}")
         for name, values in parts.items():
             values += found[name].cpu()
-        begin += len(places)
+        begin = end
     return parts
 
 

@@ -206,6 +206,9 @@ def test_nan_stops_and_keeps_the_last_good_weights(make):
 def test_out_of_memory_names_a_setting(make):
     with pytest.raises(TrainingFailed, match="gradient_checkpointing"):
         make("run", Stop(2, torch.OutOfMemoryError)).train()
+    for error in (MemoryError, lambda _: torch.empty(2**44)):  # what torch says on a CPU
+        with pytest.raises(TrainingFailed, match="gradient_checkpointing"):
+            make("run", Stop(2, error)).train()
     trainer = make("poor")
     trainer.free = lambda: 10
     with pytest.raises(TrainingFailed, match=r"free: turn gradient_checkpointing on; lower batch_size from 4"):
