@@ -25,11 +25,11 @@ from ..trainers.export import VERSION, metadata, read_lora, write_lora
 from ..trainers.files import check_writable, checked_name, write_json
 from ..trainers.loop import Reducer, Trainer, TrainingFailed
 from ..trainers.methods import METHODS
-from ..trainers.objectives.contract import Batch
+from ..trainers.objectives.contract import Batch, Objective
 from ..trainers.origin import origin
 from ..trainers.watch import METRICS, Watcher, open_picture, read_metrics
 
-FAKE_SEED = 1  # added to the run's seed for the fake score's adapter
+FAKE_SEED = 1  # added to the run's seed for the fake score's adapter; further adapters count on
 RESULT = "result.json"
 PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _log = logging.getLogger("retort.training")
@@ -82,9 +82,9 @@ def run(
     with host.training_session():
         denoiser = host.trainable(model, precision(config))
         try:
-            add_adapters(denoiser, config, request.start)
-            data = encode(denoiser, request.dataset)
             objective = METHODS[config.method].objective(config.objective, denoiser)
+            add_adapters(denoiser, config, objective, request.start)
+            data = encode(denoiser, request.dataset)
             decode = denoiser.preview if vae is None else (lambda x0: host.decode(vae, denoiser.latents_out(x0)))
             if reward is not None:
                 objective.reward = _latent_reward(host, reward, vae, denoiser)
@@ -139,13 +139,14 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def add_adapters(denoiser: Any, config: RunConfig, start: dict[str, Tensor] | None) -> None:
+def add_adapters(denoiser: Any, config: RunConfig, objective: Objective, start: dict[str, Tensor] | None) -> None:
     """The adapters that the method's players name; the student begins as `start` where one is given."""
     lora: LoraConfig = config.lora
     denoiser.adapters.add("student", lora, config.training.seed)
-    if METHODS[config.method].has_fake:
-        fake = replace(lora, rank=config.training.fake_rank or lora.rank, alpha=0.0, dropout=0.0)
-        denoiser.adapters.add("fake", fake, config.training.seed + FAKE_SEED)
+    fake = replace(lora, rank=config.training.fake_rank or lora.rank, alpha=0.0, dropout=0.0)
+    others = [player.adapter for player in objective.players.values() if player.adapter != "student"]
+    for number, name in enumerate(others):
+        denoiser.adapters.add(name, fake, config.training.seed + FAKE_SEED + number)
     if start is not None:
         denoiser.adapters.load_lora("student", denoiser.from_file(start))
 

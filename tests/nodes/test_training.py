@@ -20,7 +20,7 @@ from retort.nodes.training import (  # noqa: E402
     RetortTrainFlow,
     one,
 )
-from retort.trainers import job_watch  # noqa: E402
+from retort.trainers import job_watch, state  # noqa: E402
 from retort.trainers.watch import METRICS, read_metrics  # noqa: E402
 
 PROMPTS = "a bold blue seven\na thin red two"
@@ -66,6 +66,20 @@ def test_a_reward_has_a_part_in_what_is_learnt(run, where):
     assert all(isinstance(row["reward"], float) for row in rows)
     plain = run(RetortTrainDistillation, "di_star", {"ratio": 1}, name="plain")[0]
     assert any(not torch.equal(lora[k], plain[k]) for k in plain)
+
+
+def test_a_fake_score_for_each_step_is_saved_and_goes_on(run, where):
+    """Players that rest while others move: each has its own optimiser, and the run is the uninterrupted one."""
+    chosen = {"steps": 2, "conditioned": True, "diffusing": "top"}
+    whole = run(RetortTrainDistillation, "tdm", chosen, name="whole", steps=6)[0]
+    run(RetortTrainDistillation, "tdm", chosen, name="parts", steps=2)
+    assert all(
+        torch.equal(v, whole[k])
+        for k, v in run(RetortTrainDistillation, "tdm", chosen, name="parts", steps=6)[0].items()
+    )
+    groups = state.load(where.output / "retort" / "parts" / "state.safetensors", None)[0]
+    assert {"weights fake_2_0", "weights fake_2_1", "optimiser fake_2_0", "optimiser fake_2_1"} <= set(groups)
+    assert all("fake_loss" in row for row in read_metrics(where.output / "retort" / "parts" / METRICS))
 
 
 def test_a_reward_that_cannot_be_used_is_refused(run, where):
