@@ -219,8 +219,9 @@ class HostWatcher:
     def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         """One step on."""
         self._done = done
-        loss = metrics.get("student_loss")
-        self._progress.step(done, text="" if loss is None else f"step {done} of {total}, loss {loss:.4g}")
+        loss, rate = metrics.get("student_loss"), 1 / metrics["seconds"]
+        text = "" if loss is None else f"step {done} of {total}, loss {loss:.4g}, {rate:.3g} steps/s"
+        self._progress.step(done, text=text)
 
     def preview(self, images: Tensor, done: int, path: Path) -> None:
         """Show the contact sheet on the node."""

@@ -267,6 +267,25 @@ def test_checkpoints_are_kept_up_to_their_number(make):
     assert found == ["step_0000010.safetensors", "step_0000012.safetensors"]
 
 
+class Clock(watch.Silent):
+    """Every step takes 25 seconds."""
+
+    now = 0.0
+
+    def step(self, done, total, metrics):
+        """One on."""
+        self.now += 25.0
+
+
+def test_minutes_save_too(make, monkeypatch):
+    clock, saves = Clock(), []
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock.now)
+    trainer = make("run", clock, save_minutes=1.0, save_every=0)
+    monkeypatch.setattr(trainer, "save", lambda: saves.append(trainer.done))
+    trainer.train()
+    assert saves == [3, 6, 9, 12]
+
+
 def test_unwritable_folder(make, monkeypatch):
     trainer = make("run", save_every=2)
 
