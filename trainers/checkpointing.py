@@ -52,7 +52,7 @@ def disable(network: nn.Module) -> None:
 def _checkpointed(forward):
     def run(*args, **kwargs):
         # ComfyUI tells its blocks where they are through one dictionary, which says something else by the second pass.
-        args = [dict(value) if isinstance(value, dict) else value for value in args]
+        args = tuple(dict(value) if isinstance(value, dict) else value for value in args)
         kwargs = {key: dict(value) if isinstance(value, dict) else value for key, value in kwargs.items()}
         # Dropout is drawn anew in the second pass unless the random state is kept; it is cheap beside a block.
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
