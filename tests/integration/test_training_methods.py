@@ -14,7 +14,7 @@ pytestmark = pytest.mark.integration
 _spec = importlib.util.spec_from_file_location("retort_tiny_training", Path(__file__).with_name("tiny_training.py"))
 tiny = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tiny)
-files, loaded, host, sampled = tiny.files, tiny.loaded, tiny.host, tiny.sampled
+files, loaded, host, sampled, quantised = tiny.files, tiny.loaded, tiny.host, tiny.sampled, tiny.quantised
 SHAPES, level, module, x_of = tiny.SHAPES, tiny.level, tiny.module, tiny.x_of
 
 METHODS = {
@@ -60,6 +60,18 @@ def test_a_method_trains_with_checkpoints_and_previews(loaded, trained, kind, me
     result, rows = trained(model, positive, kind, method)
     assert len(rows) == 2 and all(torch.isfinite(torch.tensor(row["student_loss"])) for row in rows)
     assert result.path.is_file() and (tmp_path / method / "previews" / "step_0000002.png").is_file()
+
+
+def test_a_quantised_base_with_the_users_lora_is_distilled(comfy, trained, quantised):
+    """Teacher and fake score share the quantised weights; the LoRA that the MODEL carries is part of the teacher."""
+    model, positive = quantised
+    first, _ = trained(model, positive, "sd3", "flow")
+    with torch.inference_mode():
+        patched = comfy.sd.load_lora_for_models(model, None, first.lora, 1.0, 0.0)[0]
+    result, rows = trained(patched, positive, "sd3", "dmd2")
+    assert len(rows) == 2 and result.path.is_file()
+    notes = [json.loads((folder / "origin.json").read_text())["model"] for folder in (first.folder, result.folder)]
+    assert notes[0] != notes[1]
 
 
 @pytest.mark.parametrize("method", ["dmd2", "flow"])

@@ -106,7 +106,7 @@ def test_progress_and_previews_reach_the_page(app, spelled, base):
     nodes["c"] = spelled("RetortLossChart", run=["t", 3])
     with Listener(app) as page:
         done = succeeded(app.run(nodes, "listener"))
-        time.sleep(0.5)
+        wait_until(lambda: page.texts and b"6 steps: seen" in page.texts[-1])
     steps = [m["data"] for m in page.said if m["type"] == "progress" and m["data"]["node"] == "t"]
     assert steps and steps[-1]["value"] == steps[-1]["max"] == 6
     texts = [t.decode("utf-8", "replace") for t in page.texts]
@@ -129,13 +129,12 @@ def test_a_name_that_is_taken_and_a_run_that_is_done(app, spelled, base):
     nodes["p"] = spelled("PreviewAny", source=["t", 2])
     with Listener(app, "namer") as page:
         done = succeeded(app.run(nodes, "namer"))
-        time.sleep(0.5)
+        wait_until(lambda: page.texts and b"taken_2.safetensors, since" in page.texts[-1])
     assert done["outputs"]["p"]["text"] == ["taken_2.safetensors"]
     assert any("taken_2.safetensors, since another file" in t.decode("utf-8", "replace") for t in page.texts)
     assert list(load_file(loras / "taken.safetensors")) == ["mine"]
     # The same settings in another prompt, so that nothing is cached: the finished run gives what it wrote.
     post(app, "/free", {"unload_models": True, "free_memory": True})
-    wait_until(lambda: True, 1.5)
     done = succeeded(app.run(nodes))
     assert done["outputs"]["p"]["text"] == ["taken_2.safetensors"] and not (loras / "taken_3.safetensors").exists()
     # More steps go on; fewer give no other LoRA than the one there is.

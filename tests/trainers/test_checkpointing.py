@@ -66,6 +66,21 @@ def test_blocks_are_the_first_modules_inside_lists():
     assert names == ["input_blocks.0.0", "input_blocks.1.0", "input_blocks.1.1", "deep.blocks.0"]
 
 
+class Quantised(nn.Module):
+    """A linear layer that torch would not call one, as ComfyUI's with quantised weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 4, dtype=torch.float8_e4m3fn), requires_grad=False)
+
+
+def test_blocks_of_quantised_layers_are_blocks():
+    network = Network()
+    for block in network.blocks:
+        block.first, block.second = Quantised(), Quantised()
+    assert len(checkpointing.blocks(network)) == 3
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_nothing_is_kept_where_no_gradient_passes(frozen):
     network = Network().requires_grad_(not frozen)
