@@ -113,16 +113,18 @@ class Trainer:
                 self.reducer.any(False)
         # The same samples on every process and after every resume: heads and means are made from them. One at a time,
         # since sizes and lengths of prompts differ.
-        self.objective.prepare(
-            self.data.batch(self.denoiser, [i], [i], self.settings.seed, 0, 0.0)
-            for i in range(min(PREPARED, len(self.data)))
-        )
+        self.objective.prepare(self._first_samples())
         self.runners = {
             name: Runner.of(name, player, self.denoiser, self.settings)
             for name, player in self.objective.players.items()
         }
         student = self.runners["student"]
         self.average = {k: w.detach().clone() for k, w in student.weights.items()} if self.settings.ema else {}
+
+    def _first_samples(self) -> Iterator[Batch]:
+        for i in range(min(PREPARED, len(self.data))):
+            self.watcher.check()
+            yield self.data.batch(self.denoiser, [i], [i], self.settings.seed, 0, 0.0)
 
     # ---- state -----------------------------------------------------------------------------------
 
