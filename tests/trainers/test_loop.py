@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from retort.sampling.path import VE
-from retort.trainers import loop, pairs, state, watch
+from retort.trainers import loop, pairs, previews, state, watch
 from retort.trainers.adapters import LoraConfig
 from retort.trainers.config import RunConfig, TrainingConfig
 from retort.trainers.data import Data
@@ -217,6 +217,18 @@ def test_previews_are_drawn_from_fixed_noise(make):
     trainer.decode = lambda x: x.mean(1)[..., None].expand(-1, -1, -1, 3).sigmoid()
     trainer.train()
     assert sorted(p.name for p in (trainer.folder / "previews").iterdir()) == ["step_0000006.png", "step_0000012.png"]
+
+
+def test_a_videos_preview_is_a_few_of_its_frames(make):
+    trainer = make("run", previews=2)
+    trainer._prepare()
+
+    def decode(x0):
+        numbers = torch.arange(9.0).repeat(len(x0)) + 100 * torch.arange(len(x0)).repeat_interleave(9)
+        return numbers[:, None, None, None].expand(-1, 2, 2, 3)
+
+    images = previews.draw(trainer.denoiser, trainer.objective, trainer.data, trainer.settings, decode)
+    assert images[:, 0, 0, 0].tolist() == [0.0, 3.0, 5.0, 8.0, 100.0, 103.0, 105.0, 108.0]
 
 
 def test_previews_change_nothing(make):
