@@ -88,7 +88,9 @@ def run(
             decode = denoiser.preview if vae is None else (lambda x0: host.decode(vae, denoiser.latents_out(x0)))
             if reward is not None:
                 objective.reward = _latent_reward(host, reward, vae, denoiser)
-            started_on = origin(denoiser.base_hash, request.dataset, request.start)
+            started_on = origin(
+                denoiser.base_hash, request.dataset, request.start, None if reward is None else reward.name
+            )
             trainer = Trainer(
                 denoiser, objective, data, config, folder, watcher, decode, host.free_memory, reducer, started_on
             )

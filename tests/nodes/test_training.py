@@ -64,6 +64,8 @@ def test_a_reward_has_a_part_in_what_is_learnt(run, where):
     assert len(loss["loss"]) == 2 and (file, name) == ("pleased.safetensors", "pleased")
     rows = read_metrics(where.output / "retort" / "pleased" / METRICS)
     assert all(isinstance(row["reward"], float) for row in rows)
+    with pytest.raises(ValueError, match="name: the run in .* was started with another reward"):
+        run(RetortTrainDistillation, "di_star", chosen, name="pleased")
     plain = run(RetortTrainDistillation, "di_star", {"ratio": 1}, name="plain")[0]
     assert any(not torch.equal(lora[k], plain[k]) for k in plain)
 

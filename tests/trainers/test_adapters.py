@@ -64,6 +64,18 @@ def test_patterns_that_choose_nothing_are_named(adapters):
         adapters.add("student", LoraConfig(exclude="*"), 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_adapters_are_fp32_on_any_base_and_begin_alike(dtype):
+    rough, exact = Adapters(Network().to(dtype)), Adapters(Network())
+    for adapters in (rough, exact):
+        adapters.add("student", LoraConfig(rank=2), 5)
+    for key, weight in exact.parameters("student").items():
+        assert rough.parameters("student")[key].dtype == torch.float32
+        assert torch.equal(rough.parameters("student")[key], weight)
+    with rough.active("student"):
+        assert rough.network(X.to(dtype)).dtype == dtype
+
+
 def test_one_is_on_and_learns_and_the_base_never_does(adapters):
     base = result(adapters, None)
     for seed, name in enumerate(("student", "fake")):
