@@ -48,16 +48,16 @@ def test_a_batch_keeps_prompts_beside_their_pictures(tiny):
 
 
 def test_dropped_prompts_are_the_empty_one_of_their_size_and_their_share_is_right(tiny):
-    data = mixed()
+    data, denoiser = mixed(), tiny(VE)
     data.uncond, data.unconds = row(-1), {(3, 4, 8): row(-2)}
     means = [
-        float(data.batch(tiny(VE), [i], [0], 0, step, 0.3).cond["mean"]) for i in (0, 8) for step in range(300)
+        float(data.batch(denoiser, [i], [0], 0, step, 0.3).cond["mean"]) for i in (0, 8) for step in range(300)
     ]  # fmt: skip
     assert set(means) == {0.0, -1.0, 8.0, -2.0}
     for dropped in (-1.0, -2.0):
         assert means.count(dropped) / 300 == pytest.approx(0.3, abs=0.08)
-    whole = data.batch(tiny(VE), [0, 1, 2, 3], [0, 1, 2, 3], 0, 5, 0.5).cond["mean"]
-    parts = [data.batch(tiny(VE), [i], [i], 0, 5, 0.5).cond["mean"] for i in range(4)]
+    whole = data.batch(denoiser, [0, 1, 2, 3], [0, 1, 2, 3], 0, 5, 0.5).cond["mean"]
+    parts = [data.batch(denoiser, [i], [i], 0, 5, 0.5).cond["mean"] for i in range(4)]
     assert torch.equal(whole, torch.cat(parts))
 
 
