@@ -138,8 +138,8 @@ def train(case: Case, method: str, settings: TrainingConfig, folder: Path) -> Pe
         try:
             data = encode(denoiser, case.dataset())
             with peak() as found:
-                add_adapters(denoiser, config, None)
                 objective = METHODS[method].objective(config.objective, denoiser)
+                add_adapters(denoiser, config, objective, None)
                 Trainer(denoiser, objective, data, config, folder).train()
         finally:
             denoiser.release()
@@ -174,8 +174,8 @@ def data_share(case: Case, steps: int) -> Figure:
         config = RunConfig("flow", METHOD_SETTINGS["flow"], plain_settings(case.batch, steps + 4), LoraConfig())
         with host.training_session():
             denoiser = host.trainable(case.model)
-            add_adapters(denoiser, config, None)
             objective = METHODS["flow"].objective(config.objective, denoiser)
+            add_adapters(denoiser, config, objective, None)
             Trainer(denoiser, objective, encode(denoiser, case.dataset()), config, Path(folder)).train()
             denoiser.release()
         rows = read_metrics(Path(folder) / METRICS)[4:]

@@ -48,7 +48,7 @@ def require_one_group(joined: Joined) -> None:
         lengths = " and ".join(str(len(rows)) for rows, _ in joined.groups)
         raise ValueError(
             f"the batch's prompts have different lengths ({lengths} samples each), and a discriminator compares their "
-            "features: set batch_size to 1 and raise grad_accumulation instead, or use prompts of one length"
+            "features: set batch_size to 1 and raise accumulation instead, or use prompts of one length"
         )
 
 

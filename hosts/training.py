@@ -25,11 +25,11 @@ from ..trainers.export import VERSION, metadata, read_lora, write_lora
 from ..trainers.files import check_writable, checked_name, write_json
 from ..trainers.loop import Reducer, Trainer, TrainingFailed
 from ..trainers.methods import METHODS
-from ..trainers.objectives.contract import Batch
+from ..trainers.objectives.contract import Batch, Objective
 from ..trainers.origin import origin
 from ..trainers.watch import METRICS, Watcher, open_picture, read_metrics
 
-FAKE_SEED = 1  # added to the run's seed for the fake score's adapter
+FAKE_SEED = 1  # added to the run's seed for the fake score's adapter; further adapters count on
 RESULT = "result.json"
 PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _log = logging.getLogger("retort.training")
@@ -75,18 +75,22 @@ def run(
     name = checked_name(request.name)
     folder = folder or host.runs_folder() / name
     config = request.config
+    if reward is not None:
+        _check_reward(reward, vae, request)
     for needed in (folder, host.loras_folder()):
         check_writable(needed)
     with host.training_session():
         denoiser = host.trainable(model, precision(config))
         try:
-            add_adapters(denoiser, config, request.start)
-            data = encode(denoiser, request.dataset)
             objective = METHODS[config.method].objective(config.objective, denoiser)
+            add_adapters(denoiser, config, objective, request.start)
+            data = encode(denoiser, request.dataset)
             decode = denoiser.preview if vae is None else (lambda x0: host.decode(vae, denoiser.latents_out(x0)))
             if reward is not None:
                 objective.reward = _latent_reward(host, reward, vae, denoiser)
-            started_on = origin(denoiser.base_hash, request.dataset, request.start)
+            started_on = origin(
+                denoiser.base_hash, request.dataset, request.start, None if reward is None else reward.name
+            )
             trainer = Trainer(
                 denoiser, objective, data, config, folder, watcher, decode, host.free_memory, reducer, started_on
             )
@@ -137,13 +141,14 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def add_adapters(denoiser: Any, config: RunConfig, start: dict[str, Tensor] | None) -> None:
+def add_adapters(denoiser: Any, config: RunConfig, objective: Objective, start: dict[str, Tensor] | None) -> None:
     """The adapters that the method's players name; the student begins as `start` where one is given."""
     lora: LoraConfig = config.lora
     denoiser.adapters.add("student", lora, config.training.seed)
-    if METHODS[config.method].has_fake:
-        fake = replace(lora, rank=config.training.fake_rank or lora.rank, alpha=0.0, dropout=0.0)
-        denoiser.adapters.add("fake", fake, config.training.seed + FAKE_SEED)
+    fake = replace(lora, rank=config.training.fake_rank or lora.rank, alpha=0.0, dropout=0.0)
+    others = [player.adapter for player in objective.players.values() if player.adapter != "student"]
+    for number, name in enumerate(others):
+        denoiser.adapters.add(name, fake, config.training.seed + FAKE_SEED + number)
     if start is not None:
         denoiser.adapters.load_lora("student", denoiser.from_file(start))
 
@@ -172,11 +177,23 @@ def encode(denoiser: Any, dataset: Dataset) -> Data:
     )
 
 
-def _latent_reward(host: Any, reward: Reward, vae: Any, denoiser: Any) -> Callable[..., Tensor]:
+def _check_reward(reward: Reward, vae: Any, request: Request) -> None:
+    if request.config.method != "di_star":
+        raise ValueError(
+            f"reward: {request.config.method} pleases none; choose the method di_star, or disconnect {reward.name}"
+        )
     if vae is None:
         raise ValueError(f"the reward {reward.name} looks at pictures: connect a VAE")
     if not reward.differentiable:
         raise ValueError(f"the reward {reward.name} has no gradient: DI* needs a differentiable one")
+    if not request.dataset.prompts:
+        raise ValueError(
+            f"the reward {reward.name} reads prompts, and encoded ones cannot be read: type them in `prompts` and "
+            "disconnect `positive`"
+        )
+
+
+def _latent_reward(host: Any, reward: Reward, vae: Any, denoiser: Any) -> Callable[..., Tensor]:
     differentiable = host.differentiable_decoder(vae)
 
     def score(x0: Tensor, prompts: tuple[str, ...], batch: Batch) -> Tensor:
@@ -204,8 +221,9 @@ class HostWatcher:
     def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         """One step on."""
         self._done = done
-        loss = metrics.get("student_loss")
-        self._progress.step(done, text="" if loss is None else f"step {done} of {total}, loss {loss:.4g}")
+        loss, rate = metrics.get("student_loss"), 1 / metrics["seconds"]
+        text = "" if loss is None else f"step {done} of {total}, loss {loss:.4g}, {rate:.3g} steps/s"
+        self._progress.step(done, text=text)
 
     def preview(self, images: Tensor, done: int, path: Path) -> None:
         """Show the contact sheet on the node."""

@@ -27,6 +27,23 @@ def _cfg(value: float) -> Any:
     )
 
 
+def _fake() -> list:
+    """How the fake score keeps up with the student."""
+    return [
+        io.Int.Input(
+            "ratio", default=5, min=1, max=1000, tooltip="Updates of the fake score for one update of the student."
+        ),
+        io.Float.Input(
+            "fake_rate",
+            default=1.0,
+            min=0.001,
+            max=1000.0,
+            step=0.1,
+            tooltip="Learning rate of the fake score over the student's.",
+        ),
+    ]
+
+
 def _levels() -> list:
     """At which levels student and teacher are compared."""
     return [
@@ -59,17 +76,7 @@ def _matching(cfg: float, gan: float) -> list:
     return [
         *_student(1),
         _cfg(cfg),
-        io.Int.Input(
-            "ratio", default=5, min=1, max=1000, tooltip="Updates of the fake score for one update of the student."
-        ),
-        io.Float.Input(
-            "fake_rate",
-            default=1.0,
-            min=0.001,
-            max=1000.0,
-            step=0.1,
-            tooltip="Learning rate of the fake score over the student's.",
-        ),
+        *_fake(),
         io.Float.Input(
             "gan_weight",
             default=gan,
@@ -208,6 +215,9 @@ def _tdm() -> list:
             advanced=True,
             tooltip=("Several numbers of steps for one student, such as 1, 2, 4 (TDM-unify); empty for one number."),
         ),
+        io.Boolean.Input(
+            "conditioned", default=False, advanced=True, tooltip="Tell the fake score the step: an adapter for each."
+        ),
     ]
 
 
@@ -215,17 +225,7 @@ def _di_star() -> list:
     return [
         *_student(1),
         _cfg(7.5),
-        io.Int.Input(
-            "ratio", default=5, min=1, max=1000, tooltip="Updates of the fake score for one update of the student."
-        ),
-        io.Float.Input(
-            "fake_rate",
-            default=1.0,
-            min=0.001,
-            max=1000.0,
-            step=0.1,
-            tooltip="Learning rate of the fake score over the student's.",
-        ),
+        *_fake(),
         io.Float.Input(
             "alpha_rew",
             default=0.0,

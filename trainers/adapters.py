@@ -197,7 +197,7 @@ class Adapters:
     def load_lora(self, name: str, lora: dict[str, Tensor]) -> None:
         """Start an adapter from a LoRA of at most its rank (layers as `parameters` names them, alpha = rank).
 
-        ValueError for layers that the adapter lacks, and for a higher rank.
+        ValueError for layers that the adapter lacks, and for a higher rank or other widths.
         """
         mine = self.parameters(name)
         unknown = [key for key in lora if key not in mine]
@@ -212,8 +212,13 @@ class Adapters:
                 rank, own = (value.shape[0], weight.shape[0]) if down else (value.shape[1], weight.shape[1])
                 if rank > own:
                     raise ValueError(f"the LoRA has rank {rank} and the adapter {own}: set rank to at least {rank}")
-                if down:
-                    weight[:rank].copy_(value)
-                else:
+                part = weight[:rank] if down else weight[:, :rank]
+                if value.shape[:2] != part.shape[:2] or value.numel() != part.numel():
+                    raise ValueError(
+                        f"the LoRA's {key} is of shape {tuple(value.shape)} and takes {tuple(part.shape)} here: use a "
+                        "LoRA for this model"
+                    )
+                if not down:
                     weight.zero_()
-                    weight[:, :rank].copy_(value / self._scales[name])
+                    value = value / self._scales[name]
+                part.copy_(value.view_as(part))

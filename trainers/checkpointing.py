@@ -8,7 +8,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def blocks(network: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -31,8 +30,9 @@ def blocks(network: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _layers(module: nn.Module) -> int:
-    # A layer with adapters holds three, and is still one.
-    return sum(isinstance(part, LAYERS) for name, part in module.named_modules() if "lora_" not in name)
+    # By their weights: quantised layers are none of torch's classes. A layer with adapters holds three, and is one.
+    weights = [p for name, p in module.named_parameters() if name.endswith("weight") and "lora_" not in name]
+    return sum(weight.ndim >= 2 for weight in weights)
 
 
 def enable(network: nn.Module) -> int:
@@ -51,6 +51,9 @@ def disable(network: nn.Module) -> None:
 
 def _checkpointed(forward):
     def run(*args, **kwargs):
+        # ComfyUI tells its blocks where they are through one dictionary, which says something else by the second pass.
+        args = tuple(dict(value) if isinstance(value, dict) else value for value in args)
+        kwargs = {key: dict(value) if isinstance(value, dict) else value for key, value in kwargs.items()}
         # Dropout is drawn anew in the second pass unless the random state is kept; it is cheap beside a block.
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 

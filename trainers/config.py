@@ -17,7 +17,8 @@ Decay = Literal["constant", "linear", "cosine"]
 Optimiser = Literal["adamw", "adamw8bit"]
 Precision = Literal["auto", "fp32", "bf16"]
 
-# May differ between a run and its continuation: they change no gradient.
+# Of the training's settings these may differ between a run and its continuation: they change no gradient. A method's
+# own `steps` are the student's grid, and may not.
 FREE = ("steps", "save_every", "save_minutes", "preview_every", "previews", "gradient_checkpointing", "keep")
 MOST_STEPS = 10_000_000
 
@@ -122,7 +123,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "")
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differences(a, b, f"{where}{key}.")
-        elif a != b and key not in FREE:
+        elif a != b and not (where == "training." and key in FREE):
             found.append(f"{where}{key}: {a!r} -> {b!r}")
     # A decaying rate depends on the number of steps, so there the run would differ from an uninterrupted one.
     if where == "training." and old.get("steps") != new.get("steps") and old.get("decay") != "constant":

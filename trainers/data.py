@@ -29,7 +29,7 @@ class Data:
     latents: Sequence[Tensor] | None = None
     shape: tuple[int, ...] | None = None
     unconds: dict[tuple[int, ...], Cond] = field(default_factory=dict)
-    pairs: dict[str, Tensor] = field(default_factory=dict)
+    pairs: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.conds)
@@ -114,9 +114,12 @@ class Data:
         columns: dict[str, Tensor] = {}
         if self.pairs:
             each = len(self.pairs["noise"]) // len(self)
-            which = draws.integers("pair", 0, each).cpu()
-            chosen = torch.tensor(rows) * each + which
-            columns = {f"pair_{name}": values[chosen].float().to(device) for name, values in self.pairs.items()}
+            which = draws.integers("pair", 0, each).tolist()
+            chosen = [row * each + number for row, number in zip(rows, which, strict=True)]
+            columns = {
+                f"pair_{name}": torch.stack([values[i] for i in chosen]).float().to(device)
+                for name, values in self.pairs.items()
+            }
         return Batch(
             draws=draws,
             shape=self.shape_of(rows[0]),

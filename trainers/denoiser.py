@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -15,6 +16,8 @@ from .objectives.contract import Cond, Prediction, Schedule
 
 # Where a discriminator looks: how deep into the blocks (half way, and three quarters).
 DEPTHS = (0.5, 0.75)
+# Sides of a transformer's patches: how many tokens a latent makes.
+PATCHES = (1, 2, 4)
 
 
 class Denoiser:
@@ -67,7 +70,7 @@ class Denoiser:
 
     def predict_with_features(self, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, list[Tensor]]:
         """See the contract."""
-        with self._watching() as seen:
+        with self._watching(x) as seen:
             x0 = self.predict_x0(x, sigma, cond)
         return x0, [part.float() for part in seen]
 
@@ -78,20 +81,23 @@ class Denoiser:
         return [f.shape[-1] if f.ndim == 3 else f.shape[1] for f in features]
 
     @contextmanager
-    def _watching(self) -> Iterator[list[Tensor]]:
+    def _watching(self, x: Tensor) -> Iterator[list[Tensor]]:
         seen: list[Tensor] = []
         found = [module for _, module in checkpointing.blocks(self.network)]
         if not found:
             raise ValueError(
                 f"{type(self.network).__name__} has no list of blocks: a discriminator has no features here"
             )
+        counts = {math.prod([*x.shape[2:-2], *(-(-side // patch) for side in x.shape[-2:])]) for patch in PATCHES}
         chosen = sorted({min(len(found) - 1, int(depth * len(found))) for depth in DEPTHS})
 
         def keep(module, args, output):
             parts = [p for p in (output if isinstance(output, tuple | list) else (output,)) if isinstance(p, Tensor)]
             parts = [p for p in parts if p.ndim >= 3]
-            # A block of a joint transformer returns text and image; the image is the larger, or comes last.
-            seen.append(max(reversed(parts), key=Tensor.numel))
+            # A block of a joint transformer returns text and image. At few pixels the text is the longer, so that the
+            # count of tokens tells first; else the image is the larger, or comes last.
+            image = [p for p in parts if p.ndim > 3 or p.shape[1] in counts]
+            seen.append(max(reversed(image or parts), key=Tensor.numel))
 
         hooks = [found[i].register_forward_hook(keep) for i in chosen]
         try:

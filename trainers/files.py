@@ -44,6 +44,12 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def forget_parts(folder: Path, name: str = "*") -> None:
+    """Remove what killed writers left of files of this name here. Only for files that the caller alone writes."""
+    for part in folder.glob(f".{name}.*.part"):
+        part.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """A JSON file, atomically."""
     write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())

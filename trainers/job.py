@@ -17,6 +17,7 @@ from .config import RunConfig, read
 from .dataset import Dataset
 from .files import checked_name, write_json
 from .methods import read_config
+from .objectives.di_star import DIStarConfig
 from .sources import Base, Vae, checked_path, read_base
 
 FORMAT = 1
@@ -43,6 +44,11 @@ class Job:
             checked_path(self.start, "start")
         if self.started_by not in get_args(Starter):
             raise ValueError(f"started_by must be one of {', '.join(get_args(Starter))}, got {self.started_by!r:.80}")
+        if isinstance(self.config.objective, DIStarConfig) and self.config.objective.alpha_rew:
+            raise ValueError(
+                f"alpha_rew is {self.config.objective.alpha_rew}, and a job takes no reward: set it to 0, or train in "
+                "the node Train Distillation"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """What job.json holds."""

@@ -17,16 +17,16 @@ from .accumulation import Accumulation
 from .config import RunConfig, TrainingConfig
 from .data import Data
 from .denoiser import Denoiser
-from .files import locked, tensors, write_atomically, write_json
+from .files import forget_parts, locked, tensors, write_atomically, write_json
 from .objectives.contract import Batch, Loss, Objective
 from .origin import recognise
 from .players import Runner
 from .processes import Alone, Reducer
-from .watch import Metrics, Silent, Watcher, save_sheet
+from .watch import METRICS, Metrics, Silent, Watcher, save_sheet
 
 STATE = "state.safetensors"
 CONFIG = "config.json"
-PREPARED = 8  # samples that an objective sees before its first step
+PREPARED = 64  # samples, at most, that an objective sees before its first step
 
 
 class Stopped(Exception):
@@ -111,16 +111,20 @@ class Trainer:
             )  # fmt: skip
             if not self.reducer.rank:
                 self.reducer.any(False)
-        # The same samples on every process and after every resume: heads and means are made from them.
-        rows = [i for i in range(len(self.data)) if self.data.shape_of(i) == self.data.shape_of(0)][:PREPARED]
-        batch = self.data.batch(self.denoiser, rows, range(len(rows)), self.settings.seed, 0, 0.0)
-        self.objective.prepare(batch)
+        # The same samples on every process and after every resume: heads and means are made from them. One at a time,
+        # since sizes and lengths of prompts differ.
+        self.objective.prepare(self._first_samples())
         self.runners = {
             name: Runner.of(name, player, self.denoiser, self.settings)
             for name, player in self.objective.players.items()
         }
         student = self.runners["student"]
         self.average = {k: w.detach().clone() for k, w in student.weights.items()} if self.settings.ema else {}
+
+    def _first_samples(self) -> Iterator[Batch]:
+        for i in range(min(PREPARED, len(self.data))):
+            self.watcher.check()
+            yield self.data.batch(self.denoiser, [i], [i], self.settings.seed, 0, 0.0)
 
     # ---- state -----------------------------------------------------------------------------------
 
@@ -177,8 +181,13 @@ class Trainer:
         lock = contextlib.nullcontext() if self.reducer.rank else locked(self.folder)
         with lock, self._careful():
             self.reducer.any(False)  # nobody touches the folder before the first process holds it
-            if self.origin is not None and not self.reducer.rank:
-                recognise(self.folder, self.origin, self.state_file.is_file())
+            if not self.reducer.rank:
+                for name in (STATE, CONFIG, METRICS):  # not all: others write a job's status meanwhile
+                    forget_parts(self.folder, name)
+                for inner in ("checkpoints", "pairs", "previews"):
+                    forget_parts(self.folder / inner)
+                if self.origin is not None:
+                    recognise(self.folder, self.origin, self.state_file.is_file())
             self._prepare()
             # Before resuming, whose averages would count twice.
             free = self.free()
@@ -220,7 +229,9 @@ class Trainer:
     def _careful(self) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
+                raise
             raise TrainingFailed(f"memory ran out ({str(error)[:200]}): {memory.advice(self.settings)}") from error
         finally:
             if self.settings.gradient_checkpointing:

@@ -97,6 +97,12 @@ def advice(config: TrainingConfig) -> str:
     return "; ".join(ways)
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ended; without CUDA torch has no class of its own for it."""
+    signs = ("DefaultCPUAllocator", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in signs)
+
+
 def too_much(estimate: Estimate, free: int, config: TrainingConfig) -> str | None:
     """What to tell the user when the estimate exceeds the free memory, else None."""
     if estimate.more <= free:

@@ -18,12 +18,10 @@ from .objectives.tdm import TDM, TDMConfig
 
 @dataclass(frozen=True)
 class Method:
-    """A method's settings and maths; whether its student samples in few steps, and whether it keeps a fake score."""
+    """A method's settings and maths."""
 
     config: type
     objective: type
-    distils: bool = True
-    has_fake: bool = True
 
 
 METHODS: dict[str, Method] = {
@@ -31,8 +29,8 @@ METHODS: dict[str, Method] = {
     "f_distill": Method(FDistillConfig, FDistill),
     "tdm": Method(TDMConfig, TDM),
     "di_star": Method(DIStarConfig, DIStar),
-    "flow": Method(FlowMatchingConfig, FlowMatching, distils=False, has_fake=False),
-    "few_shot": Method(FewShotConfig, FewShot, distils=False, has_fake=False),
+    "flow": Method(FlowMatchingConfig, FlowMatching),
+    "few_shot": Method(FewShotConfig, FewShot),
 }
 
 

@@ -23,8 +23,10 @@ TOLERANCE = 0.02
 MARKS, MOST = 4, 65_536
 
 
-def origin(base_hash: str, dataset: Dataset, start: dict[str, Tensor] | None) -> dict[str, Any]:
-    """The base's hash, the marks of the data set and the hash of the LoRA that the student begins as: JSON values."""
+def origin(
+    base_hash: str, dataset: Dataset, start: dict[str, Tensor] | None, reward: str | None = None
+) -> dict[str, Any]:
+    """As JSON values: the base's hash, the data set's marks, the hash of the LoRA to begin as, the reward's name."""
     marked: dict[int, list] = {}
     for tokens, _ in dataset.entries:
         if id(tokens) not in marked:
@@ -36,6 +38,7 @@ def origin(base_hash: str, dataset: Dataset, start: dict[str, Tensor] | None) ->
         "latents": None if dataset.latents is None else [mark(latent) for latent in dataset.latents],
         "size": None if dataset.shape is None or dataset.latents is not None else list(dataset.shape),
         "start_from": None if start is None else weights_hash(start),
+        "reward": reward,
     }
 
 

@@ -44,8 +44,9 @@ def make(
     batch_size: int,
     watcher: Watcher,
     made_for: Mapping[str, Any],
-) -> dict[str, Tensor]:
-    """{"noise", "target"}: pairs in the order of prompts, `count / prompts` for each, in fp16.
+) -> dict[str, list[Tensor]]:
+    """{"noise", "target"}: pairs in the order of prompts, `count / prompts` for each, in fp16, each as large as its
+    sample's latent.
 
     They are written batch by batch, so that a run that was stopped here goes on where it was. made_for: the settings
     and data that they depend on; pairs that were made for others are made again.
@@ -54,28 +55,32 @@ def make(
     each = -(-maker.pairs // len(data))
     total = each * len(data)
     parts: dict[str, list[Tensor]] = {"noise": [], "target": []}
-    for begin in range(0, total, batch_size):
+    begin = end = 0
+    while begin < total:
+        shape = data.shape_of(begin // each)
+        # A batch is of one size.
+        while end < min(total, begin + batch_size) and data.shape_of(end // each) == shape:
+            end += 1
+        places = tuple(range(begin, end))
         path = folder / "pairs" / f"{begin:07d}.safetensors"
         if path.is_file():
             found = load_file(path)
-            wanted = (min(total, begin + batch_size) - begin, *data.shape_of(begin // each))
+            wanted = (len(places), *shape)
             if any(name not in found or tuple(found[name].shape) != wanted for name in parts):
                 raise ValueError(f"{path} holds no teacher pairs of this run; delete the folder {path.parent}")
         else:
             watcher.check()
-            places = tuple(range(begin, min(total, begin + batch_size)))
-            rows = [place // each for place in places]
-            draws = Draws(seed, -1, places, denoiser.device)
-            noise = draws.normal("pair", data.shape_of(rows[0]))
-            cond = denoiser.join([data.conds[i] for i in rows])
-            uncond = data.without(denoiser, data.shape_of(rows[0]), len(rows))
+            noise = Draws(seed, -1, places, denoiser.device).normal("pair", shape)
+            cond = denoiser.join([data.conds[place // each] for place in places])
+            uncond = data.without(denoiser, shape, len(places))
             target = maker.make_pairs(noise, cond, uncond)
             found = {"noise": noise.half(), "target": target.half()}
             write_atomically(path, tensors(found))
             watcher.says(f"teacher pairs: {places[-1] + 1} of {total}")
         for name, values in parts.items():
-            values.append(found[name].cpu())
-    return {name: torch.cat(values) for name, values in parts.items()}
+            values += found[name].cpu()
+        begin = end
+    return parts
 
 
 def _forget_others(folder: Path, made_for: Mapping[str, Any]) -> None:

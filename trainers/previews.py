@@ -13,12 +13,17 @@ from .data import Data
 from .denoiser import Denoiser
 from .objectives.contract import Draws, Objective
 
+# Of a video a preview shows so many, from its first to its last.
+FRAMES = 4
+
 
 @torch.no_grad()
 def draw(
     denoiser: Denoiser, objective: Objective, data: Data, settings: TrainingConfig, decode: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Pictures (B, H, W, 3) in [0, 1] of the first prompts; B is settings.previews, fewer where sizes differ."""
+    """Pictures (B, H, W, 3) in [0, 1] of the first prompts; B is settings.previews, fewer where sizes differ, and
+    FRAMES of each for videos, whose frames `decode` gives one after another.
+    """
     rows = [i % len(data) for i in range(settings.previews)]
     shape = data.shape_of(rows[0])
     rows = [i for i in rows if data.shape_of(i) == shape]
@@ -29,7 +34,11 @@ def draw(
             draws = Draws(settings.seed, -2, tuple(range(begin, begin + len(part))), denoiser.device)
             cond = denoiser.join([data.conds[i] for i in part])
             uncond = data.without(denoiser, shape, len(part))
-            pictures.append(decode(objective.sample(draws.normal("preview", shape), cond, uncond)).cpu())
+            images = decode(objective.sample(draws.normal("preview", shape), cond, uncond)).cpu()
+            frames = images.unflatten(0, (len(part), -1))
+            if frames.shape[1] > FRAMES:
+                frames = frames[:, torch.linspace(0, frames.shape[1] - 1, FRAMES).round().long()]
+            pictures.append(frames.flatten(0, 1))
     return torch.cat(pictures)
 
 

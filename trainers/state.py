@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .config import RunConfig, differences
+from .config import MOST_STEPS, RunConfig, differences
 from .files import tensors, write_atomically
 
 FORMAT = 1
@@ -40,18 +40,31 @@ def load(path: Path, config: RunConfig | None) -> tuple[dict[str, dict[str, Tens
         raise ValueError(f"{path} cannot be read ({error}); start anew under another name") from error
     if metadata.get("retort_state") != str(FORMAT):
         raise ValueError(f"{path} is no training state of this version of Retort; start anew under another name")
-    if config is not None:
-        changed = differences(json.loads(metadata["config"]), config.to_json())
-        if changed:
-            raise ValueError(
-                f"the run in {path.parent} was started with other settings ({'; '.join(changed[:6])}). Set them back "
-                "to go on, or give the run another name"
-            )
+    try:
+        before, counters = json.loads(metadata["config"]), _counters(json.loads(metadata["counters"]))
+        changed = [] if config is None else differences(before, config.to_json())
+    except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}); start anew under another name"
+        ) from error
+    if changed:
+        raise ValueError(
+            f"the run in {path.parent} was started with other settings ({'; '.join(changed[:6])}). Set them back "
+            "to go on, or give the run another name"
+        )
     groups: dict[str, dict[str, Tensor]] = {}
     for key, value in flat.items():
         group, _, name = key.partition("/")
         groups.setdefault(group, {})[name] = value
-    return groups, json.loads(metadata["counters"])
+    return groups, counters
+
+
+def _counters(found: dict[str, Any]) -> dict[str, Any]:
+    """The run's counters; ValueError for numbers that no run has."""
+    for name, most in (("done", MOST_STEPS), ("position", 2**62)):
+        if not isinstance(found[name], int) or not 0 <= found[name] <= most:
+            raise ValueError(f"{name} is {found[name]!r:.40}")
+    return found
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
@@ -73,6 +86,11 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, names: list[str], saved:
         raise ValueError(f"the saved optimiser belongs to other layers, such as {sorted(set(by_name) - set(names))[0]}")
     for name, parameter in zip(names, _parameters(optimiser), strict=True):
         entries = by_name.get(name)
+        for entry in ("exp_avg", "exp_avg_sq"):
+            if entries and entry in entries and entries[entry].shape != parameter.shape:
+                raise ValueError(
+                    f"the saved optimiser's {entry} of {name} has another shape; start anew under another name"
+                )
         if entries:
             optimiser.state[parameter] = {entry: _own(value, parameter.device) for entry, value in entries.items()}
 

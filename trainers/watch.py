@@ -68,7 +68,7 @@ class Metrics:
     def __init__(self, folder: Path, done: int):
         """Open the log of a run that has `done` steps; lines beyond them are from a lost attempt and go."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / METRICS
+        self._path = path = folder / METRICS
         kept = [row for row in read_metrics(path) if row["step"] <= done]
         write_atomically(path, "".join(_line(row) for row in kept).encode())
         self._handle = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
@@ -82,8 +82,11 @@ class Metrics:
             self.flush()
 
     def flush(self) -> None:
-        """Hand all lines to the file system."""
-        self._handle.flush()
+        """Hand all lines to the file system. OSError names the file."""
+        try:
+            self._handle.flush()
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write {self._path}: {error.strerror}; free space") from error
         self._flushed = time.monotonic()
 
     def close(self) -> None:

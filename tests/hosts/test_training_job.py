@@ -32,7 +32,8 @@ from retort.trainers.methods import read_config
 from retort.trainers.watch import Silent, read_metrics
 
 PROMPTS = ["a red 3", "a blue 7", "a red 3", "a blue 7"]
-ENTRY = Path(retort.__file__).parent / "hosts" / "job.py"
+# Resolved, since the package may be found through a link.
+ENTRY = Path(retort.__file__).resolve().parent / "hosts" / "job.py"
 
 
 @pytest.fixture
@@ -88,7 +89,8 @@ def same(a: Path, b: Path) -> bool:
 
 @pytest.mark.slow
 def test_killed_stopped_and_finished_elsewhere_it_is_the_nodes_lora_to_the_bit(made, request_for):
-    settings = {"steps": 80, "save_every": 10}
+    # So many steps that both signals, however late, come before the last; how many it is to be is said at the end.
+    settings = {"steps": 100_000, "save_every": 10}
     folder = made("mine", **settings)
     pid = starter.start(folder, host.job_arguments())
     assert read_status(folder).going
@@ -109,10 +111,12 @@ def test_killed_stopped_and_finished_elsewhere_it_is_the_nodes_lora_to_the_bit(m
     os.kill(pid, signal.SIGTERM)
     until(lambda: not read_status(folder).going)
     status = read_status(folder)
-    assert status.state == "stopped" and 10 < status.step < 80, (status, job_watch.log_tail(folder))
+    assert status.state == "stopped" and status.step > 10, (status, job_watch.log_tail(folder))
 
+    settings["steps"] = status.step + 5
+    made("mine", **settings)
     assert run_job(host, folder).state == "finished"
-    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == list(range(1, 81))
+    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == list(range(1, settings["steps"] + 1))
     model, vae, request = request_for("inside", **settings)
     result = training.run(host, model, request, watcher=Silent(), vae=vae)
     assert same(result.path, host.loras_folder() / read_status(folder).lora)

@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 SHAPES = {"digits flow": 16, "digits eps": 16, "sd3": 16, "sd15": 4, "flux": 16, "wan": 16}
 CONTEXTS = {"sd3": (8, 64), "sd15": (77, 768), "flux": (8, 64), "wan": (8, 4096)}
@@ -87,6 +87,24 @@ def loaded(comfy, files):
         return made[kind]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def quantised(comfy, files, tmp_path_factory):
+    """MODEL and CONDITIONING of the SD3 layout from a file with fp8 weights."""
+    weights = load_file(files("sd3"))
+    for name in [n for n in weights if n.endswith(("qkv.weight", "fc1.weight"))]:
+        scale = weights[name].abs().max() / 448
+        layer = name.removesuffix("weight")
+        parts = {"weight": (weights.pop(name) / scale).to(torch.float8_e4m3fn), "weight_scale": scale}
+        weights |= {layer + k: v for k, v in parts.items()}
+        weights[layer + "comfy_quant"] = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    path = tmp_path_factory.mktemp("quantised") / "fp8.safetensors"
+    save_file(weights, path)
+    with torch.inference_mode():
+        generator = torch.Generator().manual_seed(2)
+        extra = {"pooled_output": torch.randn(1, 48, generator=generator)}
+        return comfy.sd.load_diffusion_model(str(path)), [[torch.randn(1, 8, 64, generator=generator), extra]]
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ METHODS = {
     "f_distill": ["divergence", *MATCHING, "ratio_ema", "ratio_low", "ratio_high", "ratio_normalise"],
     "tdm": [
         "steps", "timesteps", "cfg", "fake_rate", "diffusing", "exact_score", "huber", "normalise", "random_mid",
-        "steps_choices",
+        "steps_choices", "conditioned",
     ],
     "di_star": [
         "steps", "timesteps", "cfg", "ratio", "fake_rate", "alpha_rew", "guidance", "distance", "huber", "sid_alpha",

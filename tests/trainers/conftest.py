@@ -291,7 +291,7 @@ class TinyDenoiser(Denoiser):
 
     def predict_with_features(self, x, sigma, cond):
         """In fp64 throughout."""
-        with self._watching() as seen:
+        with self._watching(x) as seen:
             x0 = self.predict_x0(x, sigma, cond)
         return x0, list(seen)
 

@@ -34,9 +34,9 @@ class Thread:
 
     def mean(self, tensors):
         self.shared.slots[self.rank] = [t.detach().clone() for t in tensors]
-        self.shared.barrier.wait(20)
+        self.shared.barrier.wait(120)
         sums = [sum(parts) for parts in zip(*self.shared.slots, strict=True)]
-        self.shared.barrier.wait(20)
+        self.shared.barrier.wait(120)
         with torch.no_grad():
             for tensor, total in zip(tensors, sums, strict=True):
                 tensor.copy_(total)

@@ -6,7 +6,7 @@ one; the engine runs each backward pass before it asks for the next, so that one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
@@ -154,8 +154,9 @@ class Objective(Protocol):
         """Who is trained; every name that `losses` yields. The one called "student" becomes the LoRA."""
         ...
 
-    def prepare(self, batch: Batch) -> None:
-        """Called once, before the optimisers are made, with the first few samples: heads learn their sizes here."""
+    def prepare(self, samples: Iterable[Batch]) -> None:
+        """Called once, before the optimisers are made, with the run's first samples, of any size and one to a batch:
+        heads learn their sizes here."""
         ...
 
     @property

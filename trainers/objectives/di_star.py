@@ -18,7 +18,7 @@ has no fixed point and runs after the reward. "l2" has no such bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -151,7 +151,7 @@ class DIStar(DMD2):
         self.settings = config
         self.reward: LatentReward | None = None
 
-    def prepare(self, batch: Batch) -> None:
+    def prepare(self, samples: Iterable[Batch]) -> None:
         """Only checks that the reward is there. ValueError names alpha_rew."""
         if self.settings.alpha_rew and self.reward is None:
             raise ValueError(

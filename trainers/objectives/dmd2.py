@@ -10,7 +10,7 @@ form each of the two terms has the normaliser of its own level.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -133,10 +133,11 @@ class DMD2:
         fake = Player("fake", rate=self.config.fake_rate, modules=self.discriminator)
         return {"student": Player("student"), "fake": fake}
 
-    def prepare(self, batch: Batch) -> None:
+    def prepare(self, samples: Iterable[Batch]) -> None:
         """The discriminator's heads are made to measure."""
         if not self.config.gan_weight:
             return
+        batch = next(iter(samples))
         x = torch.zeros(len(batch), *batch.shape, device=self.denoiser.device)
         sigma = torch.full((len(batch),), float(self.sigmas[0]), device=self.denoiser.device)
         widths = self.denoiser.feature_widths(x, sigma, batch.cond)

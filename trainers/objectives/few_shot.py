@@ -17,7 +17,7 @@ Proposals here, since a run has a few target images and no source set:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -110,14 +110,11 @@ class FewShot:
         return {"student": Player("student")}
 
     @torch.no_grad()
-    def prepare(self, batch: Batch) -> None:
-        """Make w from the target images of this batch, best all of them, and as many source samples.
-
-        The frozen model alone has a part in it.
-        """
+    def prepare(self, samples: Iterable[Batch]) -> None:
+        """Make w from the target images and as many source samples, by the frozen model alone."""
         if self.config.consistency:
-            source, target = self._embed(self._source(batch), batch), self._embed(batch.images, batch)
-            self.direction = target.mean(0) - source.mean(0)
+            each = [self._embed(b.images, b) - self._embed(self._source(b), b) for b in samples]
+            self.direction = torch.cat(each).mean(0)
 
     def make_pairs(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
         """Never called: `pairs` is 0."""

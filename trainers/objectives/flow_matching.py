@@ -12,7 +12,7 @@ flow by sigma^2, eps by sigma^2 (213-fold at the top) and v by sigma^2 / (1 + si
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -108,8 +108,8 @@ class FlowMatching:
         """The student alone."""
         return {"student": Player("student")}
 
-    def prepare(self, batch: Batch) -> None:
-        """Nothing to learn from a first batch."""
+    def prepare(self, samples: Iterable[Batch]) -> None:
+        """Nothing to learn from the first samples."""
 
     def make_pairs(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
         """Never called: `pairs` is 0."""

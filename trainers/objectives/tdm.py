@@ -15,7 +15,7 @@ In the papers' coordinates (a, s of `alpha_sigma`), with unit noise n:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -35,6 +35,7 @@ FLOOR, CEILING = 20.0, 10.0
 RANDOM_MID = 20.0
 MOST_SNR = 5.0
 BETAS = (0.0, 0.95)
+MOST_FAKES = 16
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,12 @@ class TDMConfig:
 
     steps, timesteps: the student's grid, see `grids.student_sigmas` (the authors' for PixArt: "899, 674, 449, 224").
     steps_choices: "1, 2, 4" draws the number of steps anew each step (TDM-unify), on default grids; `steps` is then the
-    number of the previews. The authors tell both networks the number; a model that has no input for it learns from the
-    levels alone, which differ between the grids for the most part, and one fake score serves all of them.
+    number of the previews. conditioned: the fake score is told the step (and the number of steps) by an adapter of its
+    own for each, and a whole batch takes the same step. The authors tell both networks by an input, which a LoRA for
+    any model cannot add; the student learns from the levels alone, which differ between the grids for the most part.
     cfg: the teacher's. diffusing: "separate" - tau between the state and the step's start, where one unconditional fake
-    score is unbiased; "top" - up to the grid's start. random_mid: stop each step at a random level of its interval.
+    score is unbiased; "top" - up to the grid's start, which only a conditioned one is unbiased for.
+    random_mid: stop each step at a random level of its interval.
     exact_score: see the module. huber: c of the element-wise pseudo-Huber loss, 0 for squares. normalise: divide by
     mean |x0 - x_real| per sample. fake_rate: the fake score's learning rate over the student's; both move every step.
     """
@@ -61,6 +64,7 @@ class TDMConfig:
     huber: float = 1e-3
     normalise: bool = True
     fake_rate: float = 5.0
+    conditioned: bool = False
 
     def __post_init__(self) -> None:
         check_grid(self.steps, self.timesteps)
@@ -78,6 +82,11 @@ class TDMConfig:
             raise ValueError(f"huber must be 0 (squares) to 100, got {self.huber!r}: 0.001 is the authors'")
         if not 0 < self.fake_rate <= 1000:
             raise ValueError(f"fake_rate must be above 0 and at most 1000, got {self.fake_rate!r}: 5 is the authors'")
+        if self.conditioned and sum(self.choices) > MOST_FAKES:
+            raise ValueError(
+                f"conditioned makes an adapter for each of {sum(self.choices)} steps, and {MOST_FAKES} are the most: "
+                "lower steps, or switch it off"
+            )
 
     @property
     def choices(self) -> tuple[int, ...]:
@@ -133,13 +142,16 @@ class TDM:
     @property
     def players(self) -> dict[str, Player]:
         """Both move every step; the fake score is told apart by its learning rate alone."""
-        return {
-            "student": Player("student", betas=BETAS),
-            "fake": Player("fake", rate=self.config.fake_rate, betas=BETAS),
-        }
+        fakes = dict.fromkeys(self.fake(k, i) for k in self.config.choices for i in range(k))
+        rate = self.config.fake_rate
+        return {"student": Player("student", betas=BETAS), **{f: Player(f, rate=rate, betas=BETAS) for f in fakes}}
 
-    def prepare(self, batch: Batch) -> None:
-        """Nothing to learn from a first batch."""
+    def fake(self, steps: int, number: int) -> str:
+        """The fake score's adapter for a step of the student that makes so many."""
+        return f"fake_{steps}_{number}" if self.config.conditioned else "fake"
+
+    def prepare(self, samples: Iterable[Batch]) -> None:
+        """Nothing to learn from the first samples."""
 
     def make_pairs(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
         """Never called: `pairs` is 0."""
@@ -188,7 +200,11 @@ class TDM:
         choices = config.choices
         steps = choices[int(draws.common("steps") * len(choices))]
         sigmas = self.grids[steps]
-        pick = draws.integers("pick", 0, steps)
+        if config.conditioned:
+            pick = torch.full((len(batch),), int(draws.common("pick") * steps), device=denoiser.device)
+        else:
+            pick = draws.integers("pick", 0, steps)
+        fake = self.fake(steps, int(pick[0]))
         x, x0 = self.rollout(batch, sigmas, pick)
         sigma = sigmas[pick]
         sigma_mid, sigma_tau = self.levels(batch, sigmas, pick)
@@ -196,7 +212,7 @@ class TDM:
         x_mid = path.move(x, x0, sigma, sigma_mid)
         x_tau = diffuse_on(path, x_mid, sigma_mid, sigma_tau, noise)
 
-        with denoiser.adapter("fake"):
+        with denoiser.adapter(fake):
             x_fake = denoiser.predict_x0(x_tau, sigma_tau, batch.cond)
         if config.exact_score:
             beta_over_s = between(path, sigma_mid, sigma_tau)[1] / alpha_sigma(path, sigma_tau)[1]
@@ -206,7 +222,8 @@ class TDM:
             eps = path.noise_from(x, x0, sigma)
             each = mean_each((x_fake - x0).square()) * self.demo_weight(eps, noise, sigma_mid, sigma_tau)
         x_fake = x_fake.detach()
-        yield Loss("fake", each.mean(), {})
+        loss = each.mean()
+        yield Loss(fake, loss, {"fake_loss": loss.detach()})
 
         with torch.no_grad(), denoiser.adapter(None):
             x_real = guided(denoiser, x_tau, sigma_tau, batch.cond, batch.uncond, config.cfg)

@@ -14,12 +14,16 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
+from retort.hosts import training  # noqa: E402
 from retort.hosts.headless import embedded, folders, host  # noqa: E402
 from retort.hosts.headless.errors import UsageError  # noqa: E402
 from retort.hosts.headless.guider import Guider  # noqa: E402
 from retort.hosts.headless.model import Lora  # noqa: E402
 from retort.trainers import checkpointing  # noqa: E402
 from retort.trainers.adapters import LoraConfig  # noqa: E402
+from retort.trainers.dataset import Dataset  # noqa: E402
+from retort.trainers.methods import read_config  # noqa: E402
+from retort.trainers.watch import Silent  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location("retort_tiny_pipelines", Path(__file__).with_name("pipelines.py"))
 tiny = importlib.util.module_from_spec(_spec)
@@ -221,3 +225,28 @@ def test_latents_pictures_and_folders(tmp_path):
         assert host.loras_folder() == tmp_path / "loras" and host.runs_folder() == tmp_path / "out" / "retort"
     host.progress(2).step(1)
     host.check_cancelled()
+
+
+MIXED = {
+    "dmd2": {"gan_weight": 0.01, "ratio": 1, "regression_weight": 0.2, "pairs": 5, "pair_steps": 1},
+    "f_distill": {"gan_on": "fake", "ratio": 1},
+    "tdm": {"steps": 2},
+    "di_star": {"ratio": 1},
+    "flow": {},
+    "few_shot": {"source_steps": 1},
+}
+
+
+@pytest.mark.parametrize("method", list(MIXED))
+def test_prompts_of_unlike_length_and_pictures_of_unlike_size_train(models, tmp_path, method):
+    """One at a time everything fits; what looks at several samples before the first step must not ask for more."""
+    model, positive, x = models("SD3")
+    (tokens, extra), channels = positive[0], x.shape[1]
+    entries = [(tokens, extra), (torch.cat([tokens, tokens], 1).flip(1), extra), (tokens + 1, extra)]
+    latents = [torch.randn(channels, 8, width, generator=torch.Generator().manual_seed(width)) for width in (8, 16, 8)]
+    settings = {"steps": 3, "batch_size": 1, "preview_every": 3, "previews": 2, "learning_rate": 0.01, "warmup": 0}
+    config = {"method": method, "objective": MIXED[method], "training": settings, "lora": {"rank": 2}}
+    data = Dataset(entries, [], (tokens - 1, extra), latents)
+    with folders.use(folders.Folders(models=(tmp_path / "models",), output=tmp_path / "out")):
+        result = training.run(host, model, training.Request("mixed", read_config(config), data), watcher=Silent())
+    assert result.path is not None and len(result.losses) == 3

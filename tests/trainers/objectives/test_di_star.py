@@ -310,9 +310,9 @@ def test_a_missing_reward_is_said_before_the_first_step(affine):
     objective = DIStar(DIStarConfig(alpha_rew=1.0), affine(VE))
     batch = Batch(Draws(0, 0, (0,)), ONE, None)
     with pytest.raises(ValueError, match="alpha_rew"):
-        objective.prepare(batch)
+        objective.prepare([batch])
     objective.reward = _reward(1.0)
-    objective.prepare(batch)
+    objective.prepare([batch])
 
 
 def test_bad_settings_are_named():

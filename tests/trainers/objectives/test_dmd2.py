@@ -217,7 +217,7 @@ def test_t13_gradients_with_checkpoints_are_those_without(tiny, gan_on):
         columns = {f"pair_{k}": torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(7)) for k in
                    ("noise", "target")}  # fmt: skip
         batch = at(2, 1.0, 0.0, Draws(3, 0, (0, 1)), shape=(3, 4, 4), latents=columns["pair_target"], columns=columns)
-        objective.prepare(batch)
+        objective.prepare([batch])
         heads = objective.discriminator.double()
         for head in heads.heads:
             torch.nn.init.normal_(head.whole[-1].weight, generator=torch.Generator().manual_seed(1))

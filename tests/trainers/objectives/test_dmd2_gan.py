@@ -92,7 +92,7 @@ def test_t6_the_discriminator_learns_the_log_ratio(exact, nodes, gan_on):
         latents = 0.4 + 0.6 * draws.normal("data", SCALAR)
         return at(512, draws=draws, latents=latents)
 
-    objective.prepare(batch(0))
+    objective.prepare([batch(0)])
     weights = list(objective.players["fake"].modules.parameters())
     optimiser = torch.optim.Adam(weights, lr=3e-3)
     right = []
@@ -124,7 +124,7 @@ def test_the_critics_loss_reaches_the_fake_adapter_only_where_it_judges(tiny, ga
     objective = DMD2(DMD2Config(gan_weight=1.0, gan_on=gan_on), denoiser)
     draws = Draws(0, 0, (0, 1))
     batch = at(2, 1.0, 0.0, draws, shape=(3, 4, 4), latents=torch.randn(2, 3, 4, 4))
-    objective.prepare(batch)
+    objective.prepare([batch])
     objective.discriminator.double()
     torch.nn.init.normal_(objective.discriminator.heads[0].whole[-1].weight)
     losses = objective._critic(batch, batch.latents, "real")
@@ -145,7 +145,7 @@ def test_the_pull_is_the_gradient_of_the_generators_loss(tiny, gan_on):
         for p in denoiser.adapters.parameters("fake").values():
             torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(p.numel()))
         objective = DMD2(DMD2Config(gan_weight=weight, gan_on=gan_on), denoiser)
-        objective.prepare(batch)
+        objective.prepare([batch])
         if weight:
             objective.discriminator.double()
             for head in objective.discriminator.heads:

@@ -36,7 +36,7 @@ def test_eight_samples_are_eight_times_one(tiny):
         for part in split:
             batch = at(len(part), 1.0, 0.0, Draws(3, 5, part), shape=(3, 4, 4), latents=latents[list(part)])
             if objective.discriminator is None:
-                objective.prepare(batch)
+                objective.prepare([batch])
                 objective.discriminator.double()
                 for head in objective.discriminator.heads:
                     torch.nn.init.ones_(head.whole[-1].weight)
@@ -66,7 +66,7 @@ def test_without_a_gan_nothing_looks_at_images(tiny):
     assert objective.pairs == 0
     assert objective.players["fake"].modules is None
     batch = at(1, 1.0, 0.0, Draws(0, 0, (0,)), shape=(3, 4, 4))
-    objective.prepare(batch)
+    objective.prepare([batch])
     assert [loss.player for loss in objective.losses(batch, 0)] == ["student", "fake"]
     data_free = DMD2(DMD2Config(cfg=1.0), tiny())
     assert not data_free.needs_uncond

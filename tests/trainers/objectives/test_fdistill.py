@@ -232,7 +232,7 @@ def test_reverse_kl_is_dmd2(tiny):
     batch = Batch(draws=Draws(0, 0, (0, 1)), shape=(3, 4, 4), cond={"mean": torch.ones(2)},
                   uncond={"mean": torch.zeros(2)}, latents=x)  # fmt: skip
     made = FDistill(FDistillConfig(divergence="reverse_kl"), tiny())
-    made.prepare(batch)
+    made.prepare([batch])
     made.discriminator.double()
     mine, _ = made._gradient(batch, x, 1.0)
     plain, _ = DMD2(DMD2Config(), tiny())._gradient(batch, x, 1.0)
@@ -252,7 +252,7 @@ def test_eight_samples_are_eight_times_one(tiny):
             batch = Batch(draws=Draws(3, 5, part), shape=(3, 4, 4), cond=told[0], uncond=told[1],
                           latents=latents[list(part)])  # fmt: skip
             if made.discriminator is None:
-                made.prepare(batch)
+                made.prepare([batch])
                 made.discriminator.double()
                 for head in made.discriminator.heads:
                     torch.nn.init.ones_(head.whole[-1].weight)

@@ -76,13 +76,13 @@ def test_direction_is_from_the_source_to_the_target(affine, path):
     objective.embed = lambda latents, batch: latents.flatten(2).mean(2)
     batch = _batch(range(8), mean=2.0)
     batch.cond = None
-    objective.prepare(batch)
+    objective.prepare([batch])
     assert objective.direction.shape == (2,)
     assert objective.direction.tolist() == pytest.approx([2.0, 2.0], abs=0.25)
     again = FewShot(FewShotConfig(source_steps=50), objective.denoiser)
     again.embed = objective.embed
     objective.denoiser.set_affine("student", 0.4, 0.4)
-    again.prepare(batch)
+    again.prepare([batch])
     assert torch.equal(again.direction, objective.direction)
     assert again.buffers()["direction"] is again.direction
 
@@ -97,7 +97,7 @@ def test_the_networks_own_features_are_the_default(affine):
             return denoiser.predict_x0(x, sigma, cond), [wide(x), wide(x).flatten(2).transpose(1, 2)]
 
         denoiser.predict_with_features = features
-        objective.prepare(_batch())
+        objective.prepare([_batch()])
         assert objective.direction.shape == (10,)
         # Pooled over places in either layout.
         assert torch.allclose(objective.direction[:5], objective.direction[5:], atol=1e-5)
@@ -110,7 +110,7 @@ def test_gradient_is_autograds_through_both_networks(affine, path):
     denoiser = affine(path, levels=(0.2, 0.6, 2.0))
     objective = FewShot(FewShotConfig(consistency=2.0), denoiser)
     objective.embed, batch = _embed, _batch()
-    objective.prepare(batch)
+    objective.prepare([batch])
     denoiser.set_affine("student", 0.2, 0.3)
     row = denoiser.adapters.parameters("student")["blocks.0.affine.lora_A.weight"]
     loss = next(iter(objective.losses(batch, 0)))
@@ -157,7 +157,7 @@ def test_both_losses_of_an_even_step_are_at_high_levels(affine, path):
     seen, predict = [], objective.denoiser.predict_x0
     objective.embed, objective.config = _embed, FewShotConfig(source_steps=1)
     batch = _batch(range(8))
-    objective.prepare(batch)
+    objective.prepare([batch])
     objective.denoiser.predict_x0 = lambda x, sigma, cond: (seen.append(sigma), predict(x, sigma, cond))[1]
     list(objective.losses(batch, 0))
     # One call makes the source sample at the top; teacher, student, student again, and L_diff share their level.
@@ -168,7 +168,7 @@ def test_both_losses_of_an_even_step_are_at_high_levels(affine, path):
 
 def test_without_consistency_it_is_phasic_fine_tuning(affine):
     objective = FewShot(FewShotConfig(consistency=0.0), affine(VE))
-    objective.prepare(_batch())
+    objective.prepare([_batch()])
     assert objective.direction is None and objective.buffers() == {}
     assert len(list(objective.losses(_batch(), 0))) == 1
 
@@ -178,7 +178,7 @@ def test_a_batch_of_eight_is_eight_batches(affine, path, step):
     denoiser = affine(path)
     objective = FewShot(FewShotConfig(), denoiser)
     objective.embed = _embed
-    objective.prepare(_batch(range(8)))
+    objective.prepare([_batch(range(8))])
     denoiser.set_affine("student", 0.2, -0.1)
     whole, _ = _run(objective, _batch(range(8), step), step)
     parts = sum(_run(objective, _batch((i,), step), step)[0] for i in range(8)) / 8
@@ -204,7 +204,7 @@ def test_checkpointing_changes_no_gradient(tiny, path):
     latents = draws.normal("data", (3, 4, 4))
     batch = Batch(draws, (3, 4, 4), {"mean": torch.tensor([0.2, 0.5, 0.9])}, {"mean": torch.zeros(3)}, latents)
     # The embedding is the frozen network itself: two adapters' states in one loss.
-    objective.prepare(batch)
+    objective.prepare([batch])
     before = _tiny_gradients(objective, batch)
     assert checkpointing.enable(denoiser.network) == 4
     after = _tiny_gradients(objective, batch)

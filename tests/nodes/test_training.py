@@ -1,0 +1,159 @@
+"""The trainer nodes on the headless host: the embedded model, a reward, a job that is looked at and collected."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("peft")
+
+from retort.hosts import api, rewards, starter  # noqa: E402
+from retort.hosts.headless.folders import Folders, use  # noqa: E402
+from retort.hosts.job_process import run_job  # noqa: E402
+from retort.nodes import jobs  # noqa: E402
+from retort.nodes.training import (  # noqa: E402
+    RetortFewShotAdapt,
+    RetortTrainDistillation,
+    RetortTrainFlow,
+    one,
+)
+from retort.trainers import job_watch, state  # noqa: E402
+from retort.trainers.watch import METRICS, read_metrics  # noqa: E402
+
+PROMPTS = "a bold blue seven\na thin red two"
+QUICK = {"steps": 2, "batch_size": 1, "rank": 2, "warmup": 0, "learning_rate": 0.01, "preview_every": 0, "seed": 3}
+
+
+@pytest.fixture
+def where(tmp_path):
+    found = Folders(models=(tmp_path / "models",), output=tmp_path / "out")
+    with use(found):
+        yield found
+
+
+@pytest.fixture
+def run(where):
+    """run(node, method, chosen, **inputs) -> what it gives; chosen: the method's settings. The rest has its default."""
+    model, clip, vae = api.host.embedded("flow")
+
+    def execute(node, method="", chosen=(), **given):
+        inputs = node.define_schema().inputs
+        values = {i.id: i.default for i in inputs if getattr(i, "default", None) is not None}
+        if method:
+            choices = next(i for i in inputs if i.id == "method").options
+            settings = next(option for option in choices if option.key == method).inputs
+            values["method"] = {"method": method, **{i.id: i.default for i in settings}, **dict(chosen)}
+        values |= {**QUICK, "model": model, "clip": clip, "vae": vae, "prompts": PROMPTS, **given}
+        values |= {"latents": given.get("latents", {"samples": torch.zeros(1, 16, 8, 8)})}
+        return node.execute(**{k: v if isinstance(v, list) else [v] for k, v in values.items() if v is not None}).args
+
+    execute.clip = clip
+    return execute
+
+
+def judge():
+    return rewards.make(api.host, "embedded_judge", {"boldness": 1.0})
+
+
+def test_a_reward_has_a_part_in_what_is_learnt(run, where):
+    chosen = {"ratio": 1, "alpha_rew": 5.0}
+    lora, loss, file, name = run(RetortTrainDistillation, "di_star", chosen, reward=judge(), name="pleased")
+    assert len(loss["loss"]) == 2 and (file, name) == ("pleased.safetensors", "pleased")
+    rows = read_metrics(where.output / "retort" / "pleased" / METRICS)
+    assert all(isinstance(row["reward"], float) for row in rows)
+    with pytest.raises(ValueError, match="name: the run in .* was started with another reward"):
+        run(RetortTrainDistillation, "di_star", chosen, name="pleased")
+    plain = run(RetortTrainDistillation, "di_star", {"ratio": 1}, name="plain")[0]
+    assert any(not torch.equal(lora[k], plain[k]) for k in plain)
+
+
+def test_a_fake_score_for_each_step_is_saved_and_goes_on(run, where):
+    """Players that rest while others move: each has its own optimiser, and the run is the uninterrupted one."""
+    chosen = {"steps": 2, "conditioned": True, "diffusing": "top"}
+    whole = run(RetortTrainDistillation, "tdm", chosen, name="whole", steps=6)[0]
+    run(RetortTrainDistillation, "tdm", chosen, name="parts", steps=2)
+    assert all(
+        torch.equal(v, whole[k])
+        for k, v in run(RetortTrainDistillation, "tdm", chosen, name="parts", steps=6)[0].items()
+    )
+    groups = state.load(where.output / "retort" / "parts" / "state.safetensors", None)[0]
+    assert {"weights fake_2_0", "weights fake_2_1", "optimiser fake_2_0", "optimiser fake_2_1"} <= set(groups)
+    assert all("fake_loss" in row for row in read_metrics(where.output / "retort" / "parts" / METRICS))
+
+
+def test_a_reward_that_cannot_be_used_is_refused(run, where):
+    positive = [run.clip.encode("a red two")]
+    for given, message in (
+        ({"method": "dmd2"}, "reward: dmd2 pleases none; choose the method di_star"),
+        ({"method": "di_star", "vae": None}, "looks at pictures: connect a VAE"),
+        ({"method": "di_star", "prompts": "", "positive": positive}, "reads prompts.*type them in `prompts`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(RetortTrainDistillation, reward=judge(), **given)
+    with pytest.raises(ValueError, match=r"alpha_rew is 5\.0, and a job takes no reward: set it to 0"):
+        run(jobs.RetortTrainingJob, "di_star", {"alpha_rew": 5.0})
+    with pytest.raises(ValueError, match="there is no reward: connect a differentiable one"):
+        run(RetortTrainDistillation, "di_star", {"alpha_rew": 5.0})
+
+
+@pytest.mark.parametrize("node", [RetortTrainFlow, RetortFewShotAdapt])
+def test_images_are_learnt_and_metadata_tells_of_it(run, where, node):
+    given = {"images": [torch.rand(2, 64, 64, 3)], "latents": [], "name": "style", "steps": 3}
+    lora, loss, file, _ = run(node, **given)
+    assert len(loss["loss"]) == 3 and lora
+    path = where.models[0] / "loras" / file
+    assert load_file(path).keys() == lora.keys()
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as handle:
+        notes = handle.metadata()
+    assert notes["retort.method"] in ("flow", "few_shot") and notes["retort.steps"] == notes["ss_steps"] == "3"
+    assert notes["ss_network_dim"] == "2" and '"learning_rate": 0.01' in notes["retort.config"]
+    assert len(notes["retort.base_hash"]) == 16 and notes["retort.version"] and notes["modelspec.title"] == "style"
+    assert notes["modelspec.architecture"].endswith("/lora")
+
+
+def test_a_job_is_started_looked_at_and_collected(run, where, monkeypatch):
+    started = []
+    monkeypatch.setattr(starter, "start", lambda folder, arguments, processes: started.append((folder, processes)))
+    monkeypatch.setattr(jobs, "read_status", lambda folder: job_watch.Status("queued"))
+    assert run(jobs.RetortTrainingJob, "tdm", name="job", steps=6, save_every=2)[0] == "job"
+    monkeypatch.undo()
+    folder = where.output / "retort" / "job"
+    assert started == [(folder, 1)]
+
+    class Stops(job_watch.Silent):
+        def wishes(self):
+            return {"stop"} if read_metrics(folder / METRICS) else set()
+
+    assert run_job(api.host, folder, Stops()).state == "stopped"
+    lora, loss, file, picture, status, name = jobs.RetortCollectJob.execute("job").args
+    assert status.startswith("job: stopped") and file == "" and lora and picture.shape[-1] == 3
+    assert run_job(api.host, folder).state == "finished"
+    lora, loss, file, picture, status, name = jobs.RetortCollectJob.execute("job").args
+    assert (file, name, len(loss["loss"])) == ("job.safetensors", "job", 6) and "finished, step 6 of 6" in status
+    assert lora.keys() == load_file(where.models[0] / "loras" / file).keys()
+    assert jobs.RetortLossChart.execute("job").args[0].shape[-1] == 3
+    # Told something when it is over, it hears nothing; one that failed says why, with the end of its log.
+    jobs.RetortCollectJob.execute("job", command="stop")
+    assert not (folder / job_watch.COMMANDS_FOLDER / "stop").exists()
+    (folder / "job.log").write_text("the last line")
+    job_watch.write_status(folder, job_watch.Status("failed", message="no luck", pid=os.getpid()))
+    with pytest.raises(ValueError, match=r"run 'job' failed.*no luck\nthe last line"):
+        jobs.RetortCollectJob.execute("job")
+
+
+def test_runs_that_are_not_there_are_named(where):
+    for node in (jobs.RetortCollectJob, jobs.RetortLossChart):
+        with pytest.raises(ValueError, match="there is no run called 'none'"):
+            node.execute("none")
+        with pytest.raises(ValueError, match="cannot be a file's name"):
+            node.execute("../none")
+
+
+def test_lists_of_one_are_single_values():
+    assert one([{"a": [1], "b": {"c": ["x"]}}]) == {"a": [1], "b": {"c": ["x"]}}
+    assert one({"a": [1], "b": {"c": ["x"]}}) == {"a": 1, "b": {"c": "x"}} and one(3) == 3

@@ -1,0 +1,88 @@
+"""Gradient checkpointing on blocks that are told things through a shared dictionary, as ComfyUI's are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from retort.trainers import checkpointing
+
+
+class Block(nn.Module):
+    """Does what its number says; notes it in the dictionary that all blocks share."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x, options, more=None):
+        """x (B, 4)."""
+        return x + self.second((self.first(x) * (1 + options["block"] + more["block"])).tanh())
+
+
+class Network(nn.Module):
+    """Blocks in a list, told their number on the way."""
+
+    def __init__(self, count=3):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(Block() for _ in range(count))
+
+    def forward(self, x):
+        """x (B, 4)."""
+        options = {}
+        for number, block in enumerate(self.blocks):
+            options["block"] = number
+            x = block(x, options, more=options)
+        return x
+
+
+def gradients(network):
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
+    network.zero_grad()
+    network(x).square().sum().backward()
+    return [p.grad.clone() for p in network.parameters()]
+
+
+def test_a_block_is_run_again_with_what_it_was_told():
+    """ComfyUI's UNet writes each block's place into one dictionary; in backward it would hold the last one's."""
+    network = Network()
+    plain = gradients(network)
+    assert checkpointing.enable(network) == 3
+    for again, first in zip(gradients(network), plain, strict=True):
+        torch.testing.assert_close(again, first, rtol=0, atol=0)
+    checkpointing.disable(network)
+    assert all("forward" not in vars(block) for block in network.blocks)
+
+
+def test_blocks_are_the_first_modules_inside_lists():
+    network = nn.ModuleDict({
+        "enter": nn.Linear(4, 4),
+        "input_blocks": nn.ModuleList([nn.Sequential(Block(), nn.Linear(4, 4)), nn.Sequential(Block(), Block())]),
+        "deep": nn.ModuleDict({"blocks": nn.ModuleList([Block()])}),
+    })  # fmt: skip
+    names = [name for name, _ in checkpointing.blocks(network)]
+    assert names == ["input_blocks.0.0", "input_blocks.1.0", "input_blocks.1.1", "deep.blocks.0"]
+
+
+class Quantised(nn.Module):
+    """A linear layer that torch would not call one, as ComfyUI's with quantised weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 4, dtype=torch.float8_e4m3fn), requires_grad=False)
+
+
+def test_blocks_of_quantised_layers_are_blocks():
+    network = Network()
+    for block in network.blocks:
+        block.first, block.second = Quantised(), Quantised()
+    assert len(checkpointing.blocks(network)) == 3
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_nothing_is_kept_where_no_gradient_passes(frozen):
+    network = Network().requires_grad_(not frozen)
+    checkpointing.enable(network)
+    assert network(torch.ones(1, 4)).requires_grad is not frozen

@@ -1,0 +1,97 @@
+"""The order of a run's samples, what a batch holds, and the memory that it will take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from retort.sampling.path import VE
+from retort.trainers import checkpointing, memory
+from retort.trainers.config import TrainingConfig
+from retort.trainers.data import Data
+from retort.trainers.objectives.contract import Player
+from retort.trainers.players import Runner
+
+
+def row(mean):
+    return {"mean": torch.tensor([float(mean)])}
+
+
+def mixed(narrow=5, wide=4):
+    """Samples of two sizes; sample i has the mean i, and its latent is full of i."""
+    shapes = [(3, 4, 4)] * narrow + [(3, 4, 8)] * wide
+    return Data([row(i) for i in range(len(shapes))], latents=[torch.full(s, float(i)) for i, s in enumerate(shapes)])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_groups_are_of_one_size_and_every_sample_comes_before_any_comes_again(size):
+    data = mixed()
+    lap = -(-5 // size) + -(-4 // size)
+    for start in (0, lap, 5 * lap):
+        groups = [data.group(position, size, 7) for position in range(start, start + lap)]
+        assert all(len(group) == size and len({data.shape_of(i) for i in group}) == 1 for group in groups)
+        assert set(Counter(i for group in groups for i in group)) == set(range(9))
+    orders = [[data.group(position, size, seed) for position in range(4 * lap)] for seed in (7, 7, 8)]
+    assert orders[0] == orders[1] != orders[2]
+    assert orders[0][:lap] != orders[0][lap : 2 * lap]
+
+
+def test_a_batch_keeps_prompts_beside_their_pictures(tiny):
+    data = mixed()
+    data.prompts = tuple(f"prompt {i}" for i in range(9))
+    batch = data.batch(tiny(VE), [7, 5], [0, 1], 0, 0, 0.0)
+    assert batch.shape == (3, 4, 8) and batch.prompts == ("prompt 7", "prompt 5")
+    assert batch.cond["mean"].tolist() == [7.0, 5.0] and batch.latents.flatten(1).mean(1).tolist() == [7.0, 5.0]
+
+
+def test_dropped_prompts_are_the_empty_one_of_their_size_and_their_share_is_right(tiny):
+    data, denoiser = mixed(), tiny(VE)
+    data.uncond, data.unconds = row(-1), {(3, 4, 8): row(-2)}
+    means = [
+        float(data.batch(denoiser, [i], [0], 0, step, 0.3).cond["mean"]) for i in (0, 8) for step in range(300)
+    ]  # fmt: skip
+    assert set(means) == {0.0, -1.0, 8.0, -2.0}
+    for dropped in (-1.0, -2.0):
+        assert means.count(dropped) / 300 == pytest.approx(0.3, abs=0.08)
+    whole = data.batch(denoiser, [0, 1, 2, 3], [0, 1, 2, 3], 0, 5, 0.5).cond["mean"]
+    parts = [data.batch(denoiser, [i], [i], 0, 5, 0.5).cond["mean"] for i in range(4)]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+def test_data_that_cannot_be_learnt_from_is_refused():
+    one = torch.zeros(3, 4, 4)
+    for given, message in (
+        ({"conds": []}, "data set is empty"),
+        ({"conds": [row(0)]}, "connect an empty latent"),
+        ({"conds": [row(0)], "latents": [one, one]}, "2 latents and 1 prompts"),
+        ({"conds": [row(0)] * 2, "latents": [one, torch.zeros(4, 4, 4)]}, "differ in channels"),
+        ({"conds": [row(0)] * 2, "latents": [one, torch.zeros(3, 1, 4, 4)]}, "differ in channels"),
+        ({"conds": [row(0)] * 2, "latents": [one, one / 0]}, "latent 1 holds NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Data(**given)
+
+
+def test_the_estimate_follows_what_decides_it(tiny):
+    denoiser = tiny(VE)
+    data = Data([row(0)], shape=(3, 16, 16))
+    settings = TrainingConfig(batch_size=4)
+    runners = [Runner.of(name, Player(name), denoiser, settings) for name in ("student", "fake")]
+
+    def estimated(**changes):
+        return memory.estimate(denoiser, data, runners, replace(settings, **changes))
+
+    plain = estimated()
+    numbers = sum(w.numel() for runner in runners for w in runner.weights.values())
+    assert plain.training == 12 * numbers  # a gradient and AdamW's two averages, in fp32
+    assert estimated(optimiser="adamw8bit").training == 6 * numbers
+    assert estimated(batch_size=8).activations == 2 * plain.activations > 0
+    checkpointing.enable(denoiser.network)
+    assert estimated(gradient_checkpointing=True).activations < 0.6 * plain.activations
+    checkpointing.disable(denoiser.network)
+    said = memory.too_much(plain, plain.more - 1, settings)
+    assert said.index("gradient_checkpointing") < said.index("batch_size from 4") < said.index("adamw8bit")
+    assert memory.too_much(plain, plain.more, settings) is None
