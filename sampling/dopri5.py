@@ -18,7 +18,7 @@ a range of time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,9 +86,13 @@ def step(slope: Slope, x: Tensor, sigma: float, h: float, first: Tensor) -> tupl
     slopes = [first]
     ahead = x
     for c, row in zip(_C, _A, strict=True):
-        ahead = x + h * sum(a * k for a, k in zip(row, slopes, strict=True) if a)
+        ahead = x + h * _weighted(row, slopes)
         slopes.append(slope(ahead, sigma + c * h))
-    return ahead, h * sum(e * k for e, k in zip(_E, slopes, strict=True) if e), slopes
+    return ahead, h * _weighted(_E, slopes), slopes
+
+
+def _weighted(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    return torch.stack([w * k for w, k in zip(weights, slopes, strict=True) if w]).sum(0)
 
 
 def _norm(value: Tensor, scale: Tensor) -> float:
