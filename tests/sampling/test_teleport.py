@@ -8,7 +8,9 @@ import pytest
 import torch
 from scipy import integrate
 
+from retort.sampling.grids import simple
 from retort.sampling.path import FLOW, VE, VP, NoisePath
+from retort.sampling.schedule import DiscreteSchedule, FlowSchedule
 from retort.sampling.teleport import (
     LowRank,
     Stationary,
@@ -312,6 +314,14 @@ def test_where_sampling_begins():
     for field, bad in (("steps", -1), ("sigma", -0.5), ("sigma", math.nan)):
         with pytest.raises(ValueError, match="skip"):
             Teleport(statistics, **{field: bad})
+
+
+def test_how_many_of_twenty_steps_lie_in_heavy_noise():
+    """Levels whose noise is 17 times the data, by the schedule alone: what the node's page says."""
+    for shift, steps in ((1.0, 1), (3.0, 3)):
+        grid = simple(FlowSchedule(shift=shift), 20)
+        assert sum(float(s / (1 - s)) > 16.8 for s in grid[1:]) == steps
+    assert float(DiscreteSchedule().sigma_max) < 16.8 < float(DiscreteSchedule(zsnr=True).sigma_max)
 
 
 def test_it_says_why_it_does_nothing():
