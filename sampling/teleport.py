@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from .path import NoisePath
+from .standard import FiniteWatch
 
 Law = Callable[[Tensor], Tensor]
 """A function of eigenvalues, elementwise."""
@@ -318,10 +319,13 @@ class Teleport:
     def jump(self, model, x: Tensor, sigmas: Tensor, path: NoisePath) -> Tensor:
         """x (B, C, ...) at sigmas[0] -> the latent at the level `first` of the grid.
 
-        model(x, sigma (B,)) -> x0 is called once where the mean is inferred.
+        model(x, sigma (B,)) -> x0 is called once where the mean is inferred; SamplingDiverged when it gives NaN.
         """
         mean = None
         if self.infer:
             x0 = model(x, sigmas[0] * x.new_ones(len(x)))
+            watch = FiniteWatch(x, sigmas)
+            watch.saw(0, x0)
+            watch.checked(x0)
             mean = inferred_mean(self.statistics, path, x, x0, sigmas[0])
         return teleport(x, self.statistics, path, sigmas[0], sigmas[self.first(sigmas)], mean)

@@ -11,6 +11,7 @@ from scipy import integrate
 from retort.sampling.grids import simple
 from retort.sampling.path import FLOW, VE, VP, NoisePath
 from retort.sampling.schedule import DiscreteSchedule, FlowSchedule
+from retort.sampling.standard import SamplingDiverged
 from retort.sampling.teleport import (
     LowRank,
     Stationary,
@@ -355,3 +356,11 @@ def test_the_jump_calls_the_model_once_to_infer_and_lands_on_the_flow(path, infe
     assert len(calls) == infer and all(s.shape == (3,) for s in calls)
     exact = teleport(x, statistics, path, grid[0], grid[2], other.view(SHAPE))
     torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-9)
+
+
+def test_a_model_that_breaks_while_the_mean_is_inferred_is_named(noise):
+    plan, x = Teleport(a_low_rank(), 2), noise((1, *SHAPE))
+    with pytest.raises(SamplingDiverged, match="model returned NaN or infinity in step 1 of 4"):
+        plan.jump(lambda x, sigma: x * math.nan, x, GRID, VE)
+    with pytest.raises(SamplingDiverged, match="already holds NaN"):
+        plan.jump(lambda x, sigma: x, x * math.nan, GRID, VE)
