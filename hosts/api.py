@@ -9,6 +9,13 @@
 * `with_shift(model, shift) -> MODEL`: a clone of a flow model with this timestep shift.
 * `distilled_sampler(mode, start, preset=None) -> SAMPLER`: few-step sampling (`sampling.distilled`); a Preset tells the
   level that its student starts from, so that a grid which begins below it is taken as image to image.
+* `method_sampler(method) -> SAMPLER`: a `hosts.methods.Method`, such as Dopri5 or Structure.
+* `teleport_sampler(inner, plan) -> SAMPLER`: the SAMPLER `inner`, begun where a `sampling.teleport.Teleport` says.
+* `random_noise(seed) -> NOISE`: core's RandomNoise.
+* `latents_in(model, samples) -> Tensor`: LATENT samples (B, C, ...) in the model's own scale, fp32 on the CPU;
+  ValueError for those of another model.
+* `statistics_folders() -> list[Path]`: where Gaussian statistics lie, the first being where new ones belong.
+* `input_folders() -> list[Path]`: where pictures for input lie.
 * `cfg_guider(model, positive, negative, cfg) -> GUIDER`: `negative` may be None where cfg is 1.
 * `embedded(variant) -> (MODEL, CLIP, VAE)`: the small model that comes with Retort.
 * `models_folder() -> Path`: where its weights lie.
@@ -59,7 +66,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from . import rewards, search, starter, training
+from . import methods, noise, rewards, search, starter, statistics, training
 
 # The process tells who runs us: ComfyUI has imported its API long before it loads packs. That ComfyUI could be imported
 # says nothing, since the command line may be started inside a ComfyUI checkout.
@@ -73,4 +80,7 @@ else:
 
     from .comfyui import host
 
-__all__ = ["IN_COMFYUI", "ComfyExtension", "host", "io", "rewards", "search", "starter", "training", "ui"]
+__all__ = [
+    "IN_COMFYUI", "ComfyExtension", "host", "io", "methods", "noise", "rewards", "search", "starter", "statistics",
+    "training", "ui",
+]  # fmt: skip

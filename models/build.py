@@ -1,8 +1,9 @@
 """Build every embedded weight from scratch: `python -m retort.models.build [--work DIR] [--only STEP] [--out DIR]`.
 
-Steps, in order: judge, text, autoencoder, decoder, latents, flow, eps, export. Each is seeded, resumes where it was
-stopped, and is skipped when it is finished. Under three hours on two cores; what came of it is in README.md beside this
-file. The students are made after it, by `python -m retort.benchmarks.distillation --train --ship`.
+Steps, in order: judge, text, autoencoder, decoder, latents, flow, eps, export, statistics. Each is seeded, resumes
+where it was stopped, and is skipped when it is finished. Under three hours on two cores; what came of it is in
+README.md beside this file. The students are made after it, by
+`python -m retort.benchmarks.distillation --train --ship`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import trange
 
+from ..sampling.teleport import low_rank
 from ..trainers import files
-from . import digits, export, judge, layout, text, twins
+from . import digits, export, judge, layout, loader, text, twins
 from .autoencoder import Autoencoder
 from .training import Schedule, train
 
 BATCH = 64
 LATENTS = 32768
+DIRECTIONS = 32
 NARROW = {"widths": (16, 32, 48, 64), "active": (0, 1, 1, 2)}
 SCHEDULES = {
     "judge": Schedule(1500, rate=2e-3),
@@ -34,7 +37,7 @@ SCHEDULES = {
     "eps": Schedule(7000, rate=8e-4, warmup=200, ema=0.9995, keep=(1500,)),
     "eps_refined": Schedule(2800, rate=6e-4, decay=0.5, ema=0.998),
 }
-STEPS = ("judge", "text", "autoencoder", "decoder", "latents", "flow", "eps", "export")
+STEPS = ("judge", "text", "autoencoder", "decoder", "latents", "flow", "eps", "export", "statistics")
 
 
 @functools.cache
@@ -173,6 +176,14 @@ def build_twin(kind: str, work: Path, compiled: bool = False) -> nn.Module:
     return train("eps_refined", model, loss, SCHEDULES["eps_refined"], 10, work)
 
 
+def build_statistics(out: Path) -> None:
+    """Gaussian statistics of 2,048 drawn digits in the model's own scale, by the shipped encoder."""
+    generator, encoder = torch.Generator().manual_seed(12), loader.load_autoencoder()
+    with torch.inference_mode():
+        latents = torch.cat([encoder.encode(drawn(generator, 128).image) for _ in trange(16, desc="statistics")])
+    files.write_atomically(out / loader.STATISTICS, files.tensors(low_rank(latents, DIRECTIONS).state()))
+
+
 def main() -> None:
     """Command line of the build."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -196,6 +207,7 @@ def main() -> None:
         "flow": lambda: build_twin("flow", options.work, options.compile),
         "eps": lambda: build_twin("eps", options.work, options.compile),
         "export": lambda: export.write(options.work, options.out),
+        "statistics": lambda: build_statistics(options.out),
     }
     for step in (options.only,) if options.only else STEPS:
         actions[step]()

@@ -31,6 +31,7 @@ STUDENTS = {
         "eps_dmd2_1step", "eps_tdm_4step",
     )
 }  # fmt: skip
+STATISTICS = "gaussian_statistics/digits.safetensors"
 NETWORK_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..hosts.api import ComfyExtension, host, io
-from . import distilled, embedded, jobs, noise_policy, rewards, search, search_files, training
+from . import distilled, embedded, gaussian, jobs, noise_policy, rewards, samplers, search, search_files, training
 
 NODES: list[type[io.ComfyNode]] = [
     embedded.RetortEmbeddedModel,
@@ -26,6 +26,12 @@ NODES: list[type[io.ComfyNode]] = [
     search_files.RetortDrawFromSearch,
     noise_policy.RetortNoisePolicy,
     noise_policy.RetortPolicyNoise,
+    gaussian.RetortGaussianStatistics,
+    gaussian.RetortLoadGaussianStatistics,
+    samplers.RetortTeleportSampler,
+    samplers.RetortStudentTNoise,
+    samplers.RetortStructureSampler,
+    samplers.RetortDopri5Sampler,
 ]
 
 

@@ -87,7 +87,7 @@ def default_noise_sampler(x: Tensor, seed: int | None = None) -> NoiseSampler:
     return draw
 
 
-def _in_ve_on_vp(sampler):
+def in_ve_on_vp(sampler):
     """Runs a VE sampler on the VP path: y = sqrt(1 + sigma^2) x is VE's latent, so its exact solution is VP's too."""
 
     @functools.wraps(sampler)
@@ -114,7 +114,7 @@ def _in_ve_on_vp(sampler):
 
 
 @torch.no_grad()
-@_in_ve_on_vp
+@in_ve_on_vp
 def sample_euler(model, x, sigmas, extra_args=None, callback=None, disable=None, *, path: NoisePath = VE):
     """First-order steps along the probability-flow ODE; DDIM with eta 0. See the module for arguments and errors."""
     extra_args = {} if extra_args is None else extra_args
@@ -131,7 +131,7 @@ def sample_euler(model, x, sigmas, extra_args=None, callback=None, disable=None,
 
 
 @torch.no_grad()
-@_in_ve_on_vp
+@in_ve_on_vp
 def sample_heun(model, x, sigmas, extra_args=None, callback=None, disable=None, *, path: NoisePath = VE):
     """Second-order steps (two calls each, but for a last step to zero). See the module for arguments and errors."""
     extra_args = {} if extra_args is None else extra_args
@@ -157,7 +157,7 @@ def sample_heun(model, x, sigmas, extra_args=None, callback=None, disable=None, 
 
 
 @torch.no_grad()
-@_in_ve_on_vp
+@in_ve_on_vp
 def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=None, *, path: NoisePath = VE):
     """DPM-Solver++(2M): second order from one call a step, by extrapolating x0 linearly in -log sigma.
 
@@ -186,7 +186,7 @@ def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=No
 
 
 @torch.no_grad()
-@_in_ve_on_vp
+@in_ve_on_vp
 def sample_euler_ancestral(
     model,
     x,

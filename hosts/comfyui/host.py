@@ -9,11 +9,14 @@ import comfy.samplers
 from ...sampling.distilled import Mode, Start
 from ...sampling.path import NoisePath
 from ...sampling.presets import Preset
+from ...sampling.teleport import Teleport
+from ..methods import Method
 from . import base, job_base, rewards, training, work
 from . import embedded as _embedded
 from . import search as _search
 from .coordinates import Prediction, path_of, prediction_of
 from .coordinates import with_shift as with_shift
+from .methods import MethodSampler, TeleportSampler
 from .sampler import DistilledSampler
 
 NAME = "comfyui"
@@ -40,6 +43,9 @@ load_base = job_base.load_base
 load_vae = job_base.load_vae
 job_arguments = job_base.job_arguments
 runs_folder = work.runs_folder
+latents_in = work.latents_in
+statistics_folders = work.statistics_folders
+input_folders = work.input_folders
 describe = base.describe
 save_merged = base.save_merged
 load_described = base.load_described
@@ -78,6 +84,24 @@ def distilled_sampler(mode: Mode, start: Start, preset: Preset | None = None) ->
     return DistilledSampler(mode, start, preset)
 
 
+def method_sampler(method: Method) -> MethodSampler:
+    """SAMPLER of a method."""
+    return MethodSampler(method)
+
+
+def teleport_sampler(inner, plan: Teleport) -> TeleportSampler:
+    """SAMPLER that begins another later."""
+    return TeleportSampler(inner, plan)
+
+
+def random_noise(seed: int):
+    """Core's NOISE of a seed."""
+    # Core reads its own nodes by file path, so this is a second copy, made when it is first needed.
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+
+    return Noise_RandomNoise(seed)
+
+
 def cfg_guider(model, positive, negative, cfg: float):
     """GUIDER with classifier-free guidance; ValueError when cfg needs the negative that is not there."""
     guider = comfy.samplers.CFGGuider(model)
@@ -97,6 +121,7 @@ def models_folder() -> Path:
 
 
 def add_model_folders() -> None:
-    """Show the embedded weights to the stock loaders, and models/rewards to ours."""
+    """Show the embedded weights to the stock loaders, and models/rewards and models/gaussian_statistics to ours."""
     _embedded.add_model_folders()
     rewards.add_folder()
+    work.add_statistics_folder()

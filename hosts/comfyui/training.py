@@ -30,6 +30,7 @@ from ...trainers.export import weights_hash
 from .. import conditions
 from ..conditions import Joined, shape_of
 from ..lora_files import LoraNames
+from . import work
 from .coordinates import path_of, prediction_of
 from .in_place import keep_inputs
 
@@ -114,17 +115,7 @@ class ComfyDenoiser(Denoiser):
 
     def latents_in(self, samples: Tensor) -> Tensor:
         """Stored LATENT samples (B, C, ...) in the network's scale, fp32 on the CPU; ValueError for other channels."""
-        form = self._model.latent_format
-        if samples.shape[1] != form.latent_channels:
-            raise ValueError(
-                f"the latents have {samples.shape[1]} channels and the model takes {form.latent_channels}: encode the "
-                "images with the VAE that belongs to the model"
-            )
-        with torch.inference_mode(False):
-            samples = samples.detach().clone().float().cpu()
-            if form.latent_dimensions == 3 and samples.ndim == 4:
-                samples = samples.unsqueeze(2)
-            return self._model.process_latent_in(samples)
+        return work.process_in(self._model, samples)
 
     def latents_out(self, x0: Tensor) -> Tensor:
         """Network latents as a LATENT stores them, fp32, with gradients where there are any."""

@@ -1,7 +1,8 @@
-"""What a training asks of ComfyUI besides the model: pictures, progress, folders, memory, and whether to stop."""
+"""What nodes ask of ComfyUI besides the model: pictures, progress, folders, memory, and whether to stop."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,12 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
 
+from ...models.loader import FOLDER
+
 # As large as ComfyUI shows a preview on a node.
 PREVIEW = 512
+STATISTICS = "gaussian_statistics"
+_log = logging.getLogger("retort")
 
 
 def decode(vae, samples: Tensor) -> Tensor:
@@ -33,6 +38,26 @@ def encode_text(clip, text: str) -> list:
         raise ValueError("clip is empty: the checkpoint holds no text encoder; load one with Load CLIP")
     with torch.inference_mode():
         return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def process_in(network, samples: Tensor) -> Tensor:
+    """LATENT samples (B, C, ...) in the scale of a BaseModel, fp32 on the CPU; ValueError for other channels."""
+    form = network.latent_format
+    if samples.shape[1] != form.latent_channels:
+        raise ValueError(
+            f"the latents have {samples.shape[1]} channels and the model takes {form.latent_channels}: encode the "
+            "images with the VAE that belongs to the model"
+        )
+    with torch.inference_mode(False):
+        samples = samples.detach().clone().float().cpu()
+        if form.latent_dimensions == 3 and samples.ndim == 4:
+            samples = samples.unsqueeze(2)
+        return network.process_latent_in(samples)
+
+
+def latents_in(model, samples: Tensor) -> Tensor:
+    """See `hosts.api`."""
+    return process_in(model.model, samples)
 
 
 def encode_images(vae, images: Tensor) -> dict[str, Tensor]:
@@ -67,11 +92,23 @@ class Progress:
     def step(self, done: int, preview: Image.Image | None = None, text: str = "") -> None:
         """`done` of `total` steps are finished; show a picture and a line on the node."""
         self._bar.update_absolute(done, self.total, None if preview is None else ("JPEG", preview, PREVIEW))
-        context = get_executing_context()
-        if text and context is not None:
-            from server import PromptServer
+        if text:
+            show(text)
 
-            PromptServer.instance.send_progress_text(text, context.node_id)
+
+def show(text: str) -> None:
+    """A line on the running node; nothing where no server runs."""
+    context = get_executing_context()
+    if context is not None:
+        from server import PromptServer
+
+        PromptServer.instance.send_progress_text(text, context.node_id)
+
+
+def say(text: str) -> None:
+    """See `hosts.api`."""
+    _log.info("%s", text)
+    show(text)
 
 
 def check_cancelled() -> None:
@@ -93,6 +130,24 @@ def loras_folder() -> Path:
 def runs_folder() -> Path:
     """See `hosts.api`."""
     return Path(folder_paths.get_output_directory()) / "retort"
+
+
+def add_statistics_folder() -> None:
+    """Make models/gaussian_statistics known to ComfyUI, and what comes with Retort after it."""
+    for root in (Path(folder_paths.models_dir), FOLDER):
+        folder_paths.add_model_folder_path(STATISTICS, str(root / STATISTICS))
+
+
+def statistics_folders() -> list[Path]:
+    """See `hosts.api`."""
+    if STATISTICS not in folder_paths.folder_names_and_paths:
+        add_statistics_folder()
+    return [Path(path) for path in folder_paths.get_folder_paths(STATISTICS)]
+
+
+def input_folders() -> list[Path]:
+    """See `hosts.api`."""
+    return [Path(folder_paths.get_input_directory())]
 
 
 def lora_names() -> list[str]:

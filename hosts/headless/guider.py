@@ -12,6 +12,7 @@ from torch import Tensor
 from .errors import UsageError
 from .model import Conditioning, Model, Network
 from .samplers import Run, Sampler
+from .work import latents_in
 
 # What core nodes of ours never make, and what would silently change the picture if it were left out.
 _UNSUPPORTED = ("area", "mask", "control", "gligen", "hooks", "start_percent", "end_percent", "strength", "default")
@@ -96,6 +97,7 @@ class Guider:
                 schedule=model.schedule,
                 seed=seed,
                 callback=callback,
+                latents_in=lambda samples: latents_in(model, samples),
             )
             x = sampler.sample(run)
         return model.latent.process_out(x.float()).cpu()

@@ -10,13 +10,17 @@ from ...sampling.distilled import Mode, Start
 from ...sampling.path import NoisePath
 from ...sampling.presets import Preset
 from ...sampling.schedule import FlowSchedule, FluxSchedule, Schedule
+from ...sampling.teleport import Teleport
+from ..methods import Method
 from . import embedded as _embedded
 from . import job_base, rewards, training, work
 from . import search as _search
 from .folders import EMBEDDED
 from .guider import Guider
+from .methods import MethodSampler, TeleportSampler
 from .model import Conditioning, Model, Prediction
-from .samplers import DistilledSampler
+from .noise import RandomNoise
+from .samplers import DistilledSampler, Sampler
 
 NAME = "headless"
 
@@ -42,6 +46,9 @@ load_base = job_base.load_base
 load_vae = job_base.load_vae
 job_arguments = job_base.job_arguments
 runs_folder = work.runs_folder
+latents_in = work.latents_in
+statistics_folders = work.statistics_folders
+input_folders = work.input_folders
 hold = rewards.hold
 rewards_folders = rewards.rewards_folders
 search = _search.search
@@ -88,6 +95,21 @@ def with_shift(model: Model, shift: float) -> Model:
 def distilled_sampler(mode: Mode, start: Start, preset: Preset | None = None) -> DistilledSampler:
     """SAMPLER for few-step students."""
     return DistilledSampler(mode, start, preset)
+
+
+def method_sampler(method: Method) -> MethodSampler:
+    """SAMPLER of a method."""
+    return MethodSampler(method)
+
+
+def teleport_sampler(inner: Sampler, plan: Teleport) -> TeleportSampler:
+    """SAMPLER that begins another later."""
+    return TeleportSampler(inner, plan)
+
+
+def random_noise(seed: int) -> RandomNoise:
+    """NOISE of a seed."""
+    return RandomNoise(seed)
 
 
 def cfg_guider(model: Model, positive: Conditioning, negative: Conditioning | None, cfg: float) -> Guider:

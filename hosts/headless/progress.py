@@ -1,4 +1,4 @@
-"""How far a run has come, told to whoever watches; silent unless someone does."""
+"""How far a run has come, told to whoever watches; silent unless someone does. And what nodes say while they run."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Watcher(Protocol):
         ...
 
 
+_said: ContextVar[list[str] | None] = ContextVar("retort_said", default=None)
 _watcher: ContextVar[Watcher | None] = ContextVar("retort_watcher", default=None)
 
 
@@ -45,3 +46,21 @@ def step(done: int, total: int) -> None:
     watcher = _watcher.get()
     if watcher is not None:
         watcher.step(done, total)
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """The lines that nodes say inside the block."""
+    lines: list[str] = []
+    token = _said.set(lines)
+    try:
+        yield lines
+    finally:
+        _said.reset(token)
+
+
+def say(text: str) -> None:
+    """A line for the user of the run."""
+    said = _said.get()
+    if said is not None:
+        said.append(text)

@@ -20,7 +20,7 @@ from .validate import validate
 
 @dataclass
 class Outcome:
-    """What came of a run: files in the order they were written, texts that nodes showed, notes, and the raw results."""
+    """What came of a run: files in the order they were written, texts that nodes said or showed, notes, raw results."""
 
     saved: list[Path]
     texts: list[str]
@@ -48,7 +48,7 @@ def run(
 
 
 async def _run(source, where: Folders, sets, seed, keep, watcher, nodes) -> Outcome:
-    with folders.use(where), progress.watched_by(watcher):
+    with folders.use(where), progress.watched_by(watcher), progress.heard() as said:
         known = nodes if nodes is not None else await registry.everything()
         graph: Graph = (
             workflow.from_document(copy.deepcopy(source), known)
@@ -64,7 +64,7 @@ async def _run(source, where: Folders, sets, seed, keep, watcher, nodes) -> Outc
         shown = results.shown.values()
         return Outcome(
             saved=[saved_path(image) for ui in shown for image in ui.get("images", []) if isinstance(image, dict)],
-            texts=[str(text) for ui in shown for text in ui.get("text", [])],
+            texts=[*said, *(str(text) for ui in shown for text in ui.get("text", []))],
             notes=graph.notes,
             results=results,
         )

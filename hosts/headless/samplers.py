@@ -19,7 +19,10 @@ from ...sampling.standard import SAMPLERS
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a guider hands to a sampler; noise, latent (model space) and mask have one shape, sigmas are 1-D."""
+    """What a guider hands to a sampler; noise, latent (model space) and mask have one shape, sigmas are 1-D.
+
+    latents_in: LATENT samples in model space.
+    """
 
     denoiser: Callable[..., Tensor]
     sigmas: Tensor
@@ -30,6 +33,7 @@ class Run:
     schedule: Schedule
     seed: int | None
     callback: Callable[[int, Tensor, Tensor, int], None] | None
+    latents_in: Callable[[Tensor], Tensor]
 
     @property
     def max_denoise(self) -> bool:

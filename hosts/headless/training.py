@@ -19,7 +19,7 @@ from ...trainers.export import weights_hash
 from .. import conditions
 from ..conditions import Joined, shape_of
 from ..lora_files import LoraNames
-from .errors import UsageError
+from . import work
 from .guider import Guider
 from .model import Conditioning, Lora, Model
 
@@ -94,14 +94,7 @@ class HeadlessDenoiser(Denoiser):
 
     def latents_in(self, samples: Tensor) -> Tensor:
         """Stored LATENT samples (B, C, H, W) in the network's scale, fp32 on the CPU; ValueError for other channels."""
-        form = self.model.latent
-        if samples.shape[1] != form.channels:
-            raise UsageError(
-                f"the latents have {samples.shape[1]} channels and the model takes {form.channels}: encode the images "
-                "with the VAE that belongs to the model"
-            )
-        with torch.inference_mode(False):
-            return form.process_in(samples.detach().clone().float().cpu())
+        return work.latents_in(self.model, samples)
 
     def latents_out(self, x0: Tensor) -> Tensor:
         """Network latents as a LATENT stores them, fp32, with gradients where there are any."""

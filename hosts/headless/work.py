@@ -11,12 +11,27 @@ from torch import Tensor
 
 from . import files, folders, progress
 from .device import device
-from .model import Clip, Conditioning, Vae
+from .errors import UsageError
+from .model import Clip, Conditioning, Model, Vae
+
+say = progress.say
 
 
 def encode_text(clip: Clip, text: str) -> Conditioning:
     """See `hosts.api`."""
     return clip.encode(text)
+
+
+def latents_in(model: Model, samples: Tensor) -> Tensor:
+    """See `hosts.api`."""
+    form = model.latent
+    if samples.shape[1] != form.channels:
+        raise UsageError(
+            f"the latents have {samples.shape[1]} channels and the model takes {form.channels}: encode the images "
+            "with the VAE that belongs to the model"
+        )
+    with torch.inference_mode(False):
+        return form.process_in(samples.detach().clone().float().cpu())
 
 
 @torch.no_grad()
@@ -65,6 +80,18 @@ def loras_folder() -> Path:
 def runs_folder() -> Path:
     """See `hosts.api`."""
     return folders.current().output / "retort"
+
+
+def statistics_folders() -> list[Path]:
+    """See `hosts.api`."""
+    where = folders.current()
+    roots = [*(where.models or (where.output,)), folders.EMBEDDED]
+    return [root / "gaussian_statistics" for root in roots]
+
+
+def input_folders() -> list[Path]:
+    """See `hosts.api`."""
+    return list(folders.current().inputs)
 
 
 def lora_names() -> list[str]:

@@ -11,7 +11,6 @@ flow by sigma^2, eps by sigma^2 (213-fold at the top) and v by sigma^2 / (1 + si
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -21,7 +20,8 @@ from torch import Tensor
 
 from ...sampling.grids import simple
 from ...sampling.standard import sample_euler
-from .contract import Batch, Cond, Draws, Loss, Player, TrainableDenoiser, broadcast, guided, mean_each, native_scale
+from ...sampling.student_t import check_aug_dim, student_t
+from .contract import Batch, Cond, Draws, Loss, Player, TrainableDenoiser, guided, mean_each, native_scale
 
 LossSpace = Literal["native", "x0"]
 Levels = Literal["uniform", "logit_normal", "core"]
@@ -61,31 +61,18 @@ class FlowMatchingConfig:
             raise ValueError(f"std must be above 0 and at most 10, got {self.std!r}: 1 is SD3's")
         if not 1 <= self.max_weight <= 1e8:
             raise ValueError(f"max_weight must be 1 to 1e8, got {self.max_weight!r}: 1e4 binds below sigma 0.01")
-        if not (self.aug_dim == 0 or 2 < self.aug_dim <= 1e12 or math.isinf(self.aug_dim)):
-            raise ValueError(
-                f"aug_dim must be 0 (Gaussian noise) or 2 to 1e12, got {self.aug_dim!r}: Student-t noise of 2 degrees "
-                "of freedom or fewer has no variance"
-            )
+        check_aug_dim(self.aug_dim)
         if not 1 <= self.steps <= 1000:
             raise ValueError(f"steps must be 1 to 1000, got {self.steps!r}: 20 is enough for a preview")
         if not 0 <= self.cfg <= 100:
             raise ValueError(f"cfg must be 0 to 100, got {self.cfg!r}")
 
 
-def student_t(noise: Tensor, draws: Draws, aug_dim: float) -> Tensor:
-    """Unit Gaussian noise z (B, ...) made PFGM++'s: z sqrt(D / chi^2_D), one chi^2 to a sample; |n|^2 / N ~ F(N, D).
-
-    No quantile is clipped (the released code does, and binds on typical samples where N >> D); double precision.
-    """
-    if aug_dim == 0 or math.isinf(aug_dim):
-        return noise
-    from scipy.special import gammaincinv
-
+def quantile(draws: Draws) -> Tensor:
+    """A number in (0, 1) for each sample, fp64 (B,), for the radius of Student-t noise."""
     # One draw has 24 bits, whose lowest value, zero, would make an infinite latent; two have 48.
     coarse, fine = (draws.uniform(f"student_t/{part}").double().cpu() for part in ("coarse", "fine"))
-    quantile = coarse + (fine + 2.0**-25) * 2.0**-24
-    chi2 = 2 * torch.as_tensor(gammaincinv(aug_dim / 2, quantile.numpy()))
-    return noise * broadcast((aug_dim / chi2).sqrt().to(noise), noise)
+    return coarse + (fine + 2.0**-25) * 2.0**-24
 
 
 class FlowMatching:
@@ -134,7 +121,7 @@ class FlowMatching:
         """One loss: the squared error in the chosen space."""
         denoiser, latents = self.denoiser, batch.images
         sigma = self.sigma(batch.draws)
-        noise = student_t(batch.draws.normal("noise", batch.shape), batch.draws, self.config.aug_dim)
+        noise = student_t(batch.draws.normal("noise", batch.shape), quantile(batch.draws), self.config.aug_dim)
         x = denoiser.path.add_noise(latents, sigma, noise)
         with denoiser.adapter("student"):
             each = mean_each((denoiser.predict_x0(x, sigma, batch.cond) - latents).square())

@@ -10,9 +10,10 @@ from scipy import stats
 
 from retort.sampling.path import FLOW, VE
 from retort.sampling.schedule import FlowSchedule
+from retort.sampling.student_t import student_t
 from retort.trainers import checkpointing
 from retort.trainers.objectives.contract import Batch, Draws, native_scale
-from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig, student_t
+from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig, quantile
 
 SHAPE = (1, 8, 8)
 
@@ -110,7 +111,7 @@ def test_levels(affine):
 @pytest.mark.parametrize(("numbers", "dim"), [(64, 5), (64, 128), (3072, 128)])
 def test_student_t_noise_has_the_f_distribution(numbers, dim):
     draws = Draws(1, 0, tuple(range(1500)))
-    n = student_t(draws.normal("noise", (numbers,)), draws, dim)
+    n = student_t(draws.normal("noise", (numbers,)), quantile(draws), dim)
     ratio = n.double().square().mean(1)
     assert stats.kstest(ratio.numpy(), stats.f(numbers, dim).cdf).pvalue > 0.01
     assert (
@@ -121,8 +122,8 @@ def test_student_t_noise_has_the_f_distribution(numbers, dim):
 def test_infinite_dimension_is_gaussian_noise(affine, path):
     draws = Draws(1, 0, (0, 1, 2))
     z = draws.normal("noise", SHAPE)
-    assert student_t(z, draws, 0) is z and student_t(z, draws, math.inf) is z
-    assert torch.allclose(student_t(z, draws, 1e12), z, rtol=1e-5)
+    assert student_t(z, quantile(draws), 0) is z and student_t(z, quantile(draws), math.inf) is z
+    assert torch.allclose(student_t(z, quantile(draws), 1e12), z, rtol=1e-5)
     denoiser = affine(path)
     assert torch.equal(_loss(denoiser, _batch(), aug_dim=0.0).value, _loss(denoiser, _batch(), aug_dim=math.inf).value)
 
