@@ -54,7 +54,6 @@ For searches (`hosts.search.run(host, ...)` puts them together):
 
 * `latents_of(guider, latent) -> (B, C, ...)`: a LATENT's samples, an empty one with the channels of the guider's model.
 * `latents_out(guider, x0) -> LATENT samples`: of the model's own latents (B, C, ...).
-* `unit_noise(latent, seed) -> (B, C, ...)`: what Random Noise draws for a LATENT.
 * `search(guider, samples, mask, sigmas, noise, batch, seed, job) -> LATENT samples`: one sampling run of the guider on
   one latent `samples` (1, ...), sized for `batch` of them, in which `job` (`hosts.prior.Job`) does the sampling. noise
   (1, ...): the first candidate's, and that of the area which a mask keeps.

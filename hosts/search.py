@@ -23,7 +23,7 @@ from ..sampling.find import Find
 from ..sampling.particles import Steering
 from ..sampling.search import State, search
 from ..sampling.tree import Tree
-from .noise_policy import PolicyNoise
+from .noise import PolicyNoise
 from .prior import Prior
 from .search_files import load, rescue, save, written
 from .search_report import draw
@@ -114,7 +114,7 @@ def policy_noise(host: Any, saved: Saved, seed: int) -> PolicyNoise:
             "search: only a noise policy can be drawn from, and this search is none, or was cancelled before all its "
             "items were begun; connect Noise Policy"
         )
-    return PolicyNoise(policies, host.unit_noise, seed)
+    return PolicyNoise(policies, host.random_noise, seed)
 
 
 def draw_from(host: Any, guider: Any, saved: Saved, count: int, seed: int, greedy: bool) -> dict[str, Any]:
@@ -148,6 +148,11 @@ class _Item:
     def search(self, guider: Any, sample: Tensor) -> Tensor:
         """LATENT samples (K, ...) of the best, best first."""
         unit = self._units(sample)
+        if self.wish.noise is not None and torch.equal(unit(0), unit(1)):
+            raise ValueError(
+                "noise: it is the same for every seed, so that all candidates would be one; connect Random Noise, or "
+                "nothing"
+            )
         mask = self.wish.latent.get("noise_mask")
         # Rows of a video's mask are frames.
         if mask is not None and sample.ndim == 4 and len(mask) > 1:

@@ -107,7 +107,7 @@ class RetortStudentTNoise(io.ComfyNode):
 
     @classmethod
     def execute(cls, seed, aug_dim=0.0):
-        return io.NodeOutput(noise.StudentTNoise(host.random_noise(seed), aug_dim))
+        return io.NodeOutput(noise.StudentTNoise(host.random_noise, seed, aug_dim))
 
 
 class RetortStructureSampler(io.ComfyNode):

@@ -85,11 +85,6 @@ def latents_out(guider, x0: Tensor) -> Tensor:
     return out.to(comfy.model_management.intermediate_device())
 
 
-def unit_noise(latent: dict[str, Any], seed: int) -> Tensor:
-    """See `hosts.api`."""
-    return comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
-
-
 def search(guider, samples: Tensor, mask: Tensor | None, sigmas: Tensor, noise: Tensor, batch: int, seed: int,
            job: Job) -> Tensor:  # fmt: skip
     """See `hosts.api`."""

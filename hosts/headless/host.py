@@ -54,7 +54,6 @@ rewards_folders = rewards.rewards_folders
 search = _search.search
 latents_of = _search.latents_of
 latents_out = _search.latents_out
-unit_noise = _search.unit_noise
 CANCELLED = _search.CANCELLED
 
 

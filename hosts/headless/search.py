@@ -12,7 +12,6 @@ from torch import Tensor
 from ..prior import Job, Prior, first_latent, identity
 from .core.sampling import fitted
 from .guider import Guider
-from .noise import prepare_noise
 from .samplers import Run
 
 CANCELLED = KeyboardInterrupt
@@ -64,11 +63,6 @@ def latents_of(guider: Guider, latent: dict[str, Any]) -> Tensor:
 def latents_out(guider: Guider, x0: Tensor) -> Tensor:
     """See `hosts.api`."""
     return guider.model.latent.process_out(x0.float())
-
-
-def unit_noise(latent: dict[str, Any], seed: int) -> Tensor:
-    """See `hosts.api`."""
-    return prepare_noise(latent["samples"], seed, latent.get("batch_index"))
 
 
 def search(

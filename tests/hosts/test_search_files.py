@@ -15,7 +15,8 @@ from retort.hosts import api, rewards, search_files
 from retort.hosts.headless import folders
 from retort.hosts.headless.core.sampling import grid
 from retort.hosts.headless.folders import Folders
-from retort.hosts.headless.noise import RandomNoise
+from retort.hosts.headless.noise import NoNoise, RandomNoise
+from retort.hosts.noise import StudentTNoise
 from retort.nodes.noise_policy import RetortNoisePolicy, RetortPolicyNoise
 from retort.nodes.search import METHODS, RetortResumeSearch, RetortTreeSearch
 from retort.nodes.search_files import RetortDrawFromSearch, RetortLoadSearch, RetortSaveSearch
@@ -149,10 +150,14 @@ def test_a_noise_policy_is_noise_for_any_sampler_and_lives_in_a_file(parts):
         again.generate_noise({"samples": torch.zeros(1, 16, 4, 8)})
     with pytest.raises(ValueError, match="only a noise policy"):
         RetortPolicyNoise.execute(search(parts))
-    # Its noise may start a tree, too: candidates have seeds of their own.
-    found = search(parts, "best_of_n", noise=again)
-    latents = [c.latent for c in found.states[0].best.found]
-    assert not torch.equal(latents[0], latents[1])
+
+
+def test_noise_of_ours_may_start_a_search_and_noise_without_a_seed_may_not(parts):
+    tailed = StudentTNoise(RandomNoise, 5, 6.0)
+    latents = [c.latent for c in search(parts, "best_of_n", noise=tailed).states[0].best.found]
+    assert not torch.allclose(latents[0], latents[1], atol=1e-3)
+    with pytest.raises(ValueError, match="the same for every seed"):
+        search(parts, noise=NoNoise())
 
 
 class Odd:

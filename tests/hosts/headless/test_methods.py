@@ -213,7 +213,7 @@ def test_a_part_of_a_batch_has_the_noise_that_it_had_in_the_whole():
     from retort.hosts.headless.noise import RandomNoise
     from retort.hosts.noise import StudentTNoise
 
-    made = StudentTNoise(RandomNoise(5), 6.0)
+    made = StudentTNoise(RandomNoise, 5, 6.0)
     assert made.seed == 5
     whole = made.generate_noise({"samples": torch.zeros(4, 4, 3, 8, 8)})
     part = made.generate_noise({"samples": torch.zeros(2, 4, 3, 8, 8), "batch_index": [3, 1]})
