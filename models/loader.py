@@ -31,6 +31,8 @@ STUDENTS = {
         "eps_dmd2_1step", "eps_tdm_4step",
     )
 }  # fmt: skip
+# Made by `python -m retort.benchmarks.style --ship`.
+STYLES = {"flow_bold": "loras/digits_flow_bold.safetensors"}
 NETWORK_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 
