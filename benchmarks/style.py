@@ -65,9 +65,7 @@ def main() -> None:
     request = training.Request(NAME, read_config(CONFIG), dataset())
     began = time.monotonic()
     with use(Folders(models=(options.work,), output=options.work)):
-        result = training.run(
-            host, model, request, watcher=Shown(NAME), vae=vae, folder=options.work / NAME
-        )
+        result = training.run(host, model, request, watcher=Shown(NAME), vae=vae, folder=options.work / NAME)
     if options.ship and result.path is not None:
         from safetensors import safe_open
 
