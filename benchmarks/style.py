@@ -1,7 +1,7 @@
 """Trains the style LoRA of the reflection benchmark: bold strokes, whatever the prompt says of them.
 
-`python -m retort.benchmarks.style [--work DIR] [--ship]`: the trainer of the node Train Flow on drawn digits whose stroke
-is bold, with captions that do not mention it, so that the LoRA and not the prompt makes it so.
+`python -m retort.benchmarks.style [--work DIR] [--ship]`: the trainer of the node Train Flow on drawn digits with bold
+strokes, and captions that do not mention it, so that the LoRA and not the prompt makes it so.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..hosts.api import ComfyExtension, host, io
-from . import distilled, embedded, jobs, rewards, search, training
+from . import distilled, embedded, jobs, reflection, rewards, search, training
 
 NODES: list[type[io.ComfyNode]] = [
     embedded.RetortEmbeddedModel,
@@ -21,6 +21,9 @@ NODES: list[type[io.ComfyNode]] = [
     rewards.RetortScoreImages,
     search.RetortTreeSearch,
     search.RetortResumeSearch,
+    reflection.RetortReflectionSampler,
+    reflection.RetortReflectionSetup,
+    reflection.RetortReflectionCompare,
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 # As large as ComfyUI shows a preview on a node.
 PREVIEW = 512
+_log = logging.getLogger("retort")
 
 
 def decode(vae, samples: Tensor) -> Tensor:
@@ -67,11 +69,22 @@ class Progress:
     def step(self, done: int, preview: Image.Image | None = None, text: str = "") -> None:
         """`done` of `total` steps are finished; show a picture and a line on the node."""
         self._bar.update_absolute(done, self.total, None if preview is None else ("JPEG", preview, PREVIEW))
-        context = get_executing_context()
-        if text and context is not None:
-            from server import PromptServer
+        if text:
+            _on_node(text)
 
-            PromptServer.instance.send_progress_text(text, context.node_id)
+
+def say(text: str, warn: bool = False) -> None:
+    """See `hosts.api`."""
+    _log.log(logging.WARNING if warn else logging.INFO, text)
+    _on_node(text)
+
+
+def _on_node(text: str) -> None:
+    context = get_executing_context()
+    if context is not None:
+        from server import PromptServer
+
+        PromptServer.instance.send_progress_text(text, context.node_id)
 
 
 def check_cancelled() -> None:

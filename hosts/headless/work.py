@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 from . import files, folders, progress
 from .device import device
 from .model import Clip, Conditioning, Vae
+
+_log = logging.getLogger("retort")
 
 
 def encode_text(clip: Clip, text: str) -> Conditioning:
@@ -45,6 +48,11 @@ class Progress:
     def step(self, done: int, preview: Any = None, text: str = "") -> None:
         """`done` of `total` steps are finished; pictures and texts stand in the run's own folder."""
         progress.step(done, self.total)
+
+
+def say(text: str, warn: bool = False) -> None:
+    """See `hosts.api`."""
+    _log.log(logging.WARNING if warn else logging.INFO, text)
 
 
 def check_cancelled() -> None:
