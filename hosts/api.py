@@ -58,6 +58,17 @@ For searches (`hosts.search.run(host, ...)` puts them together):
   one latent `samples` (1, ...), sized for `batch` of them, in which `job` (`hosts.prior.Job`) does the sampling. noise
   (1, ...): the first candidate's, and that of the area which a mask keeps.
 * `CANCELLED`: the exception by which a user stops what runs.
+
+For reflection (`hosts.reflection.compare(host, ...)` puts runs side by side):
+
+* `reflection_sampler(weak, config, reflecting=None) -> SAMPLER` (a `REFLECTION_SAMPLER`, with these as attributes):
+  guiders that run inside the sampling of the guider which the SAMPLER is given to. ValueError, when sampled, for a pair
+  that cannot be.
+* `branches(guider, leg=False) -> int`: network calls for one latent; a leg at cfg 0 runs its negative branch alone.
+* `cfgs(guiders) -> tuple | None`: their cfg where nothing else differs. `at_cfg(guider, cfg) -> GUIDER`.
+* `with_lora(model, name, strength) -> MODEL`.
+* `sample(guider, sampler, sigmas, latent, seed) -> LATENT samples`: as SamplerCustomAdvanced with RandomNoise.
+* `say(text, warn=False)`: into the log, and on the running node where the host shows texts.
 """
 
 from __future__ import annotations
@@ -65,7 +76,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from . import methods, noise, rewards, search, starter, statistics, training
+from . import methods, noise, reflection, rewards, search, starter, statistics, training
 
 # The process tells who runs us: ComfyUI has imported its API long before it loads packs. That ComfyUI could be imported
 # says nothing, since the command line may be started inside a ComfyUI checkout.
@@ -80,6 +91,6 @@ else:
     from .comfyui import host
 
 __all__ = [
-    "IN_COMFYUI", "ComfyExtension", "host", "io", "methods", "noise", "rewards", "search", "starter", "statistics",
-    "training", "ui",
+    "IN_COMFYUI", "ComfyExtension", "host", "io", "methods", "noise", "reflection", "rewards", "search", "starter",
+    "statistics", "training", "ui",
 ]  # fmt: skip

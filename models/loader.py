@@ -32,6 +32,8 @@ STUDENTS = {
     )
 }  # fmt: skip
 STATISTICS = "gaussian_statistics/digits.safetensors"
+# Made by `python -m retort.benchmarks.style --ship`.
+STYLES = {"flow_bold": "loras/digits_flow_bold.safetensors"}
 NETWORK_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from ..hosts.api import ComfyExtension, host, io
-from . import distilled, embedded, gaussian, jobs, noise_policy, rewards, samplers, search, search_files, training
+from . import (
+    distilled,
+    embedded,
+    gaussian,
+    jobs,
+    noise_policy,
+    reflection,
+    rewards,
+    samplers,
+    search,
+    search_files,
+    training,
+)
 
 NODES: list[type[io.ComfyNode]] = [
     embedded.RetortEmbeddedModel,
@@ -32,6 +44,9 @@ NODES: list[type[io.ComfyNode]] = [
     samplers.RetortStudentTNoise,
     samplers.RetortStructureSampler,
     samplers.RetortDopri5Sampler,
+    reflection.RetortReflectionSampler,
+    reflection.RetortReflectionSetup,
+    reflection.RetortReflectionCompare,
 ]
 
 

@@ -41,11 +41,11 @@ class FiniteWatch:
 
     def __init__(self, x: Tensor, sigmas: Tensor):
         self._start, self._sigmas = x, sigmas
-        self._seen: list[tuple[int, Tensor, Tensor]] = []
+        self._seen: list[tuple[int, str, Tensor, Tensor]] = []
 
-    def saw(self, step: int, denoised: Tensor) -> None:
+    def saw(self, step: int, denoised: Tensor, who: str = "the model") -> None:
         # Both ends carry a NaN on, and neither overflows where a sum would; one kernel, and no wait for its result.
-        self._seen.append((step, *torch.aminmax(denoised)))
+        self._seen.append((step, who, *torch.aminmax(denoised)))
 
     def checked(self, x: Tensor) -> Tensor:
         if bool(torch.isfinite(x).all()):
@@ -56,10 +56,10 @@ class FiniteWatch:
                 f"the latent that entered step 1 of {steps} (sigma {float(self._sigmas[0]):.5g}) already holds NaN or "
                 "infinity; check the nodes that made the latent image and the noise"
             )
-        for step, low, high in self._seen:
+        for step, who, low, high in self._seen:
             if not bool(torch.isfinite(low) & torch.isfinite(high)):
                 raise SamplingDiverged(
-                    f"the model returned NaN or infinity in step {step + 1} of {steps} "
+                    f"{who} returned NaN or infinity in step {step + 1} of {steps} "
                     f"(sigma {float(self._sigmas[step]):.5g}); run it in bf16 or fp32 instead of fp16, and check that "
                     "the LoRA belongs to this model and that its strength and the cfg are not too high"
                 )
@@ -87,6 +87,20 @@ def default_noise_sampler(x: Tensor, seed: int | None = None) -> NoiseSampler:
     return draw
 
 
+def vp_scale(sigma: Tensor) -> Tensor:
+    """sqrt(1 + sigma^2), by which a VP latent is multiplied to be VE's."""
+    return torch.sqrt(1.0 + sigma**2.0)
+
+
+def on_ve_latents(model: Model) -> Model:
+    """A VP model that takes VE latents."""
+
+    def ve_model(y, sigma, **kwargs):
+        return model(y / vp_scale(sigma).view(-1, *(1,) * (y.ndim - 1)), sigma, **kwargs)
+
+    return ve_model
+
+
 def in_ve_on_vp(sampler):
     """Runs a VE sampler on the VP path: y = sqrt(1 + sigma^2) x is VE's latent, so its exact solution is VP's too."""
 
@@ -95,20 +109,15 @@ def in_ve_on_vp(sampler):
         if path.kind != "VP" or len(sigmas) < 2:
             return sampler(model, x, sigmas, extra_args, callback, disable, path=path, **options)
 
-        def scale(sigma):
-            return torch.sqrt(1.0 + sigma**2.0)
-
-        def ve_model(y, sigma, **kwargs):
-            return model(y / scale(sigma).view(-1, *(1,) * (y.ndim - 1)), sigma, **kwargs)
-
         def ve_callback(info):
-            callback({**info, "x": info["x"] / scale(info["sigma"])})
+            callback({**info, "x": info["x"] / vp_scale(info["sigma"])})
 
-        y = x * scale(sigmas[0])
+        y = x * vp_scale(sigmas[0])
         y = sampler(
-            ve_model, y, sigmas, extra_args, ve_callback if callback is not None else None, disable, path=VE, **options
-        )
-        return y / scale(sigmas[-1])
+            on_ve_latents(model), y, sigmas, extra_args, ve_callback if callback is not None else None, disable,
+            path=VE, **options,
+        )  # fmt: skip
+        return y / vp_scale(sigmas[-1])
 
     return run
 
@@ -141,19 +150,29 @@ def sample_heun(model, x, sigmas, extra_args=None, callback=None, disable=None, 
         sigma, sigma_next = levels[i], levels[i + 1]
         denoised = model(x, sigma * s_in, **extra_args)
         watch.saw(i, denoised)
-        d = (x - denoised) / sigma
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-        dt = sigma_next - sigma
-        if numbers[i + 1] == 0:
-            x = x + d * dt
-        else:
-            ahead = x + d * dt
-            denoised_ahead = model(ahead, sigma_next * s_in, **extra_args)
-            watch.saw(i, denoised_ahead)
-            d_ahead = (ahead - denoised_ahead) / sigma_next
-            x = x + (d + d_ahead) / 2 * dt
+
+        def ahead(y, i=i, sigma_next=sigma_next):
+            found = model(y, sigma_next * s_in, **extra_args)
+            watch.saw(i, found)
+            return found
+
+        x = heun_step(x, denoised, sigma, sigma_next, None if numbers[i + 1] == 0 else ahead)
     return watch.checked(x)
+
+
+def heun_step(
+    x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, ahead: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """One step of heun in VE or FLOW. ahead: latent at sigma_next -> x0 there; None where that level is zero."""
+    d = (x - denoised) / sigma
+    dt = sigma_next - sigma
+    if ahead is None:
+        return x + d * dt
+    there = x + d * dt
+    d_ahead = (there - ahead(there)) / sigma_next
+    return x + (d + d_ahead) / 2 * dt
 
 
 @torch.no_grad()
@@ -173,16 +192,25 @@ def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=No
         watch.saw(i, denoised)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-        t, t_next = sigma.log().neg(), sigma_next.log().neg()
-        h = t_next - t
-        target = denoised
-        if previous is not None and numbers[i + 1] != 0:
-            r = (t - levels[i - 1].log().neg()) / h
-            target = (1 + 1 / (2 * r)) * denoised - (1 / (2 * r)) * previous
-        # Through t, not sigma_next / sigma: core's rounding.
-        x = (t_next.neg().exp() / t.neg().exp()) * x - (-h).expm1() * target
+        last = None if previous is None or numbers[i + 1] == 0 else (previous, levels[i - 1])
+        x = dpmpp_2m_step(x, denoised, sigma, sigma_next, last)
         previous = denoised
     return watch.checked(x)
+
+
+def dpmpp_2m_step(
+    x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, last: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """One step of DPM-Solver++(2M) in VE or FLOW. last: the x0 of the step before and its level; None: first order."""
+    t, t_next = sigma.log().neg(), sigma_next.log().neg()
+    h = t_next - t
+    target = denoised
+    if last is not None:
+        previous, sigma_previous = last
+        r = (t - sigma_previous.log().neg()) / h
+        target = (1 + 1 / (2 * r)) * denoised - (1 / (2 * r)) * previous
+    # Through t, not sigma_next / sigma: core's rounding.
+    return (t_next.neg().exp() / t.neg().exp()) * x - (-h).expm1() * target
 
 
 @torch.no_grad()

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import comfy.model_management
+import comfy.sample
 import comfy.samplers
+import comfy.sd
+import comfy.utils
+from torch import Tensor
 
 from ...sampling.distilled import Mode, Start
 from ...sampling.path import NoisePath
 from ...sampling.presets import Preset
 from ...sampling.teleport import Teleport
 from ..methods import Method
-from . import base, job_base, rewards, training, work
+from . import base, guiders, job_base, reflection, rewards, training, work
 from . import embedded as _embedded
 from . import search as _search
 from .coordinates import Prediction, path_of, prediction_of
@@ -55,6 +61,12 @@ search = _search.search
 latents_of = _search.latents_of
 latents_out = _search.latents_out
 CANCELLED = _search.CANCELLED
+say = work.say
+branches = guiders.branches_of
+cfgs = guiders.cfgs
+at_cfg = guiders.at_cfg
+reflection_sampler = reflection.reflection_sampler
+REFLECTION_SAMPLER = reflection.ReflectionSampler
 
 
 def noise_path(model) -> NoisePath:
@@ -112,6 +124,27 @@ def cfg_guider(model, positive, negative, cfg: float):
         guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     return guider
+
+
+def with_lora(model, name: str, strength: float):
+    """A clone of the MODEL with a LoRA file at this strength; ValueError where it changes nothing there."""
+    if strength == 0:
+        return model
+    patched = comfy.sd.load_lora_for_models(model, None, work.read_lora(name), strength, 0)[0]
+    if patched.patches_uuid == model.patches_uuid:
+        raise ValueError(f"the LoRA {name} has no layer of this model: choose one that was made for it")
+    return patched
+
+
+def sample(guider, sampler, sigmas: Tensor, latent: dict[str, Any], seed: int) -> Tensor:
+    """LATENT samples of one run, as SamplerCustomAdvanced samples with RandomNoise."""
+    samples = latents_of(guider, latent)
+    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    found = guider.sample(
+        noise, samples, sampler, sigmas, denoise_mask=latent.get("noise_mask"), callback=None,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
+    )  # fmt: skip
+    return found.to(comfy.model_management.intermediate_device())
 
 
 def models_folder() -> Path:

@@ -50,7 +50,7 @@ class DistilledSampler(Sampler):
         )
         if path.kind == "VP":
             # A LATENT that still holds noise is x0 + sigma n to ComfyUI; core's method for this class leaves x alone.
-            x = x * _vp_scale(sigmas[-1], x.ndim)
+            x = x * vp_scale(sigmas[-1], x.ndim)
         return model_sampling.inverse_noise_scaling(sigmas[-1], x)
 
     def _own_start(self, model_sampling) -> float | None:
@@ -70,10 +70,11 @@ class KeepInVP(KSamplerX0Inpaint):
         kept = self.inner_model.inner_model.scale_latent_inpaint(
             x=x, sigma=sigma, noise=self.noise, latent_image=self.latent_image, denoise_mask=denoise_mask
         )
-        x = x * denoise_mask + kept / _vp_scale(sigma, x.ndim) * (1 - denoise_mask)
+        x = x * denoise_mask + kept / vp_scale(sigma, x.ndim) * (1 - denoise_mask)
         out = self.inner_model(x, sigma, model_options=model_options, seed=seed)
         return out * denoise_mask + self.latent_image * (1 - denoise_mask)
 
 
-def _vp_scale(sigma: torch.Tensor, ndim: int) -> torch.Tensor:
+def vp_scale(sigma: torch.Tensor, ndim: int) -> torch.Tensor:
+    """sqrt(1 + sigma^2), by which ComfyUI's x0 + sigma n is larger than a VP latent; shaped for ndim dimensions."""
     return (1 + sigma**2).sqrt().reshape(sigma.shape + (1,) * (ndim - sigma.ndim))

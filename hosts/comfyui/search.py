@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.model_management
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from ..prior import Job, Prior, first_latent, identity
 from .coordinates import path_of
+from .guiders import branches, parts
 from .sampler import KeepInVP
 
 _log = logging.getLogger("retort.search")
@@ -60,8 +59,8 @@ class SearchSampler(Sampler):
                 first=first_latent(path, sigmas[0], latent_image[:1], top),
                 stored=lambda x0: network.process_latent_out(x0.float()),
                 mixed_levels=_plain(model_wrap, extra_args["model_options"]),
-                calls_per_eval=_branches(model_wrap),
-                identity=identity(_parts(model_wrap)),
+                calls_per_eval=branches(model_wrap, model_wrap.conds),
+                identity=identity((model_wrap.cfg, *parts(model_wrap))),
                 batch=_fitting(network, tuple(noise.shape), noise.device),
                 again=again,
                 extra_args={**extra_args, "denoise_mask": mask},
@@ -118,26 +117,3 @@ def _plain(guider, options: dict[str, Any]) -> bool:
     )
     bound = any(_LEVEL_BOUND & set(cond) for conds in guider.conds.values() for cond in conds)
     return known and not patched and not bound
-
-
-def _branches(guider) -> int:
-    """Conditions that are run for one latent, those whose time has not come included."""
-    conds = dict(guider.conds)
-    core = type(guider).predict_noise is CFGGuider.predict_noise
-    if core and math.isclose(guider.cfg, 1.0) and not guider.model_options.get("disable_cfg1_optimization"):
-        conds.pop("negative", None)
-    return max(1, sum(len(entries) for entries in conds.values()))
-
-
-def _parts(guider) -> Iterator[Any]:
-    """What names a guider's model and conditions."""
-    yield type(guider.inner_model).__name__
-    yield type(guider.inner_model.model_sampling).__mro__[1].__name__
-    yield guider.cfg
-    for name, weights in sorted(guider.model_patcher.patches.items()):
-        yield name, [round(float(patch[0]), 6) for patch in weights]
-    yield next(guider.inner_model.diffusion_model.parameters()).flatten()[:64]
-    for branch, entries in sorted(guider.original_conds.items()):
-        yield branch
-        for entry in entries:
-            yield from (entry[name] for name in ("cross_attn", "pooled_output") if isinstance(entry.get(name), Tensor))

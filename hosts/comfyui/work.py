@@ -96,6 +96,12 @@ class Progress:
             show(text)
 
 
+def say(text: str, warn: bool = False) -> None:
+    """See `hosts.api`."""
+    _log.log(logging.WARNING if warn else logging.INFO, text)
+    show(text)
+
+
 def show(text: str) -> None:
     """A line on the running node; nothing where no server runs."""
     context = get_executing_context()
@@ -103,12 +109,6 @@ def show(text: str) -> None:
         from server import PromptServer
 
         PromptServer.instance.send_progress_text(text, context.node_id)
-
-
-def say(text: str) -> None:
-    """See `hosts.api`."""
-    _log.info("%s", text)
-    show(text)
 
 
 def check_cancelled() -> None:

@@ -19,17 +19,20 @@ _UNSUPPORTED = ("area", "mask", "control", "gligen", "hooks", "start_percent", "
 
 
 class Guider:
-    """GUIDER: a model and its conditions. cfg 1, or no negative, runs the positive branch alone."""
+    """GUIDER: a model and its conditions. cfg 1, or no negative, runs the positive branch alone, cfg 0 the negative."""
 
     def __init__(self, model: Model, positive: Conditioning, negative: Conditioning | None = None, cfg: float = 1.0):
         self.model, self.positive, self.negative, self.cfg = model, positive, negative, cfg
 
+    def branches(self) -> list[Conditioning]:
+        """The conditions that are run; two at once, negative first, as ComfyUI batches them."""
+        if self.negative is None or math.isclose(self.cfg, 1.0):
+            return [self.positive]
+        return [self.negative] if self.cfg == 0 else [self.negative, self.positive]
+
     def denoiser(self, shape: torch.Size) -> Callable[..., Tensor]:
         """`model(x, sigma, **extra_args) -> x0` for latents of this shape, guidance inside (the Denoiser contract)."""
-        # Guided twice at once, negative first, as ComfyUI batches them.
-        branches = [self.positive]
-        if self.negative is not None and not math.isclose(self.cfg, 1.0):
-            branches = [self.negative, self.positive]
+        branches = self.branches()
         batches = _batched(self.model.network, branches, shape)
         source, loras = self.model.source, self.model.loras
         timestep, prediction, cfg, b = self.model.schedule.timestep, self.model.prediction, self.cfg, shape[0]
@@ -95,6 +98,7 @@ class Guider:
                 mask=denoise_mask,
                 path=model.path,
                 schedule=model.schedule,
+                form=model.latent,
                 seed=seed,
                 callback=callback,
                 latents_in=lambda samples: latents_in(model, samples),

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from ...sampling.distilled import Mode, Start
 from ...sampling.path import NoisePath
@@ -13,12 +17,12 @@ from ...sampling.schedule import FlowSchedule, FluxSchedule, Schedule
 from ...sampling.teleport import Teleport
 from ..methods import Method
 from . import embedded as _embedded
-from . import job_base, rewards, training, work
+from . import files, folders, job_base, reflection, rewards, training, work
 from . import search as _search
 from .folders import EMBEDDED
 from .guider import Guider
 from .methods import MethodSampler, TeleportSampler
-from .model import Conditioning, Model, Prediction
+from .model import Conditioning, Lora, Model, Prediction
 from .noise import RandomNoise
 from .samplers import DistilledSampler, Sampler
 
@@ -55,6 +59,11 @@ search = _search.search
 latents_of = _search.latents_of
 latents_out = _search.latents_out
 CANCELLED = _search.CANCELLED
+say = work.say
+cfgs = reflection.cfgs
+at_cfg = reflection.at_cfg
+reflection_sampler = reflection.reflection_sampler
+REFLECTION_SAMPLER = reflection.ReflectionSampler
 
 
 def noise_path(model: Model) -> NoisePath:
@@ -116,6 +125,28 @@ def cfg_guider(model: Model, positive: Conditioning, negative: Conditioning | No
     if negative is None and cfg != 1:
         raise ValueError(f"cfg {cfg:g} compares with a negative prompt: connect `negative`")
     return Guider(model, positive, negative, cfg)
+
+
+def branches(guider: Guider, leg: bool = False) -> int:
+    """Conditions that are run for one latent, the same wherever the guider stands."""
+    return sum(map(len, guider.branches()))
+
+
+def with_lora(model: Model, name: str, strength: float) -> Model:
+    """The MODEL with a LoRA file at this strength; ValueError where it does not fit."""
+    if strength == 0:
+        return model
+    patched = model.with_lora(Lora(name, files.load(folders.current().model("loras", name)), strength))
+    # Loaded here, so that a LoRA that does not fit is told at once.
+    return patched if patched.network is not None else model
+
+
+def sample(guider: Guider, sampler: Sampler, sigmas: Tensor, latent: dict[str, Any], seed: int) -> Tensor:
+    """LATENT samples of one run, as SamplerCustomAdvanced samples with RandomNoise."""
+    start = {**latent, "samples": latents_of(guider, latent)}
+    noise = RandomNoise(seed).generate_noise(start)
+    with torch.inference_mode():
+        return guider.sample(noise, start["samples"], sampler, sigmas, latent.get("noise_mask"), None, seed)
 
 
 def models_folder() -> Path:

@@ -11,7 +11,7 @@ from ...sampling.teleport import Teleport
 from .. import methods
 from ..methods import Method, later, stored
 from ..prior import first_latent
-from . import progress
+from . import work
 from .samplers import Run, Sampler
 
 
@@ -33,7 +33,7 @@ class MethodSampler:
                 noise=run.noise,
                 mask=run.mask,
                 latents_in=run.latents_in,
-                tell=progress.say,
+                tell=work.say,
                 callback=run.reporter(),
                 extra_args={"seed": run.seed},
             )
@@ -53,12 +53,12 @@ class TeleportSampler:
         empty = not bool(torch.count_nonzero(run.latent))
         why_not = self.plan.why_not(run.sigmas, run.noise.shape, run.max_denoise, empty, run.mask is not None)
         if why_not:
-            progress.say(f"Teleport does nothing: {why_not}")
+            work.say(f"Teleport does nothing: {why_not}")
             return self.inner.sample(run)
         start = first_latent(run.path, run.sigmas[0], run.latent, run.max_denoise)(run.noise)
         x = self.plan.jump(run.denoiser, start, run.sigmas, run.path)
         done, steps = self.plan.first(run.sigmas), len(run.sigmas) - 1
-        progress.say(f"Teleport: {done} of {steps} steps skipped, to sigma {float(run.sigmas[done]):.4g}")
+        work.say(f"Teleport: {done} of {steps} steps skipped, to sigma {float(run.sigmas[done]):.4g}")
         x = stored(run.path, x, run.sigmas[done])
         if done == steps:
             return x

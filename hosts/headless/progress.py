@@ -59,8 +59,10 @@ def heard() -> Iterator[list[str]]:
         _said.reset(token)
 
 
-def say(text: str) -> None:
-    """A line for the user of the run."""
+def say(text: str) -> bool:
+    """A line for the user of the run; whether anybody hears it."""
     said = _said.get()
-    if said is not None:
-        said.append(text)
+    if said is None:
+        return False
+    said.append(text)
+    return True

@@ -15,6 +15,7 @@ from ...sampling.distilled import Mode, Start, sample_distilled, start
 from ...sampling.path import NoisePath
 from ...sampling.schedule import Schedule
 from ...sampling.standard import SAMPLERS
+from .model import LatentFormat
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,7 @@ class Run:
     mask: Tensor | None
     path: NoisePath
     schedule: Schedule
+    form: LatentFormat
     seed: int | None
     callback: Callable[[int, Tensor, Tensor, int], None] | None
     latents_in: Callable[[Tensor], Tensor]

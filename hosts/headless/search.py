@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -46,8 +45,8 @@ class SearchSampler:
                 first=first_latent(run.path, run.sigmas[0], run.latent, run.max_denoise),
                 stored=lambda x0: self.guider.model.latent.process_out(x0.float()),
                 mixed_levels=True,
-                calls_per_eval=_branches(self.guider),
-                identity=identity(_parts(self.guider)),
+                calls_per_eval=sum(map(len, self.guider.branches())),
+                identity=identity((self.guider.cfg, *parts(self.guider))),
                 batch=self.batch,
                 again=lambda: None,
                 extra_args={"seed": run.seed},
@@ -72,18 +71,9 @@ def search(
     return guider.sample(noise, samples, SearchSampler(guider, job, batch), sigmas, mask, None, seed)
 
 
-def _guided(guider: Guider) -> bool:
-    return guider.negative is not None and not math.isclose(guider.cfg, 1.0)
-
-
-def _branches(guider: Guider) -> int:
-    """Conditions that are run for one latent."""
-    return len(guider.positive) + (len(guider.negative or []) if _guided(guider) else 0)
-
-
-def _parts(guider: Guider) -> Iterator[Any]:
-    """What names a guider's model and conditions."""
-    yield type(guider.model.network).__name__, guider.model.prediction, guider.cfg
+def parts(guider: Guider) -> Iterator[Any]:
+    """What names a guider's model and conditions, cfg apart."""
+    yield type(guider.model.network).__name__, guider.model.prediction
     yield [(lora.name, lora.strength) for lora in guider.model.loras]
     for conditioning in (guider.positive, guider.negative or []):
         yield len(conditioning)

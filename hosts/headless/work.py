@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from .device import device
 from .errors import UsageError
 from .model import Clip, Conditioning, Model, Vae
 
-say = progress.say
+_log = logging.getLogger("retort")
 
 
 def encode_text(clip: Clip, text: str) -> Conditioning:
@@ -60,6 +61,13 @@ class Progress:
     def step(self, done: int, preview: Any = None, text: str = "") -> None:
         """`done` of `total` steps are finished; pictures and texts stand in the run's own folder."""
         progress.step(done, self.total)
+
+
+def say(text: str, warn: bool = False) -> None:
+    """See `hosts.api`."""
+    heard = progress.say(text)
+    # Python prints warnings by itself, so that a user who has heard it would read it twice.
+    _log.log(logging.WARNING if warn and not heard else logging.INFO, text)
 
 
 def check_cancelled() -> None:

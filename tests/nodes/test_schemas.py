@@ -42,6 +42,13 @@ METHODS = {
     "flow": FLOW,
     "few_shot": FEW_SHOT,
 }  # fmt: skip
+REFLECTED = ["end", "begin", "rounds", "inversion", "iterations", "base"]
+PAIRS = {
+    "cfg": ["weak_cfg"],
+    "lora": ["lora", "strong_strength", "weak_strength", "reflecting_cfg"],
+    "prompt": ["weak_positive", "reflecting_cfg"],
+    "model": ["weak_model", "reflecting_cfg"],
+}
 LIMITS = ["calls", "seconds", "enough", "batch_size"]
 # Workflows store widgets by position: names never change, and new ones come last.
 INPUTS = {
@@ -84,6 +91,9 @@ INPUTS = {
     "RetortStudentTNoise": ["seed", "aug_dim"],
     "RetortStructureSampler": ["reference", "factor", "iterations", "start_percent", "end_percent", "steps"],
     "RetortDopri5Sampler": ["atol", "rtol", "max_calls"],
+    "RetortReflectionSampler": ["weak", *REFLECTED, "reflecting"],
+    "RetortReflectionSetup": ["model", "positive", "negative", "pair", "cfg", *REFLECTED, "sigmas"],
+    "RetortReflectionCompare": ["guider", "sampler", "sigmas", "latent", "vae", "seed"],
     "RetortEmbeddedModel": ["variant"],
     "RetortDistilledSetup": ["model", "positive", "negative", "preset", "steps", "timesteps", "denoise"],
     "RetortDistilledSigmas": ["model", "preset", "steps", "timesteps", "denoise"],
@@ -114,6 +124,9 @@ OUTPUTS = {
     "RetortStudentTNoise": ["NOISE"],
     "RetortStructureSampler": ["SAMPLER"],
     "RetortDopri5Sampler": ["SAMPLER"],
+    "RetortReflectionSampler": ["SAMPLER"],
+    "RetortReflectionSetup": ["GUIDER", "SAMPLER", "STRING"],
+    "RetortReflectionCompare": ["IMAGE", "LATENT", "STRING"],
     "RetortEmbeddedModel": ["MODEL", "CLIP", "VAE"],
     "RetortDistilledSetup": ["MODEL", "GUIDER", "SAMPLER", "SIGMAS"],
     "RetortDistilledSigmas": ["SIGMAS"],
@@ -152,6 +165,17 @@ def test_each_method_has_its_own_settings_in_order(node):
     for option in options:
         for part in option.inputs:
             assert part.tooltip and part.tooltip.endswith(".") and part.default is not None, part.id
+
+
+def test_each_kind_of_pair_has_its_own_settings_in_order():
+    schema = next(n for n in NODES if n.__name__ == "RetortReflectionSetup").GET_SCHEMA()
+    options = next(i for i in schema.inputs if i.id == "pair").options
+    assert {option.key: [i.id for i in option.inputs] for option in options} == PAIRS
+    page = (ROOT / WEB_DIRECTORY / "docs" / "RetortReflectionSetup.md").read_text(encoding="utf-8")
+    for name in {name for names in PAIRS.values() for name in names}:
+        assert f"\n| {name} |" in page
+    for option in options:
+        assert all(part.tooltip and part.tooltip.endswith(".") for part in option.inputs)
 
 
 def test_the_distillation_page_explains_every_setting_of_every_method():

@@ -1,0 +1,310 @@
+"""The SAMPLER of reflection: further guiders run inside the sampling of the one that it is given to.
+
+A leg's guider samples for real, inside the strong one's sampling, and lends its denoiser instead of sampling: so its
+loading, hooks, ControlNets, areas and percentages are core's own. Clones of a ModelPatcher share one network, and
+preparing one puts its patches into the other's; a leg whose weights differ gets a network of its own, read again
+from its file, or where no file is known the patches are swapped before each leg, which core undoes exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.model_management
+import comfy.nested_tensor
+import comfy.utils
+import torch
+from comfy.samplers import KSamplerX0Inpaint, Sampler
+from torch import Tensor
+
+from ...sampling.path import NoisePath
+from ...sampling.reflection import Keep, ReflectionConfig, sample_reflection
+from ..prior import first_latent
+from ..reflection import check_pair, residuals_told
+from .coordinates import path_of
+from .guiders import unconditional
+from .sampler import KeepInVP, vp_scale
+from .work import say
+
+_log = logging.getLogger("retort")
+
+
+class ReflectionSampler(Sampler):
+    """Reflection with a weak guider, and another one that goes down in place of the strong one if wished.
+
+    Networks that were read again are kept for the next run.
+    """
+
+    def __init__(self, weak: Any, config: ReflectionConfig, reflecting: Any = None):
+        self.weak, self.config, self.reflecting = weak, config, reflecting
+        self._copies: dict[int, Any] = {}
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ):
+        """What a guider calls. Latents: (B, C, H, W), (B, C, T, H, W), or several packed into one by core."""
+        chosen = self.config.steps(sigmas)  # a range that cannot be is told before anything is loaded
+        room = _Room()
+        run = _Run(model_wrap, sigmas, extra_args, noise, latent_image, denoise_mask, room)
+        strong = _Leg(run, model_wrap, extra_args)
+        if not chosen:
+            return self._sampled(run, strong, strong, None, callback, disable_pbar)
+        guiders = self._guiders(model_wrap, room)
+
+        def reflected(weak: _Leg, reflecting: _Leg | None) -> Tensor:
+            room.settle()
+            return self._sampled(run, strong, weak, reflecting, callback, disable_pbar)
+
+        if "reflecting" not in guiders:
+            return run.within(guiders["weak"], lambda weak: reflected(weak, None))
+        return run.within(
+            guiders["weak"], lambda weak: run.within(guiders["reflecting"], lambda leg: reflected(weak, leg))
+        )
+
+    def _guiders(self, strong: Any, room: _Room) -> dict[str, Any]:
+        """Copies of the legs' guiders, on networks that can stand beside the others."""
+        given = {"weak": self.weak} | ({} if self.reflecting is None else {"reflecting": self.reflecting})
+        made: dict[str, Any] = {}
+        for name, guider in given.items():
+            _check(strong, guider, name)
+            # A copy, since the same guider may be strong too, and a guider holds its run's state.
+            mine = made[name] = copy.copy(guider)
+            others = [strong, *(other for key, other in made.items() if key != name)]
+            sharing = [o for o in others if mine.model_patcher.is_clone(o.model_patcher)]
+            twin = next((o for o in sharing if _same(mine, o)), None)
+            if sharing and twin is not None:
+                _lean(mine, twin.model_patcher)
+            elif sharing:
+                mine.model_patcher = self._own(mine, sharing, room)
+        return made
+
+    def _own(self, guider: Any, sharing: list[Any], room: _Room) -> Any:
+        patcher = guider.model_patcher
+        if patcher.cached_patcher_init is None:
+            if any(map(_hooked, [guider, *sharing])):
+                raise ValueError(
+                    "a conditioning of the pair carries hooks (a LoRA on the prompt), and the pair shares a network "
+                    "that cannot be read a second time: load the weak model with a loader of its own, or take the "
+                    "hooks away"
+                )
+            room.swap(
+                "the models differ by patches and share one network that cannot be read a second time (its loader "
+                "names no file), so the patches are swapped before each leg"
+            )
+            return patcher
+        key = id(patcher)
+        if key not in self._copies:
+            _log.info("the pair differs by patches: the weak leg gets a network of its own, read again from its file")
+            self._copies[key] = patcher.clone(force_deepcopy=True)
+        return self._copies[key]
+
+    def _sampled(self, run: _Run, strong, weak, reflecting, callback, disable_pbar) -> Tensor:
+        steps = len(run.sigmas) - 1
+
+        def report(state):
+            callback(state["i"], state["denoised"], state["x"], steps)
+
+        with residuals_told(say) as told:
+            x = sample_reflection(
+                strong, run.first(), run.sigmas, {}, report if callback else None, disable_pbar, path=run.path,
+                weak=weak, reflecting=reflecting, config=self.config, keep=run.keep(), inverted=told,
+            )  # fmt: skip
+        if run.path.kind == "VP":
+            # A LATENT that still holds noise is x0 + sigma n to ComfyUI; core's method for this class leaves x alone.
+            x = x * vp_scale(run.sigmas[-1], x.ndim)
+        return run.network.model_sampling.inverse_noise_scaling(run.sigmas[-1], x)
+
+
+class _Room:
+    """Which networks are where: all stay loaded where they fit, else the one that is asked next is fetched."""
+
+    def __init__(self) -> None:
+        self.legs: list[_Leg] = []
+        self._swaps = False
+        self._there: _Leg | None = None
+
+    def swap(self, why: str) -> None:
+        """From now on each leg fetches its weights."""
+        if not self._swaps:
+            say(f"reflection: {why}", warn=True)
+        self._swaps = True
+
+    def settle(self) -> None:
+        """Called when every leg has been loaded once: see whether the first of them still are."""
+        out = [leg for leg in self.legs if not leg.loaded()]
+        if out:
+            size = sum({id(leg.network): leg.patcher.model_size() for leg in self.legs}.values()) / 2**30
+            self.swap(
+                f"the networks ({size:.1f} GB) do not fit together, so they take turns; each reflection moves them "
+                "there and back, which can cost more than the calls"
+            )
+
+    def enter(self, leg: _Leg) -> None:
+        """Before each call of a leg."""
+        if self._swaps and self._there is not leg:
+            leg.fetch()
+            self._there = leg
+
+
+class _Run:
+    """What all legs of a run share: levels, noise, picture and mask are the strong guider's."""
+
+    def __init__(self, strong: Any, sigmas: Tensor, extra_args: dict[str, Any], noise, latent, mask, room: _Room):
+        self.network, self.sigmas, self.noise, self.latent, self.mask = strong.inner_model, sigmas, noise, latent, mask
+        self.path: NoisePath = path_of(self.network.model_sampling)
+        self.room = room
+        # None, or what makes the mask another at each level: a property of the run, whichever model it was set on.
+        self.mask_function = extra_args["model_options"].get("denoise_mask_function")
+        self._strong, self._seed = strong, extra_args.get("seed")
+
+    def first(self) -> Tensor:
+        """The noised latent at the first level, scaled as core does it."""
+        top = Sampler().max_denoise(self._strong, self.sigmas)
+        return first_latent(self.path, self.sigmas[0], self.latent, top)(self.noise)
+
+    def keep(self) -> Keep | None:
+        """Puts back what the mask keeps whole; what it keeps in part is mixed at each call, as core does it."""
+        if self.mask is None:
+            return None
+
+        def kept(x: Tensor, sigma: Tensor) -> Tensor:
+            each, mask = sigma * x.new_ones([x.shape[0]]), self.mask
+            if self.mask_function is not None:
+                mask = self.mask_function(each, mask, extra_options={"model": self._strong, "sigmas": self.sigmas})
+            image = self.network.scale_latent_inpaint(
+                x=x, sigma=each, noise=self.noise, latent_image=self.latent, denoise_mask=mask
+            )
+            if self.path.kind == "VP":
+                image = image / vp_scale(each, x.ndim)
+            return torch.where(mask > 0, x, image)
+
+        return kept
+
+    def within(self, guider: Any, job: Callable[[_Leg], Tensor]) -> Tensor:
+        """What `job` makes of the guider's leg, inside a sampling of the guider."""
+        shapes = self.network.latent_shapes
+        latent = self.latent
+        if torch.count_nonzero(latent):  # the guider processes it again
+            latent = self.network.process_latent_out(latent)
+        mask = self.mask
+        if mask is not None and len(shapes) == 1:
+            mask = mask[:, :1]  # core takes the channels of a picture's mask for a batch
+        lender = _Lender(self, job)
+        guider.sample(
+            _apart(self.noise, shapes), _apart(latent, shapes), lender, self.sigmas,
+            denoise_mask=None if mask is None else _apart(mask, shapes), disable_pbar=True, seed=self._seed,
+        )  # fmt: skip
+        assert lender.made is not None
+        return lender.made
+
+
+class _Lender(Sampler):
+    """A SAMPLER that lends the guider's denoiser to a job."""
+
+    def __init__(self, run: _Run, job: Callable[[_Leg], Tensor]):
+        self.run, self.job = run, job
+        self.made: Tensor | None = None
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ):
+        """What the leg's guider calls; its own answer is not used."""
+        conds = model_wrap.conds
+        if unconditional(model_wrap):
+            # Core would run the positive branch and multiply it by zero.
+            model_wrap.conds = {name: conds[name] for name in conds if name != "positive"}
+        try:
+            self.made = self.job(_Leg(self.run, model_wrap, extra_args))
+        finally:
+            model_wrap.conds = conds
+        return noise
+
+
+class _Leg:
+    """A guider's denoiser: (x, sigma (B,)) -> x0, masked as core masks."""
+
+    def __init__(self, run: _Run, guider: Any, extra_args: dict[str, Any]):
+        self.guider, self.network, self.patcher = guider, guider.inner_model, guider.model_patcher
+        options = {k: v for k, v in extra_args["model_options"].items() if k != "denoise_mask_function"}
+        if run.mask_function is not None:
+            options["denoise_mask_function"] = run.mask_function
+        self._room, self._extra = run.room, {**extra_args, "model_options": options, "denoise_mask": run.mask}
+        self._model = (KeepInVP if run.path.kind == "VP" else KSamplerX0Inpaint)(guider, run.sigmas)
+        self._model.latent_image, self._model.noise = run.latent, run.noise
+        self._shape = list(run.noise.shape)
+        run.room.legs.append(self)
+
+    def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
+        self._room.enter(self)
+        # Guiders on one network differ in their callbacks, which core finds here.
+        self.network.current_patcher = self.patcher
+        return self._model(x, sigma, **self._extra)
+
+    def loaded(self) -> bool:
+        """Whether the network lies on its device, or pages by itself."""
+        if self.patcher.is_dynamic() or comfy.model_management.is_device_cpu(self.patcher.load_device):
+            return True
+        return self.patcher.loaded_size() >= self.patcher.model_size()
+
+    def fetch(self) -> None:
+        """Load the network and what its conditions need, with this guider's patches."""
+        comfy.model_management.load_models_gpu(
+            [self.patcher, *self.guider.loaded_models],
+            memory_required=self.network.memory_required([2 * self._shape[0], *self._shape[1:]]),
+            minimum_memory_required=self.network.memory_required(self._shape),
+        )
+
+
+def reflection_sampler(weak: Any, config: ReflectionConfig, reflecting: Any = None) -> ReflectionSampler:
+    """See `hosts.api`."""
+    return ReflectionSampler(weak, config, reflecting)
+
+
+def _check(strong: Any, guider: Any, name: str) -> None:
+    """ValueError unless the guider's model shares latents and coordinates with the strong one's."""
+    mine, theirs = (g.model_patcher.get_model_object("latent_format") for g in (guider, strong))
+    schedules = [g.model_patcher.get_model_object("model_sampling") for g in (guider, strong)]
+    check_pair(
+        name,
+        empty=[branch for branch, entries in guider.original_conds.items() if not entries]
+        or ([] if guider.original_conds else ["positive"]),
+        formats=tuple(type(f).__name__ for f in (mine, theirs)),
+        paths=tuple(path_of(s) for s in schedules),
+    )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two guiders on one network want the same of it."""
+    if _hooked(one) or _hooked(other):
+        return False
+    a, b = one.model_patcher, other.model_patcher
+    written = ("object_patches", "weight_wrapper_patches", "wrappers", "callbacks", "injections")
+    return a is b or bool(a.clone_has_same_weights(b)) and all(getattr(a, n) == getattr(b, n) for n in written)
+
+
+def _lean(guider: Any, patcher: Any) -> None:
+    """Let a guider use the patcher that has loaded its network already; loading its own would turn the other out."""
+    own, guider.model_patcher = guider.model_patcher, patcher
+    if own is not patcher:
+        # What the guider's options hold is its own still, and belongs on the device.
+        own.model_patches_to(own.load_device)
+        own.model_patches_to(own.model_dtype())
+        extra = own.model_patches_models()
+        if extra:
+            comfy.model_management.load_models_gpu([patcher, *extra])
+
+
+def _hooked(guider: Any) -> bool:
+    """Whether conditions bring weights of their own, which are written into the network when they are asked."""
+    entries = [entry for conds in guider.original_conds.values() for entry in conds]
+    return any("hooks" in e or ("control" in e and e["control"].get_extra_hooks()) for e in entries)
+
+
+def _apart(packed: Tensor, shapes: Sequence[Any]) -> Any:
+    """Latents that core has packed into one, as a guider takes them."""
+    if len(shapes) < 2:
+        return packed
+    return comfy.nested_tensor.NestedTensor(comfy.utils.unpack_latents(packed, shapes))

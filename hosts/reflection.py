@@ -1,0 +1,191 @@
+"""Reflection outside the maths, the same on every host: pairs that cannot be, what a run costs, and comparisons.
+
+`compare(host, ...)` serves the node; `host` is the module of `hosts.api`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..sampling.path import NoisePath
+
+# Of the latent, as root mean squares: above it the legs no longer undo each other well.
+POOR = 0.02
+
+
+def check_pair(name: str, empty: Sequence[str], formats: tuple[Any, Any], paths: tuple[NoisePath, NoisePath]) -> None:
+    """ValueError unless a leg's guider can stand in a pair. empty: its branches without conditioning; (its, strong)."""
+    if empty:
+        raise ValueError(
+            f"the {name} guider has no conditioning ({', '.join(empty)}): connect the CONDITIONING of a CLIPTextEncode "
+            "node to it"
+        )
+    if formats[0] != formats[1]:
+        raise ValueError(
+            f"the {name} guider's model has latents of another format ({formats[0]}) than the strong one's "
+            f"({formats[1]}), so one cannot go on where the other stops: pair models of one family"
+        )
+    if paths[0] != paths[1]:
+        kinds = [f"{p.kind}, noise scale {p.noise_scale:g}" if p.kind == "FLOW" else p.kind for p in paths]
+        raise ValueError(
+            f"the {name} guider's model samples in other coordinates ({kinds[0]}) than the strong one's ({kinds[1]}): "
+            "pair two eps or v models, or two flow models"
+        )
+
+
+@contextmanager
+def residuals_told(say: Callable[..., None]) -> Iterator[Callable[[int, Tensor], None]]:
+    """A function that collects what the inversion left in each reflection; at the end `say` tells the worst."""
+    seen: list[tuple[int, Tensor]] = []
+
+    def collect(step: int, residual: Tensor) -> None:
+        seen.append((step, residual.max()))
+
+    yield collect
+    if seen:
+        # One wait for the device, at the end.
+        step, worst = max(zip((s for s, _ in seen), torch.stack([r for _, r in seen]).tolist(), strict=True),
+                          key=lambda pair: pair[1])  # fmt: skip
+        text = f"reflection: the inversion left at most {worst:.2g} of the latent (step {step + 1})"
+        poor = worst > POOR
+        if poor:
+            text += "; raise iterations, take more steps, or leave the late steps out"
+        say(text, warn=poor)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Evaluations of a network for one latent: reflected, plain along the same schedule, and one plain step."""
+
+    reflected: int
+    plain: int
+    step: int
+
+
+def spent(host: Any, guider: Any, sampler: Any, sigmas: Tensor) -> Spent:
+    """What a reflection sampler costs with this guider along a schedule, guidance counted as it is run."""
+    main = host.branches(guider)
+    down = main if sampler.reflecting is None else host.branches(sampler.reflecting, leg=True)
+    cost = sampler.config.cost(sigmas)
+    whole = cost.model * main + cost.reflecting * down + cost.weak * host.branches(sampler.weak, leg=True)
+    return Spent(whole, cost.model * main, main)
+
+
+def effective_cfg(host: Any, guider: Any, sampler: Any) -> float | None:
+    """The cfg that reflection is to first order, on the steps that it reflects; None unless cfg is all that differs."""
+    found = host.cfgs([guider, sampler.weak, guider if sampler.reflecting is None else sampler.reflecting])
+    if found is None:
+        return None
+    main, weak, down = found
+    return main + sampler.config.rounds * (down - weak)
+
+
+def refined(sigmas: Tensor, steps: int) -> Tensor:
+    """The same schedule in more steps: levels between its own, evenly in their logarithms; the last zero stays."""
+    ends = float(sigmas[-1]) == 0
+    own = sigmas[:-1] if ends else sigmas
+    count = steps if ends else steps + 1
+    if count == len(own) or len(own) < 2:
+        return sigmas
+    place = torch.linspace(0, len(own) - 1, count, dtype=torch.float64)
+    low = place.floor().long().clamp_max(len(own) - 2)
+    log = own.double().log()
+    levels = torch.lerp(log[low], log[low + 1], place - low).exp().to(sigmas.dtype)
+    return torch.cat([levels, sigmas[-1:]]) if ends else levels
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """images: (B, H, W, 3), a labelled row for each latent. latent: the reflected ones. text: the labels."""
+
+    images: Tensor
+    latent: dict[str, Any]
+    text: str
+
+
+def compare(
+    host: Any, guider: Any, sampler: Any, sigmas: Tensor, latent: dict[str, Any], vae: Any, seed: int
+) -> Compared:
+    """The same noise four times: plain, at the effective cfg (where there is one), at equal calls, and reflected.
+
+    ValueError for a SAMPLER that does not reflect.
+    """
+    if not isinstance(sampler, host.REFLECTION_SAMPLER):
+        raise ValueError("sampler is not from a reflection node: connect Reflection Sampler or Reflection Setup")
+    cost, config = spent(host, guider, sampler, sigmas), sampler.config
+    cfg = effective_cfg(host, guider, sampler)
+    steps = len(sigmas) - 1
+    per_step = cost.step * (2 if config.base == "heun" else 1)
+    equal = max(steps, round(cost.reflected / per_step))
+    plain = host.reflection_sampler(sampler.weak, replace(config, begin=0.0, end=0.0))
+    runs: list[tuple[str, Any, Any, Tensor, int]] = [(f"plain, {steps} steps", guider, plain, sigmas, cost.plain)]
+    if cfg is not None:
+        at = host.at_cfg(guider, cfg)
+        runs.append((f"cfg {cfg:g}, {steps} steps", at, plain, sigmas, config.cost(sigmas).model * host.branches(at)))
+    longer = refined(sigmas, equal)
+    made = replace(config, begin=0.0, end=0.0).cost(longer).model * cost.step
+    runs.append((f"equal calls, {equal} steps", guider, plain, longer, made))
+    runs.append(("reflected", guider, sampler, sigmas, cost.reflected))
+    columns, labels, out = [], [], None
+    bar = host.progress(len(runs))
+    for i, (name, who, how, levels, calls) in enumerate(runs):
+        host.check_cancelled()
+        out = host.sample(who, how, levels, latent, seed)
+        images = host.decode(vae, out)
+        columns.append(images.view(len(out), -1, *images.shape[1:])[:, 0])
+        labels.append(f"{name}: {calls} calls")
+        bar.step(i + 1)
+    assert out is not None
+    kept = {k: v for k, v in latent.items() if not k.startswith("downscale_ratio")}
+    return Compared(_rows(columns, labels), {**kept, "samples": out}, "\n".join(labels))
+
+
+LABEL, GAP, LEAST = 18, 6, 192
+PAPER, INK = (24, 26, 30), (205, 210, 218)
+
+
+def _rows(columns: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
+    """(B, H, W, 3): a picture (B, h, w, 3) of each column side by side, its label above."""
+    from PIL import Image, ImageDraw
+
+    height, width = columns[0].shape[1:3]
+    # Small pictures are enlarged until a label fits above them.
+    times = max(1, -(-LEAST // width))
+    wide, high = width * times, height * times
+    rows = []
+    for b in range(len(columns[0])):
+        sheet = Image.new("RGB", (GAP + len(columns) * (wide + GAP), LABEL + high + GAP), PAPER)
+        pen = ImageDraw.Draw(sheet)
+        for k, (column, label) in enumerate(zip(columns, labels, strict=True)):
+            left = GAP + k * (wide + GAP)
+            pixels = (column[b, ..., :3].detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+            sheet.paste(Image.fromarray(pixels).resize((wide, high), Image.Resampling.NEAREST), (left, LABEL))
+            pen.text((left, 3), label, fill=INK)
+        flat = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8)
+        rows.append(flat.view(sheet.height, sheet.width, 3).float() / 255)
+    return torch.stack(rows)
+
+
+def told(host: Any, guider: Any, sampler: Any, sigmas: Tensor | None) -> str:
+    """What a set-up does and costs, for a user: calls along `sigmas`, or of 50 steps where there are none yet."""
+    levels = torch.linspace(1, 0, 51) if sigmas is None else sigmas
+    cost, calls = spent(host, guider, sampler, levels), sampler.config.cost(levels)
+    cfg = effective_cfg(host, guider, sampler)
+    lines = [
+        f"{len(levels) - 1} steps, {calls.reflecting} reflections: {calls.total} model calls, {calls.model} plain",
+        f"each latent takes {cost.reflected} network calls against {cost.plain} plain, guidance counted: "
+        f"{cost.reflected / max(cost.plain, 1):.2f} times the cost",
+    ]
+    if cfg is not None:
+        lines.append(
+            f"to first order this is cfg {cfg:g} on the reflected steps: compare with that, and at equal calls"
+        )
+    if sigmas is None:
+        lines.append("connect sigmas for the cost along your own schedule")
+    return "\n".join(lines)
