@@ -123,6 +123,7 @@ BAD = [
     (changed(vae={"kind": "vae", "file": "x.pt"}), "vae.file"),
     (changed(vae="x"), "vae must be an object"),
     (changed(start="../x.safetensors"), "start"),
+    (changed(method="di_star", objective={"alpha_rew": 2.0}), "a job takes no reward"),
 ]
 
 
