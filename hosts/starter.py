@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..trainers.dataset import Dataset
-from ..trainers.job import JOB, LOG, Job, checked_folder
+from ..trainers.job import JOB, LOG, Job, checked_folder, refuse_reward
 from ..trainers.job_watch import STATUS, Status, clear_commands, read_status, write_status
 from .training import Request
 
@@ -26,6 +26,8 @@ def write_job(host: Any, folder: Path, model: Any, request: Request, vae: Any = 
     told of, and while a process works in the folder; OSError where it cannot be written.
     """
     dataset: Dataset = request.dataset
+    # Before a base is merged, which takes long and leaves a large file.
+    refuse_reward(request.config)
     folder.mkdir(parents=True, exist_ok=True)
     refuse_while_going(folder)
     base = host.describe_base(model) or host.merge_base(model, folder)

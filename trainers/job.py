@@ -44,11 +44,7 @@ class Job:
             checked_path(self.start, "start")
         if self.started_by not in get_args(Starter):
             raise ValueError(f"started_by must be one of {', '.join(get_args(Starter))}, got {self.started_by!r:.80}")
-        if isinstance(self.config.objective, DIStarConfig) and self.config.objective.alpha_rew:
-            raise ValueError(
-                f"alpha_rew is {self.config.objective.alpha_rew}, and a job takes no reward: set it to 0, or train in "
-                "the node Train Distillation"
-            )
+        refuse_reward(self.config)
 
     def to_json(self) -> dict[str, Any]:
         """What job.json holds."""
@@ -101,6 +97,15 @@ class Job:
         """Write the data, then the job, so that a folder with a job has its data. OSError names the file."""
         dataset.save(folder / DATA)
         write_json(folder / JOB, self.to_json())
+
+
+def refuse_reward(config: RunConfig) -> None:
+    """ValueError for a method that asks for a reward, which no file of a job names."""
+    if isinstance(config.objective, DIStarConfig) and config.objective.alpha_rew:
+        raise ValueError(
+            f"alpha_rew is {config.objective.alpha_rew}, and a job takes no reward: set it to 0, or train in the node "
+            "Train Distillation"
+        )
 
 
 def read_json(path: Path) -> Any:

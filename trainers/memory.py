@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from . import checkpointing
 from .config import TrainingConfig
 from .data import Data
 from .denoiser import Denoiser
@@ -70,17 +73,57 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         super().__init__(pack, lambda tensor: tensor)
 
 
+class WidestBlock:
+    """Within it each block runs with a graph of its own, which is let go after it; `count` is the widest one's bytes.
+
+    That is what a checkpointed block makes again in backward. A pass under no_grad, which holds one block at a time.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.count = 0
+        self._network = network
+        self._before: list[tuple[nn.Module, Any]] = []
+
+    def __enter__(self) -> WidestBlock:
+        for _, module in checkpointing.blocks(self._network):
+            self._before.append((module, vars(module).get("forward")))
+            module.forward = self._measured(module)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for module, forward in self._before:
+            vars(module).pop("forward")
+            if forward is not None:
+                module.forward = forward
+
+    def _measured(self, module: nn.Module) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            saved = SavedBytes(self._network)
+            with torch.enable_grad(), saved:
+                out = type(module).forward(module, *args, **kwargs)
+            self.count = max(self.count, saved.count)
+            return tree_map(lambda part: part.detach() if isinstance(part, Tensor) else part, out)
+
+        return forward
+
+
 def estimate(denoiser: Denoiser, data: Data, runners: Iterable[Runner], config: TrainingConfig) -> Estimate:
-    """Memory of a run; the activations are those of one sample's student pass times the batch."""
+    """Memory of a run; the activations are those of one sample's student pass times the batch.
+
+    With checkpoints they are what the blocks are given, and what the widest of them makes again in backward.
+    """
     batch = data.batch(denoiser, [0], [0], config.seed, 0, 0.0)
-    saved = SavedBytes(denoiser.network)
-    with denoiser.adapter("student"), saved:
-        sigma = torch.full((1,), denoiser.sigma_range[1], device=denoiser.device)
-        noise = batch.draws.normal("estimate", batch.shape)
-        x0 = denoiser.predict_x0(denoiser.path.unit_start(sigma, noise), sigma, batch.cond)
-        del x0
+    sigma = torch.full((1,), denoiser.sigma_range[1], device=denoiser.device)
+    x = denoiser.path.unit_start(sigma, batch.draws.normal("estimate", batch.shape))
+    saved, widest = SavedBytes(denoiser.network), WidestBlock(denoiser.network)
+    with denoiser.adapter("student"):
+        with saved:
+            denoiser.predict_x0(x, sigma, batch.cond)
+        if config.gradient_checkpointing:
+            with torch.no_grad(), widest:
+                denoiser.predict_x0(x, sigma, batch.cond)
     trained = training([list(runner.weights.values()) for runner in runners], config)
-    return Estimate(weights(denoiser.network), trained, saved.count * config.batch_size)
+    return Estimate(weights(denoiser.network), trained, (saved.count + widest.count) * config.batch_size)
 
 
 def advice(config: TrainingConfig) -> str:

@@ -148,7 +148,7 @@ def test_a_name_that_is_taken_and_a_run_that_is_done(app, spelled, base):
     assert succeeded(app.run(nodes))["outputs"]["p"]["text"] == ["taken_3.safetensors"]
 
 
-def wait_until(found, seconds=30):
+def wait_until(found, seconds=300):
     limit = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < limit, "it did not come"
@@ -169,9 +169,9 @@ def test_an_interrupted_run_goes_on_and_ends_alike(app, spelled, base, drawn, ki
     folder = app.base / "output" / "retort" / name
     # So many that the interruption, however late, comes before the last.
     queued = post(app, "/prompt", {"prompt": nodes_of(name, 100_000)})["prompt_id"]
-    wait_until(lambda: (folder / "metrics.jsonl").is_file() and running_steps(app, folder) >= after, 120)
+    wait_until(lambda: (folder / "metrics.jsonl").is_file() and running_steps(app, folder) >= after)
     post(app, "/interrupt")
-    wait_until(lambda: queued in json.loads(app.get(f"/history/{queued}")), 60)
+    wait_until(lambda: queued in json.loads(app.get(f"/history/{queued}")))
     done = json.loads(app.get(f"/history/{queued}"))[queued]
     kinds = [kind for kind, _ in done["status"]["messages"]]
     assert "execution_interrupted" in kinds and "execution_error" not in kinds

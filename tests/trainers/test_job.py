@@ -123,6 +123,7 @@ BAD = [
     (changed(vae={"kind": "vae", "file": "x.pt"}), "vae.file"),
     (changed(vae="x"), "vae must be an object"),
     (changed(start="../x.safetensors"), "start"),
+    (changed(method="di_star", objective={"alpha_rew": 2.0}), "a job takes no reward"),
 ]
 
 
@@ -289,7 +290,7 @@ def test_the_status_is_written_while_a_step_takes_long(folder, monkeypatch):
         time.sleep(0.01)
         watcher.step(2, 10, {})
         first = read_status(folder).time
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while read_status(folder).step < 2 or read_status(folder).time == first:
             assert time.monotonic() < deadline
         found = read_status(folder)
