@@ -22,6 +22,7 @@ def test_together_they_stay_under_forty_five_megabytes():
     wanted = {
         *loader.CHECKPOINTS.values(),
         *loader.STUDENTS.values(),
+        *loader.STYLES.values(),
         loader.STATISTICS,
         "digits_text.safetensors",
         "digits_judge.safetensors",
