@@ -93,7 +93,7 @@ class LowRank:
 
     def applied(self, law: Law, v: Tensor) -> Tensor:
         """See Statistics."""
-        flat, u = v.double().cpu().flatten(1), self.vectors.double()
+        flat, u = v.cpu().double().flatten(1), self.vectors.double()
         rest = law(torch.tensor(self.rest, dtype=torch.float64))
         within = flat @ u.T
         return (rest * flat + (within * (law(self.values.double()) - rest)) @ u).view(v.shape)
@@ -145,7 +145,7 @@ class Stationary:
         """See Statistics."""
         dims = tuple(range(2, v.ndim))
         values, vectors = torch.linalg.eigh(_resized(self.spectrum.to(torch.complex128), v.shape[2:]))
-        waves = torch.fft.fftn(v.double().cpu(), dim=dims, norm="ortho").movedim(1, -1).unsqueeze(-1)
+        waves = torch.fft.fftn(v.cpu().double(), dim=dims, norm="ortho").movedim(1, -1).unsqueeze(-1)
         waves = vectors @ (law(values.clamp(min=0)).unsqueeze(-1) * (vectors.mH @ waves))
         return torch.fft.ifftn(waves.squeeze(-1).movedim(-1, 1), dim=dims, norm="ortho").real
 
@@ -258,19 +258,21 @@ def teleport(
     mean: to be used in place of the statistics' own, broadcast over x.
     """
     (a, b), (a_next, b_next) = _coefficients(path, sigma), _coefficients(path, sigma_next)
-    mu = statistics.mean_of(x.shape) if mean is None else mean.double().cpu()
+    mu = statistics.mean_of(x.shape) if mean is None else mean.cpu().double()
 
     def law(value: Tensor) -> Tensor:
         return ((a_next**2 * value + b_next**2) / (a**2 * value + b**2)).sqrt()
 
-    return (a_next * mu + statistics.applied(law, x.double().cpu() - a * mu)).to(x)
+    # Apple's GPUs have no double precision, so that the way there and back goes through the CPU.
+    moved = a_next * mu + statistics.applied(law, x.cpu().double() - a * mu)
+    return moved.to(x.dtype).to(x.device)
 
 
 def inferred_mean(statistics: Statistics, path: NoisePath, x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
     """The mean (B, C, ...), fp64 on the CPU, of the Gaussian with these covariances whose posterior mean at x is x0."""
     a, b = _coefficients(path, sigma)
-    d = x0.double().cpu()
-    return d + (a / b**2) * statistics.applied(lambda value: value, a * d - x.double().cpu())
+    d = x0.cpu().double()
+    return d + (a / b**2) * statistics.applied(lambda value: value, a * d - x.cpu().double())
 
 
 @dataclass(frozen=True, eq=False)
