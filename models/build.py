@@ -21,13 +21,12 @@ from tqdm import trange
 from ..sampling.teleport import low_rank
 from ..trainers import files
 from . import digits, export, judge, layout, loader, text, twins
-from .autoencoder import Autoencoder
+from .autoencoder import NARROW, Autoencoder
 from .training import Schedule, train
 
 BATCH = 64
 LATENTS = 32768
 DIRECTIONS = 32
-NARROW = {"widths": (16, 32, 48, 64), "active": (0, 1, 1, 2)}
 SCHEDULES = {
     "judge": Schedule(1500, rate=2e-3),
     "text": Schedule(800, rate=2e-3),

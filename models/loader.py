@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from . import layout
-from .autoencoder import Autoencoder
+from .autoencoder import Autoencoder, cut
 from .judge import Judge
 from .text import TextEncoder
 
@@ -124,10 +124,7 @@ def load_transformer(variant: str, loras: tuple[tuple[dict[str, torch.Tensor], f
 
 def load_autoencoder() -> Autoencoder:
     """The autoencoder in fp32."""
-    model = Autoencoder()
-    state = _part(CHECKPOINTS["flow"], VAE_PREFIX)
-    model.load_state_dict({k: v for k, v in state.items() if not k.startswith("vae_")})
-    return model.eval().requires_grad_(False)
+    return cut(_part(CHECKPOINTS["flow"], VAE_PREFIX)).eval().requires_grad_(False)
 
 
 def load_text_encoder() -> TextEncoder:

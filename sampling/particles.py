@@ -107,8 +107,7 @@ class SteeringConfig:
 
     def fresh(self, setting: Mapping[str, Any], keep: int = 4) -> Steering:
         """An empty state. ValueError where the settings do not fit the run."""
-        steps = len(setting["sigmas"]) - 1
-        at = _steps("SteeringConfig", self.at, branch_steps(steps, True), setting)
+        at = _steps("SteeringConfig", self.at, branch_steps(setting), setting)
         return Steering({**setting, "at": list(at), "particles": self.particles}, self, keep)
 
 

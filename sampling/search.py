@@ -127,7 +127,8 @@ class Run:
     def finish(self, walks: Sequence[Walk], keep: frozenset[int] = frozenset()) -> None:
         """Take walks, each from where it is, to level zero."""
         if self.mixed_levels:
-            waiting: list[Walk] = list(reversed(walks))
+            # The longest first, so that the last forwards are full as well.
+            waiting = sorted(reversed(walks), key=lambda w: -w.step)
             lanes: list[Walk] = []
             while waiting or lanes:
                 while waiting and len(lanes) < self.batch:

@@ -26,6 +26,8 @@ from .search import Run, State, Walk
 
 Selection = Literal["uniform", "mixed", "boltzmann", "uct"]
 ROOT = 0
+# Stable Diffusion's noise over signal after 1/5, 2/5, 3/5 and 4/5 of 50 steps: where the paper branches (table 2).
+_NOISE = (5.09, 2.28, 1.16, 0.569)
 # So many descents in a row that end in leaves already scored: widening grows too slowly to go on.
 _FRUITLESS = 20_000
 
@@ -48,9 +50,18 @@ def boltzmann(values: np.ndarray, lam: float) -> np.ndarray:
     return np.cumsum(np.exp(lam * (values - high)))
 
 
-def branch_steps(steps: int, stochastic: bool) -> tuple[int, ...]:
-    """The paper's levels (table 2): after 1/5, 2/5, 3/5 and 4/5 of the steps; none where steps draw no noise."""
-    return tuple(sorted({round(steps * k / 5) for k in range(1, 5)} - {0, steps})) if stochastic else ()
+def branch_steps(setting: Mapping[str, Any]) -> tuple[int, ...]:
+    """The steps of a run whose latents are nearest, in noise over signal, to those that the paper branches at.
+
+    None where steps draw no noise. Counted in steps, as in its table 2, a flow that is shifted to high noise would
+    branch where nothing is decided yet.
+    """
+    if setting["transition"]["kind"] == "ode":
+        return ()
+    scale = setting["path"]["noise_scale"] if setting["path"]["kind"] == "FLOW" else None
+    noise = [level if scale is None else scale * level / (1 - level) for level in setting["sigmas"][1:-1]]
+    near = (min(range(len(noise)), key=lambda i: abs(math.log(noise[i] / goal))) for goal in _NOISE if noise)
+    return tuple(sorted({1 + i for i in near}))
 
 
 @dataclass(frozen=True)
@@ -58,9 +69,9 @@ class TreeConfig:
     """lam: the paper's lambda; 0 is the prior, inf backs up the maximum. selection: how a leaf is looked for -
     "uniform" (sampling), "boltzmann" (DTS as published), "mixed" (half of the descents each), "uct" (DTS*, to find the
     best). widening, growth: C and alpha, a node may have C N^alpha children. branch: steps at which latents are kept
-    and may have several children, besides the start; None for the paper's. exploration: uct only, its bonus in standard
-    deviations of the rewards. leaves: expanded together; a property of the search, unlike `batch`. half: keep latents
-    in half precision. ValueError names field, value and remedy.
+    and may have several children, besides the start; None for `branch_steps`. exploration: uct only, its bonus in
+    standard deviations of the rewards. leaves: expanded together; a property of the search, unlike `batch`. half: keep
+    latents in half precision. ValueError names field, value and remedy.
     """
 
     lam: float = 1.0
@@ -93,7 +104,7 @@ class TreeConfig:
     def fresh(self, setting: Mapping[str, Any], keep: int = 4) -> Tree:
         """An empty tree for a run with this setting. ValueError where `branch` does not fit its steps."""
         steps, stochastic = len(setting["sigmas"]) - 1, setting["transition"]["kind"] != "ode"
-        branch = branch_steps(steps, stochastic) if self.branch is None else tuple(self.branch)
+        branch = branch_steps(setting) if self.branch is None else tuple(self.branch)
         if list(branch) != sorted(set(branch)) or any(not 0 <= b < steps for b in branch):
             raise ValueError(f"TreeConfig: branch must ascend within 0 .. {steps - 1}, got {branch!r}")
         if branch and not stochastic:
@@ -102,6 +113,10 @@ class TreeConfig:
                 "branches at its root alone; leave branch empty or choose another transition"
             )
         return Tree({**setting, "branch": list(branch), "half": self.half}, self, keep)
+
+
+# DTS* with settings of ours, which the paper leaves open: chosen on the embedded model (`benchmarks.search`).
+DTS_STAR = TreeConfig(lam=10.0, selection="uct", widening=1.0, growth=0.5, exploration=0.1, leaves=16)
 
 
 class Tree(State):

@@ -62,6 +62,17 @@ def test_the_autoencoder_keeps_the_picture_and_its_latents_have_unit_variance():
     assert float(state["vae_shift"]) == pytest.approx(autoencoder.SHIFT, abs=1e-7)
 
 
+def test_the_autoencoder_is_what_stock_loaders_read_from_the_file():
+    full = autoencoder.Autoencoder()
+    state = loader._part(loader.CHECKPOINTS["flow"], loader.VAE_PREFIX)
+    full.load_state_dict({k: v for k, v in state.items() if not k.startswith("vae_")})
+    narrow, image = loader.load_autoencoder(), held_out().image[:4]
+    with torch.inference_mode():
+        latent = full.encode(image)
+        torch.testing.assert_close(narrow.encode(image), latent, rtol=0, atol=1e-5)
+        torch.testing.assert_close(narrow.decode(latent), full.decode(latent), rtol=0, atol=1e-5)
+
+
 def test_the_judge_reads_digits_that_it_never_saw():
     batch = held_out(200)
     with torch.inference_mode():

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from retort.sampling.grids import simple
 from retort.sampling.particles import BestOfConfig
 from retort.sampling.path import FLOW, VE
+from retort.sampling.schedule import DiscreteSchedule, FlowSchedule
 from retort.sampling.search import Budget, Walk, search
 from retort.sampling.transition import Transition
 from retort.sampling.tree import ROOT, TreeConfig, boltzmann, branch_steps, soft_value
@@ -153,8 +155,21 @@ def test_calls_are_the_steps_below_each_expanded_node(selection, path, gaussian)
     start = np.array([tree._step(int(p)) for p in tree.parent[1:]])
     assert sum(len(s) for s in model.sigmas) == int((tree.steps - start)[first].sum()) == tree.ledger.calls
     assert tree.ledger.rewards == len(tree.leaves) == int(first.sum()) == len(set(tree.number[1:].tolist()))
-    assert tree.stops == (2, 4, 6, 8, 10) == (*branch_steps(10, True), 10)
+    assert tree.stops == {"VE": (6, 8, 10), "FLOW": (2, 3, 5, 6, 10)}[path.kind]
     assert tree.latents(tree.leaves).flatten().double().numpy() == pytest.approx(tree.value[tree.leaves], abs=1e-6)
+
+
+def test_it_branches_at_the_papers_noise():
+    """Table 2: after 10, 20, 30 and 40 of Stable Diffusion's 50 steps; a shifted flow gets there later."""
+    rows = [
+        (VE, DiscreteSchedule(), (10, 20, 30, 40)),
+        (FLOW, FlowSchedule(1.0), (8, 15, 23, 32)),
+        (FLOW, FlowSchedule(3.0), (19, 28, 36, 42)),
+    ]
+    for path, schedule, steps in rows:
+        given = {**started(path), "sigmas": simple(schedule, 50).tolist()}
+        assert branch_steps(given) == steps
+    assert branch_steps({**given, "transition": {"kind": "ode"}}) == branch_steps({**given, "sigmas": [1.0, 0.0]}) == ()
 
 
 @each_path
