@@ -10,7 +10,7 @@ from ..hosts.api import search as searches
 from ..sampling.accounts import Budget
 from ..sampling.particles import BestOfConfig, SteeringConfig, ValueConfig
 from ..sampling.transition import Transition
-from ..sampling.tree import TreeConfig
+from ..sampling.tree import DTS_STAR, TreeConfig
 
 CATEGORY = "model/sampling/retort"
 ALIASES = ["retort", "search", "tree", "dts", "best of n", "inference-time scaling", "alignment", "steering"]
@@ -25,11 +25,14 @@ def number(id: str, default: float, low: float, high: float, tooltip: str) -> An
     return io.Float.Input(id, default=default, min=low, max=high, step=0.05, round=1e-6, tooltip=tooltip)
 
 
-def _tree(widening: float, growth: float) -> list:
+def _tree(usual: TreeConfig) -> list:
+    wide = "A latent visited N times may have widening * N^growth children."
     return [
-        number("widening", widening, 1.0, 1e4, "A latent visited N times may have widening * N^growth children."),
-        number("growth", growth, 0.01, 1.0, "See widening; nearer to 1 the tree is broader and less deep."),
-        io.Int.Input("leaves", default=8, min=1, max=1024, tooltip="Rollouts chosen together, at least batch_size."),
+        number("widening", usual.widening, 1.0, 1e4, wide),
+        number("growth", usual.growth, 0.01, 1.0, "See widening; nearer to 1 the tree is broader and less deep."),
+        io.Int.Input(
+            "leaves", default=usual.leaves, min=1, max=1024, tooltip="Rollouts chosen together, at least batch_size."
+        ),
         io.Boolean.Input("half", default=False, tooltip="Keep the tree's latents in half precision."),
     ]
 
@@ -40,19 +43,19 @@ def _lam(default: float) -> Any:
 
 METHODS = {
     "dts_star": lambda: [
-        _lam(10.0),
-        number("exploration", 1.0, 0.0, 1e3, "Higher tries latents that were visited less."),
-        *_tree(1.0, 0.5),
+        _lam(DTS_STAR.lam),
+        number("exploration", DTS_STAR.exploration, 0.0, 1e3, "Higher tries latents that were visited less."),
+        *_tree(DTS_STAR),
     ],
     "dts": lambda: [
-        _lam(1.0),
+        _lam(TreeConfig().lam),
         io.Combo.Input(
             "selection",
             options=["uniform", "mixed", "boltzmann"],
             default="uniform",
             tooltip="How the tree is descended while it grows: uniform has no bias, boltzmann is as published.",
         ),
-        *_tree(2.0, 0.8),
+        *_tree(TreeConfig()),
     ],
     "best_of_n": lambda: [],
     "fk": lambda: [
