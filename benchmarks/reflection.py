@@ -1,9 +1,9 @@
 """What reflection does on the embedded flow twin: pairs by cfg, prompt, checkpoint and LoRA, at the same seeds.
 
-`python -m retort.benchmarks.reflection [--quick] [--json FILE] [--sheet FILE]`. Each pair is sampled plainly, with the field
-2 strong - weak that reflection follows to first order (for a cfg pair: at that cfg), plainly with as many network calls,
-and reflected. A picture wins when the judge finds its prompt more likely; ties count half. The figures against ComfyUI
-need COMFYUI_PATH, the folder of a checkout. The style LoRA is made by `retort.benchmarks.style`.
+`python -m retort.benchmarks.reflection [--quick] [--json FILE] [--sheet FILE]`. Each pair is sampled plainly, with the
+field 2 strong - weak that reflection follows to first order (for a cfg pair: at that cfg), plainly with as many network
+calls, and reflected. A picture wins when the judge finds its prompt more likely; ties count half. The figures against
+ComfyUI need COMFYUI_PATH, the folder of a checkout. The style LoRA is made by `retort.benchmarks.style`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 

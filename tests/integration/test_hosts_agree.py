@@ -20,10 +20,13 @@ WORKFLOWS = REPOSITORY / "workflows"
 # Nodes that sample, and which of their outputs is the LATENT to compare.
 SAMPLES = {
     "KSampler": 0, "SamplerCustomAdvanced": 0, "RetortTreeSearch": 0, "RetortResumeSearch": 0,
-    "RetortDrawFromSearch": 0, "RetortNoisePolicy": 1,
+    "RetortDrawFromSearch": 0, "RetortNoisePolicy": 1, "RetortReflectionCompare": 1,
 }  # fmt: skip
 # They need downloads that have no tiny stand-ins: ComfyUI's text encoders are of fixed size.
-DOWNLOADS = {"dmd2_sdxl_4step", "tdm_sd3_4step", "di_star_sdxl_1step", "search_sdxl_pickscore"}
+DOWNLOADS = {
+    "dmd2_sdxl_4step", "tdm_sd3_4step", "di_star_sdxl_1step", "search_sdxl_pickscore", "reflection_juggernaut_sdxl",
+    "reflection_sdxl_lora", "reflection_flux_cfg",
+}  # fmt: skip
 # They train for minutes: here two steps of everything.
 TRAINERS = {"train_distillation": "RetortTrainDistillation", "training_job": "RetortTrainingJob"}
 QUICK = {
