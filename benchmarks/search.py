@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -33,7 +34,8 @@ from . import search_classes, search_overhead
 from .report import Figure, Report, arguments, finish
 from .searching import Curve, Kept, Task, at_most, bootstrap, interval, judge, judged, searched
 
-REPORTED, TUNED_ON = 2026, 777  # prompts are drawn from these seeds; the settings were chosen on the second's
+REPORTED = 2026  # the seed that prompts are drawn from
+TUNED_ON, TRIED = 777, 24  # and that of those, so many, that the settings were chosen on
 BATCH = 8
 TRANSITION = {"FIND": Transition("ode")}
 
@@ -69,24 +71,20 @@ def methods(batch: int) -> dict[str, Config]:
     }
 
 
+def drawn(seed: int) -> Iterator[str]:
+    """Prompts of digit, ink and paper, without end."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        digit = int(torch.randint(len(digits.NUMBERS), (1,), generator=generator))
+        ink, paper = digits.PAIRS[int(torch.randint(len(digits.PAIRS), (1,), generator=generator))]
+        yield f"a {digits.COLOURS[ink]} {digits.NUMBERS[digit]} on {digits.COLOURS[paper]} paper"
+
+
 def prompts(count: int) -> list[str]:
-    """Different prompts of digit, ink and paper; those that the settings were chosen on are left out."""
-
-    def drawn(seed: int):
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            digit = int(torch.randint(len(digits.NUMBERS), (1,), generator=generator))
-            ink, paper = digits.PAIRS[int(torch.randint(len(digits.PAIRS), (1,), generator=generator))]
-            yield f"a {digits.COLOURS[ink]} {digits.NUMBERS[digit]} on {digits.COLOURS[paper]} paper"
-
-    tried = set(islice(drawn(TUNED_ON), 24))
-    chosen: dict[str, None] = {}
-    for prompt in drawn(REPORTED):
-        if len(chosen) == count:
-            return list(chosen)
-        if prompt not in tried:
-            chosen[prompt] = None
-    raise AssertionError
+    """Different prompts; those that the settings were chosen on are left out."""
+    seen = set(islice(drawn(TUNED_ON), TRIED))
+    fresh = (prompt for prompt in drawn(REPORTED) if prompt not in seen and not seen.add(prompt))
+    return list(islice(fresh, count))
 
 
 @dataclass(frozen=True)
@@ -100,9 +98,9 @@ class Measured:
         """(prompts,): best reward within a limit, mean over the seeds."""
         return np.array([np.mean([c.best([limit], axis)[0] for c in row]) for row in self.curves[method]])
 
-    def share(self, axis: int) -> Figure:
-        """How much of best-of-N's calls (axis 0) or seconds (1) DTS* needs for the same mean best reward."""
-        theirs, ours = self.curves["best-of-N"], self.curves["DTS*"]
+    def share(self, method: str, axis: int) -> Figure:
+        """How much of best-of-N's calls (axis 0) or seconds (1) a method needs for the same mean best reward."""
+        theirs, ours = self.curves["best-of-N"], self.curves[method]
         spent = np.array([[c.seconds if axis else c.calls for c in row] for row in theirs]).mean(1)
         goal = np.array([[c.rises[-1][2] for c in row] for row in theirs]).mean(1)
         last = max(c.seconds if axis else c.calls for row in ours for c in row)
@@ -113,8 +111,10 @@ class Measured:
             there = np.flatnonzero(grown[items].mean(0) >= goal[items].mean())
             return float(limits[there[0]] / spent[items].mean()) if len(there) else math.inf
 
-        value, bounds = needed(np.arange(len(goal))), bootstrap(len(goal), needed)
-        return at_most(value, float(last / spent.mean()), 1 / 4 if axis else 1 / 5, bounds)
+        looked = float(last / spent.mean())
+        bounds = bootstrap(len(goal), lambda items: min(needed(items), looked))
+        target = (1 / 4 if axis else 1 / 5) if method == "DTS*" else None
+        return at_most(needed(np.arange(len(goal))), looked, target, bounds)
 
 
 def measure(task: Task, size: Size, kept: Kept) -> Measured:
@@ -149,8 +149,9 @@ def tabulate(report: Report, found: Measured, size: Size, about: str) -> None:
     report.figures[f"{whole} ({size.n * found.evals} calls), mean best reward"] = Figure(
         float(last.mean()), better="higher", interval=interval(last)
     )
-    report.figures[f"{whole}'s reward: DTS*'s share of its calls"] = found.share(0)
-    report.figures[f"{whole}'s reward: DTS*'s share of its wall time"] = found.share(1)
+    for name in list(found.curves)[1:]:
+        report.figures[f"{whole}'s reward: {name}'s share of its calls"] = found.share(name, 0)
+        report.figures[f"{whole}'s reward: {name}'s share of its wall time"] = found.share(name, 1)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -30,6 +31,7 @@ from .report import Figure, Report
 from .searching import Kept, Task, at_most
 
 TASK = Task("", batch=32)
+REFERENCE = 2048  # drawings of held-out digits that distances are to
 BASELINES = ("best-of-N", "FK", "SVDD")
 
 
@@ -63,6 +65,7 @@ def features(images: Tensor) -> Tensor:
     return torch.cat([reader.features(part) for part in images.split(128)])
 
 
+@cache
 def real(digit: int, count: int, seed: int) -> Tensor:
     """Features of `count` drawings of this class's held-out digits."""
     fields, labels = digits.load("held_out")
@@ -95,7 +98,7 @@ def sampled(digit: int, method: str, calls: int, samples: int) -> list[float]:
     _, state = searching.searched(TASK, config, budget, seed, scored, keep=calls // TASK.steps + 1)
     images = host.decode(vae, model.latent.process_out(resampled(state, samples, seed))).movedim(-1, 1)
     right = torch.cat([loader.load_judge()(part)["digit"].argmax(1) == digit for part in images.split(128)])
-    return [judge.frechet_distance(features(images), real(digit, 2048, 360)), float(right.float().mean())]
+    return [judge.frechet_distance(features(images), real(digit, REFERENCE, 360)), float(right.float().mean())]
 
 
 def prior(samples: int) -> list[float]:
@@ -108,7 +111,7 @@ def prior(samples: int) -> list[float]:
     images = host.decode(vae, model.latent.process_out(latents)).movedim(-1, 1)
     read = torch.cat([loader.load_judge()(part)["digit"].argmax(1) for part in images.split(128)])
     shares = torch.bincount(read, minlength=len(digits.NUMBERS)) / samples
-    return [judge.frechet_distance(features(images), evaluate.reference()), float(shares.min())]
+    return [judge.frechet_distance(features(images), evaluate.reference(REFERENCE)), float(shares.min())]
 
 
 def needed(budgets: Sequence[int], distances: Sequence[float], goal: float) -> float:
@@ -128,7 +131,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
     far, least = kept(("prior", TASK, size.samples), lambda: prior(size.samples))
     report.figures[f"the prior itself, {size.samples} samples: Fréchet distance to all held-out digits"] = Figure(far)
     report.figures["the prior itself: smallest share of a digit among its samples"] = Figure(least, better="higher")
-    floor = [judge.frechet_distance(real(c, size.samples, size.samples), real(c, 2048, 360)) for c in size.classes]
+    floor = [judge.frechet_distance(real(c, size.samples, size.samples), real(c, REFERENCE, 360)) for c in size.classes]
     report.figures[f"{about}: {size.samples} held-out digits themselves, Fréchet distance"] = Figure(np.mean(floor))
     rows: dict[str, list[float]] = {}
     for method in methods(size.budgets[0]):

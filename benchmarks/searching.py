@@ -137,8 +137,6 @@ def bootstrap(count: int, statistic: Callable[[np.ndarray], float], draws: int =
     return float(low), float(high)
 
 
-def at_most(value: float, looked: float, target: float, bounds: tuple[float, float] | None = None) -> Figure:
+def at_most(value: float, looked: float, target: float | None, bounds: tuple[float, float] | None = None) -> Figure:
     """A share that was looked for up to `looked`: where it is above, the figure says so."""
-    if bounds is not None:
-        bounds = min(bounds[0], looked), min(bounds[1], looked)
     return Figure(min(value, looked), "" if value <= looked else "or more", target=target, interval=bounds)
