@@ -34,7 +34,7 @@ from .searching import Task, searched
 from .training import peak
 
 TASK = Task("a blue seven on yellow paper", cfg=4.0, batch=8)
-ROUNDS = 2  # of a batch of samples, in each timed search
+ROUNDS = 6  # of a batch of samples, in each timed search: about what the first part gives DTS*
 NODES = 100_000
 LATENT = (4, 64, 64)  # of the trees whose memory is measured: Stable Diffusion's at 512 pixels
 
@@ -135,7 +135,7 @@ def memory(leaves: int) -> Figure:
 
 def measure(report: Report, options: argparse.Namespace) -> None:
     """All figures of overhead."""
-    pairs, leaves = (5, 200) if options.quick else (21, 1000)
+    pairs, leaves = (5, 200) if options.quick else (11, 1000)
     for name, config in (("DTS*", DTS_STAR), ("DTS", TreeConfig())):
         figure = headless(config, pairs)
         report.figures[f"headless, {name}: wall time over bare forwards at the same batch"] = figure
