@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...sampling.grids import simple
 from ...sampling.standard import sample_euler
-from .contract import Batch, Cond, Player, TrainableDenoiser, guided
+from .contract import Batch, Cond, Draws, Player, TrainableDenoiser, guided
 
 # (x0 latents (B, ...), prompts, batch) -> (B,), higher is better; decoding happens inside.
 LatentReward = Callable[[Tensor, tuple[str, ...], Batch], Tensor]
@@ -20,6 +20,14 @@ def check_ranges(ranges: Mapping[str, tuple[float, float, float, str]]) -> None:
     for name, (value, low, high, remedy) in ranges.items():
         if not (math.isfinite(value) and low <= value <= high):
             raise ValueError(f"{name} must be between {low} and {high}, got {value!r}: {remedy}")
+
+
+def chosen_steps(draws: Draws, first: int, end: int, count: int) -> list[int]:
+    """`count` of the steps first .. end - 1 (0: all; the last one at least), ascending, the same for a whole batch."""
+    steps = list(range(min(first, end - 1), end))
+    if not count or count >= len(steps):
+        return steps
+    return sorted(sorted(steps, key=lambda index: draws.common(f"step {index} counts"))[:count])
 
 
 class Sampled:
