@@ -6,7 +6,8 @@ holds the network's input as well: the gradient then passes from step to step th
 cannot explode in the network.
 
 Steps before the last K are sampled without a graph, which changes no gradient. The reward's graph (decoder and reward
-model) is freed before the network's backward pass begins: only d reward / d x0 is kept.
+model) is freed before the network's backward pass begins: only d reward / d x0 is kept. With a second reward the two
+slopes are joined there, by `pareto`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from ...sampling.path import NoisePath
 from ...sampling.transition import Transition
 from .contract import Batch, Draws, Loss, Prediction, TrainableDenoiser, broadcast
-from .sampled import Sampled, check_ranges
+from .pareto import share
+from .sampled import LatentReward, Sampled, check_ranges
 
 Truncation = Literal["uniform", "normal", "fixed"]
 LossForm = Literal["maximise", "target"]
@@ -99,13 +101,14 @@ def through_the_step(prediction: Prediction, path: NoisePath, sigma: Tensor) -> 
 
 
 class AlignProp(Sampled):
-    """See the module; `Objective` in `contract`."""
+    """See the module; `Objective` in `contract`. second: another reward that must not lose by the first."""
 
     name = "AlignProp"
 
     def __init__(self, config: AlignPropConfig, denoiser: TrainableDenoiser):
         super().__init__(denoiser, config.steps, config.cfg)
         self.config = config
+        self.second: LatentReward | None = None
         self._transition = Transition(config.sampler)
 
     def _step(self, x: Tensor, index: int, batch: Batch, kept: bool) -> Tensor:
@@ -136,13 +139,20 @@ class AlignProp(Sampled):
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """One loss, whose gradient is the reward's through the last K steps."""
-        reward = self.scored()
         kept = kept_steps(self.config, batch.draws, len(self.sigmas) - 1)
         x = self.simulate(batch, kept)
+        metrics: dict[str, Tensor | float] = {"kept": float(kept)}
+        loss, slope, metrics["reward"] = self._slope(self.scored(), x, batch)
+        if self.second is not None:
+            other, beside, metrics["reward_2"] = self._slope(self.second, x, batch)
+            part = metrics["share"] = share(slope, beside)
+            loss, slope = part * loss + (1 - part) * other, part * slope + (1 - part) * beside
+        yield Loss("student", loss + (slope * (x - x.detach())).sum(), metrics)
+
+    def _slope(self, reward: LatentReward, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, its derivative by x (B, ...), mean reward), without a graph to the network."""
         leaf = x.detach().requires_grad_()
         rewards = reward(leaf, batch.prompts, batch)
-        config = self.config
-        each = (rewards - config.target).abs() if config.loss == "target" else -rewards
+        each = (rewards - self.config.target).abs() if self.config.loss == "target" else -rewards
         slope = torch.autograd.grad(each.mean(), leaf)[0]
-        loss = each.detach().mean() + (slope * (x - leaf.detach())).sum()
-        yield Loss("student", loss, {"reward": rewards.detach().mean(), "kept": float(kept)})
+        return each.detach().mean(), slope, rewards.detach().mean()
