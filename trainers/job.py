@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from .config import RunConfig, read
 from .dataset import Dataset
 from .files import checked_name, write_json
-from .methods import read_config
+from .methods import NEED_REWARD, read_config
 from .objectives.di_star import DIStarConfig
 from .sources import Base, Vae, checked_path, read_base
 
@@ -44,6 +44,11 @@ class Job:
             checked_path(self.start, "start")
         if self.started_by not in get_args(Starter):
             raise ValueError(f"started_by must be one of {', '.join(get_args(Starter))}, got {self.started_by!r:.80}")
+        if self.config.method in NEED_REWARD:
+            raise ValueError(
+                f"method {self.config.method} learns from a reward, and a job takes none: train in the node Train "
+                "Reward"
+            )
         if isinstance(self.config.objective, DIStarConfig) and self.config.objective.alpha_rew:
             raise ValueError(
                 f"alpha_rew is {self.config.objective.alpha_rew}, and a job takes no reward: set it to 0, or train in "
