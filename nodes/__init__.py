@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..hosts.api import ComfyExtension, host, io
-from . import distilled, embedded, jobs, rewards, search, training
+from . import distilled, embedded, jobs, rewards, search, train_reward, training
 
 NODES: list[type[io.ComfyNode]] = [
     embedded.RetortEmbeddedModel,
@@ -13,6 +13,7 @@ NODES: list[type[io.ComfyNode]] = [
     training.RetortTrainDistillation,
     training.RetortTrainFlow,
     training.RetortFewShotAdapt,
+    train_reward.RetortTrainReward,
     jobs.RetortTrainingJob,
     jobs.RetortCollectJob,
     jobs.RetortLossChart,

@@ -42,12 +42,18 @@ METHODS = {
     "flow": FLOW,
     "few_shot": FEW_SHOT,
 }  # fmt: skip
+REWARD_METHODS = {
+    "align_prop": ["steps", "cfg", "truncation", "last", "sampler", "stopped", "loss", "target", "checkpoint"],
+    "spo": ["steps", "cfg", "step", "noise_level", "candidates", "trained", "skipped", "beta"],
+    "flow_grpo": ["steps", "cfg", "noise_level", "group", "trained", "clip", "kl", "updates"],
+}
 LIMITS = ["calls", "seconds", "enough", "batch_size"]
 # Workflows store widgets by position: names never change, and new ones come last.
 INPUTS = {
     "RetortTrainDistillation": [*SOURCES, "reward", "method", *RUN],
     "RetortTrainFlow": [*SOURCES, *FLOW, *ALONE],
     "RetortFewShotAdapt": [*SOURCES, *FEW_SHOT, *ALONE],
+    "RetortTrainReward": [*SOURCES, "reward", "reward_2", "method", *ALONE],
     "RetortTrainingJob": [*SOURCES, "method", *RUN, "processes"],
     "RetortCollectJob": ["run", "wait", "command"],
     "RetortLossChart": ["run", "smoothing", "log_scale"],
@@ -79,6 +85,7 @@ OUTPUTS = {
     "RetortTrainDistillation": TRAINED,
     "RetortTrainFlow": TRAINED,
     "RetortFewShotAdapt": TRAINED,
+    "RetortTrainReward": TRAINED,
     "RetortTrainingJob": ["STRING", "STRING"],
     "RetortCollectJob": ["LORA_MODEL", "LOSS_MAP", "STRING", "IMAGE", "STRING", "STRING"],
     "RetortLossChart": ["IMAGE"],
@@ -125,6 +132,17 @@ def test_each_method_has_its_own_settings_in_order(node):
     for option in options:
         for part in option.inputs:
             assert part.tooltip and part.tooltip.endswith(".") and part.default is not None, part.id
+
+
+def test_the_reward_trainers_methods_are_explained():
+    schema = next(n for n in NODES if n.__name__ == "RetortTrainReward").GET_SCHEMA()
+    options = next(i for i in schema.inputs if i.id == "method").options
+    assert {option.key: [i.id for i in option.inputs] for option in options} == REWARD_METHODS
+    page = (ROOT / WEB_DIRECTORY / "docs" / "RetortTrainReward.md").read_text(encoding="utf-8")
+    for option in options:
+        for part in option.inputs:
+            assert part.tooltip and part.tooltip.endswith(".") and part.default is not None, part.id
+            assert f"\n| {part.id} |" in page, (option.key, part.id)
 
 
 def test_the_distillation_page_explains_every_setting_of_every_method():
