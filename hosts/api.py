@@ -57,7 +57,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from . import rewards, search, starter, training
+from . import compare, rewards, search, starter, training
 
 # The process tells who runs us: ComfyUI has imported its API long before it loads packs. That ComfyUI could be imported
 # says nothing, since the command line may be started inside a ComfyUI checkout.
@@ -71,4 +71,4 @@ else:
 
     from .comfyui import host
 
-__all__ = ["IN_COMFYUI", "ComfyExtension", "host", "io", "rewards", "search", "starter", "training", "ui"]
+__all__ = ["IN_COMFYUI", "ComfyExtension", "compare", "host", "io", "rewards", "search", "starter", "training", "ui"]

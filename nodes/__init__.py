@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..hosts.api import ComfyExtension, host, io
-from . import distilled, embedded, jobs, rewards, search, train_reward, training
+from . import compare, distilled, embedded, jobs, rewards, search, train_reward, training
 
 NODES: list[type[io.ComfyNode]] = [
     embedded.RetortEmbeddedModel,
@@ -20,6 +20,7 @@ NODES: list[type[io.ComfyNode]] = [
     rewards.RetortReward,
     rewards.RetortCombineRewards,
     rewards.RetortScoreImages,
+    compare.RetortCompareModels,
     search.RetortTreeSearch,
     search.RetortResumeSearch,
 ]

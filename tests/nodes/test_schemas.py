@@ -69,6 +69,10 @@ INPUTS = {
         "calibration",
     ],
     "RetortScoreImages": ["reward", "images", "prompt", "prompt_per_line", "batch_size", "columns"],
+    "RetortCompareModels": [
+        "base", "tuned", "clip", "vae", "reward", "sampler", "sigmas", "latent", "prompts", "negative", "cfg",
+        "per_prompt", "seed", "shown",
+    ],
     "RetortTreeSearch": [
         "guider", "sigmas", "latent", "vae", "reward", "prompt", "method", "transition", "noise_level", *LIMITS, "keep",
         "seed", "noise",
@@ -92,6 +96,7 @@ OUTPUTS = {
     "RetortReward": ["REWARD"],
     "RetortCombineRewards": ["REWARD"],
     "RetortScoreImages": ["FLOAT", "INT", "IMAGE", "IMAGE", "STRING"],
+    "RetortCompareModels": ["FLOAT", "FLOAT", "FLOAT", "IMAGE", "STRING"],
     "RetortTreeSearch": SEARCHED,
     "RetortResumeSearch": SEARCHED,
     "RetortEmbeddedModel": ["MODEL", "CLIP", "VAE"],
