@@ -52,7 +52,7 @@ def test_a_taste_is_trained_and_compared(app, spelled, base, kind, method):
     done = succeeded(app.run(nodes))
     assert done["outputs"]["t"]["text"] == [f"{name}.safetensors, 2 steps"]
     assert (app.base / "output" / "retort" / name / "previews" / "step_0000002.png").is_file()
-    assert done["outputs"]["c"]["images"]
+    assert done["outputs"]["c"]["images"] and done["outputs"]["c"]["text"][0].startswith("tuned against base")
     (text,) = done["outputs"]["text"]["text"]
     assert text.startswith("tuned against base by embedded judge: wins ") and len(text.splitlines()) == 2 + 6
     # Training leaves the MODEL that others share as it was: its pictures differ from the LoRA's.
