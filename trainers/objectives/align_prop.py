@@ -145,14 +145,15 @@ class AlignProp(Sampled):
         loss, slope, metrics["reward"] = self._slope(self.scored(), x, batch)
         if self.second is not None:
             other, beside, metrics["reward_2"] = self._slope(self.second, x, batch)
-            part = metrics["share"] = share(slope, beside)
-            loss, slope = part * loss + (1 - part) * other, part * slope + (1 - part) * beside
-        yield Loss("student", loss + (slope * (x - x.detach())).sum(), metrics)
+            part = share(slope, beside)
+            metrics["share"] = part.mean()
+            loss, slope = part * loss + (1 - part) * other, beside + broadcast(part, slope) * (slope - beside)
+        yield Loss("student", loss.mean() + (slope * (x - x.detach())).sum(), metrics)
 
     def _slope(self, reward: LatentReward, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, its derivative by x (B, ...), mean reward), without a graph to the network."""
+        """(loss (B,), its mean's derivative by x (B, ...), mean reward), without a graph to the network."""
         leaf = x.detach().requires_grad_()
         rewards = reward(leaf, batch.prompts, batch)
         each = (rewards - self.config.target).abs() if self.config.loss == "target" else -rewards
         slope = torch.autograd.grad(each.mean(), leaf)[0]
-        return each.detach().mean(), slope, rewards.detach().mean()
+        return each.detach(), slope, rewards.detach().mean()
