@@ -86,5 +86,6 @@ def run(
             made[which].append(frames[:, 0])
         progress.step(done + 1)
     base, tuned = scores
-    pairs = list(zip(base, tuned, strict=True))
-    return Compared(torch.cat(made[0]), torch.cat(made[1]), pairs, words, compare(tuned, base))
+    pairs, comparison = list(zip(base, tuned, strict=True)), compare(tuned, base)
+    progress.step(len(prompts), text=f"tuned {comparison}")
+    return Compared(torch.cat(made[0]), torch.cat(made[1]), pairs, words, comparison)

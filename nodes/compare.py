@@ -71,5 +71,6 @@ class RetortCompareModels(io.ComfyNode):
         found = compare.run(host, (base, tuned), clip, vae, reward, lines(prompts), negative, how, seeds)
         low, high = found.comparison.interval()
         sheet, text = found.sheet(shown), found.text(reward.name)
+        # ComfyUI shows the text that the progress leaves on the node, the command line this one.
         shows = {**ui.PreviewImage(sheet, cls=cls).as_dict(), "text": (text.splitlines()[0],)}
         return io.NodeOutput(found.comparison.share, low, high, sheet, text, ui=shows)
