@@ -22,9 +22,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ...sampling.path import NoisePath
 from ...sampling.transition import Transition
-from .contract import Batch, Draws, Loss, Prediction, TrainableDenoiser, broadcast
+from .contract import Batch, Draws, LatentReward, Loss, Prediction, TrainableDenoiser, broadcast
 from .pareto import share
-from .sampled import LatentReward, Sampled, check_ranges
+from .sampled import Sampled, check_ranges
 
 Truncation = Literal["uniform", "normal", "fixed"]
 LossForm = Literal["maximise", "target"]

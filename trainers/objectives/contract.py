@@ -6,7 +6,7 @@ one; the engine runs each backward pass before it asks for the next, so that one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
@@ -118,6 +118,11 @@ class Batch:
         if self.latents is None:
             raise ValueError("this method learns from images, and the batch has none: connect latents")
         return self.latents
+
+
+# (x0 latents (B, ...), prompts, batch) -> (B,), higher is better, with gradients to the latents where the method needs
+# them; decoding happens inside.
+LatentReward = Callable[[Tensor, tuple[str, ...], Batch], Tensor]
 
 
 class Loss(NamedTuple):

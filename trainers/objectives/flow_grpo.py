@@ -65,11 +65,10 @@ def advantages(rewards: Tensor) -> Tensor:
 
     They add up to zero over a group; a group of equal rewards has none.
     """
-    rewards = rewards.double()
     apart = rewards - rewards.mean(0)
     unequal = rewards.amax(0) > rewards.amin(0)
     found = torch.where(unequal, apart / (rewards.std(0) + 1e-8), torch.zeros_like(apart))
-    return found.clamp(-MOST_ADVANTAGE, MOST_ADVANTAGE).float()
+    return found.clamp(-MOST_ADVANTAGE, MOST_ADVANTAGE)
 
 
 def log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -153,7 +152,7 @@ class FlowGRPO(Sampled):
         first: dict[str, Tensor | float] = {
             "reward": rewards.mean(), "reward_spread": (rewards.amax(0) - rewards.amin(0)).mean(),
         }  # fmt: skip
-        for (latents, densities), gain in zip(drawn, gains.to(rewards), strict=True):
+        for (latents, densities), gain in zip(drawn, gains, strict=True):
             for index in learnt:
                 with torch.no_grad():
                     reference = self.law(latents[index], index, batch, None)[0] if config.kl else None

@@ -16,7 +16,7 @@ def share(first: Tensor, second: Tensor) -> Tensor:
 
     The result d has d . g >= |d|^2 for both gradients g, and is 0 where they oppose each other.
     """
-    apart, second = (first - second).double().flatten(1), second.double().flatten(1)
+    apart, second = (first - second).flatten(1), second.flatten(1)
     length = apart.square().sum(1)
     alpha = -(apart * second).sum(1) / torch.where(length > 0, length, 1.0)
-    return torch.where(length > 0, alpha.clamp(0, 1), 0.5).to(first)
+    return torch.where(length > 0, alpha.clamp(0, 1), 0.5)

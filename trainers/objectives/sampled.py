@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 from ...sampling.grids import simple
 from ...sampling.standard import sample_euler
-from .contract import Batch, Cond, Draws, Player, TrainableDenoiser, guided
-
-# (x0 latents (B, ...), prompts, batch) -> (B,), higher is better; decoding happens inside.
-LatentReward = Callable[[Tensor, tuple[str, ...], Batch], Tensor]
+from .contract import Batch, Cond, Draws, LatentReward, Player, TrainableDenoiser, guided
 
 
 def check_ranges(ranges: Mapping[str, tuple[float, float, float, str]]) -> None:
