@@ -14,7 +14,7 @@ from retort.nodes.train_reward import METHODS, RetortTrainReward  # noqa: E402
 from retort.trainers.methods import read_config  # noqa: E402
 from retort.trainers.watch import METRICS, read_metrics  # noqa: E402
 
-QUICK = {"steps": 2, "batch_size": 2, "rank": 2, "warmup": 0, "learning_rate": 0.01, "preview_every": 0, "seed": 3}
+QUICK = {"steps": 2, "batch_size": 1, "rank": 2, "warmup": 0, "learning_rate": 0.01, "preview_every": 0, "seed": 3}
 SHORT = {
     "align_prop": {"steps": 4},
     "spo": {"steps": 4, "candidates": 2, "trained": 1},
@@ -53,15 +53,14 @@ def test_each_method_trains_a_lora(where, method, variant):
     rows = read_metrics(where.output / "retort" / "taste" / METRICS)
     assert all(isinstance(row["reward"], float) for row in rows)
     # A reward without a gradient serves as well where the method asks for none.
-    if method != "align_prop":
+    if method == "spo" and variant == "flow":
         assert run(method, variant, name="small", reward=reward("jpeg", prefer="small", quality=95))[0]
 
 
 def test_a_run_that_was_stopped_between_two_policies_goes_on_as_it_would_have(where):
-    short = {"prompts": "a thin red two", "batch_size": 1}
-    whole = run("flow_grpo", name="whole", steps=2, **short)[0]
-    run("flow_grpo", name="parts", steps=1, **short)
-    parts = run("flow_grpo", name="parts", steps=2, **short)[0]
+    whole = run("flow_grpo", name="whole", steps=2)[0]
+    run("flow_grpo", name="parts", steps=1)
+    parts = run("flow_grpo", name="parts", steps=2)[0]
     assert all(torch.equal(v, parts[k]) for k, v in whole.items())
 
 
