@@ -76,7 +76,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from . import methods, noise, reflection, rewards, search, starter, statistics, training
+from . import compare, methods, noise, reflection, rewards, search, starter, statistics, training
 
 # The process tells who runs us: ComfyUI has imported its API long before it loads packs. That ComfyUI could be imported
 # says nothing, since the command line may be started inside a ComfyUI checkout.
@@ -91,6 +91,6 @@ else:
     from .comfyui import host
 
 __all__ = [
-    "IN_COMFYUI", "ComfyExtension", "host", "io", "methods", "noise", "reflection", "rewards", "search", "starter",
-    "statistics", "training", "ui",
+    "IN_COMFYUI", "ComfyExtension", "compare", "host", "io", "methods", "noise", "reflection", "rewards", "search",
+    "starter", "statistics", "training", "ui",
 ]  # fmt: skip

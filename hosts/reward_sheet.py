@@ -13,24 +13,36 @@ PAPER, INK, BEST = (24, 26, 30), (205, 210, 218), (130, 215, 140)
 
 def sheet(images: Tensor, scores: Sequence[float], columns: int = 4, most: int = 64) -> Tensor:
     """(1, H, W, 3) in [0, 1]: up to `most` of images (B, H, W, 3) by falling score; a label is rank, score, index."""
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:most]
+    labels = [f"{place + 1}.  {scores[i]:.5g}  (image {i})" for place, i in enumerate(order)]
+    return _labelled(images[order], labels, [place == 0 for place in range(len(order))], columns)
+
+
+def pairs_sheet(base: Tensor, tuned: Tensor, scores: Sequence[tuple[float, float]]) -> Tensor:
+    """(1, H, W, 3) in [0, 1]: pairs of images (N, H, W, 3), two pairs in a row, base on the left; winners are green."""
+    images = torch.stack([base, tuned], 1).flatten(0, 1)
+    labels = [f"{i + 1}. {who}" for i, (a, b) in enumerate(scores) for who in (f"base  {a:.5g}", f"tuned  {b:.5g}")]
+    best = [wins for a, b in scores for wins in (a > b, b > a)]
+    return _labelled(images, labels, best, 4)
+
+
+def _labelled(images: Tensor, labels: Sequence[str], best: Sequence[bool], columns: int) -> Tensor:
     from PIL import Image, ImageDraw, ImageFont
 
-    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:most]
     h, w = images.shape[1:3]
     scale = SIDE / max(h, w)
     tall, wide = max(1, round(h * scale)), max(1, round(w * scale))
-    columns = max(1, min(columns, len(order)))
-    rows = -(-len(order) // columns)
+    columns = max(1, min(columns, len(images)))
+    rows = -(-len(images) // columns)
     size = (columns * (wide + GAP) + GAP, rows * (tall + LABEL + GAP) + GAP)
     canvas = Image.new("RGB", size, PAPER)
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default()
     pixels = (images[..., :3].detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
-    for place, i in enumerate(order):
+    for place, (label, wins) in enumerate(zip(labels, best, strict=True)):
         left, top = GAP + place % columns * (wide + GAP), GAP + place // columns * (tall + LABEL + GAP)
-        shown = Image.fromarray(pixels[i]).resize((wide, tall), Image.Resampling.BICUBIC)
+        shown = Image.fromarray(pixels[place]).resize((wide, tall), Image.Resampling.BICUBIC)
         canvas.paste(shown, (left, top))
-        label = f"{place + 1}.  {scores[i]:.5g}  (image {i})"
-        pen.text((left, top + tall + 4), label, fill=BEST if place == 0 else INK, font=font)
+        pen.text((left, top + tall + 4), label, fill=BEST if wins else INK, font=font)
     flat = torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8)
     return flat.view(1, size[1], size[0], 3).float() / 255
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..rewards.contract import Reward
+from ..rewards.scoring import score
 from ..trainers.adapters import LoraConfig
 from ..trainers.config import RunConfig
 from ..trainers.data import Data
@@ -64,19 +65,27 @@ def run(
     watcher: Watcher,
     vae: Any = None,
     reward: Reward | None = None,
+    second: Reward | None = None,
     folder: Path | None = None,
     reducer: Reducer | None = None,
 ) -> Result:
     """Train, and return when the LoRA is written and found to change the model's output.
 
-    host: the module of `hosts.api`. folder: the run's own (default: the host's, by name). Raises what
-    `trainers.loop.Trainer` does, ValueError for settings and data that cannot go together.
+    host: the module of `hosts.api`. second: another reward, which AlignProp balances with the first. folder: the run's
+    own (default: the host's, by name). Raises what `trainers.loop.Trainer` does, ValueError for settings and data that
+    cannot go together.
     """
     name = checked_name(request.name)
     folder = folder or host.runs_folder() / name
     config = request.config
-    if reward is not None:
-        _check_reward(reward, vae, request)
+    if second is not None and (config.method != "align_prop" or reward is None):
+        raise ValueError(
+            f"reward_2: {config.method} takes one reward; join both with Combine Rewards, or choose align_prop with "
+            "`reward` connected"
+        )
+    for each in (reward, second):
+        if each is not None:
+            _check_reward(each, vae, request)
     for needed in (folder, host.loras_folder()):
         check_writable(needed)
     with host.training_session():
@@ -87,10 +96,11 @@ def run(
             data = encode(denoiser, request.dataset)
             decode = denoiser.preview if vae is None else (lambda x0: host.decode(vae, denoiser.latents_out(x0)))
             if reward is not None:
-                objective.reward = _latent_reward(host, reward, vae, denoiser)
-            started_on = origin(
-                denoiser.base_hash, request.dataset, request.start, None if reward is None else reward.name
-            )
+                objective.reward = _latent_reward(host, reward, vae, denoiser, config.method)
+            if second is not None:
+                objective.second = _latent_reward(host, second, vae, denoiser, config.method)
+            names = [each.name for each in (reward, second) if each is not None]
+            started_on = origin(denoiser.base_hash, request.dataset, request.start, " and ".join(names) or None)
             trainer = Trainer(
                 denoiser, objective, data, config, folder, watcher, decode, host.free_memory, reducer, started_on
             )
@@ -178,14 +188,19 @@ def encode(denoiser: Any, dataset: Dataset) -> Data:
 
 
 def _check_reward(reward: Reward, vae: Any, request: Request) -> None:
-    if request.config.method != "di_star":
+    wanted = METHODS[request.config.method].reward
+    if wanted == "none":
+        pleasing = ", ".join(name for name, method in METHODS.items() if method.reward != "none")
         raise ValueError(
-            f"reward: {request.config.method} pleases none; choose the method di_star, or disconnect {reward.name}"
+            f"reward: {request.config.method} pleases none; choose one of {pleasing}, or disconnect {reward.name}"
         )
     if vae is None:
         raise ValueError(f"the reward {reward.name} looks at pictures: connect a VAE")
-    if not reward.differentiable:
-        raise ValueError(f"the reward {reward.name} has no gradient: DI* needs a differentiable one")
+    if wanted == "differentiable" and not reward.differentiable:
+        raise ValueError(
+            f"the reward {reward.name} has no gradient, and {request.config.method} needs a differentiable one: "
+            "PickScore, HPSv2, CLIP, aesthetic, ImageReward and the embedded judge are; spo and flow_grpo take any"
+        )
     if not request.dataset.prompts:
         raise ValueError(
             f"the reward {reward.name} reads prompts, and encoded ones cannot be read: type them in `prompts` and "
@@ -193,13 +208,18 @@ def _check_reward(reward: Reward, vae: Any, request: Request) -> None:
         )
 
 
-def _latent_reward(host: Any, reward: Reward, vae: Any, denoiser: Any) -> Callable[..., Tensor]:
-    differentiable = host.differentiable_decoder(vae)
+def _latent_reward(host: Any, reward: Reward, vae: Any, denoiser: Any, method: str) -> Callable[..., Tensor]:
+    if METHODS[method].reward == "differentiable":
+        decode = host.differentiable_decoder(vae)
+    else:
+        # The VAE that everybody uses, where the host places it: no second copy is needed without a gradient.
+        def decode(samples: Tensor) -> Tensor:
+            return host.decode(vae, samples)
 
-    def score(x0: Tensor, prompts: tuple[str, ...], batch: Batch) -> Tensor:
-        return reward(differentiable(denoiser.latents_out(x0)), list(prompts))
+    def scored(x0: Tensor, prompts: tuple[str, ...], batch: Batch) -> Tensor:
+        return score(reward, decode(denoiser.latents_out(x0)), list(prompts)).to(x0.device)
 
-    return score
+    return scored
 
 
 class HostWatcher:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..hosts.api import ComfyExtension, host, io
 from . import (
+    compare,
     distilled,
     embedded,
     gaussian,
@@ -14,6 +15,7 @@ from . import (
     samplers,
     search,
     search_files,
+    train_reward,
     training,
 )
 
@@ -25,12 +27,14 @@ NODES: list[type[io.ComfyNode]] = [
     training.RetortTrainDistillation,
     training.RetortTrainFlow,
     training.RetortFewShotAdapt,
+    train_reward.RetortTrainReward,
     jobs.RetortTrainingJob,
     jobs.RetortCollectJob,
     jobs.RetortLossChart,
     rewards.RetortReward,
     rewards.RetortCombineRewards,
     rewards.RetortScoreImages,
+    compare.RetortCompareModels,
     search.RetortTreeSearch,
     search.RetortResumeSearch,
     search_files.RetortSaveSearch,

@@ -82,8 +82,8 @@ def train(method: str, given: dict[str, Any]) -> io.NodeOutput:
     """Train here and now, whichever node asked."""
     settings, request = read(method, given)
     watcher = training.HostWatcher(host, request.config.training.steps)
-    vae, reward = settings.get("vae"), settings.get("reward")
-    result = training.run(host, settings["model"], request, watcher=watcher, vae=vae, reward=reward)
+    vae, reward, second = (settings.get(name) for name in ("vae", "reward", "reward_2"))
+    result = training.run(host, settings["model"], request, watcher=watcher, vae=vae, reward=reward, second=second)
     assert result.path is not None
     shows: dict[str, Any] = {"text": (f"{result.path.name}, {result.steps} steps",)}
     picture = latest_preview(result.folder)

@@ -82,6 +82,17 @@ class Transition:
             x = _ancestral(x, x0, here, there, noise)
         return torch.where(there > 0, x, x0)
 
+    def law(self, path: NoisePath, x: Tensor, x0: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean (B, ...), standard deviation (B, 1, ...)) of the Gaussian that a stochastic step draws from.
+
+        Gradients reach the mean through x and x0. At level zero the deviation is 0 and there is no density.
+        """
+        # The step is linear in x, x0 and the noise together, without a constant.
+        unit = torch.ones_like(x[(slice(None), *(slice(1),) * (x.ndim - 1))])
+        still = torch.zeros_like(unit)
+        mean = self.step(path, x, x0, sigma, sigma_next, torch.zeros_like(x))
+        return mean, self.step(path, still, still, sigma, sigma_next, unit)
+
     def _sde(self, path: NoisePath, x: Tensor, x0: Tensor, here: Tensor, there: Tensor, noise: Tensor) -> Tensor:
         dt = there - here
         v = (x - x0) / here

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from .config import RunConfig, read
 from .dataset import Dataset
 from .files import checked_name, write_json
-from .methods import read_config
+from .methods import NEED_REWARD, read_config
 from .objectives.di_star import DIStarConfig
 from .sources import Base, Vae, checked_path, read_base
 
@@ -101,6 +101,10 @@ class Job:
 
 def refuse_reward(config: RunConfig) -> None:
     """ValueError for a method that asks for a reward, which no file of a job names."""
+    if config.method in NEED_REWARD:
+        raise ValueError(
+            f"method {config.method} learns from a reward, and a job takes none: train in the node Train Reward"
+        )
     if isinstance(config.objective, DIStarConfig) and config.objective.alpha_rew:
         raise ValueError(
             f"alpha_rew is {config.objective.alpha_rew}, and a job takes no reward: set it to 0, or train in the node "

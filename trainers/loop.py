@@ -18,7 +18,7 @@ from .config import RunConfig, TrainingConfig
 from .data import Data
 from .denoiser import Denoiser
 from .files import forget_parts, locked, tensors, write_atomically, write_json
-from .objectives.contract import Batch, Loss, Objective
+from .objectives.contract import Batch, Loss, Objective, swapped
 from .origin import recognise
 from .players import Runner
 from .processes import Alone, Reducer
@@ -377,7 +377,7 @@ class Trainer:
         """Draw the first prompts, show them, and write the contact sheet."""
         if not self.settings.previews or self.decode is None or self.reducer.rank:
             return
-        with previews.averaged(self.runners["student"].weights, self.average):
+        with swapped(self.runners["student"].weights, self.average):
             images = previews.draw(self.denoiser, self.objective, self.data, self.settings, self.decode)
         path = self.folder / "previews" / f"step_{self.done:07d}.png"
         save_sheet(images, path)

@@ -4,34 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from .adapters import LoraConfig
 from .config import RunConfig, TrainingConfig, read
+from .objectives.align_prop import AlignProp, AlignPropConfig
 from .objectives.di_star import DIStar, DIStarConfig
 from .objectives.dmd2 import DMD2, DMD2Config
 from .objectives.fdistill import FDistill, FDistillConfig
 from .objectives.few_shot import FewShot, FewShotConfig
+from .objectives.flow_grpo import FlowGRPO, FlowGRPOConfig
 from .objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from .objectives.spo import SPO, SPOConfig
 from .objectives.tdm import TDM, TDMConfig
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method's settings and maths."""
+    """A method's settings and maths. reward: whether it takes one, and whether that must be differentiable."""
 
     config: type
     objective: type
+    reward: Literal["none", "any", "differentiable"] = "none"
 
 
 METHODS: dict[str, Method] = {
     "dmd2": Method(DMD2Config, DMD2),
     "f_distill": Method(FDistillConfig, FDistill),
     "tdm": Method(TDMConfig, TDM),
-    "di_star": Method(DIStarConfig, DIStar),
+    "di_star": Method(DIStarConfig, DIStar, "differentiable"),
     "flow": Method(FlowMatchingConfig, FlowMatching),
     "few_shot": Method(FewShotConfig, FewShot),
+    "align_prop": Method(AlignPropConfig, AlignProp, "differentiable"),
+    "spo": Method(SPOConfig, SPO, "any"),
+    "flow_grpo": Method(FlowGRPOConfig, FlowGRPO, "any"),
 }
+# These learn from nothing else; DI* also does without.
+NEED_REWARD = ("align_prop", "spo", "flow_grpo")
 
 
 def read_config(values: Mapping[str, Any]) -> RunConfig:

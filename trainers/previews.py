@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -53,16 +53,3 @@ def _without_dropout(network: nn.Module) -> Iterator[None]:
     finally:
         for module in dropped:
             module.train()
-
-
-@contextmanager
-def averaged(weights: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> Iterator[None]:
-    """The averaged weights in place of the student's own."""
-    own = {key: weights[key].detach().clone() for key in average}
-    try:
-        for key, value in average.items():
-            weights[key].data.copy_(value)
-        yield
-    finally:
-        for key, value in own.items():
-            weights[key].data.copy_(value)

@@ -28,7 +28,10 @@ DOWNLOADS = {
     "reflection_sdxl_lora", "reflection_flux_cfg",
 }  # fmt: skip
 # They train for minutes: here two steps of everything.
-TRAINERS = {"train_distillation": "RetortTrainDistillation", "training_job": "RetortTrainingJob"}
+TRAINERS = {
+    "train_distillation": "RetortTrainDistillation", "training_job": "RetortTrainingJob",
+    "train_reward": "RetortTrainReward",
+}  # fmt: skip
 QUICK = {
     "steps": 2, "batch_size": 2, "warmup": 0, "preview_every": 0, "method.regression_steps": 1, "method.pairs": 2,
     "method.pair_steps": 2,

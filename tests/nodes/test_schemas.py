@@ -49,12 +49,18 @@ PAIRS = {
     "prompt": ["weak_positive", "reflecting_cfg"],
     "model": ["weak_model", "reflecting_cfg"],
 }
+REWARD_METHODS = {
+    "align_prop": ["steps", "cfg", "truncation", "last", "sampler", "stopped", "loss", "target", "checkpoint"],
+    "spo": ["steps", "cfg", "step", "noise_level", "candidates", "trained", "skipped", "beta"],
+    "flow_grpo": ["steps", "cfg", "noise_level", "group", "trained", "clip", "kl", "updates"],
+}
 LIMITS = ["calls", "seconds", "enough", "batch_size"]
 # Workflows store widgets by position: names never change, and new ones come last.
 INPUTS = {
     "RetortTrainDistillation": [*SOURCES, "reward", "method", *RUN],
     "RetortTrainFlow": [*SOURCES, *FLOW, *ALONE],
     "RetortFewShotAdapt": [*SOURCES, *FEW_SHOT, *ALONE],
+    "RetortTrainReward": [*SOURCES, "reward", "reward_2", "method", *ALONE],
     "RetortTrainingJob": [*SOURCES, "method", *RUN, "processes"],
     "RetortCollectJob": ["run", "wait", "command"],
     "RetortLossChart": ["run", "smoothing", "log_scale"],
@@ -70,6 +76,10 @@ INPUTS = {
         "calibration",
     ],
     "RetortScoreImages": ["reward", "images", "prompt", "prompt_per_line", "batch_size", "columns"],
+    "RetortCompareModels": [
+        "base", "tuned", "clip", "vae", "reward", "sampler", "sigmas", "latent", "prompts", "negative", "cfg",
+        "per_prompt", "seed", "shown",
+    ],
     "RetortTreeSearch": [
         "guider", "sigmas", "latent", "vae", "reward", "prompt", "method", "transition", "noise_level", *LIMITS, "keep",
         "seed", "noise",
@@ -105,12 +115,14 @@ OUTPUTS = {
     "RetortTrainDistillation": TRAINED,
     "RetortTrainFlow": TRAINED,
     "RetortFewShotAdapt": TRAINED,
+    "RetortTrainReward": TRAINED,
     "RetortTrainingJob": ["STRING", "STRING"],
     "RetortCollectJob": ["LORA_MODEL", "LOSS_MAP", "STRING", "IMAGE", "STRING", "STRING"],
     "RetortLossChart": ["IMAGE"],
     "RetortReward": ["REWARD"],
     "RetortCombineRewards": ["REWARD"],
     "RetortScoreImages": ["FLOAT", "INT", "IMAGE", "IMAGE", "STRING"],
+    "RetortCompareModels": ["FLOAT", "FLOAT", "FLOAT", "IMAGE", "STRING"],
     "RetortTreeSearch": SEARCHED,
     "RetortResumeSearch": SEARCHED,
     "RetortSaveSearch": ["STRING"],
@@ -176,6 +188,17 @@ def test_each_kind_of_pair_has_its_own_settings_in_order():
         assert f"\n| {name} |" in page
     for option in options:
         assert all(part.tooltip and part.tooltip.endswith(".") for part in option.inputs)
+
+
+def test_the_reward_trainers_methods_are_explained():
+    schema = next(n for n in NODES if n.__name__ == "RetortTrainReward").GET_SCHEMA()
+    options = next(i for i in schema.inputs if i.id == "method").options
+    assert {option.key: [i.id for i in option.inputs] for option in options} == REWARD_METHODS
+    page = (ROOT / WEB_DIRECTORY / "docs" / "RetortTrainReward.md").read_text(encoding="utf-8")
+    for option in options:
+        for part in option.inputs:
+            assert part.tooltip and part.tooltip.endswith(".") and part.default is not None, part.id
+            assert f"\n| {part.id} |" in page, (option.key, part.id)
 
 
 def test_the_distillation_page_explains_every_setting_of_every_method():

@@ -87,7 +87,7 @@ def test_a_fake_score_for_each_step_is_saved_and_goes_on(run, where):
 def test_a_reward_that_cannot_be_used_is_refused(run, where):
     positive = [run.clip.encode("a red two")]
     for given, message in (
-        ({"method": "dmd2"}, "reward: dmd2 pleases none; choose the method di_star"),
+        ({"method": "dmd2"}, "reward: dmd2 pleases none; choose one of di_star"),
         ({"method": "di_star", "vae": None}, "looks at pictures: connect a VAE"),
         ({"method": "di_star", "prompts": "", "positive": positive}, "reads prompts.*type them in `prompts`"),
     ):

@@ -99,6 +99,32 @@ def test_levels_may_differ_in_a_batch(kind, path, gaussian, noise):
         assert torch.equal(together[row], alone)
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("kind", ["ancestral", "sde"])
+def test_the_law_is_what_the_step_draws_from(kind, path, noise):
+    if kind == "sde" and path.kind != "FLOW":
+        pytest.skip("a step of flow models")
+    here, there = torch.tensor([0.9, 0.5, 0.2]), torch.tensor([0.7, 0.2, 0.0])
+    x, x0, fresh = (noise(SHAPE, i).double() for i in range(3))
+    mean, std = Transition(kind).law(path, x, x0, here, there)
+    assert std.shape == (3, 1, 1, 1)
+    assert torch.allclose(mean + std * fresh, Transition(kind).step(path, x, x0, here, there, fresh), atol=1e-9)
+    assert std[2] == 0 and torch.equal(mean[2], x0[2]) and float(std[:2].min()) > 0
+
+
+def test_the_law_of_the_sde_is_the_papers(noise):
+    # Flow-GRPO: mean = x (1 + s^2 / (2 t) dt) + v (1 + s^2 (1 - t) / (2 t)) dt, std = s sqrt(-dt),
+    # s = a sqrt(t / (1 - t)).
+    t, dt, a = 0.6, -0.15, 0.7
+    x, v = noise(SHAPE).double(), noise(SHAPE, 1).double()
+    s = a * (t / (1 - t)) ** 0.5
+    levels = (torch.full((3,), u, dtype=torch.float64) for u in (t, t + dt))
+    mean, std = Transition("sde", a).law(FLOW, x, x - t * v, *levels)
+    expected = x * (1 + s**2 / (2 * t) * dt) + v * (1 + s**2 * (1 - t) / (2 * t)) * dt
+    assert torch.allclose(mean, expected, rtol=1e-12)
+    assert torch.allclose(std, torch.full_like(std, s * (-dt) ** 0.5), rtol=1e-12)
+
+
 def test_errors_teach():
     with pytest.raises(ValueError, match="kind 'ddim' is not known; use one of ancestral, sde, ode"):
         Transition("ddim")

@@ -6,8 +6,8 @@ one; the engine runs each backward pass before it asks for the next, so that one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -120,6 +120,11 @@ class Batch:
         return self.latents
 
 
+# (x0 latents (B, ...), prompts, batch) -> (B,), higher is better, with gradients to the latents where the method needs
+# them; decoding happens inside.
+LatentReward = Callable[[Tensor, tuple[str, ...], Batch], Tensor]
+
+
 class Loss(NamedTuple):
     """A loss to run backwards, whose it is, and the numbers worth watching (0-d or float, means over the batch)."""
 
@@ -193,6 +198,19 @@ def broadcast(values: Tensor, like: Tensor) -> Tensor:
 def mean_each(x: Tensor) -> Tensor:
     """(B, ...) -> (B,), the mean over all but the batch."""
     return x.flatten(1).mean(1)
+
+
+@contextmanager
+def swapped(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within it the weights have the values of `others` (their running average, an older policy), by name."""
+    own = {key: weights[key].detach().clone() for key in others}
+    try:
+        for key, value in others.items():
+            weights[key].data.copy_(value)
+        yield
+    finally:
+        for key, value in own.items():
+            weights[key].data.copy_(value)
 
 
 def native_scale(prediction: Prediction, path: NoisePath, sigma: Tensor) -> Tensor:

@@ -18,22 +18,20 @@ has no fixed point and runs after the reward. "l2" has no such bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from .contract import Batch, Cond, TrainableDenoiser, alpha_sigma, broadcast, mean_each
+from .contract import Batch, Cond, LatentReward, TrainableDenoiser, alpha_sigma, broadcast, mean_each
 from .dmd2 import DMD2, DMD2Config
 from .grids import level_draws
 
 Distance = Literal["pseudo_huber", "l2", "kl"]
 Guidance = Literal["in", "out"]
 Space = Literal["x0", "score"]
-# (x0 latents (B, ...), prompts, batch) -> (B,), with gradients to the latents; decoding happens inside.
-LatentReward = Callable[[Tensor, tuple[str, ...], Batch], Tensor]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,76 @@
+"""Did it help? Two models on the same prompts and seeds, judged by a reward."""
+
+from __future__ import annotations
+
+from ..hosts.api import compare, host, io, ui
+from .rewards import ALIASES, CATEGORY, REWARD
+from .search import SEED_MAX
+from .training import lines
+
+
+class RetortCompareModels(io.ComfyNode):
+    """How often a tuned model beats its base."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RetortCompareModels",
+            display_name="Compare Models",
+            category=CATEGORY,
+            description=(
+                "Samples two models on the same prompts and seeds, scores both with a reward, and tells how often the "
+                "second wins, with a confidence interval. Use prompts, and better a reward, that were not trained on."
+            ),
+            search_aliases=[*ALIASES, "compare", "win rate", "a/b test", "evaluate lora", "before after"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("base", tooltip="The model as it was."),
+                io.Model.Input("tuned", tooltip="The same with the LoRA, or another model of the same latents."),
+                io.Clip.Input("clip", tooltip="Text encoder of the prompts, for both."),
+                io.Vae.Input("vae", tooltip="Decodes what the reward looks at."),
+                REWARD.Input("reward", tooltip="Who judges, from Reward or Combine Rewards."),
+                io.Sampler.Input("sampler", tooltip="How both sample, from KSamplerSelect or another."),
+                io.Sigmas.Input("sigmas", tooltip="The schedule of both, down to 0."),
+                io.Latent.Input("latent", tooltip="An empty latent, for the size of the pictures."),
+                io.String.Input("prompts", default="", multiline=True, tooltip="One prompt in each line."),
+                io.String.Input("negative", default="", multiline=True, tooltip="What guidance compares with."),
+                io.Float.Input(
+                    "cfg", default=4.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance; 1 is none."
+                ),
+                io.Int.Input(
+                    "per_prompt", default=4, min=1, max=1024, tooltip="Pictures of each prompt, sampled together."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=SEED_MAX,
+                    control_after_generate=True,
+                    tooltip="Of the first picture of each prompt; the next has the next seed.",
+                ),
+                io.Int.Input("shown", default=16, min=1, max=256, tooltip="Pairs on the sheet, the first ones."),
+            ],
+            outputs=[
+                io.Float.Output(
+                    id="win_rate", display_name="win_rate", tooltip="Share of the decided pairs that tuned wins."
+                ),
+                io.Float.Output(id="low", display_name="low", tooltip="Lower end of its 95 % interval."),
+                io.Float.Output(id="high", display_name="high", tooltip="Upper end of its 95 % interval."),
+                io.Image.Output(id="sheet", display_name="sheet", tooltip="Pairs with their scores, base on the left."),
+                io.String.Output(id="text", display_name="text", tooltip="The win rate in words, and every score."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, base, tuned, clip, vae, reward, sampler, sigmas, latent, prompts="", negative="", cfg=4.0, per_prompt=4,
+        seed=0, shown=16,
+    ):  # fmt: skip
+        seeds = [(seed + i) & SEED_MAX for i in range(per_prompt)]
+        how = compare.Sampling(sampler, sigmas, cfg, latent)
+        found = compare.run(host, (base, tuned), clip, vae, reward, lines(prompts), negative, how, seeds)
+        low, high = found.comparison.interval()
+        sheet, text = found.sheet(shown), found.text(reward.name)
+        # ComfyUI shows the text that the progress leaves on the node, the command line this one.
+        shows = {**ui.PreviewImage(sheet, cls=cls).as_dict(), "text": (text.splitlines()[0],)}
+        return io.NodeOutput(found.comparison.share, low, high, sheet, text, ui=shows)

@@ -1,0 +1,159 @@
+"""Teaches a student to please a differentiable reward by back-propagation through the sampler.
+
+AlignProp (Prabhudesai et al. 2023, arXiv 2310.03739): every network call is checkpointed, and only the last K steps
+carry a gradient, K drawn anew at each update (its randomised truncation). DRTune (Wu et al. 2024, arXiv 2405.00760)
+holds the network's input as well: the gradient then passes from step to step through the sampler's own arithmetic, and
+cannot explode in the network.
+
+Steps before the last K are sampled without a graph, which changes no gradient. The reward's graph (decoder and reward
+model) is freed before the network's backward pass begins: only d reward / d x0 is kept. With a second reward the two
+slopes are joined there, by `pareto`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ...sampling.path import NoisePath
+from ...sampling.transition import Transition
+from .contract import Batch, Draws, LatentReward, Loss, Prediction, TrainableDenoiser, broadcast
+from .pareto import share
+from .sampled import Sampled, check_ranges
+
+Truncation = Literal["uniform", "normal", "fixed"]
+LossForm = Literal["maximise", "target"]
+Sampler = Literal["ode", "ancestral"]
+# Where the released code draws the first step with a gradient from, over the number of steps: 42 and 5 of 50.
+NORMAL = (0.84, 0.1)
+
+
+@dataclass(frozen=True)
+class AlignPropConfig:
+    """AlignProp's settings.
+
+    steps, cfg: of the student's sampler; sampler: "ode" - Euler, DDIM with eta 0; "ancestral" - eta 1, the paper's.
+    truncation: how K is drawn - "uniform" from 1 .. steps (the paper), "normal" - steps less a whole part of
+    N(0.84, 0.1) steps (the released code), "fixed" - always `last` (1 for small cards, `steps` for no truncation).
+    stopped: hold the network's input (DRTune). loss: "maximise" - minus the reward; "target" - its distance to
+    `target`, which ends the pull there (the paper's |r - 10| of the aesthetic score). checkpoint: compute every network
+    call twice and keep only its latent.
+    """
+
+    steps: int = 20
+    cfg: float = 4.0
+    sampler: Sampler = "ode"
+    truncation: Truncation = "uniform"
+    last: int = 1
+    stopped: bool = False
+    loss: LossForm = "maximise"
+    target: float = 10.0
+    checkpoint: bool = True
+
+    def __post_init__(self) -> None:
+        for name, choice, known in (
+            ("sampler", self.sampler, Sampler),
+            ("truncation", self.truncation, Truncation),
+            ("loss", self.loss, LossForm),
+        ):
+            if choice not in get_args(known):
+                raise ValueError(f"{name} {choice!r} is not known; use one of {', '.join(get_args(known))}")
+        check_ranges({
+            "steps": (self.steps, 1, 1000, "20 to 50 are usual"),
+            "cfg": (self.cfg, 0, 100, "1 is no guidance"),
+            "last": (self.last, 1, self.steps, "it counts the steps with a gradient"),
+            "target": (self.target, -1e6, 1e6, "10 is the paper's for the aesthetic score"),
+        })  # fmt: skip
+
+
+def kept_steps(config: AlignPropConfig, draws: Draws, steps: int) -> int:
+    """K of this update: how many of the last steps carry a gradient, 1 .. steps; the same for the whole batch."""
+    if config.truncation == "fixed" or steps == 1:
+        return min(config.last, steps)
+    place = draws.common("truncation")
+    if config.truncation == "uniform":
+        return 1 + int(place * steps)
+    # The released code draws until 1 <= s < steps; the quantile of the truncated normal is that law in one draw.
+    mean, std = (share * steps for share in NORMAL)
+    ends = torch.tensor([(1 - mean) / std, (steps - mean) / std], dtype=torch.float64)
+    low, high = torch.special.ndtr(ends)
+    first = mean + std * float(torch.special.ndtri(low + place * (high - low)))
+    return steps - min(max(int(first), 1), steps - 1)
+
+
+def through_the_step(prediction: Prediction, path: NoisePath, sigma: Tensor) -> Tensor:
+    """d x0 / d x (B,) at sigma (B,) where the network's own output is held.
+
+    VE: x0 = x - sigma eps, x / (1 + sigma^2) - v sigma / root; VP: root x - sigma eps, x / root - v sigma / root;
+    FLOW: x - sigma v; with root = sqrt(1 + sigma^2). Networks that put out x0 ("edm" with sigma_data 1 as v).
+    """
+    root = (1 + sigma.square()).sqrt()
+    if prediction == "x0":
+        return torch.zeros_like(sigma)
+    if prediction in ("v", "edm"):
+        return 1 / root if path.kind == "VP" else root.square().reciprocal()
+    return root if path.kind == "VP" else torch.ones_like(sigma)
+
+
+class AlignProp(Sampled):
+    """See the module; `Objective` in `contract`. second: another reward that must not lose by the first."""
+
+    name = "AlignProp"
+
+    def __init__(self, config: AlignPropConfig, denoiser: TrainableDenoiser):
+        super().__init__(denoiser, config.steps, config.cfg)
+        self.config = config
+        self.second: LatentReward | None = None
+        self._transition = Transition(config.sampler)
+
+    def _step(self, x: Tensor, index: int, batch: Batch, kept: bool) -> Tensor:
+        """x (B, ...) one level down; kept: with a graph."""
+        sigma, following = self.level(index, len(batch)), self.level(index + 1, len(batch))
+        told = x.detach() if self.config.stopped else x
+        if kept and self.config.checkpoint:
+            x0 = checkpoint(self.guided, told, sigma, batch.cond, batch.uncond, use_reentrant=False)
+        else:
+            x0 = self.guided(told, sigma, batch.cond, batch.uncond)
+        if self.config.stopped:
+            slope = through_the_step(self.denoiser.prediction, self.denoiser.path, sigma)
+            x0 = x0 + broadcast(slope, x) * (x - told)
+        noise = batch.draws.normal(f"step {index}", batch.shape) if self._transition.stochastic else None
+        return self._transition.step(self.denoiser.path, x, x0, sigma, following, noise)
+
+    def simulate(self, batch: Batch, kept: int) -> Tensor:
+        """The student's samples (B, ...), the last `kept` steps with a graph."""
+        steps = len(self.sigmas) - 1
+        with self.denoiser.adapter("student"):
+            with torch.no_grad():
+                x = self.denoiser.path.unit_start(self.sigmas[0], batch.draws.normal("start", batch.shape))
+                for index in range(steps - kept):
+                    x = self._step(x, index, batch, kept=False)
+            for index in range(steps - kept, steps):
+                x = self._step(x, index, batch, kept=True)
+        return x
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
+        """One loss, whose gradient is the reward's through the last K steps."""
+        kept = kept_steps(self.config, batch.draws, len(self.sigmas) - 1)
+        x = self.simulate(batch, kept)
+        metrics: dict[str, Tensor | float] = {"kept": float(kept)}
+        loss, slope, metrics["reward"] = self._slope(self.scored(), x, batch)
+        if self.second is not None:
+            other, beside, metrics["reward_2"] = self._slope(self.second, x, batch)
+            part = share(slope, beside)
+            metrics["share"] = part.mean()
+            loss, slope = part * loss + (1 - part) * other, beside + broadcast(part, slope) * (slope - beside)
+        yield Loss("student", loss.mean() + (slope * (x - x.detach())).sum(), metrics)
+
+    def _slope(self, reward: LatentReward, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss (B,), its mean's derivative by x (B, ...), mean reward), without a graph to the network."""
+        leaf = x.detach().requires_grad_()
+        rewards = reward(leaf, batch.prompts, batch)
+        each = (rewards - self.config.target).abs() if self.config.loss == "target" else -rewards
+        slope = torch.autograd.grad(each.mean(), leaf)[0]
+        return each.detach(), slope, rewards.detach().mean()

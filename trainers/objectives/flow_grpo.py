@@ -1,0 +1,171 @@
+"""Reinforcement learning of a flow model: samples that score above their group are made likelier, step by step.
+
+Flow-GRPO (Liu et al. 2025, arXiv 2505.05470): the sampler's ODE becomes an SDE with the same marginals, so that each
+step has a Gaussian density; the reward of the end picture, less the mean of its group over the group's deviation, is
+the advantage of every step of its trajectory; PPO's clipped ratio, and the KL divergence of each step to the
+adapter-off network. The reward needs no gradient.
+
+Log-densities and KL are means over a latent's numbers, as in the released code, whose clip of 1e-4 belongs to that.
+Trajectories are drawn by the policy of fewer than `updates` steps ago; its weights are kept and saved with the run, so
+that a resumed run draws the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...sampling.transition import Transition
+from .contract import Batch, Loss, TrainableDenoiser, mean_each, swapped
+from .sampled import Sampled, check_ranges, chosen_steps
+
+# Advantages beyond it are held; the released code's.
+MOST_ADVANTAGE = 5.0
+
+
+@dataclass(frozen=True)
+class FlowGRPOConfig:
+    """Flow-GRPO's settings.
+
+    steps, cfg: of the sampler while training (the paper trains at 10, and samples at 40); noise_level: of its SDE.
+    group: samples of one prompt that are compared. trained: steps of a trajectory that are learnt from, drawn anew each
+    time (0 = all but the last, which draws no noise). clip: how far a ratio may move before its gradient ends.
+    kl: weight of the divergence to the adapter-off network (paper: 0.04, 0.01 for PickScore). updates: of the student
+    for each update of the policy that draws; at 1 every ratio is 1.
+    """
+
+    steps: int = 10
+    cfg: float = 4.5
+    noise_level: float = 0.7
+    group: int = 8
+    trained: int = 0
+    clip: float = 1e-4
+    kl: float = 0.01
+    updates: int = 2
+
+    def __post_init__(self) -> None:
+        check_ranges({
+            "steps": (self.steps, 2, 1000, "10 is the paper's"),
+            "cfg": (self.cfg, 0, 100, "1 is no guidance"),
+            "noise_level": (self.noise_level, 0.01, 10, "0.7 is the paper's"),
+            "group": (self.group, 2, 1024, "the paper's is 24"),
+            "trained": (self.trained, 0, self.steps - 1, "0 is all steps"),
+            "clip": (self.clip, 1e-8, 1, "1e-4 is the released code's"),
+            "kl": (self.kl, 0, 1e6, "0.01 to 0.04 are the paper's"),
+            "updates": (self.updates, 1, 1000, "2 is the released code's"),
+        })  # fmt: skip
+
+
+def advantages(rewards: Tensor) -> Tensor:
+    """(G, B) rewards of G samples of each of B prompts -> (G, B): less the group's mean, over its deviation.
+
+    They add up to zero over a group; a group of equal rewards has none.
+    """
+    apart = rewards - rewards.mean(0)
+    unequal = rewards.amax(0) > rewards.amin(0)
+    found = torch.where(unequal, apart / (rewards.std(0) + 1e-8), torch.zeros_like(apart))
+    return found.clamp(-MOST_ADVANTAGE, MOST_ADVANTAGE)
+
+
+def log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """log N(x; mean, std^2) (B,), the mean over a latent's numbers; x, mean (B, ...), std (B, 1, ...) > 0."""
+    return mean_each(-(x - mean).square() / (2 * std.square()) - std.log() - 0.5 * math.log(2 * math.pi))
+
+
+def clipped(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """PPO's loss (B,): its gradient ends where the ratio has moved by `clip` the way that the advantage wants."""
+    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+
+
+class FlowGRPO(Sampled):
+    """See the module; `Objective` in `contract`."""
+
+    name = "Flow-GRPO"
+
+    def __init__(self, config: FlowGRPOConfig, denoiser: TrainableDenoiser):
+        super().__init__(denoiser, config.steps, config.cfg)
+        if denoiser.path.kind != "FLOW":
+            raise ValueError(
+                f"Flow-GRPO draws a flow model's SDE and this model predicts {denoiser.prediction}: choose spo or "
+                "align_prop, or connect a flow model"
+            )
+        self.config = config
+        self._transition = Transition("sde", config.noise_level)
+        self._policy: dict[str, Tensor] = {}
+
+    def _weights(self) -> dict[str, Tensor]:
+        with self.denoiser.adapter("student"):
+            return {name: p for name, p in self.denoiser.network.named_parameters() if p.requires_grad}
+
+    def prepare(self, samples: Iterable[Batch]) -> None:
+        """Keeps the first policy. ValueError where there is no reward."""
+        super().prepare(samples)
+        if self.config.updates > 1:
+            self._policy = {name: weight.detach().clone() for name, weight in self._weights().items()}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The policy that draws, where it is not the student as it stands."""
+        return self._policy
+
+    def after_step(self, metrics: Mapping[str, float], step: int) -> None:
+        """Every `updates` steps the student becomes the policy that draws."""
+        if self._policy and (step + 1) % self.config.updates == 0:
+            for name, weight in self._weights().items():
+                self._policy[name].copy_(weight.detach())
+
+    @torch.no_grad()
+    def trajectory(self, batch: Batch, member: int) -> tuple[list[Tensor], list[Tensor]]:
+        """One sample of each prompt by the policy that draws: its latents (B, ...) at all levels, x0 last, and the
+        log-densities (B,) of the steps between them.
+        """
+        draws = batch.draws
+        x = self.denoiser.path.unit_start(self.sigmas[0], draws.normal(f"start of {member}", batch.shape))
+        latents, densities = [x], []
+        with self.denoiser.adapter("student"), swapped(self._weights(), self._policy):
+            for index in range(len(self.sigmas) - 1):
+                mean, std = self.law(x, index, batch, "student")
+                x = mean + std * draws.normal(f"step {index} of {member}", batch.shape)
+                latents.append(x)
+                densities.append(log_density(x, mean, std))
+        return latents, densities
+
+    def law(self, x: Tensor, index: int, batch: Batch, adapter: str | None) -> tuple[Tensor, Tensor]:
+        """(mean, deviation) of the step from x (B, ...) at the grid's level `index`."""
+        sigma, following = self.level(index, len(batch)), self.level(index + 1, len(batch))
+        with self.denoiser.adapter(adapter):
+            x0 = self.guided(x, sigma, batch.cond, batch.uncond)
+            return self._transition.law(self.denoiser.path, x, x0, sigma, following)
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
+        """One loss for each learnt step of each trajectory, together their mean."""
+        reward, config = self.scored(), self.config
+        drawn = [self.trajectory(batch, member) for member in range(config.group)]
+        with torch.no_grad():
+            rewards = torch.stack([reward(latents[-1], batch.prompts, batch) for latents, _ in drawn])
+        gains = advantages(rewards)
+        learnt = chosen_steps(batch.draws, 0, len(self.sigmas) - 2, config.trained)
+        share = 1 / (len(learnt) * config.group)
+        first: dict[str, Tensor | float] = {
+            "reward": rewards.mean(), "reward_spread": (rewards.amax(0) - rewards.amin(0)).mean(),
+        }  # fmt: skip
+        for (latents, densities), gain in zip(drawn, gains, strict=True):
+            for index in learnt:
+                with torch.no_grad():
+                    reference = self.law(latents[index], index, batch, None)[0] if config.kl else None
+                mean, std = self.law(latents[index], index, batch, "student")
+                ratio = (log_density(latents[index + 1], mean, std) - densities[index]).exp()
+                each = clipped(ratio, gain, config.clip)
+                metrics = {**first, "moved": share * (ratio.detach() - 1).abs().mean()}
+                if reference is not None:
+                    divergence = mean_each((mean - reference).square() / (2 * std.square()))
+                    each = each + config.kl * divergence
+                    metrics["kl"] = share * divergence.detach().mean()
+                first = {}
+                loss = share * each.mean()
+                del mean, ratio, each
+                yield Loss("student", loss, metrics)
+                del loss
