@@ -10,9 +10,12 @@ from .adapters import LoraConfig
 from .config import RunConfig, TrainingConfig, read
 from .objectives.di_star import DIStar, DIStarConfig
 from .objectives.dmd2 import DMD2, DMD2Config
+from .objectives.dpo import DPO, DPOConfig
 from .objectives.fdistill import FDistill, FDistillConfig
 from .objectives.few_shot import FewShot, FewShotConfig
 from .objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from .objectives.mapo import MaPO, MaPOConfig
+from .objectives.smpo import SmPO, SmPOConfig
 from .objectives.tdm import TDM, TDMConfig
 
 
@@ -31,6 +34,9 @@ METHODS: dict[str, Method] = {
     "di_star": Method(DIStarConfig, DIStar),
     "flow": Method(FlowMatchingConfig, FlowMatching),
     "few_shot": Method(FewShotConfig, FewShot),
+    "dpo": Method(DPOConfig, DPO),
+    "smpo": Method(SmPOConfig, SmPO),
+    "mapo": Method(MaPOConfig, MaPO),
 }
 
 
