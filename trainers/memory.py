@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .config import TrainingConfig
 from .data import Data
 from .denoiser import Denoiser
+from .objectives.preference import LOSER
 from .players import Runner
 
 
@@ -71,7 +72,7 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
 
 def estimate(denoiser: Denoiser, data: Data, runners: Iterable[Runner], config: TrainingConfig) -> Estimate:
-    """Memory of a run; the activations are those of one sample's student pass times the batch."""
+    """Memory of a run; the activations are those of one sample's student pass times the batch, twice for pairs."""
     batch = data.batch(denoiser, [0], [0], config.seed, 0, 0.0)
     saved = SavedBytes(denoiser.network)
     with denoiser.adapter("student"), saved:
@@ -80,7 +81,8 @@ def estimate(denoiser: Denoiser, data: Data, runners: Iterable[Runner], config: 
         x0 = denoiser.predict_x0(denoiser.path.unit_start(sigma, noise), sigma, batch.cond)
         del x0
     trained = training([list(runner.weights.values()) for runner in runners], config)
-    return Estimate(weights(denoiser.network), trained, saved.count * config.batch_size)
+    passes = 2 if LOSER in data.columns else 1
+    return Estimate(weights(denoiser.network), trained, saved.count * config.batch_size * passes)
 
 
 def advice(config: TrainingConfig) -> str:
