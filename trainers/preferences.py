@@ -112,12 +112,12 @@ def read(folder: Path) -> Preferences:
     latest: dict[tuple[str, frozenset[str], str], Pair | None] = {}
     problems: list[str] = []
     known: dict[str, str] = {}
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         try:
             pair, undone = _judgement(number, line)
             for name in (pair.winner, pair.loser):
                 if name not in known:
-                    known[name] = _trouble(folder, name)
+                    known[name] = trouble(folder, name)
                 if known[name]:
                     raise ValueError(known[name])
         except ValueError as error:
@@ -131,7 +131,7 @@ def read(folder: Path) -> Preferences:
     return Preferences(folder, tuple(p for p in latest.values() if p is not None), tuple(problems))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
     """(number, line) of every line that holds something; None for one that is too long, or not finished."""
     with open(path, "rb") as handle:
         for number in range(1, MOST_LINES + 1):
@@ -175,7 +175,7 @@ def _judgement(number: int, line: bytes | None) -> tuple[Pair, bool]:
     return Pair(number, texts["prompt"], texts["winner"], texts["loser"], strength, texts["by"]), undone
 
 
-def _trouble(folder: Path, name: str) -> str:
+def trouble(folder: Path, name: str) -> str:
     """What is wrong with a file's name in a set, "" when nothing is."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or set("\\:\0") & set(name):
@@ -200,8 +200,8 @@ def append(folder: Path, judgements: Iterable[Mapping[str, Any]]) -> int:
         line = (json.dumps({k: v for k, v in row.items() if k != "line"}) + "\n").encode()
         pair, _ = _judgement(0, line if len(line) <= LINE_BYTES else None)
         for name in (pair.winner, pair.loser):
-            if trouble := _trouble(folder, name):
-                raise ValueError(trouble)
+            if wrong := trouble(folder, name):
+                raise ValueError(wrong)
         lines.append(line)
     if not lines:
         return 0
