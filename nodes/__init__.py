@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..hosts.api import ComfyExtension, host, io
-from . import distilled, embedded, jobs, rewards, search, training
+from . import distilled, embedded, jobs, preference, rewards, search, training
 
 NODES: list[type[io.ComfyNode]] = [
     embedded.RetortEmbeddedModel,
@@ -19,6 +19,9 @@ NODES: list[type[io.ComfyNode]] = [
     rewards.RetortReward,
     rewards.RetortCombineRewards,
     rewards.RetortScoreImages,
+    preference.RetortPreferenceSet,
+    preference.RetortLabelPairs,
+    preference.RetortTrainPreference,
     search.RetortTreeSearch,
     search.RetortResumeSearch,
 ]

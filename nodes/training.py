@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..hosts.api import host, io, training, ui
@@ -81,11 +82,17 @@ def read(method: str, given: dict[str, Any]) -> tuple[dict[str, Any], training.R
 def train(method: str, given: dict[str, Any]) -> io.NodeOutput:
     """Train here and now, whichever node asked."""
     settings, request = read(method, given)
+    return run(settings["model"], request, settings.get("vae"), reward=settings.get("reward"))
+
+
+def run(
+    model: Any, request: training.Request, vae: Any, problems: Sequence[str] = (), reward: Any = None
+) -> io.NodeOutput:
+    """Train what is asked for; problems: what the node shows of data that were left out."""
     watcher = training.HostWatcher(host, request.config.training.steps)
-    vae, reward = settings.get("vae"), settings.get("reward")
-    result = training.run(host, settings["model"], request, watcher=watcher, vae=vae, reward=reward)
+    result = training.run(host, model, request, watcher=watcher, vae=vae, reward=reward)
     assert result.path is not None
-    shows: dict[str, Any] = {"text": (f"{result.path.name}, {result.steps} steps",)}
+    shows: dict[str, Any] = {"text": (f"{result.path.name}, {result.steps} steps", *problems)}
     picture = latest_preview(result.folder)
     # A picture that the node shows from the run itself stays there; Nodes 2.0 would show it twice.
     if picture is not None and not watcher.shown:
