@@ -17,7 +17,10 @@ from retort.trainers.config import RunConfig, TrainingConfig
 from retort.trainers.data import Data
 from retort.trainers.dataset import Dataset
 from retort.trainers.loop import Stopped, Trainer
+from retort.trainers.objectives.contract import Batch, Draws
 from retort.trainers.objectives.dpo import DPO, DPOConfig
+from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from retort.trainers.objectives.mapo import MaPO, MaPOConfig
 from retort.trainers.objectives.preference import LOSER, STRENGTH
 from retort.trainers.objectives.smpo import SmPO, SmPOConfig
 from retort.trainers.origin import alike, origin
@@ -267,6 +270,26 @@ def test_pairs_are_twice_the_activations(tiny):
         runner = Runner.of("student", DPO(DPOConfig(), denoiser).players["student"], denoiser, config)
         found.append(memory.estimate(denoiser, data, [runner], config).activations)
     assert found[1] == 2 * found[0] > 0
+
+
+@pytest.mark.parametrize(("objective", "config"), [(DPO, DPOConfig), (SmPO, SmPOConfig), (MaPO, MaPOConfig)])
+def test_a_step_on_pairs_keeps_what_twice_as_many_images_keep(tiny, objective, config):
+    denoiser, generator = tiny(VE), torch.Generator().manual_seed(0)
+    latents, losers = (torch.randn(4, 3, 16, 16, generator=generator) for _ in range(2))
+
+    def kept(made, count, columns):
+        cond = {"mean": torch.zeros(count)}
+        images = torch.cat([latents, losers])[:count]
+        batch = Batch(Draws(0, 0, tuple(range(count))), (3, 16, 16), cond, None, images, columns=columns)
+        saved = memory.SavedBytes(denoiser.network)
+        with saved:
+            loss = next(iter(made.losses(batch, 0)))
+        assert loss.value.requires_grad
+        return saved.count
+
+    plain = kept(FlowMatching(FlowMatchingConfig(), denoiser), 8, {})
+    pairs = kept(objective(config(), denoiser), 4, {LOSER: losers, STRENGTH: torch.ones(4)})
+    assert 0.9 * plain < pairs < 1.15 * plain
 
 
 class StopsAt(Silent):
