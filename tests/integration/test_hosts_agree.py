@@ -21,7 +21,10 @@ SAMPLES = {"KSampler", "SamplerCustomAdvanced"}
 # They need downloads that have no tiny stand-ins: ComfyUI's text encoders are of fixed size.
 DOWNLOADS = {"dmd2_sdxl_4step", "tdm_sd3_4step", "di_star_sdxl_1step"}
 # They train for minutes: here two steps of everything.
-TRAINERS = {"train_distillation": "RetortTrainDistillation", "training_job": "RetortTrainingJob"}
+TRAINERS = {
+    "train_distillation": "RetortTrainDistillation", "training_job": "RetortTrainingJob",
+    "train_preference": "RetortTrainPreference",
+}  # fmt: skip
 QUICK = {
     "steps": 2, "batch_size": 2, "warmup": 0, "preview_every": 0, "method.regression_steps": 1, "method.pairs": 2,
     "method.pair_steps": 2,
