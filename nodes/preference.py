@@ -175,7 +175,11 @@ class RetortLabelPairs(io.ComfyNode):
             search_aliases=[*ALIASES, "label", "ai feedback", "judge", "reward"],
             is_output_node=True,
             inputs=[
-                REWARD.Input("reward", tooltip="Who judges, from Reward or Combine Rewards."),
+                REWARD.Input(
+                    "reward",
+                    optional=True,
+                    tooltip="Who judges, from Reward or Combine Rewards. Not connected: candidates come best first.",
+                ),
                 io.Image.Input("images", optional=True, tooltip="The candidates."),
                 io.Latent.Input(
                     "latents",
@@ -228,41 +232,48 @@ class RetortLabelPairs(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, reward, name, prompt="", prompt_per_line=False, pairing="all", margin=0.0, batch_size=8, images=None,
+        cls, name, prompt="", prompt_per_line=False, pairing="all", margin=0.0, batch_size=8, reward=None, images=None,
         latents=None, vae=None,
     ):  # fmt: skip
         folder = set_folder(name)
         stored = None if latents is None else latents_of([latents])[0]
         if latents is not None and stored is None:
             raise ValueError("the latents are empty: connect those of finished pictures")
-        if images is None and stored is not None and vae is not None:
-            images = torch.cat([host.decode(vae, latent[None]) for latent in stored])
-        if images is None:
-            raise ValueError("there is nothing to judge: connect images, or latents and `vae`")
-        if stored is not None and len(stored) != len(images):
-            raise ValueError(f"there are {len(images)} images and {len(stored)} latents: connect those of one batch")
-        prompts = prompt.splitlines() if prompt_per_line else [prompt] * len(images)
-        if len(prompts) != len(images):
+        if images is None and stored is None:
+            raise ValueError("there is nothing to judge: connect images or latents")
+        if reward is None and margin:
+            raise ValueError(f"margin {margin:g} compares scores, and nobody scores: connect `reward`, or set it to 0")
+        items = images if stored is None else stored
+        prompts = prompt.splitlines() if prompt_per_line else [prompt] * len(items)
+        if len(prompts) != len(items):
             raise ValueError(
-                f"prompt has {len(prompts)} lines for {len(images)} images: write one for each, or switch "
+                f"prompt has {len(prompts)} lines for {len(items)} candidates: write one for each, or switch "
                 "prompt_per_line off"
             )
-        scores = _scores(reward, images, prompts, batch_size)
-        keep = preferences.keep_image if stored is None else preferences.keep_latent
-        files = [keep(folder, item) for item in (images if stored is None else stored)]
+        if reward is None:
+            scores, by = [-float(place) for place in range(len(items))], "ranking"
+        else:
+            if images is None:
+                if vae is None:
+                    raise ValueError(f"{reward.name} looks at pictures: connect images, or `vae` to decode the latents")
+                images = torch.cat([host.decode(vae, latent[None]) for latent in stored])
+            if len(images) != len(items):
+                raise ValueError(f"there are {len(images)} images and {len(items)} latents: connect those of one batch")
+            scores, by = _scores(reward, images, prompts, batch_size), reward.name[: preferences.NAME_LENGTH]
         judged = []
         for words in dict.fromkeys(prompts):
             rows = [i for i, other in enumerate(prompts) if other == words]
             for a, b, difference in preferences.ranked_pairs([scores[i] for i in rows], pairing, margin):
-                winner, loser = files[rows[a]], files[rows[b]]
-                if winner != loser:  # two candidates may be one picture, scored in batches of different sizes
-                    judged.append(
-                        {"prompt": words, "winner": winner, "loser": loser, "strength": difference, "by": reward.name}
-                    )
-        added = preferences.append(folder, judged)
+                pair = {"prompt": words, "strength": None if reward is None else difference, "by": by}
+                judged.append((rows[a], rows[b], pair))
+        keep = preferences.keep_image if stored is None else preferences.keep_latent
+        files = {i: keep(folder, items[i]) for i in {i for a, b, _ in judged for i in (a, b)}}
+        # Two candidates may be one picture, whose scores differ in the last bits.
+        named = [{**pair, "winner": files[a], "loser": files[b]} for a, b, pair in judged if files[a] != files[b]]
+        added = preferences.append(folder, named)
         if not (folder / preferences.PAIRS).is_file():
             raise ValueError(
-                f"no two of the {len(images)} candidates differ by more than {margin:g}, and the set is new: lower "
+                f"no two of the {len(items)} candidates differ by more than {margin:g}, and the set is new: lower "
                 "margin, or connect more candidates for each prompt"
             )
         found = preferences.read(folder)

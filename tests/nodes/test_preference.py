@@ -110,14 +110,28 @@ def test_latents_are_kept_as_they_are(where, digits):
     assert any(v.abs().max() > 0 for v in lora.values())
 
 
+def test_a_ranking_needs_no_reward(where):
+    found, added, _ = label(images=pictures(0.5, 0.1, 0.9), reward=None).args
+    assert added == 3 and {(p.strength, p.by) for p in found.pairs} == {(None, "ranking")}
+    means = [[round(preferences.load_image(found.folder / n).mean().item(), 1) for n in (p.winner, p.loser)]
+             for p in found.pairs]  # fmt: skip
+    assert means == [[0.5, 0.1], [0.5, 0.9], [0.1, 0.9]]
+
+
+def test_what_makes_no_pair_is_not_kept(where):
+    found, _, _ = label(images=pictures(0.2, 0.25, 0.8), margin=0.58).args
+    assert len(list((found.folder / "images").iterdir())) == 2 and len(found.pairs) == 1
+
+
 def test_what_cannot_be_labelled_is_said(where, digits):
     latents = {"samples": torch.ones(2, 16, 8, 8)}
     for given, message in (
-        ({}, "nothing to judge: connect images, or latents and `vae`"),
-        ({"latents": latents}, "nothing to judge"),
+        ({}, "nothing to judge: connect images or latents"),
+        ({"latents": latents}, "brightness looks at pictures: connect images, or `vae`"),
+        ({"images": pictures(0.1, 0.2), "reward": None, "margin": 0.1}, r"margin 0\.1 compares scores"),
         ({"latents": {"samples": torch.zeros(2, 16, 8, 8)}, "vae": digits["vae"]}, "latents are empty"),
         ({"latents": latents, "images": pictures(0.1, 0.2, 0.3)}, "3 images and 2 latents"),
-        ({"images": pictures(0.1, 0.2), "prompt": "a", "prompt_per_line": True}, "1 lines for 2 images"),
+        ({"images": pictures(0.1, 0.2), "prompt": "a", "prompt_per_line": True}, "1 lines for 2 candidates"),
         ({"images": pictures(0.1, 0.2), "name": "../set"}, "cannot be a file's name"),
     ):
         with pytest.raises(ValueError, match=message):
