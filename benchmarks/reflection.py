@@ -113,9 +113,7 @@ def sampled(pair: Pair, way: str, models: Models, words: list[str], short: list[
     if way == "equal calls":
         sigmas = simple(schedule, equal_steps(pair, sigmas))
     if way == "field":
-        return sample_euler(
-            lambda y, s: strong(y, s) + down(y, s) - weak(y, s), x, sigmas, disable=True, path=FLOW
-        )
+        return sample_euler(lambda y, s: strong(y, s) + down(y, s) - weak(y, s), x, sigmas, disable=True, path=FLOW)
     return sample_euler(strong, x, sigmas, disable=True, path=FLOW)
 
 

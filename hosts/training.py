@@ -27,6 +27,7 @@ from ..trainers.files import check_writable, checked_name, write_json
 from ..trainers.loop import Reducer, Trainer, TrainingFailed
 from ..trainers.methods import METHODS
 from ..trainers.objectives.contract import Batch, Objective
+from ..trainers.objectives.preference import LOSER, STRENGTH
 from ..trainers.origin import origin
 from ..trainers.watch import METRICS, Watcher, open_picture, read_metrics
 
@@ -184,6 +185,12 @@ def encode(denoiser: Any, dataset: Dataset) -> Data:
         else {s: cond(dataset.negative, s, "negative") for s in dict.fromkeys(shapes)},
         latents=None if dataset.latents is None else [denoiser.latents_in(t[None])[0] for t in dataset.latents],
         shape=dataset.shape,
+        columns={}
+        if dataset.losers is None
+        else {
+            LOSER: [denoiser.latents_in(t[None])[0] for t in dataset.losers],
+            STRENGTH: [torch.tensor(s) for s in dataset.strengths or []],
+        },
     )
 
 

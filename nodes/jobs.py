@@ -12,10 +12,12 @@ from ..trainers.files import checked_name
 from ..trainers.job_watch import STATUS, Status, read_status, send
 from ..trainers.watch import METRICS, latest_preview, open_picture, read_metrics, read_picture
 from .method_inputs import DISTILLATION, FEW_SHOT, FLOW, method_input
+from .preference import PREFERENCES, asked
+from .preference_inputs import PREFERENCE
 from .training import ALIASES, CATEGORY, NOTHING, one, read
 from .training_inputs import common_inputs, sources
 
-METHODS = {**DISTILLATION, "flow": FLOW, "few_shot": FEW_SHOT}
+METHODS = {**DISTILLATION, "flow": FLOW, "few_shot": FEW_SHOT, **PREFERENCE}
 COMMANDS = [NOTHING, "sample", "save", "stop"]
 LOOK_EVERY = 0.5
 
@@ -60,6 +62,9 @@ class RetortTrainingJob(io.ComfyNode):
                     max=1024,
                     tooltip="GPUs that share each step (`accelerate launch`); batch_size x accumulation is their sum.",
                 ),
+                PREFERENCES.Input(
+                    "pairs", optional=True, tooltip="dpo, smpo and mapo: the pairs to learn from, instead of images."
+                ),
             ],
             outputs=[
                 io.String.Output(id="run", display_name="run", tooltip="For Collect Job and Loss Chart."),
@@ -76,7 +81,14 @@ class RetortTrainingJob(io.ComfyNode):
     @classmethod
     def execute(cls, **given):
         processes, start = one(given.pop("processes")), one(given["start_from"])
-        settings, request = read(one(given["method"])["method"], given)
+        method, problems = one(given["method"])["method"], []
+        if method in PREFERENCE:
+            settings = one(given)
+            request, problems = asked(settings)
+        elif one(given.pop("pairs", None)) is not None:
+            raise ValueError(f"pairs: {method} learns from none; choose dpo, smpo or mapo, or disconnect them")
+        else:
+            settings, request = read(method, given)
         run = checked_name(request.name)
         folder = host.runs_folder() / run
         status = _status(run)
@@ -86,7 +98,7 @@ class RetortTrainingJob(io.ComfyNode):
             )
             starter.start(folder, host.job_arguments(), processes)
             status = read_status(folder)
-        return io.NodeOutput(run, str(status), ui=ui.PreviewText(f"{run}: {status}"))
+        return io.NodeOutput(run, str(status), ui=ui.PreviewText("\n".join([f"{run}: {status}", *problems])))
 
 
 class RetortCollectJob(io.ComfyNode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..hosts.api import host, io, training, ui
@@ -81,11 +82,19 @@ def read(method: str, given: dict[str, Any]) -> tuple[dict[str, Any], training.R
 def train(method: str, given: dict[str, Any]) -> io.NodeOutput:
     """Train here and now, whichever node asked."""
     settings, request = read(method, given)
-    watcher = training.HostWatcher(host, request.config.training.steps)
     vae, reward, second = (settings.get(name) for name in ("vae", "reward", "reward_2"))
-    result = training.run(host, settings["model"], request, watcher=watcher, vae=vae, reward=reward, second=second)
+    return run(settings["model"], request, vae, reward=reward, second=second)
+
+
+def run(
+    model: Any, request: training.Request, vae: Any, problems: Sequence[str] = (), reward: Any = None,
+    second: Any = None,
+) -> io.NodeOutput:  # fmt: skip
+    """Train what is asked for; problems: what the node shows of data that were left out."""
+    watcher = training.HostWatcher(host, request.config.training.steps)
+    result = training.run(host, model, request, watcher=watcher, vae=vae, reward=reward, second=second)
     assert result.path is not None
-    shows: dict[str, Any] = {"text": (f"{result.path.name}, {result.steps} steps",)}
+    shows: dict[str, Any] = {"text": (f"{result.path.name}, {result.steps} steps", *problems)}
     picture = latest_preview(result.folder)
     # A picture that the node shows from the run itself stays there; Nodes 2.0 would show it twice.
     if picture is not None and not watcher.shown:

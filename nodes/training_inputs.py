@@ -48,17 +48,19 @@ def _fake_rank() -> Any:
     )
 
 
-def common_inputs(name: str, steps: int, rate: float, rank: int, fake: bool = True) -> list:
+def _prompts() -> Any:
+    return io.String.Input(
+        "prompts",
+        default="",
+        multiline=True,
+        tooltip=("One prompt in each line, a few hundred varied ones if you can. Empty when `positive` is connected."),
+    )
+
+
+def common_inputs(name: str, steps: int, rate: float, rank: int, fake: bool = True, prompts: bool = True) -> list:
     """How a run goes, whatever is learnt; the first few are what most users set."""
     return [
-        io.String.Input(
-            "prompts",
-            default="",
-            multiline=True,
-            tooltip=(
-                "One prompt in each line, a few hundred varied ones if you can. Empty when `positive` is connected."
-            ),
-        ),
+        *([_prompts()] if prompts else []),
         io.String.Input(
             "name",
             default=name,

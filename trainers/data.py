@@ -19,8 +19,8 @@ class Data:
 
     conds: what the host's `encode` gives for each prompt. latents: each (C, H, W) or (C, T, H, W) in the network's own
     scale; shape: of the latents where there are none. unconds: the empty prompt for each shape, for models that are
-    told the size; uncond for all others.  pairs: teacher pairs, see
-    `trainers.pairs`. Raises ValueError when the counts differ or there is no sample.
+    told the size; uncond for all others. pairs: teacher pairs, see `trainers.pairs`. columns: further tensors, one for
+    each sample, alike within a shape. Raises ValueError when the counts differ or there is no sample.
     """
 
     conds: Sequence[Cond]
@@ -30,6 +30,7 @@ class Data:
     shape: tuple[int, ...] | None = None
     unconds: dict[tuple[int, ...], Cond] = field(default_factory=dict)
     pairs: dict[str, list[Tensor]] = field(default_factory=dict)
+    columns: dict[str, Sequence[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.conds)
@@ -48,6 +49,12 @@ class Data:
             for i, latent in enumerate(self.latents):
                 if not bool(torch.isfinite(latent).all()):
                     raise ValueError(f"latent {i} holds NaN or infinite numbers; encode that image again")
+        for name, values in self.columns.items():
+            if len(values) != n:
+                raise ValueError(f"there are {len(values)} of {name} and {n} prompts; give one for each")
+            for i, value in enumerate(values):
+                if value.ndim and not bool(torch.isfinite(value).all()):
+                    raise ValueError(f"{name} {i} holds NaN or infinite numbers; encode that image again")
         self._buckets: dict[tuple[int, ...], list[int]] = {}
         for i in range(n):
             self._buckets.setdefault(self.shape_of(i), []).append(i)
@@ -111,12 +118,14 @@ class Data:
             empty = self.unconds.get(self.shape_of(rows[0]), self.uncond)
             conds = [empty if drop else cond for drop, cond in zip(dropped, conds, strict=True)]
             prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)] if prompts else []
-        columns: dict[str, Tensor] = {}
+        columns = {
+            name: torch.stack([values[i] for i in rows]).float().to(device) for name, values in self.columns.items()
+        }
         if self.pairs:
             each = len(self.pairs["noise"]) // len(self)
             which = draws.integers("pair", 0, each).tolist()
             chosen = [row * each + number for row, number in zip(rows, which, strict=True)]
-            columns = {
+            columns |= {
                 f"pair_{name}": torch.stack([values[i] for i in chosen]).float().to(device)
                 for name, values in self.pairs.items()
             }

@@ -27,7 +27,9 @@ class Dataset:
     """Prompts with their encodings, latents as a VAE stores them, and the empty prompt.
 
     entries: one for each prompt. latents: each (C, H, W) or (C, T, H, W), or None; then shape is that of the latents to
-    be made. A single entry serves all latents. Raises ValueError when there is nothing to train on or counts differ.
+    be made. A single entry serves all latents. losers: of pairs whose winners are the latents, of the same shapes;
+    strengths: how much better each winner is, infinite where that is certain. Raises ValueError when there is nothing
+    to train on or counts differ.
     """
 
     entries: list[Entry]
@@ -35,6 +37,8 @@ class Dataset:
     negative: Entry | None = None
     latents: list[Tensor] | None = None
     shape: tuple[int, ...] | None = None
+    losers: list[Tensor] | None = None
+    strengths: list[float] | None = None
 
     def __post_init__(self) -> None:
         if not self.entries:
@@ -54,6 +58,10 @@ class Dataset:
                 )
         elif self.shape is None:
             raise ValueError("the size of the pictures is not known: connect an empty latent of that size, or images")
+        if self.losers is not None:
+            shapes = [t.shape for t in self.latents or []]
+            if [t.shape for t in self.losers] != shapes or len(self.strengths or []) != len(shapes):
+                raise ValueError("a pair is a winner, a loser of the same size, and a strength: these do not match")
 
     def save(self, path: Path) -> None:
         """Write the file. ValueError for a conditioning that holds more than tensors, numbers and texts."""
@@ -78,6 +86,10 @@ class Dataset:
                     )
         for i, latent in enumerate(self.latents or []):
             flat[f"latent/{i}"] = latent
+        for i, latent in enumerate(self.losers or []):
+            flat[f"loser/{i}"] = latent
+        if self.strengths is not None:
+            flat["strengths"] = torch.tensor(self.strengths, dtype=torch.float64)
         header = {
             "entries": rows[: len(self.entries)],
             "negative": rows[-1] if self.negative else None,
@@ -85,6 +97,7 @@ class Dataset:
             "shape": self.shape,
             "notes": notes,
             "latents": None if self.latents is None else len(self.latents),
+            "losers": self.losers is not None,
         }
         metadata = {"retort_dataset": str(FORMAT), "header": json.dumps(header)}
         # Clones: two entries may be views of one tensor, which the format refuses.
@@ -130,6 +143,8 @@ class Dataset:
                 None if header["negative"] is None else entry(header["negative"]),
                 None if count is None else [flat[f"latent/{i}"] for i in range(int(count))],
                 None if shape is None else tuple(shape),
+                [flat[f"loser/{i}"] for i in range(int(count))] if header.get("losers") else None,
+                flat["strengths"].tolist() if header.get("losers") else None,
             )
         except (KeyError, TypeError, AttributeError, OverflowError, RecursionError, json.JSONDecodeError) as error:
             raise ValueError(f"data set {path} is damaged ({type(error).__name__}: {error})") from error

@@ -14,6 +14,7 @@ from . import checkpointing
 from .config import TrainingConfig
 from .data import Data
 from .denoiser import Denoiser
+from .objectives.preference import LOSER
 from .players import Runner
 
 
@@ -108,7 +109,7 @@ class WidestBlock:
 
 
 def estimate(denoiser: Denoiser, data: Data, runners: Iterable[Runner], config: TrainingConfig) -> Estimate:
-    """Memory of a run; the activations are those of one sample's student pass times the batch.
+    """Memory of a run; the activations are those of one sample's student pass times the batch, twice for pairs.
 
     With checkpoints they are what the blocks are given, and what the widest of them makes again in backward.
     """
@@ -123,7 +124,9 @@ def estimate(denoiser: Denoiser, data: Data, runners: Iterable[Runner], config: 
             with torch.no_grad(), widest:
                 denoiser.predict_x0(x, sigma, batch.cond)
     trained = training([list(runner.weights.values()) for runner in runners], config)
-    return Estimate(weights(denoiser.network), trained, (saved.count + widest.count) * config.batch_size)
+    passes = 2 if LOSER in data.columns else 1
+    each = saved.count + widest.count
+    return Estimate(weights(denoiser.network), trained, each * config.batch_size * passes)
 
 
 def advice(config: TrainingConfig) -> str:

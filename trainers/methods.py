@@ -11,10 +11,13 @@ from .config import RunConfig, TrainingConfig, read
 from .objectives.align_prop import AlignProp, AlignPropConfig
 from .objectives.di_star import DIStar, DIStarConfig
 from .objectives.dmd2 import DMD2, DMD2Config
+from .objectives.dpo import DPO, DPOConfig
 from .objectives.fdistill import FDistill, FDistillConfig
 from .objectives.few_shot import FewShot, FewShotConfig
 from .objectives.flow_grpo import FlowGRPO, FlowGRPOConfig
 from .objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from .objectives.mapo import MaPO, MaPOConfig
+from .objectives.smpo import SmPO, SmPOConfig
 from .objectives.spo import SPO, SPOConfig
 from .objectives.tdm import TDM, TDMConfig
 
@@ -38,6 +41,9 @@ METHODS: dict[str, Method] = {
     "align_prop": Method(AlignPropConfig, AlignProp, "differentiable"),
     "spo": Method(SPOConfig, SPO, "any"),
     "flow_grpo": Method(FlowGRPOConfig, FlowGRPO, "any"),
+    "dpo": Method(DPOConfig, DPO),
+    "smpo": Method(SmPOConfig, SmPO),
+    "mapo": Method(MaPOConfig, MaPO),
 }
 # These learn from nothing else; DI* also does without.
 NEED_REWARD = ("align_prop", "spo", "flow_grpo")

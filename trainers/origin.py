@@ -36,6 +36,8 @@ def origin(
         "prompts": [marked[id(tokens)] for tokens, _ in dataset.entries],
         "negative": None if dataset.negative is None else mark(dataset.negative[0]),
         "latents": None if dataset.latents is None else [mark(latent) for latent in dataset.latents],
+        "losers": None if dataset.losers is None else [mark(latent) for latent in dataset.losers],
+        "strengths": dataset.strengths,
         "size": None if dataset.shape is None or dataset.latents is not None else list(dataset.shape),
         "start_from": None if start is None else weights_hash(start),
         "reward": reward,

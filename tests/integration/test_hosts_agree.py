@@ -31,6 +31,7 @@ DOWNLOADS = {
 TRAINERS = {
     "train_distillation": "RetortTrainDistillation", "training_job": "RetortTrainingJob",
     "train_reward": "RetortTrainReward",
+    "train_preference": "RetortTrainPreference",
 }  # fmt: skip
 QUICK = {
     "steps": 2, "batch_size": 2, "warmup": 0, "preview_every": 0, "method.regression_steps": 1, "method.pairs": 2,

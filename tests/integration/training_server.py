@@ -65,9 +65,32 @@ class TinyLatents(io.ComfyNode):
             samples[-1, 0, 0, 0] = float("nan")
         return io.NodeOutput({"samples": samples})
 
+class RandomText:
+    def __init__(self, length, width, pooled):
+        self.sizes = length, width, pooled
+
+    def tokenize(self, text):
+        return text
+
+    def encode_from_tokens_scheduled(self, text):
+        g = torch.Generator().manual_seed(sum(text.encode()))
+        length, width, pooled = self.sizes
+        random = lambda *shape: torch.randn(1, *shape, generator=g)
+        return [[random(length, width), {"pooled_output": random(pooled)}]]
+
+class TinyText(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        ints = [io.Int.Input(n, default=1, max=9999) for n in ("length", "width", "pooled")]
+        return io.Schema("TinyText", inputs=ints, outputs=[io.Clip.Output()])
+
+    @classmethod
+    def execute(cls, length, width, pooled):
+        return io.NodeOutput(RandomText(length, width, pooled))
+
 class Pack(ComfyExtension):
     async def get_node_list(self):
-        return [TinyPrompts, TinyPictures, TinyLatents]
+        return [TinyPrompts, TinyPictures, TinyLatents, TinyText]
 
 async def comfy_entrypoint():
     return Pack()

@@ -41,6 +41,9 @@ METHODS = {
     ],
     "flow": FLOW,
     "few_shot": FEW_SHOT,
+    "dpo": ["beta", "flipped", "levels", "cfg"],
+    "smpo": ["beta", "gamma", "labels", "temperature", "inversion_steps", "renoise", "levels", "cfg"],
+    "mapo": ["beta", "snr", "scale", "levels", "cfg"],
 }  # fmt: skip
 REFLECTED = ["end", "begin", "rounds", "inversion", "iterations", "base"]
 PAIRS = {
@@ -54,6 +57,7 @@ REWARD_METHODS = {
     "spo": ["steps", "cfg", "step", "noise_level", "candidates", "trained", "skipped", "beta"],
     "flow_grpo": ["steps", "cfg", "noise_level", "group", "trained", "clip", "kl", "updates"],
 }
+PREFERENCE = ("dpo", "smpo", "mapo")
 LIMITS = ["calls", "seconds", "enough", "batch_size"]
 # Workflows store widgets by position: names never change, and new ones come last.
 INPUTS = {
@@ -61,7 +65,16 @@ INPUTS = {
     "RetortTrainFlow": [*SOURCES, *FLOW, *ALONE],
     "RetortFewShotAdapt": [*SOURCES, *FEW_SHOT, *ALONE],
     "RetortTrainReward": [*SOURCES, "reward", "reward_2", "method", *ALONE],
-    "RetortTrainingJob": [*SOURCES, "method", *RUN, "processes"],
+    "RetortTrainingJob": [*SOURCES, "method", *RUN, "processes", "pairs"],
+    "RetortPreferenceSet": [
+        "pairs", "name", "by", "prompt", "least", "ties", "held_out", "seed", "import_from", "export",
+    ],
+    "RetortLabelPairs": [
+        "reward", "images", "latents", "vae", "name", "prompt", "prompt_per_line", "pairing", "margin", "batch_size",
+    ],
+    "RetortTrainPreference": [
+        "model", "clip", "vae", "pairs", "method", *(name for name in ALONE if name != "prompts"),
+    ],
     "RetortCollectJob": ["run", "wait", "command"],
     "RetortLossChart": ["run", "smoothing", "log_scale"],
     "RetortReward": ["kind"],
@@ -116,6 +129,9 @@ OUTPUTS = {
     "RetortTrainFlow": TRAINED,
     "RetortFewShotAdapt": TRAINED,
     "RetortTrainReward": TRAINED,
+    "RetortPreferenceSet": ["PREFERENCES", "PREFERENCES", "STRING", "STRING"],
+    "RetortLabelPairs": ["PREFERENCES", "INT", "STRING"],
+    "RetortTrainPreference": TRAINED,
     "RetortTrainingJob": ["STRING", "STRING"],
     "RetortCollectJob": ["LORA_MODEL", "LOSS_MAP", "STRING", "IMAGE", "STRING", "STRING"],
     "RetortLossChart": ["IMAGE"],
@@ -167,13 +183,19 @@ def test_ids_and_order(node):
     assert [o.get_io_type() for o in schema.outputs] == OUTPUTS[schema.node_id]
 
 
-@pytest.mark.parametrize("node", ["RetortTrainDistillation", "RetortTrainingJob"])
-def test_each_method_has_its_own_settings_in_order(node):
+@pytest.mark.parametrize(
+    ("node", "methods"),
+    [
+        ("RetortTrainDistillation", list(METHODS)[:4]),
+        ("RetortTrainingJob", list(METHODS)),
+        ("RetortTrainPreference", list(PREFERENCE)),
+    ],
+)
+def test_each_method_has_its_own_settings_in_order(node, methods):
     schema = next(n for n in NODES if n.__name__ == node).GET_SCHEMA()
     options = next(i for i in schema.inputs if i.id == "method").options
     found = {option.key: [i.id for i in option.inputs] for option in options}
-    assert found == {k: v for k, v in METHODS.items() if k in found}
-    assert list(found) == list(METHODS)[: len(found)] and (len(found) == 4 or node == "RetortTrainingJob")
+    assert found == {k: METHODS[k] for k in methods} and list(found) == methods
     for option in options:
         for part in option.inputs:
             assert part.tooltip and part.tooltip.endswith(".") and part.default is not None, part.id
@@ -201,9 +223,13 @@ def test_the_reward_trainers_methods_are_explained():
             assert f"\n| {part.id} |" in page, (option.key, part.id)
 
 
-def test_the_distillation_page_explains_every_setting_of_every_method():
-    page = (ROOT / WEB_DIRECTORY / "docs" / "RetortTrainDistillation.md").read_text(encoding="utf-8")
-    for method in ("dmd2", "f_distill", "tdm", "di_star"):
+@pytest.mark.parametrize(
+    ("node", "methods"),
+    [("RetortTrainDistillation", ("dmd2", "f_distill", "tdm", "di_star")), ("RetortTrainPreference", PREFERENCE)],
+)
+def test_the_page_explains_every_setting_of_every_method(node, methods):
+    page = (ROOT / WEB_DIRECTORY / "docs" / f"{node}.md").read_text(encoding="utf-8")
+    for method in methods:
         for name in METHODS[method]:
             assert re.search(rf"(^\| |, )({name})(,| \|)|\*\*{name}\*\*", page, re.MULTILINE), (method, name)
 

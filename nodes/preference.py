@@ -1,0 +1,380 @@
+"""Preferences: a set of pairs, labels by a reward, and a LoRA that learns them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..hosts.api import host, io, training, ui
+from ..rewards.scoring import score
+from ..trainers import preference_files, preferences
+from ..trainers.dataset import Dataset, Entry, entries_of, latents_of
+from ..trainers.files import checked_name
+from ..trainers.methods import read_config
+from ..trainers.preferences import Preferences
+from .method_inputs import method_input
+from .preference_inputs import PREFERENCE
+from .rewards import REWARD
+from .training import ALIASES as TRAINING_ALIASES
+from .training import CATEGORY as TRAINING
+from .training import NOTHING, outputs, run
+from .training_inputs import common_inputs, training_settings
+
+CATEGORY = "model/preference/retort"
+ALIASES = ["retort", "preference", "dpo", "pick-a-pic", "taste", "rlhf", "pairs", "ranking"]
+PREFERENCES = io.Custom("PREFERENCES")
+PAIRINGS = ["all", "best_worst", "halves"]
+EXPORTS = ["none", "folder", "parquet"]
+
+
+def sets_folder() -> Path:
+    """Where the sets lie, a folder each."""
+    return host.runs_folder().with_name("retort_preferences")
+
+
+def set_folder(name: str) -> Path:
+    """The folder of a set by its name. ValueError for a name that leads elsewhere."""
+    return sets_folder() / checked_name(name)
+
+
+class RetortPreferenceSet(io.ComfyNode):
+    """Load, import, filter, split and export a set of preferences."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RetortPreferenceSet",
+            display_name="Preference Set",
+            category=CATEGORY,
+            description=(
+                "Loads pairs of a better and a worse picture from output/retort_preferences, keeps those you want, and "
+                "holds some prompts out for a test. Bad lines are listed and left out."
+            ),
+            search_aliases=[*ALIASES, "load", "filter", "split", "statistics", "import", "export"],
+            is_output_node=True,
+            inputs=[
+                PREFERENCES.Input("pairs", optional=True, tooltip="A set from another node, instead of `name`."),
+                io.String.Input("name", default="my_taste", tooltip="A folder in output/retort_preferences."),
+                io.String.Input(
+                    "by", default="*", tooltip="Only pairs of judges whose name fits this pattern, such as pick*."
+                ),
+                io.String.Input("prompt", default="", tooltip="Only pairs whose prompt holds this text."),
+                io.Float.Input(
+                    "least",
+                    default=0.0,
+                    min=0.0,
+                    max=1e9,
+                    step=0.01,
+                    round=1e-6,
+                    tooltip="Only pairs of at least this strength; those that a person chose have no bound.",
+                ),
+                io.Boolean.Input("ties", default=True, tooltip="Keep ties, of which only SmPO makes use."),
+                io.Float.Input(
+                    "held_out",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the prompts that is held out for a test, with all their pairs.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=False,
+                    tooltip="Which prompts are held out; a set that grows keeps its choice.",
+                ),
+                io.String.Input(
+                    "import_from",
+                    default="",
+                    tooltip=(
+                        "A folder or .parquet file in output/retort_preferences with Pick-a-Pic's columns, whose pairs "
+                        "are added to the set first."
+                    ),
+                ),
+                io.Combo.Input(
+                    "export",
+                    options=EXPORTS,
+                    default="none",
+                    tooltip="Write what is kept beside the set, as plain files or parquet that DPO scripts read.",
+                ),
+            ],
+            outputs=[
+                PREFERENCES.Output(id="pairs", display_name="pairs", tooltip="For Train Preference."),
+                PREFERENCES.Output(id="held_out", display_name="held out", tooltip="The pairs of the other prompts."),
+                io.String.Output(
+                    id="prompts", display_name="prompts", tooltip="The prompts that are held out, one in each line."
+                ),
+                io.String.Output(id="text", display_name="text", tooltip="Numbers of the set, and its bad lines."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name="", **given):
+        """Again whenever the set has grown; always where the name is connected, which is not known here."""
+        if not isinstance(name, str):
+            return time.time()
+        path = set_folder(name) / preferences.PAIRS if name else None
+        return path.stat().st_mtime_ns if path is not None and path.is_file() else 0
+
+    @classmethod
+    def execute(
+        cls, name="", by="*", prompt="", least=0.0, ties=True, held_out=0.0, seed=0, import_from="", export="none",
+        pairs=None,
+    ):  # fmt: skip
+        said = []
+        if pairs is not None and import_from:
+            raise ValueError("import_from adds to the set that `name` names: disconnect `pairs`, or clear import_from")
+        folder = set_folder(name) if pairs is None else pairs.folder
+        if import_from:
+            source = sets_folder() / checked_name(import_from)
+            count, problems = preference_files.take_in(source, folder, f"import {source.name}"[:100])
+            said = [f"{count} pairs imported from {source.name}", *problems[: preferences.SHOWN]]
+        found = preferences.read(folder) if pairs is None else pairs
+        kept = found.filtered(by, prompt, least, ties)
+        if not kept.pairs:
+            raise ValueError(f"none of the {len(found.pairs)} pairs is kept: by, prompt and least leave nothing")
+        if export != "none":
+            said.append(_export(kept, export))
+        train, out = kept.split(held_out, seed)
+        if held_out:
+            said.append(f"{len(train.pairs)} pairs to train on, {len(out.pairs)} held out")
+        text = "\n".join([kept.statistics(), *said])
+        prompts = "\n".join(dict.fromkeys(p.prompt.replace("\n", " ") for p in out.pairs))
+        return io.NodeOutput(train, out, prompts, text, ui=ui.PreviewText(text))
+
+
+def _export(kept: Preferences, way: str) -> str:
+    if way == "parquet":
+        target = kept.folder.with_name(f"{kept.folder.name}.parquet")
+        count = preference_files.write_parquet(kept, target)
+    else:
+        target = kept.folder.with_name(f"{kept.folder.name}_export")
+        count = preference_files.write_folder(kept, target)
+    return f"{count} pairs exported to {target.name}"
+
+
+class RetortLabelPairs(io.ComfyNode):
+    """Let a reward compare candidates, and add its judgements to a set."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RetortLabelPairs",
+            display_name="Label Pairs",
+            category=CATEGORY,
+            description=(
+                "Scores a batch of candidates for one prompt with a reward, and adds pairs of a better and a worse one "
+                "to a set of preferences. Candidates that score alike make no pair."
+            ),
+            search_aliases=[*ALIASES, "label", "ai feedback", "judge", "reward"],
+            is_output_node=True,
+            inputs=[
+                REWARD.Input(
+                    "reward",
+                    optional=True,
+                    tooltip="Who judges, from Reward or Combine Rewards. Not connected: candidates come best first.",
+                ),
+                io.Image.Input("images", optional=True, tooltip="The candidates."),
+                io.Latent.Input(
+                    "latents",
+                    optional=True,
+                    tooltip="The candidates as latents, which are then what the set keeps; for one model's own use.",
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="Decodes `latents` for the judge where images are missing."),
+                io.String.Input(
+                    "name", default="my_taste", tooltip="The set: a folder in output/retort_preferences, made if new."
+                ),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    tooltip="What the candidates were to show, one prompt for all.",
+                ),
+                io.Boolean.Input(
+                    "prompt_per_line",
+                    default=False,
+                    tooltip="Each line is the prompt of one candidate; pairs are made among those of equal prompts.",
+                ),
+                io.Combo.Input(
+                    "pairing",
+                    options=PAIRINGS,
+                    default="all",
+                    tooltip=(
+                        "all: every two candidates. best_worst: one pair. halves: better half against worse half, each "
+                        "candidate once."
+                    ),
+                ),
+                io.Float.Input(
+                    "margin",
+                    default=0.0,
+                    min=0.0,
+                    max=1e9,
+                    step=0.01,
+                    round=1e-6,
+                    tooltip="Pairs whose scores differ by no more than this are ties, and left out.",
+                ),
+                io.Int.Input(
+                    "batch_size", default=8, min=1, max=4096, tooltip="Images judged at once; changes memory alone."
+                ),
+            ],
+            outputs=[
+                PREFERENCES.Output(id="pairs", display_name="pairs", tooltip="The whole set, with what was added."),
+                io.Int.Output(id="added", display_name="added", tooltip="Pairs that this batch gave."),
+                io.String.Output(id="text", display_name="text", tooltip="Numbers of the set."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, name, prompt="", prompt_per_line=False, pairing="all", margin=0.0, batch_size=8, reward=None, images=None,
+        latents=None, vae=None,
+    ):  # fmt: skip
+        folder = set_folder(name)
+        stored = None if latents is None else latents_of([latents])[0]
+        if latents is not None and stored is None:
+            raise ValueError("the latents are empty: connect those of finished pictures")
+        if images is None and stored is None:
+            raise ValueError("there is nothing to judge: connect images or latents")
+        if reward is None and margin:
+            raise ValueError(f"margin {margin:g} compares scores, and nobody scores: connect `reward`, or set it to 0")
+        items = images if stored is None else stored
+        prompts = prompt.splitlines() if prompt_per_line else [prompt] * len(items)
+        if len(prompts) != len(items):
+            raise ValueError(
+                f"prompt has {len(prompts)} lines for {len(items)} candidates: write one for each, or switch "
+                "prompt_per_line off"
+            )
+        if reward is None:
+            scores, by = [-float(place) for place in range(len(items))], "ranking"
+        else:
+            if images is None:
+                if vae is None:
+                    raise ValueError(f"{reward.name} looks at pictures: connect images, or `vae` to decode the latents")
+                images = torch.cat([host.decode(vae, latent[None]) for latent in stored])
+            if len(images) != len(items):
+                raise ValueError(f"there are {len(images)} images and {len(items)} latents: connect those of one batch")
+            scores, by = _scores(reward, images, prompts, batch_size), reward.name[: preferences.NAME_LENGTH]
+        judged = []
+        for words in dict.fromkeys(prompts):
+            rows = [i for i, other in enumerate(prompts) if other == words]
+            for a, b, difference in preferences.ranked_pairs([scores[i] for i in rows], pairing, margin):
+                pair = {"prompt": words, "strength": None if reward is None else difference, "by": by}
+                judged.append((rows[a], rows[b], pair))
+        keep = preferences.keep_image if stored is None else preferences.keep_latent
+        files = {i: keep(folder, items[i]) for i in {i for a, b, _ in judged for i in (a, b)}}
+        # Two candidates may be one picture, whose scores differ in the last bits.
+        named = [{**pair, "winner": files[a], "loser": files[b]} for a, b, pair in judged if files[a] != files[b]]
+        added = preferences.append(folder, named)
+        if not (folder / preferences.PAIRS).is_file():
+            raise ValueError(
+                f"no two of the {len(items)} candidates differ by more than {margin:g}, and the set is new: lower "
+                "margin, or connect more candidates for each prompt"
+            )
+        found = preferences.read(folder)
+        text = f"{added} pairs added to {folder.name}\n{found.statistics()}"
+        return io.NodeOutput(found, added, text, ui=ui.PreviewText(text))
+
+
+def _scores(reward: Any, images: Tensor, prompts: list[str], batch_size: int) -> list[float]:
+    progress, parts = host.progress(len(images)), []
+    with torch.no_grad():
+        for begin in range(0, len(images), batch_size):
+            host.check_cancelled()
+            end = min(begin + batch_size, len(images))
+            parts.append(score(reward, images[begin:end], prompts[begin:end]))
+            progress.step(end)
+    return torch.cat(parts).tolist()
+
+
+class RetortTrainPreference(io.ComfyNode):
+    """A LoRA that makes what a set of preferences prefers."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RetortTrainPreference",
+            display_name="Train Preference",
+            category=TRAINING,
+            description=(
+                "Teaches a LoRA to draw what wins and not what loses for a prompt: Diffusion-DPO, SmPO or MaPO. The "
+                "model that comes in, with its LoRAs, is what dpo and smpo stay close to."
+            ),
+            search_aliases=[*TRAINING_ALIASES, *ALIASES, "smpo", "mapo", "alignment"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The model to train for; LoRAs that it carries become part of the base."
+                ),
+                io.Clip.Input("clip", tooltip="Text encoder for the set's prompts."),
+                io.Vae.Input("vae", optional=True, tooltip="Encodes the set's pictures and decodes previews."),
+                PREFERENCES.Input("pairs", tooltip="From Preference Set or Label Pairs."),
+                method_input(PREFERENCE),
+                *common_inputs("my_preference", 500, 1e-4, 16, fake=False, prompts=False),
+            ],
+            outputs=outputs(),
+        )
+
+    @classmethod
+    def execute(cls, **given):
+        request, problems = asked(given)
+        return run(given["model"], request, given.get("vae"), problems)
+
+
+def asked(given: dict[str, Any]) -> tuple[training.Request, list[str]]:
+    """(what is to be trained, pairs that cannot be used) from a node's inputs. ValueError says what is missing."""
+    pairs, clip = given.get("pairs"), given.get("clip")
+    objective = dict(given["method"])
+    method = objective.pop("method")
+    if pairs is None or clip is None:
+        raise ValueError(f"{method} learns from pairs for their prompts: connect `pairs` and `clip`")
+    config = read_config({"method": method, "objective": objective, **training_settings(given)})
+    start = None if given["start_from"] == NOTHING else host.read_lora(given["start_from"])
+    # A tie teaches something only where its evenness is learnt.
+    found, problems = dataset(pairs.filtered(ties=objective.get("labels") == "soft"), clip, given.get("vae"))
+    return training.Request(given["name"], config, found, start), problems[: preferences.SHOWN]
+
+
+def dataset(pairs: Preferences, clip: Any, vae: Any) -> tuple[Dataset, list[str]]:
+    """(what is trained on, pairs that cannot be used); each prompt and picture is encoded once."""
+    known: dict[str, Tensor] = {}
+    texts: dict[str, Entry] = {}
+    rows: list[tuple[str, Tensor, Tensor, float]] = []
+    problems: list[str] = []
+    progress = host.progress(max(1, len(pairs.pairs)))
+    for done, pair in enumerate(pairs.pairs):
+        host.check_cancelled()
+        try:
+            for name in (pair.winner, pair.loser):
+                if name not in known:
+                    known[name] = _latent(pairs.folder, name, vae)
+            winner, loser = known[pair.winner], known[pair.loser]
+            if winner.shape != loser.shape:
+                raise ValueError(f"winner and loser differ in size, {tuple(winner.shape)} and {tuple(loser.shape)}")
+        except ValueError as error:
+            problems.append(f"line {pair.line}: {error}")
+            continue
+        if pair.prompt not in texts:
+            texts[pair.prompt] = entries_of([host.encode_text(clip, pair.prompt)], "prompt")[0]
+        rows.append((pair.prompt, winner, loser, pair.certainty))
+        progress.step(done + 1)
+    if not rows:
+        raise ValueError("\n".join(["none of the pairs can be trained on:", *problems[: preferences.SHOWN]]))
+    prompts, winners, losers, strengths = (list(column) for column in zip(*rows, strict=True))
+    empty = entries_of([host.encode_text(clip, "")], "prompt")[0]
+    entries = [texts[prompt] for prompt in prompts]
+    return Dataset(entries, prompts, empty, winners, None, losers, strengths), problems
+
+
+def _latent(folder: Path, name: str, vae: Any) -> Tensor:
+    if preferences.is_latent(name):
+        return preferences.load_latent(folder / name)
+    image = preferences.load_image(folder / name)
+    if vae is None:
+        raise ValueError("it is a pair of pictures, which a VAE encodes: connect `vae`")
+    return host.encode_images(vae, image[None])["samples"][0].float().clone()

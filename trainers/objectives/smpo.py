@@ -1,0 +1,128 @@
+"""Teaches a preference from pairs by how much better the winner is, with its own noise found by inversion: SmPO.
+
+Lu et al. 2025 (arXiv 2506.02698): a pair's label is p = sigmoid(difference of normalised rewards), and the loss
+-log sigmoid(-(2p - 1) gamma (beta/2) [s_w - s_l]), s = |tau - eps_theta(x_t)|^2 - |tau - eps_ref(x_t)|^2. x_t is not x0
+with fresh noise but x0 carried up the network's own ODE, and tau is the noise that x_t then holds. p = 1/2 teaches
+nothing; at p = 1, gamma = 1 and with fresh noise it is Diffusion-DPO.
+
+The weighted form has no finite optimum for any p but 1/2. labels "soft" takes the cross-entropy with p instead, -p log
+sigmoid(u) - (1 - p) log sigmoid(-u), u = -gamma (beta/2) [s_w - s_l], whose minimum is u = log(p / (1 - p)).
+
+Inversion is DDIM's (Song et al. 2020, arXiv 2010.02502, section 4.3) in dx/dsigma = (x - x0) / sigma, which holds on VE
+and FLOW, and ends at the level of the loss exactly. ReNoise (Garibi et al. 2024, arXiv 2403.14602): each step is taken
+again with the mean of the noise predicted at its two ends, which makes the error second order in the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .contract import Batch, Cond, Loss, TrainableDenoiser, broadcast
+from .dpo import watched
+from .preference import LOSER, STRENGTH, PairConfig, PairObjective, column, require, soft_loss
+
+Labels = Literal["weight", "soft"]
+
+
+@dataclass(frozen=True)
+class SmPOConfig(PairConfig):
+    """beta, gamma: their product is DPO's beta for a certain pair. labels: see the module.
+
+    temperature: difference of the stored rewards that makes p = 0.73. inversion_steps: of the inversion, 0 for fresh
+    noise shared by the pair, as DPO has it. renoise: the second-order correction, a second call in each step.
+    """
+
+    beta: float = 2000.0
+    gamma: float = 10.0
+    labels: Labels = "weight"
+    temperature: float = 1.0
+    inversion_steps: int = 5
+    renoise: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels not in get_args(Labels):
+            raise ValueError(f"labels {self.labels!r} is not known; use one of {', '.join(get_args(Labels))}")
+        require(
+            {
+                "beta": (self.beta, 1e-3, 1e7, "2000 to 5000 are the paper's"),
+                "gamma": (self.gamma, 1e-3, 1e4, "10 is the released code's, 1 DPO's"),
+                "temperature": (self.temperature, 1e-9, 1e9, "take the usual difference of rewards in a pair"),
+                "inversion_steps": (self.inversion_steps, 0, 1000, "5 to 10 are the paper's, 0 takes fresh noise"),
+            }
+        )
+
+
+class SmPO(PairObjective):
+    """Smoothed preference of one adapter; see the module."""
+
+    name = "smpo"
+
+    def __init__(self, config: SmPOConfig, denoiser: TrainableDenoiser):
+        super().__init__(config, denoiser)
+        self.config = config
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
+        """One loss: the inversions and two passes without gradients, two passes with."""
+        config, cond, denoiser = self.config, batch.cond, self.denoiser
+        both = batch.images, column(batch, LOSER)
+        chance = torch.sigmoid(column(batch, STRENGTH) / config.temperature)
+        sigma = self.sigma(batch.draws)
+        if config.inversion_steps:
+            noises = tuple(self.found_noise(latents, sigma, cond) for latents in both)
+        else:
+            noises = (batch.draws.normal("noise", batch.shape),) * 2
+        known = list(zip(both, noises, strict=True))
+        with torch.no_grad(), denoiser.adapter(None):
+            winner, loser = (self.error(latents, sigma, noise, cond) for latents, noise in known)
+            reference = winner - loser
+        with denoiser.adapter("student"):
+            winner, loser = (self.error(latents, sigma, noise, cond) for latents, noise in known)
+        u = -0.5 * config.beta * config.gamma * (winner - loser - reference)
+        each = soft_loss((2 * chance - 1) * u, 1.0) if config.labels == "weight" else soft_loss(u, chance)
+        yield Loss("student", each.mean(), watched(u, winner) | {"chance": chance.mean()})
+
+    def found_noise(self, latents: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """tau (B, ...): the unit noise in what the student's ODE carries the latents to, at level sigma (B,)."""
+        return self.denoiser.path.noise_from(self.inverted(latents, sigma, cond), latents, sigma)
+
+    @torch.no_grad()
+    def inverted(self, latents: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """x_t (B, ...) at level sigma (B,) that the student's ODE would carry down to the latents, without guidance."""
+        grid = self._grid(sigma)
+        x = latents
+        with self.denoiser.adapter("student"):
+            for low, high in zip(grid, grid[1:], strict=False):
+                step = broadcast(high - low, x)
+                slope = self._slope(x, low, cond)
+                if self.config.renoise:
+                    slope = (slope + self._slope(x + step * slope, high, cond)) / 2
+                x = x + step * slope
+        return self._in_path(x, sigma)
+
+    def _grid(self, sigma: Tensor) -> list[Tensor]:
+        """Levels (B,) from 0 to sigma, even in the network's timestep."""
+        steps, schedule = self.config.inversion_steps, self.denoiser.schedule
+        shares = [number / steps for number in range(1, steps)]
+        if self.denoiser.path.kind == "FLOW":
+            between = [sigma * share for share in shares]
+        else:
+            top = schedule.timestep(sigma)
+            # Not above sigma: between two timesteps the nearest one's level may be.
+            between = [torch.minimum(schedule.sigma(top * share), sigma) for share in shares]
+        return [torch.zeros_like(sigma), *between, sigma]
+
+    def _slope(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """dx/dsigma of the ODE; at level 0, which no network knows, that of its lowest level."""
+        level = sigma.clamp(min=self.denoiser.sigma_range[0])
+        x0 = self.denoiser.predict_x0(self._in_path(x, level), level, cond)
+        return (x - x0) / broadcast(level, x)
+
+    def _in_path(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The ODE's latent as the model's sampler carries it: on VP it is VE's over sqrt(1 + sigma^2)."""
+        return x / broadcast((1 + sigma.square()).sqrt(), x) if self.denoiser.path.kind == "VP" else x
