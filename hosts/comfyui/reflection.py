@@ -98,7 +98,9 @@ class ReflectionSampler(Sampler):
         key = id(patcher)
         if key not in self._copies:
             _log.info("the pair differs by patches: the weak leg gets a network of its own, read again from its file")
-            self._copies[key] = patcher.clone(force_deepcopy=True)
+            own = self._copies[key] = patcher.clone(force_deepcopy=True)
+            # Core's clone still shares what hooks put aside; with it one network's weights would go into the other.
+            own.hook_backup = {}
         return self._copies[key]
 
     def _sampled(self, run: _Run, strong, weak, reflecting, callback, disable_pbar) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
@@ -45,7 +47,8 @@ def pairs(host, kind, variant, parts, headless):
     if kind == "cfg":
         guiders = [(model, PROMPT, 4.0), (model, PROMPT, 0.0)]
     elif kind == "lora":
-        guiders = [(host.with_lora(model, LORA, s), PROMPT, cfg) for s, cfg in ((0.8, 4.0), (-1.5, 1.0), (0.8, 1.0))]
+        styled, other = (host.with_lora(model, LORA, strength) for strength in (0.8, -1.5))
+        guiders = [(styled, PROMPT, 4.0), (other, PROMPT, 1.0), (styled, PROMPT, 1.0)]
     elif kind == "prompt":
         guiders = [(model, PROMPT, 4.0), (model, "a blue seven", 1.0), (model, PROMPT, 1.0)]
     else:
@@ -55,12 +58,13 @@ def pairs(host, kind, variant, parts, headless):
     return (*made, None)[:3]
 
 
-@pytest.mark.parametrize("variant", ["flow", "eps"])
-@pytest.mark.parametrize("kind", ["cfg", "lora", "prompt", "model"])
+@pytest.mark.parametrize(
+    ("variant", "kind"),
+    [("flow", "lora"), *((v, k) for v in ("flow", "eps") for k in ("cfg", "prompt", "model"))],
+)
 @pytest.mark.parametrize("how", [{}, {"inversion": "fixed_point", "base": "dpmpp_2m", "end": 0.6}], ids=["paper", "2m"])
 def test_hosts_agree(comfy, ours, maths, parts, variant, kind, how):
-    if kind == "lora" and variant == "eps":
-        pytest.skip("the style LoRA is of the flow twin")
+    # The style LoRA is of the flow twin.
     latent = {"samples": torch.zeros(2, 16, 8, 8)}
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 16:] = 1
@@ -89,6 +93,34 @@ def test_a_lora_pair_of_one_model_reads_its_file_once(comfy, parts, maths, caplo
         a, b = (host.sample(strong, sampler, sigmas, latent, 3) for _ in range(2))
     assert torch.equal(a, b) and caplog.text.count("read again from its file") == 1
     assert not strong.model_patcher.is_clone(next(iter(sampler._copies.values())))
+
+
+def test_a_lora_that_hangs_on_the_prompt_makes_the_same_pair(comfy, parts, maths):
+    """Hooks write a leg's weights when it is asked: each leg has a network, and originals, of its own."""
+    host, model, words, _ = parts()
+    hooks = importlib.import_module("comfy.hooks")
+
+    def hooked(strength):
+        group = hooks.create_hook_lora(host.read_lora(LORA), strength, 0.0)
+        return [hooks.set_hooks_for_conditioning(words[text], group) for text in (PROMPT, "")]
+
+    strong, weak = (host.cfg_guider(model, *hooked(strength), 3.0) for strength in (0.8, -1.5))
+    plain_strong, plain_weak = (
+        host.cfg_guider(host.with_lora(model, LORA, s), words[PROMPT], words[""], 3.0) for s in (0.8, -1.5)
+    )
+    sigmas, latent = simple(comfy, model), {"samples": torch.zeros(1, 16, 8, 8)}
+    euler, config = comfy.samplers.sampler_object("euler"), maths.ReflectionConfig()
+    with torch.inference_mode():
+        before = host.sample(strong, euler, sigmas, latent, 3)
+        bare = host.sample(host.cfg_guider(model, words[PROMPT], words[""], 3.0), euler, sigmas, latent, 3)
+        sampler = host.reflection_sampler(weak, config)
+        found, again = (host.sample(strong, sampler, sigmas, latent, 3) for _ in range(2))
+        expected = host.sample(plain_strong, host.reflection_sampler(plain_weak, config), sigmas, latent, 3)
+        after = host.sample(strong, euler, sigmas, latent, 3)
+        bare_after = host.sample(host.cfg_guider(model, words[PROMPT], words[""], 3.0), euler, sigmas, latent, 3)
+    assert torch.equal(before, after) and torch.equal(found, again) and torch.equal(bare, bare_after)
+    assert float((before - bare).abs().max()) > 1e-2
+    assert float((found - expected).abs().max()) < 1e-4
 
 
 def test_a_server_runs_the_nodes(server, ours):
