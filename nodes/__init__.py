@@ -63,6 +63,7 @@ class RetortExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         host.add_model_folders()
+        host.add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return list(NODES)

@@ -92,9 +92,13 @@ def run(
 ) -> io.NodeOutput:  # fmt: skip
     """Train what is asked for; problems: what the node shows of data that were left out."""
     watcher = training.HostWatcher(host, request.config.training.steps)
-    result = training.run(host, model, request, watcher=watcher, vae=vae, reward=reward, second=second)
+    result = training.run_in_node(host, model, request, watcher=watcher, vae=vae, reward=reward, second=second)
     assert result.path is not None
-    shows: dict[str, Any] = {"text": (f"{result.path.name}, {result.steps} steps", *problems)}
+    # The page shows the run on the node, also where another node gives its name.
+    shows: dict[str, Any] = {
+        "text": (f"{result.path.name}, {result.steps} steps", *problems),
+        "retort_run": (result.folder.name,),
+    }
     picture = latest_preview(result.folder)
     # A picture that the node shows from the run itself stays there; Nodes 2.0 would show it twice.
     if picture is not None and not watcher.shown:

@@ -17,7 +17,7 @@ from ...sampling.path import NoisePath
 from ...sampling.presets import Preset
 from ...sampling.teleport import Teleport
 from ..methods import Method
-from . import base, guiders, job_base, reflection, rewards, training, work
+from . import base, guiders, job_base, reflection, rewards, run_routes, search_routes, training, work
 from . import embedded as _embedded
 from . import search as _search
 from .coordinates import Prediction, path_of, prediction_of
@@ -49,6 +49,7 @@ load_base = job_base.load_base
 load_vae = job_base.load_vae
 job_arguments = job_base.job_arguments
 runs_folder = work.runs_folder
+search_records = work.search_records
 latents_in = work.latents_in
 statistics_folders = work.statistics_folders
 input_folders = work.input_folders
@@ -157,3 +158,12 @@ def add_model_folders() -> None:
     _embedded.add_model_folders()
     rewards.add_folder()
     work.add_statistics_folder()
+
+
+def add_routes() -> None:
+    """Open our doors on the server, where one runs."""
+    from server import PromptServer
+
+    if "instance" in vars(PromptServer):
+        for room in (run_routes, search_routes):
+            room.add(PromptServer.instance.routes)

@@ -132,6 +132,11 @@ def runs_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "retort"
 
 
+def search_records() -> Path:
+    """See `hosts.api`; ComfyUI empties the folder when it starts."""
+    return Path(folder_paths.get_temp_directory()) / "retort_searches"
+
+
 def add_statistics_folder() -> None:
     """Make models/gaussian_statistics known to ComfyUI, and what comes with Retort after it."""
     for root in (Path(folder_paths.models_dir), FOLDER):

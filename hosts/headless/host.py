@@ -156,3 +156,11 @@ def models_folder() -> Path:
 
 def add_model_folders() -> None:
     """The headless loaders know the folder already."""
+
+
+def add_routes() -> None:
+    """There is no page that could ask for anything."""
+
+
+def search_records() -> None:
+    """Nobody looks."""
