@@ -52,15 +52,16 @@ def runs(folder: Path) -> list[dict[str, Any]]:
 def summary(run: Path) -> dict[str, Any]:
     """Where a run stands: the fields of `Status`, which runs of earlier versions and of scripts may lack; its settings.
 
-    method; timesteps: a few-step student's, empty for others; base: of a job, as job.json names it, else None.
+    method; timesteps: a few-step student's, empty for others; base: as job.json names it, None
+    where no file is the whole of it.
     """
-    config, job = _object(run / CONFIG), _object(run / JOB)
-    result = _object(run / RESULT)
+    config, result = _object(run / CONFIG), _object(run / RESULT)
+    base = result.get("base") or _object(run / JOB).get("base")
     steps = result.get("timesteps")
     known: dict[str, Any] = {
         "method": str(config.get("method", "")),
         "timesteps": [step for step in steps if _is_number(step)] if isinstance(steps, list) else [],
-        "base": job.get("base") if isinstance(job.get("base"), dict) else None,
+        "base": base if isinstance(base, dict) else None,
     }
     if (run / STATUS).is_file():
         try:

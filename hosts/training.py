@@ -124,10 +124,11 @@ def run(
     if path is None:
         notes = metadata(config, trainer.done, name, architecture, base_hash, VERSION)
         path = write_lora(host.loras_folder(), name, lora, notes)
-        write_json(
-            folder / RESULT,
-            {"file": path.name, "sha256": _hash(path), "steps": trainer.done, "timesteps": timesteps},
-        )
+        written_down = {
+            "file": path.name, "sha256": _hash(path), "steps": trainer.done, "timesteps": timesteps,
+            "base": _base(host, model),
+        }  # fmt: skip
+        write_json(folder / RESULT, written_down)
     changed = host.output_change(model, path, request.dataset)
     if not changed > 0:
         path.unlink()
@@ -201,6 +202,15 @@ def written(folder: Path, loras: Path, steps: int) -> Path | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # Nobody's record, or a damaged one: the LoRA is written anew under a free name.
         return None
+
+
+def _base(host: Any, model: Any) -> dict[str, Any] | None:
+    """The model by the name of its file, None where no file says all of it."""
+    try:
+        base = host.describe_base(model)
+    except ValueError:
+        return None
+    return None if base is None else base.to_json()
 
 
 def _hash(path: Path) -> str:

@@ -165,5 +165,6 @@ def add_routes() -> None:
     from server import PromptServer
 
     if "instance" in vars(PromptServer):
-        for room in (run_routes, search_routes):
-            room.add(PromptServer.instance.routes)
+        table = PromptServer.instance.routes
+        run_routes.add(table, work.runs_folder)
+        search_routes.add(table, work.search_records, work.saved_searches, lambda: work.input_folders()[0])

@@ -24,13 +24,15 @@ export async function openLora(run) {
     for (const [name, value] of Object.entries(values)) widget(node, name, value);
     return node;
   };
-  const base = run.base?.kind === "embedded" || /^sd3|digits/.test(run.name) || run.embedded
-    ? add("RetortEmbeddedModel", 0, 0, run.base?.variant ? { variant: run.base.variant } : {})
-    : add("CheckpointLoaderSimple", 0, 0, run.base?.kind === "checkpoint" ? { ckpt_name: run.base.file } : {});
+  const named = run.base ?? {};
+  const base = named.kind === "embedded"
+    ? add("RetortEmbeddedModel", 0, 0, { variant: named.variant })
+    : add("CheckpointLoaderSimple", 0, 0, named.kind === "checkpoint" ? { ckpt_name: named.file } : {});
+  const size = named.kind === "embedded" ? { width: 64, height: 64 } : {};
   const lora = add("LoraLoaderModelOnly", 340, 0, { lora_name: run.lora });
   const positive = add("CLIPTextEncode", 340, 130);
   const negative = add("CLIPTextEncode", 340, 350);
-  const latent = add("EmptyLatentImage", 0, 160);
+  const latent = add("EmptyLatentImage", 0, 160, size);
   const decode = add("VAEDecode", 1180, 0);
   const show = add("PreviewImage", 1180, 90);
   join(base, 0, lora, "model");

@@ -10,8 +10,12 @@ const EVERY = 2000, AGAIN = 5000, SHOWN = 12, NEAR = 14;
 
 function addNode(type, values, title) {
   const node = LiteGraph.createNode(type);
-  const [x, y, width, height] = app.canvas.visible_area;
-  node.pos = [x + width / 2 - 100, y + height / 2 - 60];
+  // To the right of everything, where it covers nothing.
+  const others = app.graph.nodes;
+  node.pos = [
+    Math.max(0, ...others.map((other) => other.pos[0] + other.size[0])) + 40,
+    others.length ? Math.min(...others.map((other) => other.pos[1])) : 0,
+  ];
   if (title) node.title = title;
   app.graph.add(node);
   for (const [name, value] of Object.entries(values)) {
@@ -20,6 +24,7 @@ function addNode(type, values, title) {
     widget.value = value;
   }
   app.canvas.selectNode(node);
+  app.canvas.centerOnNode(node);
 }
 
 /** One item of a search: curve, tree, the best as buttons. */
@@ -140,7 +145,7 @@ class Item {
       pen.stroke();
       pen.lineWidth = 1;
     };
-    if (this.view.best.length) mark(this.view.best[0][0], colour("mark"));
+    if (this.view.best.length) mark(this.view.best[0][0], colour("best"));
     if (this.marked !== undefined && this.marked !== null) mark(this.marked, colour("ink"));
     pen.fillStyle = colour("line");
     for (const [number, node] of leaves) {
