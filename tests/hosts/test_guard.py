@@ -10,6 +10,7 @@ pytest.importorskip("aiohttp")
 
 from aiohttp import web  # noqa: E402
 from aiohttp.test_utils import TestClient, TestServer  # noqa: E402
+
 from retort.hosts.comfyui import run_routes, search_routes  # noqa: E402
 from retort.trainers.watch import METRICS  # noqa: E402
 

@@ -7,6 +7,7 @@ import os
 import time
 
 import pytest
+
 from retort.hosts import run_view
 from retort.trainers.job_watch import COMMANDS_FOLDER, Status, write_status
 from retort.trainers.watch import METRICS

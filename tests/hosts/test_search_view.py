@@ -7,6 +7,8 @@ import os
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
+
 from retort.hosts import search_record, search_view
 from retort.hosts.search_record import Record
 from retort.sampling.particles import BestOfConfig
@@ -14,7 +16,6 @@ from retort.sampling.path import FLOW
 from retort.sampling.search import search
 from retort.sampling.transition import Transition
 from retort.sampling.tree import TreeConfig
-from safetensors.torch import load_file
 
 SIGMAS = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
 
