@@ -20,6 +20,7 @@
 * `embedded(variant) -> (MODEL, CLIP, VAE)`: the small model that comes with Retort.
 * `models_folder() -> Path`: where its weights lie.
 * `add_model_folders()`: shows that folder to the host's own loaders.
+* `add_picker_routes(sets_folder)`: lets the host's pages answer what waits beside the sets in `sets_folder()`.
 
 For training:
 

@@ -17,7 +17,7 @@ from ...sampling.path import NoisePath
 from ...sampling.presets import Preset
 from ...sampling.teleport import Teleport
 from ..methods import Method
-from . import base, guiders, job_base, reflection, rewards, training, work
+from . import base, guiders, job_base, picker_routes, reflection, rewards, training, work
 from . import embedded as _embedded
 from . import search as _search
 from .coordinates import Prediction, path_of, prediction_of
@@ -62,6 +62,7 @@ latents_of = _search.latents_of
 latents_out = _search.latents_out
 CANCELLED = _search.CANCELLED
 say = work.say
+add_picker_routes = picker_routes.add
 branches = guiders.branches_of
 cfgs = guiders.cfgs
 at_cfg = guiders.at_cfg

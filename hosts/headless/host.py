@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,7 @@ def models_folder() -> Path:
 
 def add_model_folders() -> None:
     """The headless loaders know the folder already."""
+
+
+def add_picker_routes(sets_folder: Callable[[], Path]) -> None:
+    """No page is served here: what waits is answered in ComfyUI, or through `trainers.tickets`."""
