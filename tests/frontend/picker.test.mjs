@@ -178,7 +178,10 @@ test("it stops by itself: nothing new, no prompts, a failure", () => {
   const it = new Drawing();
   it.start();
   assert.ok(it.step(nothing));
-  assert.ok(!it.step(nothing) && !it.on);
+  assert.ok(it.step(nothing));
+  assert.ok(it.step({ ...nothing, desk: { ...nothing.desk, judged: 2 } }));
+  assert.ok(it.step({ ...nothing, desk: { ...nothing.desk, judged: 2 } }));
+  assert.ok(!it.step({ ...nothing, desk: { ...nothing.desk, judged: 2 } }) && !it.on);
   assert.match(it.why, /nothing new/);
   it.start();
   assert.ok(!it.step({ ...nothing, left: 0 }) && !it.on);

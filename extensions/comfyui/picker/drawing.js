@@ -8,12 +8,11 @@ export class Drawing {
     this.on = false;
     this.why = ""; // it stopped
     this.before = null; // tickets there were when a run was queued that has not ended
+    this.barren = 0; // runs one after another that gave nothing new
   }
 
   start() {
-    this.on = true;
-    this.why = "";
-    this.before = null;
+    Object.assign(this, { on: true, why: "", before: null, barren: 0 });
   }
 
   stop(why = "") {
@@ -34,8 +33,10 @@ export class Drawing {
   step({ queued, desk, left }) {
     if (!this.on || queued > 0) return false;
     const total = desk.judged + desk.skipped + desk.waiting;
-    if (this.before !== null && total <= this.before) {
-      this.stop("The last run gave nothing new. Set the sampler's seed to randomize, or change the prompt.");
+    if (this.before !== null) this.barren = total > this.before ? 0 : this.barren + 1;
+    // The first may repeat what an earlier page drew, before seeds change.
+    if (this.barren > 1) {
+      this.stop("The last two runs gave nothing new. Set the sampler's seed to randomize, or change the prompt.");
       return false;
     }
     this.before = null;
