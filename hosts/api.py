@@ -20,7 +20,8 @@
 * `embedded(variant) -> (MODEL, CLIP, VAE)`: the small model that comes with Retort.
 * `models_folder() -> Path`: where its weights lie.
 * `add_model_folders()`: shows that folder to the host's own loaders.
-* `add_routes()`: lets the host's page, where there is one, look at runs (`hosts.run_view`).
+* `add_routes(sets)`: lets the host's page, where there is one, look at runs (`hosts.run_view`) and searches, and answer
+  what waits beside the preference sets in `sets()`.
 
 For training:
 

@@ -17,7 +17,7 @@ from ...sampling.path import NoisePath
 from ...sampling.presets import Preset
 from ...sampling.teleport import Teleport
 from ..methods import Method
-from . import base, guiders, job_base, reflection, rewards, run_routes, search_routes, training, work
+from . import base, guiders, job_base, picker_routes, reflection, rewards, run_routes, search_routes, training, work
 from . import embedded as _embedded
 from . import search as _search
 from .coordinates import Prediction, path_of, prediction_of
@@ -160,11 +160,12 @@ def add_model_folders() -> None:
     work.add_statistics_folder()
 
 
-def add_routes() -> None:
-    """Open our doors on the server, where one runs."""
+def add_routes(sets: Callable[[], Path]) -> None:
+    """See `hosts.api`; nothing where no server runs."""
     from server import PromptServer
 
     if "instance" in vars(PromptServer):
         table = PromptServer.instance.routes
+        picker_routes.add(table, sets)
         run_routes.add(table, work.runs_folder)
         search_routes.add(table, work.search_records, work.saved_searches, lambda: work.input_folders()[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,9 +159,9 @@ def add_model_folders() -> None:
     """The headless loaders know the folder already."""
 
 
-def add_routes() -> None:
-    """There is no page that could ask for anything."""
-
-
 def search_records() -> None:
     """Nobody looks."""
+
+
+def add_routes(sets: Callable[[], Path]) -> None:
+    """No page is served here: what waits is answered in ComfyUI, or through `trainers.tickets`."""

@@ -75,6 +75,8 @@ INPUTS = {
     "RetortTrainPreference": [
         "model", "clip", "vae", "pairs", "method", *(name for name in ALONE if name != "prompts"),
     ],
+    "RetortPreferencePicker": ["images", "samples", "prompt", "name", "candidates", "by"],
+    "RetortPromptQueue": ["prompts", "index", "begin_again"],
     "RetortCollectJob": ["run", "wait", "command"],
     "RetortLossChart": ["run", "smoothing", "log_scale"],
     "RetortReward": ["kind"],
@@ -132,6 +134,8 @@ OUTPUTS = {
     "RetortPreferenceSet": ["PREFERENCES", "PREFERENCES", "STRING", "STRING"],
     "RetortLabelPairs": ["PREFERENCES", "INT", "STRING"],
     "RetortTrainPreference": TRAINED,
+    "RetortPreferencePicker": ["INT", "STRING"],
+    "RetortPromptQueue": ["STRING", "INT", "INT"],
     "RetortTrainingJob": ["STRING", "STRING"],
     "RetortCollectJob": ["LORA_MODEL", "LOSS_MAP", "STRING", "IMAGE", "STRING", "STRING"],
     "RetortLossChart": ["IMAGE"],
