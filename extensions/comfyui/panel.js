@@ -2,9 +2,10 @@
 import { app } from "../../scripts/app.js";
 import { RunList } from "./panel/run_list.js";
 import { SearchList } from "./panel/search_list.js";
+import { SetList } from "./panel/set_list.js";
 import { element } from "./panel/page.js";
 
-const SECTIONS = [["Training", RunList], ["Searches", SearchList]];
+const SECTIONS = [["Training", RunList], ["Searches", SearchList], ["Preferences", SetList]];
 
 class Panel {
   constructor(root) {

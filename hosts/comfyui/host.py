@@ -18,7 +18,19 @@ from ...sampling.path import NoisePath
 from ...sampling.presets import Preset
 from ...sampling.teleport import Teleport
 from ..methods import Method
-from . import base, guiders, job_base, picker_routes, reflection, rewards, run_routes, search_routes, training, work
+from . import (
+    base,
+    guiders,
+    job_base,
+    picker_routes,
+    preference_routes,
+    reflection,
+    rewards,
+    run_routes,
+    search_routes,
+    training,
+    work,
+)
 from . import embedded as _embedded
 from . import search as _search
 from .coordinates import Prediction, path_of, prediction_of
@@ -168,5 +180,6 @@ def add_routes(sets: Callable[[], Path]) -> None:
     if "instance" in vars(PromptServer):
         table = PromptServer.instance.routes
         picker_routes.add(table, sets)
+        preference_routes.add(table, sets)
         run_routes.add(table, work.runs_folder)
         search_routes.add(table, work.search_records, work.saved_searches, lambda: work.input_folders()[0])

@@ -1,60 +1,26 @@
 // Training runs in the panel: what goes on, what is finished, and one of them open.
-import { ask, tell } from "./client.js";
+import { tell } from "./client.js";
+import { List } from "./list.js";
 import { openLora } from "./new_workflow.js";
 import { button, element } from "./page.js";
 import { RunView } from "./run_view.js";
 import { going, standing } from "./series.js";
 
-const EVERY = 2000, AGAIN = 5000;
 const settings = { shown: "student_loss", window: 25, log: false };
 
 export class RunList {
   constructor(root) {
-    this.root = root;
-    this.rows = new Map();
-    this.note = element("p", { class: "retort-note", role: "status" }, "looking…");
-    this.list = element("ul", { class: "retort-list", "aria-label": "Training runs" });
-    root.replaceChildren(this.note, this.list);
-    this.seen = () => document.hidden || this.look();
-    document.addEventListener("visibilitychange", this.seen);
-    this.look();
+    this.list = new List(root, {
+      parts: ["runs"],
+      label: "Training runs",
+      empty: "No runs yet: queue a training node, and it appears here.",
+      row: (name) => this.row(name),
+    });
   }
 
   close() {
-    clearTimeout(this.timer);
-    this.closed = true;
-    document.removeEventListener("visibilitychange", this.seen);
+    this.list.close();
     this.view?.close();
-  }
-
-  async look() {
-    clearTimeout(this.timer);
-    let wait = EVERY;
-    try {
-      const runs = await ask(["runs"]);
-      if (this.closed) return;
-      this.show(runs);
-    } catch (error) {
-      this.note.textContent = error.status ? error.message : "ComfyUI does not answer; looking again";
-      wait = AGAIN;
-    }
-    if (!this.closed && !document.hidden) this.timer = setTimeout(() => this.look(), wait);
-  }
-
-  show(runs) {
-    this.note.textContent = runs.length ? "" : "No runs yet: queue a training node, and it appears here.";
-    const names = new Set(runs.map((run) => run.name));
-    for (const [name, row] of this.rows) {
-      if (names.has(name)) continue;
-      row.root.remove();
-      this.rows.delete(name);
-    }
-    runs.forEach((run, i) => {
-      if (!this.rows.has(run.name)) this.rows.set(run.name, this.row(run.name));
-      const row = this.rows.get(run.name);
-      row.show(run);
-      if (this.list.children[i] !== row.root) this.list.insertBefore(row.root, this.list.children[i] ?? null);
-    });
   }
 
   row(name) {
@@ -91,7 +57,7 @@ export class RunList {
     this.view?.root.remove();
     this.view?.close();
     this.view = undefined;
-    for (const other of this.list.querySelectorAll(".retort-title")) other.setAttribute("aria-expanded", "false");
+    for (const other of this.list.list.querySelectorAll(".retort-title")) other.setAttribute("aria-expanded", "false");
     if (same) return;
     title.setAttribute("aria-expanded", "true");
     this.view = new RunView(settings);

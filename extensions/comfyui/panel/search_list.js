@@ -1,31 +1,13 @@
 // Searches in the panel: the best so far, how the reward rose, the tree, and latents to take from it.
-import { app } from "../../../scripts/app.js";
+import { addNode } from "./add_node.js";
 import { address, ask, tell } from "./client.js";
 import { colours, pen as penOf } from "./drawing.js";
+import { List } from "./list.js";
 import { button, element } from "./page.js";
 import { short } from "./series.js";
 import { columns, finished, path, shares, staircase } from "./tree.js";
 
-const EVERY = 2000, AGAIN = 5000, SHOWN = 12, NEAR = 14;
-
-function addNode(type, values, title) {
-  const node = LiteGraph.createNode(type);
-  // To the right of everything, where it covers nothing.
-  const others = app.graph.nodes;
-  node.pos = [
-    Math.max(0, ...others.map((other) => other.pos[0] + other.size[0])) + 40,
-    others.length ? Math.min(...others.map((other) => other.pos[1])) : 0,
-  ];
-  if (title) node.title = title;
-  app.graph.add(node);
-  for (const [name, value] of Object.entries(values)) {
-    const widget = node.widgets.find((each) => each.name === name);
-    if (Array.isArray(widget.options.values) && !widget.options.values.includes(value)) widget.options.values.push(value);
-    widget.value = value;
-  }
-  app.canvas.selectNode(node);
-  app.canvas.centerOnNode(node);
-}
+const SHOWN = 12, NEAR = 14;
 
 /** One item of a search: curve, tree, the best as buttons. */
 class Item {
@@ -185,56 +167,31 @@ class Item {
 
 export class SearchList {
   constructor(root) {
-    this.note = element("p", { class: "retort-note", role: "status" }, "looking…");
-    this.list = element("ul", { class: "retort-list", "aria-label": "Searches" });
     this.files = element("div", { class: "retort-files" });
-    this.rows = new Map();
-    root.replaceChildren(this.note, this.list, this.files);
-    this.seen = () => document.hidden || this.look();
-    document.addEventListener("visibilitychange", this.seen);
-    this.look();
+    this.list = new List(root, {
+      parts: ["searches"],
+      label: "Searches",
+      empty: "No searches since ComfyUI started: queue Tree Search or Noise Policy.",
+      entries: ({ searches }) => {
+        this.open ??= searches[0]?.name;
+        return searches;
+      },
+      row: (name) => this.row(name),
+      after: ({ searches, saved }) => this.after(searches, saved),
+    });
+    root.append(this.files);
   }
 
   close() {
-    clearTimeout(this.timer);
-    this.closed = true;
-    document.removeEventListener("visibilitychange", this.seen);
+    this.list.close();
   }
 
-  async look() {
-    clearTimeout(this.timer);
-    let wait = EVERY;
-    try {
-      const { searches, saved } = await ask(["searches"]);
-      if (this.closed) return;
-      this.show(searches, saved);
-      const open = searches.find((search) => search.name === this.open);
-      if (open && (open.going || !this.rows.get(open.name).whole)) await this.fill(open.name);
-    } catch (error) {
-      this.note.textContent = error.status ? error.message : "ComfyUI does not answer; looking again";
-      wait = AGAIN;
-    }
-    if (!this.closed && !document.hidden) this.timer = setTimeout(() => this.look(), wait);
-  }
-
-  show(searches, saved) {
-    this.note.textContent = searches.length ? "" : "No searches since ComfyUI started: queue Tree Search or Noise Policy.";
-    this.open ??= searches[0]?.name;
-    const names = new Set(searches.map((search) => search.name));
-    for (const [name, row] of this.rows) {
-      if (names.has(name)) continue;
-      row.root.remove();
-      this.rows.delete(name);
-    }
-    searches.forEach((search, i) => {
-      if (!this.rows.has(search.name)) this.rows.set(search.name, this.row(search.name));
-      const row = this.rows.get(search.name);
-      row.show(search);
-      if (this.list.children[i] !== row.root) this.list.insertBefore(row.root, this.list.children[i] ?? null);
-    });
+  async after(searches, saved) {
+    const open = searches.find((search) => search.name === this.open);
+    if (open && (open.going || !this.list.rows.get(open.name).whole)) await this.fill(open.name);
     if (saved.join() === this.saved) return;
     this.saved = saved.join();
-    const failed = (error) => (this.note.textContent = error.message);
+    const failed = (error) => this.list.say(error.message);
     this.files.replaceChildren(
       ...(saved.length ? [element("h4", {}, "Saved")] : []),
       ...saved.map((file) => button(file, "Put Load Search on the canvas", () => addNode("RetortLoadSearch", { file }), failed)),
@@ -250,8 +207,8 @@ export class SearchList {
     const row = { root, body, items: [], failed, whole: false };
     title.addEventListener("click", () => {
       this.open = this.open === name ? null : name;
-      for (const [other, each] of this.rows) each.body.hidden = other !== this.open;
-      this.look();
+      for (const [other, each] of this.list.rows) each.body.hidden = other !== this.open;
+      this.list.look();
     });
     row.show = (search) => {
       title.textContent = search.prompt || "search without a prompt";
@@ -269,8 +226,8 @@ export class SearchList {
 
   async fill(name) {
     const search = await ask(["searches", name]);
-    const row = this.rows.get(name);
-    if (this.closed || !row) return;
+    const row = this.list.rows.get(name);
+    if (!row) return;
     search.items.forEach((view, i) => {
       if (!view) return;
       if (!row.items[i]) {
