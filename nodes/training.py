@@ -10,7 +10,7 @@ from ..trainers.dataset import Dataset, entries_of, latents_of, one_for_each
 from ..trainers.methods import read_config
 from ..trainers.watch import latest_preview
 from .method_inputs import DISTILLATION, FEW_SHOT, FLOW, method_input
-from .training_inputs import NOTHING, common_inputs, sources, training_settings
+from .training_inputs import NOTHING, common_inputs, image_inputs, sources, training_settings
 
 CATEGORY = "model/training/retort"
 ALIASES = ["retort", "train", "lora", "distillation", "trainer", "few step", "turbo", "lightning"]
@@ -151,7 +151,7 @@ class RetortTrainFlow(io.ComfyNode):
             search_aliases=[*ALIASES, "fine-tune", "finetune", "flow matching", "lfm", "pfgm", "style", "character"],
             is_input_list=True,
             is_output_node=True,
-            inputs=[*sources(), *FLOW(), *common_inputs("my_style", 500, 1e-4, 16, fake=False)],
+            inputs=[*sources(), *FLOW(), *common_inputs("my_style", 500, 1e-4, 16, fake=False), *image_inputs()],
             outputs=outputs(),
         )
 
@@ -177,7 +177,7 @@ class RetortFewShotAdapt(io.ComfyNode):
             search_aliases=[*ALIASES, "few shot", "style transfer", "ddc", "phasic"],
             is_input_list=True,
             is_output_node=True,
-            inputs=[*sources(), *FEW_SHOT(), *common_inputs("my_domain", 300, 1e-4, 16, fake=False)],
+            inputs=[*sources(), *FEW_SHOT(), *common_inputs("my_domain", 300, 1e-4, 16, fake=False), *image_inputs()],
             outputs=outputs(),
         )
 

@@ -21,6 +21,7 @@ RUN = [
     "optimiser", "weight_decay", "max_grad_norm", "ema", "precision", "prompt_dropout", "alpha", "targets", "exclude",
     "convolutions", "dropout", "fake_rank", "start_from", "save_every", "save_minutes", "keep",
 ]  # fmt: skip
+IMAGES = ["slow_repeats", "slow_after", "importance"]
 ALONE = [name for name in RUN if name != "fake_rank"]
 MATCHING = [
     "steps", "timesteps", "cfg", "ratio", "fake_rate", "gan_weight", "gan_on", "regression_steps", "regression_weight",
@@ -62,10 +63,10 @@ LIMITS = ["calls", "seconds", "enough", "batch_size"]
 # Workflows store widgets by position: names never change, and new ones come last.
 INPUTS = {
     "RetortTrainDistillation": [*SOURCES, "reward", "method", *RUN],
-    "RetortTrainFlow": [*SOURCES, *FLOW, *ALONE],
-    "RetortFewShotAdapt": [*SOURCES, *FEW_SHOT, *ALONE],
+    "RetortTrainFlow": [*SOURCES, *FLOW, *ALONE, *IMAGES],
+    "RetortFewShotAdapt": [*SOURCES, *FEW_SHOT, *ALONE, *IMAGES],
     "RetortTrainReward": [*SOURCES, "reward", "reward_2", "method", *ALONE],
-    "RetortTrainingJob": [*SOURCES, "method", *RUN, "processes", "pairs"],
+    "RetortTrainingJob": [*SOURCES, "method", *RUN, "processes", "pairs", *IMAGES],
     "RetortPreferenceSet": [
         "pairs", "name", "by", "prompt", "least", "ties", "held_out", "seed", "import_from", "export",
     ],
@@ -74,6 +75,7 @@ INPUTS = {
     ],
     "RetortTrainPreference": [
         "model", "clip", "vae", "pairs", "method", *(name for name in ALONE if name != "prompts"),
+        *IMAGES,
     ],
     "RetortPreferencePicker": ["images", "samples", "prompt", "name", "candidates", "by"],
     "RetortPromptQueue": ["prompts", "index", "begin_again"],
