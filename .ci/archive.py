@@ -205,11 +205,12 @@ def new_environment(place: Path, folder: Path) -> Path:
     install = load("retort_install", ROOT / "install.py")
     venv.create(place, with_pip=True)
     python = install.venv_python(place)
-    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    torch = install.cpu_constraints(text)[1] if install.wants_cpu_torch() else "torch"
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    sources = ["--extra-index-url", install.PYTORCH_CPU] if torch.endswith("+cpu") else []
-    subprocess.run([*pip, *sources, "--requirement", str(folder / "requirements.txt"), torch], check=True)
+    torch, sources = "torch", []
+    if install.wants_cpu_torch():
+        torch = install.cpu_constraints((ROOT / "constraints.txt").read_text(encoding="utf-8"))[1]
+        sources = install.cpu_sources(python, torch)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--quiet", "--disable-pip-version-check", *sources]
+    subprocess.run([*pip, "--requirement", str(folder / "requirements.txt"), torch], check=True)
     return Path(python)
 
 
