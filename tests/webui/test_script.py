@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,9 @@ def test_a_student_tells_what_it_needs(host, script) -> None:
     preset = script.RetortScript().ui(True)[0]
     assert preset.told("DMD2, SDXL, 4 steps").startswith("Steps: 4. Put dmd2_sdxl_4step_lora_fp16.safetensors")
     assert not [title for title in preset.choices if "digits" in title or "CogVideoX" in title]
-    assert all(preset.told(title) for title in preset.choices)
+    notes = [preset.told(title) for title in preset.choices]
+    folders = {word for note in notes for word in re.findall(r"models/[\w-]+", note)}
+    assert folders == {"models/Lora", "models/Stable-diffusion"}, "the web UI's folders, not ComfyUI's"
 
 
 # ---- the link ----

@@ -51,6 +51,12 @@ DISTILLED, REFLECTION = "Retort Distilled", "Retort Reflection"
 # The host has no model of the embedded digits, and none that samples in VP.
 OFFERED = {p.title: p for p in PRESETS.values() if not p.key.startswith("digits") and p.paths != ("VP",)}
 CUSTOM = PRESETS["custom"].title
+# The presets' notes name ComfyUI's folders; these are the host's.
+FOLDERS = {
+    "models/loras": "models/Lora",
+    "models/checkpoints": "models/Stable-diffusion",
+    "models/diffusion_models": "models/Stable-diffusion",
+}
 KINDS: dict[str, tuple[NoisePath, str]] = {
     "epsilon": (VE, "eps"),
     "v_prediction": (VE, "v"),
@@ -314,8 +320,11 @@ class RetortScript(scripts.Script):
 def about(title: str) -> str:
     """What a student needs: its step counts and which file goes where."""
     preset = OFFERED[title]
-    counts = ", ".join(map(str, preset.step_counts)) or "as many as the timesteps"
-    return f"Steps: {counts}. {preset.note}"
+    counts = ", ".join(map(str, sorted(preset.step_counts))) or "as many as the timesteps"
+    note = preset.note
+    for theirs, here in FOLDERS.items():
+        note = note.replace(theirs, here)
+    return f"Steps: {counts}. {note}"
 
 
 register()
