@@ -165,7 +165,11 @@ def test_a_cfg_that_burns_is_warned_of(host, script, caplog) -> None:
 def test_the_infotext_says_what_was_asked(host, script) -> None:
     sampler, processing = made(host, script, DISTILLED)
     text_to_image(sampler, p := processing())
-    assert p.extra_generation_params["Retort preset"] == "DMD2, SDXL, 4 steps"
+    assert p.extra_generation_params == {"Retort preset": "DMD2, SDXL, 4 steps"}
+    settings = {"preset": "Custom timesteps", "timesteps": "999, 499", "mode": "deterministic", "start": "noised"}
+    sampler, processing = made(host, script, DISTILLED, **settings)
+    text_to_image(sampler, p := processing(steps=2))
+    assert p.extra_generation_params == {f"Retort {name}": value for name, value in settings.items()}
     sampler, processing = made(host, script, REFLECTION, weak_cfg=2.0)
     text_to_image(sampler, p := processing(cfg_scale=5.0))
     assert p.extra_generation_params["Retort weak CFG"] == 2.0

@@ -128,13 +128,21 @@ class RetortSampler(sd_samplers_kdiffusion.KDiffusionSampler):
 
     def write_down(self, p: Any) -> None:
         values = settings_of(p)._asdict()
-        p.extra_generation_params.update({name: values[field] for field, name in INFOTEXT[self.label].items()})
+        named = {name: values[field] for field, name in INFOTEXT[self.label].items() if self.reads(field, values)}
+        p.extra_generation_params.update(named)
+
+    def reads(self, field: str, values: dict[str, Any]) -> bool:
+        """Whether a setting matters beside the others."""
+        return True
 
 
 class DistilledSampler(RetortSampler):
     """`sampling.distilled` at the levels of a preset; the host's schedule type is not asked."""
 
     label = DISTILLED
+
+    def reads(self, field: str, values: dict[str, Any]) -> bool:
+        return field == "preset" or values["preset"] == CUSTOM
 
     def get_sigmas(self, p: Any, steps: int):
         """The preset's grid. The host cuts its end off for image to image, and asks for steps / strength at hires."""
