@@ -21,12 +21,19 @@ from . import NODES
 
 ROOT = Path(__file__).resolve().parent.parent
 LANGUAGES = ("zh", "ja")
+# Parts of categories that ComfyUI translates itself, and our name, which stays.
+OF_COMFYUI = {"model", "sampling", "training", "loaders", "image", "upscaling", "conditioning", "text", "retort"}
 Say = Callable[[str, str, str], str]
 
 
 def names_path(language: str) -> Path:
-    """The file that ComfyUI reads."""
+    """The file of names that ComfyUI reads."""
     return ROOT / "locales" / language / "nodeDefs.json"
+
+
+def categories_path(language: str) -> Path:
+    """The file of everything else that it reads."""
+    return ROOT / "locales" / language / "main.json"
 
 
 def catalogue_path(language: str) -> Path:
@@ -64,6 +71,12 @@ def names(nodes: Sequence[type[io.ComfyNode]], say: Say) -> dict[str, Any]:
     return found
 
 
+def categories(nodes: Sequence[type[io.ComfyNode]], say: Say) -> dict[str, Any]:
+    """main.json: the parts of our categories that are our own."""
+    parts = {part for node in nodes for part in node.GET_SCHEMA().category.split("/")}
+    return {"nodeCategories": {part: say("categories", part, part) for part in sorted(parts - OF_COMFYUI)}}
+
+
 def texts(nodes: Sequence[type[io.ComfyNode]]) -> Iterator[str]:
     """Every description and tooltip."""
     for node in nodes:
@@ -79,14 +92,14 @@ def english(section: str, text: str, place: str) -> str:
 
 
 class Catalogue:
-    """Translations of one language: sections "nodes", "names" and "texts" of {English: translated}.
+    """Of one language: sections "nodes", "categories", "names" and "texts" of {English: translated}.
 
     A name that means something else in one place stands there as "NodeId.input" or "NodeId.number of the output".
     """
 
     def __init__(self, sections: dict[str, dict[str, str]]):
         self.sections = sections
-        self.used: dict[str, dict[str, str]] = {"nodes": {}, "names": {}, "texts": {}}
+        self.used: dict[str, dict[str, str]] = {"nodes": {}, "categories": {}, "names": {}, "texts": {}}
 
     def __call__(self, section: str, text: str, place: str) -> str:
         known = self.sections.get(section, {})
@@ -109,9 +122,9 @@ def catalogue(language: str) -> Catalogue:
 def files(nodes: Sequence[type[io.ComfyNode]], language: str) -> tuple[dict[Path, dict[str, Any]], list[str]]:
     """(what belongs into a language's files, English texts that it lacks)."""
     if language == "en":
-        return {names_path(language): names(nodes, english)}, []
+        return {names_path("en"): names(nodes, english), categories_path("en"): categories(nodes, english)}, []
     said = catalogue(language)
-    found = {names_path(language): names(nodes, said)}
+    found = {names_path(language): names(nodes, said), categories_path(language): categories(nodes, said)}
     for text in texts(nodes):
         said("texts", text, "")
     return {**found, catalogue_path(language): said.used}, said.missing
