@@ -48,7 +48,7 @@ class RetortTrainingJob(io.ComfyNode):
                 "Starts a training that runs beside ComfyUI and goes on when ComfyUI ends; the queue is free at once. "
                 "Queue it again to go on with a job that was stopped. It needs memory beside whatever ComfyUI holds."
             ),
-            search_aliases=[*ALIASES, "background", "process", "multi gpu", "accelerate"],
+            search_aliases=[*ALIASES, "distil", "dmd2", "dpo", "background", "multi gpu", "accelerate"],
             is_input_list=True,
             is_output_node=True,
             inputs=[

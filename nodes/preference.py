@@ -305,7 +305,7 @@ class RetortTrainPreference(io.ComfyNode):
                 "Teaches a LoRA to draw what wins and not what loses for a prompt: Diffusion-DPO, SmPO or MaPO. The "
                 "model that comes in, with its LoRAs, is what dpo and smpo stay close to."
             ),
-            search_aliases=[*TRAINING_ALIASES, *ALIASES, "smpo", "mapo", "alignment"],
+            search_aliases=[*TRAINING_ALIASES, *ALIASES[1:], "smpo", "mapo", "alignment"],
             is_output_node=True,
             inputs=[
                 io.Model.Input(

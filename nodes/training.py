@@ -13,7 +13,7 @@ from .method_inputs import DISTILLATION, FEW_SHOT, FLOW, method_input
 from .training_inputs import NOTHING, common_inputs, image_inputs, sources, training_settings
 
 CATEGORY = "model/training/retort"
-ALIASES = ["retort", "train", "lora", "distillation", "trainer", "few step", "turbo", "lightning"]
+ALIASES = ["retort", "train", "trainer", "lora"]
 OUTPUTS = (
     (io.LoraModel, "lora", "The LoRA, for Load LoRA Model; it is also written to models/loras."),
     (io.LossMap, "loss", "The student's loss at each step, for the core loss graph."),
@@ -121,7 +121,10 @@ class RetortTrainDistillation(io.ComfyNode):
                 "images make it better where a method has a discriminator. The model that comes in is the teacher, "
                 "with its LoRAs. The queue waits until it is done: use Training Job for long runs."
             ),
-            search_aliases=[*ALIASES, "dmd2", "tdm", "f-distill", "diff-instruct", "lcm"],
+            search_aliases=[
+                *ALIASES, "distil", "few step", "one step", "turbo", "lightning", "dmd", "dmd2", "tdm", "f-distill",
+                "diff-instruct", "lcm",
+            ],
             is_input_list=True,
             is_output_node=True,
             inputs=[*sources(), io.Custom("REWARD").Input(
