@@ -1,28 +1,11 @@
 // Descriptions and tooltips of our nodes in the user's language. ComfyUI's own locales hold the names; these longer texts are
 // asked for in one language only, and reach what its lookup passes over: inputs inside a choice, text boxes, the help table.
 import { app } from "../../scripts/app.js";
+import { translate } from "./locales/translate.js";
 
 const LANGUAGES = ["zh", "ja"];
 const asked = {};
 const texts = {};
-
-function translateInputs(groups, said) {
-  for (const inputs of Object.values(groups ?? {})) {
-    if (Array.isArray(inputs) || typeof inputs !== "object") continue;
-    for (const spec of Object.values(inputs ?? {})) {
-      const options = spec?.[1];
-      if (!options) continue;
-      if (options.tooltip in said) options.tooltip = said[options.tooltip];
-      for (const option of options.options ?? []) translateInputs(option?.inputs, said);
-    }
-  }
-}
-
-function translate(def, said) {
-  if (def.description in said) def.description = said[def.description];
-  def.output_tooltips = def.output_tooltips?.map((text) => said[text] ?? text);
-  translateInputs(def.input, said);
-}
 
 app.registerExtension({
   name: "retort.translate",

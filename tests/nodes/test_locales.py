@@ -104,3 +104,9 @@ def test_inputs_of_a_node_are_told_apart(language):
 def test_an_output_of_our_own_type_has_a_name(node):
     for out in node.GET_SCHEMA().outputs:
         assert out.display_name or out.get_io_type() in OF_COMFYUI, out.get_io_type()
+
+
+def test_the_page_asks_for_the_same_languages():
+    page = (locales.ROOT / "extensions" / "comfyui" / "translate.js").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^const LANGUAGES = (\[.*\]);$", page, re.MULTILINE)
+    assert tuple(json.loads(listed)) == locales.LANGUAGES

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from retort.hosts.headless.graph import Node
-from retort.hosts.headless.widgets import assign
 
 ROOT = Path(__file__).resolve().parents[3]
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
@@ -17,9 +16,9 @@ INPUT, OUTPUT = -10, -20  # how the editor numbers what a subgraph takes and giv
 PROMPT = {"text": "a green four on white paper", "width": 64, "height": 64}
 # What a user would connect and type to run it on the embedded model in a moment.
 GIVEN: dict[str, dict[str, Any]] = {
-    "Text to Image (Distilled Model)": {"model": ["lora", 0], "preset": "digits_flow", "steps": 1, "noise_seed": 3},
+    "Text to Image (Distilled Model)": {"model": (3, 0), "preset": "digits_flow", "steps": 1, "noise_seed": 3},
     "Text to Image (Best of a Tree Search)": {
-        "reward": ["reward", 0], "negative": "", "cfg": 3.0, "steps": 3, "calls": 12, "batch_size": 4, "seed": 3,
+        "reward": (2, 0), "negative": "", "cfg": 3.0, "steps": 3, "calls": 12, "batch_size": 4, "seed": 3,
     },
     "Text to Image (Reflection, W2SD)": {"negative": "", "cfg": 2.0, "end": 1.0, "steps": 3, "noise_seed": 3},
 }  # fmt: skip
@@ -28,15 +27,6 @@ GIVEN: dict[str, dict[str, Any]] = {
 @pytest.fixture(params=BLUEPRINTS, ids=lambda path: path.stem)
 def blueprint(request):
     return request.param.stem, json.loads(request.param.read_text(encoding="utf-8"))
-
-
-def widgets(raw: dict, registry) -> dict[str, Any]:
-    """The values stored in a node, by input; fails where they do not fit its schema."""
-    notes: list[str] = []
-    node = Node(str(raw["id"]), raw["type"], raw["type"])
-    found = {name: value for name, value, _ in assign(node, registry.schema(node), raw.get("widgets_values"), notes)}
-    assert not notes, notes
-    return found
 
 
 def test_there_are_three():
@@ -75,35 +65,25 @@ def test_every_link_ends_where_it_says(blueprint, known):
     assert sorted([*used, *(id for out in graph["outputs"] for id in out["linkIds"])]) == sorted(links)
 
 
-def test_what_it_holds_runs_on_the_embedded_model(blueprint, known, go):
+def test_dropped_into_a_workflow_it_runs_on_the_embedded_model(blueprint, go, ui_node):
     name, document = blueprint
-    graph, registry = document["definitions"]["subgraphs"][0], known()
-    links = {link["id"]: link for link in graph["links"]}
-    given = {"model": ["embedded", 0], "clip": ["embedded", 1], "vae": ["embedded", 2], **PROMPT, **GIVEN[name]}
-    assert set(given) == {one["name"] for one in graph["inputs"]}, "each input is given a value"
-    prompt = {
-        "embedded": {"class_type": "RetortEmbeddedModel", "inputs": {"variant": "flow"}},
-        "reward": {"class_type": "RetortReward", "inputs": {"kind": "colourfulness"}},
-        "lora": {
-            "class_type": "LoraLoaderModelOnly",
-            "inputs": {
-                "model": ["embedded", 0], "lora_name": "digits_flow_dmd2_1step.safetensors", "strength_model": 1.0,
-            },
-        },
-    }  # fmt: skip
-    for raw in graph["nodes"]:
-        inputs = widgets(raw, registry)
-        for one in raw["inputs"]:
-            if one["link"] is not None:
-                link = links[one["link"]]
-                outside = link["origin_id"] == INPUT
-                inputs[one["name"]] = (
-                    given[graph["inputs"][link["origin_slot"]]["name"]]
-                    if outside
-                    else [str(link["origin_id"]), link["origin_slot"]]
-                )
-        prompt[str(raw["id"])] = {"class_type": raw["type"], "inputs": inputs}
-    (drawn,) = (link for link in graph["links"] if link["target_id"] == OUTPUT and link["target_slot"] == 0)
-    image = [str(drawn["origin_id"]), drawn["origin_slot"]]
-    prompt["save"] = {"class_type": "SaveImage", "inputs": {"images": image, "filename_prefix": "drawn"}}
-    assert len([path for path in go(prompt).saved if path.name.startswith("drawn")]) == 1
+    root = document["nodes"][0]
+    given = {"model": (1, 0), "clip": (1, 1), "vae": (1, 2), **PROMPT, **GIVEN[name]}
+    assert set(given) == {one["name"] for one in root["inputs"]}, "each input is given a value"
+    document["nodes"] = [
+        ui_node(1, "RetortEmbeddedModel", [], ["MODEL", "CLIP", "VAE"], ["flow"]),
+        ui_node(2, "RetortReward", [], ["REWARD"], ["colourfulness"]),
+        ui_node(
+            3, "LoraLoaderModelOnly", [("model", "MODEL", 90)], ["MODEL"], ["digits_flow_dmd2_1step.safetensors", 1.0]
+        ),
+        {**root, "id": 4, "widgets_values": [given[one["name"]] for one in root["inputs"] if "widget" in one]},
+        ui_node(5, "SaveImage", [("images", "IMAGE", 91)], ["IMAGE"], ["drawn"]),
+    ]
+    document["links"] = [[90, 1, 0, 3, 0, "MODEL"], [91, 4, 0, 5, 0, "IMAGE"]]
+    for slot, one in enumerate(root["inputs"]):
+        if "widget" not in one:
+            one["link"] = slot + 1
+            document["links"].append([slot + 1, *given[one["name"]], 4, slot, one["type"]])
+    outcome = go(document)
+    assert not outcome.notes
+    assert len([path for path in outcome.saved if path.name.startswith("drawn")]) == 1
