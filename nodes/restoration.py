@@ -53,6 +53,7 @@ class RetortRestore(io.ComfyNode):
                 io.Combo.Input(
                     "window",
                     options=list(WINDOWS),
+                    advanced=True,
                     default=WINDOWS[0],
                     tooltip="How tiles are blended. gaussian: softest. cosine: leaves out their rims, seen least well.",
                 ),
@@ -76,14 +77,21 @@ class RetortRestore(io.ComfyNode):
                     max=10.0,
                     step=0.00001,
                     round=0.00001,
+                    advanced=True,
                     tooltip="Factor of the VAE's latents; 0: the model's own. ComfyUI needs 0.18215 for InstaRevive.",
                 ),
                 io.Int.Input(
-                    "batch_size", default=4, min=1, max=256, tooltip="Tiles at once; changes memory, not the result."
+                    "batch_size",
+                    default=4,
+                    min=1,
+                    max=256,
+                    advanced=True,
+                    tooltip="Tiles at once; changes memory, not the result.",
                 ),
                 io.Boolean.Input(
                     "caption_per_line",
                     default=False,
+                    advanced=True,
                     tooltip="Each line of caption belongs to one image, instead of the whole text to all.",
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="Restores only here; the rest is plainly enlarged."),
@@ -92,6 +100,7 @@ class RetortRestore(io.ComfyNode):
                     default=8,
                     min=0,
                     max=512,
+                    advanced=True,
                     tooltip="Pixels of the mask, to either side, over which its edge is softened.",
                 ),
             ],

@@ -46,6 +46,7 @@ def size_inputs(tooltip: str = "") -> list:
             min=0,
             max=8192,
             step=64,
+            advanced=True,
             tooltip=tooltip
             or "The shorter side is worked on at no less than this, then made smaller; 512 is InstaRevive's, 0 off.",
         ),
