@@ -19,6 +19,8 @@ from . import reward_files as files
 from .headless.paths import inside
 from .restoration import Size, pictures, tiles_of
 
+# Tied to the word embeddings, or of no use to a captioner, and so often not saved.
+_UNUSED = ("lm_head.", "decoder.lm_head.", "encoder.pooler.")
 QUESTION = "Describe this image in one sentence: what it shows, the materials and the colours."
 
 
@@ -50,7 +52,7 @@ class Transformers:
 
         place = _find(host.captioners_folders(), model)
         files.config_of(place)
-        network = files.load_model(place, AutoModelForImageTextToText, ("lm_head.", "decoder.lm_head."), precise=False)
+        network = files.load_model(place, AutoModelForImageTextToText, _UNUSED, precise=False)
         self._network = network.to(torch.bfloat16) if torch.cuda.is_available() else network.float()
         self._prepare, self._read = _processing(place, question.strip())
         self._tokens = max_tokens

@@ -205,6 +205,7 @@ class RetortCaption(io.ComfyNode):
                     default=4,
                     min=1,
                     max=256,
+                    advanced=True,
                     tooltip="Pictures at once; changes memory, not the captions.",
                 ),
             ],

@@ -11,7 +11,23 @@ import torch
 from retort.hosts import captions
 from retort.hosts.headless import rewards as headless
 
-WORDS = "a red blue seven three on yellow white paper describe this image user assistant :".split()
+WORDS = [
+    "a",
+    "red",
+    "blue",
+    "seven",
+    "three",
+    "on",
+    "yellow",
+    "white",
+    "paper",
+    "describe",
+    "this",
+    "image",
+    "user",
+    "assistant",
+    ":",
+]
 
 
 def tokenizer(**specials):
@@ -62,7 +78,7 @@ def blip(tmp_path):
 @pytest.fixture
 def halves(tmp_path):
     """models/captioners/halves: an encoder and a decoder, saved as vit-gpt2-image-captioning is."""
-    from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel, VisionEncoderDecoderModel
+    from transformers import GPT2Config, GPT2LMHeadModel, VisionEncoderDecoderModel, ViTConfig, ViTModel
 
     folder = tmp_path / "halves"
     folder.mkdir()
@@ -70,8 +86,9 @@ def halves(tmp_path):
     torch.manual_seed(0)
     encoder = ViTModel(ViTConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
                                  image_size=16, patch_size=8), add_pooling_layer=False)  # fmt: skip
-    decoder = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_embd=32, n_layer=1, n_head=2, add_cross_attention=True,
-                                         bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id))  # fmt: skip
+    ids = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    sizes = {"vocab_size": len(words), "n_embd": 32, "n_layer": 1, "n_head": 2}
+    decoder = GPT2LMHeadModel(GPT2Config(**sizes, **ids, add_cross_attention=True))
     model = VisionEncoderDecoderModel(encoder=encoder, decoder=decoder)
     model.config.decoder_start_token_id = words.bos_token_id
     model.config.pad_token_id = words.pad_token_id
@@ -86,8 +103,14 @@ def halves(tmp_path):
 @pytest.fixture
 def llava(tmp_path):
     """models/captioners/llava: converses, and repeats the question before its answer."""
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
 
     folder = tmp_path / "llava"
     folder.mkdir()
@@ -99,10 +122,12 @@ def llava(tmp_path):
                        num_attention_heads=2, num_key_value_heads=2, bos_token_id=words.bos_token_id,
                        eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)  # fmt: skip
     image = words.convert_tokens_to_ids("<image>")
-    LlavaForConditionalGeneration(LlavaConfig(vision, text, image_token_index=image)).save_pretrained(folder)
+    LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_index=image)
+    ).save_pretrained(folder)
     see = CLIPImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False)
-    template = "{% for m in messages %}{% for c in m.content %}{% if c.type == 'image' %}<image> {% else %}{{ c.text }} " \
-        "{% endif %}{% endfor %}{% endfor %}assistant :"  # fmt: skip
+    part = "{% if c.type == 'image' %}<image> {% else %}{{ c.text }} {% endif %}"
+    template = f"{{% for m in messages %}}{{% for c in m.content %}}{part}{{% endfor %}}{{% endfor %}}assistant :"
     LlavaProcessor(see, words, patch_size=8, vision_feature_select_strategy="default", image_token="<image>",
                    chat_template=template, num_additional_image_tokens=1).save_pretrained(folder)  # fmt: skip
     return folder
@@ -124,8 +149,8 @@ def host(tmp_path):
         return held[-1]
 
     return SimpleNamespace(
-        hold=hold, captioners_folders=lambda: [tmp_path], held=held, check_cancelled=lambda: None, say=lambda *a, **k: None,
-        progress=lambda total: SimpleNamespace(step=lambda done: None),
+        hold=hold, captioners_folders=lambda: [tmp_path], held=held, check_cancelled=lambda: None,
+        say=lambda *a, **k: None, progress=lambda total: SimpleNamespace(step=lambda done: None),
     )  # fmt: skip
 
 

@@ -210,8 +210,8 @@ def test_captions_of_pictures_and_tiles_fit_restore(says, stack, student):
     picture[:, :, 50:] = 1
     made = says(lambda image: f"{float(image.mean()):.2f}")
     size = {"scale": 2.0, "tile": 64, "overlap": 8}
-    whole, tiles = node("RetortCaption", image=picture, captioner={"captioner": "embedded"}, per_tile=True, suffix="ink",
-                        **size)  # fmt: skip
+    given = {"image": picture, "captioner": {"captioner": "embedded"}, "per_tile": True, "suffix": "ink"}
+    whole, tiles = node("RetortCaption", **given, **size)
     assert whole == "0.50, ink\n0.50, ink" and made.offloaded == 1
     lines = tiles.splitlines()
     count = len(lines) // 2
