@@ -152,6 +152,29 @@ def test_the_network_sees_the_clean_latent_and_the_timestep(comfy, node, tiny, r
     assert float(told.flatten()[0]) == pytest.approx(400, abs=1e-3)
 
 
+def test_instarevives_layout_has_another_latent_scale_in_core(comfy, node, recording, monkeypatch):
+    """A PixArt-alpha 512 in diffusers' layout, which core takes for PixArt-sigma; latent_scale makes it right."""
+    from diffusers import Transformer2DModel
+
+    torch.manual_seed(0)
+    network = Transformer2DModel(
+        sample_size=64, num_layers=1, attention_head_dim=72, num_attention_heads=16, in_channels=4, out_channels=8,
+        patch_size=2, attention_bias=True, cross_attention_dim=1152, activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000, norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6,
+        caption_channels=4096,
+    )  # fmt: skip
+    model = comfy.sd.load_diffusion_model_state_dict(dict(network.state_dict()))
+    assert model.model.latent_format.scale_factor == pytest.approx(0.13025)
+    host = importlib.import_module(f"{comfy.package}.hosts.comfyui.host")
+    monkeypatch.setattr(host, "encode_text", lambda clip, text: [[torch.ones(1, 4, 4096), {}]])
+    vae, image = OneColour(4, video=False), torch.rand(1, 512, 512, 3, generator=torch.Generator().manual_seed(0))
+    given = {"clip": None, "vae": vae, "image": image, "scale": 1.0, "tile": 512, "overlap": 0}
+    with recording(model) as seen:
+        node("RetortRestore", model=model, latent_scale=0.18215, **given)
+    torch.testing.assert_close(seen.inputs[0].float(), vae.encode(image) * 0.18215, atol=1e-5, rtol=1e-4)
+    assert float(seen.timesteps[0].flatten()[0]) == 400
+
+
 def test_options_of_the_model_are_honoured(comfy, node, tiny, given):
     """A post-CFG patch and a wrapper, both on a clone."""
     case = CASES["whole"]
