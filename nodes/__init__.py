@@ -13,6 +13,8 @@ from . import (
     picker,
     preference,
     reflection,
+    restoration,
+    restoration_parts,
     rewards,
     samplers,
     search,
@@ -58,6 +60,12 @@ NODES: list[type[io.ComfyNode]] = [
     reflection.RetortReflectionSampler,
     reflection.RetortReflectionSetup,
     reflection.RetortReflectionCompare,
+    restoration.RetortRestore,
+    restoration.RetortCaption,
+    restoration_parts.RetortDegrade,
+    restoration_parts.RetortColorFix,
+    restoration_parts.RetortCompareImages,
+    restoration_parts.RetortSpectralGuidance,
 ]
 
 

@@ -16,6 +16,7 @@ from .objectives.fdistill import FDistill, FDistillConfig
 from .objectives.few_shot import FewShot, FewShotConfig
 from .objectives.flow_grpo import FlowGRPO, FlowGRPOConfig
 from .objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from .objectives.instarevive import InstaRevive, InstaReviveConfig
 from .objectives.mapo import MaPO, MaPOConfig
 from .objectives.smpo import SmPO, SmPOConfig
 from .objectives.spo import SPO, SPOConfig
@@ -48,6 +49,7 @@ METHODS: dict[str, Method] = {
     "dpo": Method(DPOConfig, DPO, images=True),
     "smpo": Method(SmPOConfig, SmPO, images=True),
     "mapo": Method(MaPOConfig, MaPO, images=True),
+    "instarevive": Method(InstaReviveConfig, InstaRevive),
 }
 # These learn from nothing else; DI* also does without.
 NEED_REWARD = ("align_prop", "spo", "flow_grpo")

@@ -67,8 +67,8 @@ class Draws:
     device: torch.device = torch.device("cpu")
 
     def _each(self, name: str) -> Iterator[torch.Generator]:
-        for index in self.indices:
-            yield torch.Generator().manual_seed(seed_of(self.seed, self.step, index, name))
+        for seed in self.seeds(name):
+            yield torch.Generator().manual_seed(seed)
 
     def normal(self, name: str, shape: Sequence[int]) -> Tensor:
         """Unit noise (B, *shape), fp32, drawn on the CPU so that every device gets the same."""
@@ -84,6 +84,10 @@ class Draws:
         """(B,) integers in low .. high - 1."""
         drawn = torch.stack([torch.randint(low, high, (), generator=g) for g in self._each(name)])
         return drawn.to(self.device)
+
+    def seeds(self, name: str) -> list[int]:
+        """B seeds, for what draws from generators of its own."""
+        return [seed_of(self.seed, self.step, index, name) for index in self.indices]
 
     def common(self, name: str) -> float:
         """One number in [0, 1) that the whole step shares, on every device and process."""
@@ -195,7 +199,10 @@ class Objective(Protocol):
         ...
 
     def sample(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
-        """x0 from unit noise as users of this student will sample it, for previews; adapter "student" is on."""
+        """x0 from unit noise as users of this student will sample it, for previews; adapter "student" is on.
+
+        A method that restores is given degraded latents instead.
+        """
         ...
 
 

@@ -144,6 +144,11 @@ class DMD2:
         self.discriminator = Discriminator(widths, seed_of(batch.draws.seed, "discriminator")).to(self.denoiser.device)
 
     @property
+    def scope(self) -> tuple[float, float]:
+        """Places (0 .. 1) of the levels between which student and teacher are compared."""
+        return self.config.low, self.config.high
+
+    @property
     def pairs(self) -> int:
         """See the contract."""
         config = self.config
@@ -199,7 +204,7 @@ class DMD2:
         """What moves x (B, ...), the student's sample made at `level`: matching, guidance and the GAN's pull."""
         config, draws = self.config, batch.draws
         uniform = draws.uniform("matching level")
-        sigma = level_draws(self.denoiser, uniform, config.low, config.high, config.shift)
+        sigma = level_draws(self.denoiser, uniform, *self.scope, config.shift)
         noise = draws.normal("matching noise", batch.shape)
         with torch.no_grad():
             g = self._matching(batch, x, level, self.denoiser.path.add_noise(x, sigma, noise), sigma)
@@ -229,8 +234,9 @@ class DMD2:
             return self._normalised(matching - guidance, x, real + guidance)
         matching = self._normalised(matching, x, teacher)
         # No noisier than the student's own input: there its picture is still open, and guidance is to decide it.
-        high = min(config.high, place_of(denoiser, level, config.shift))
-        low = min(config.low, high)
+        low, high = self.scope
+        high = min(high, place_of(denoiser, level, config.shift))
+        low = min(low, high)
         sigma = level_draws(denoiser, batch.draws.uniform("guidance level"), low, high, config.shift)
         x_t = denoiser.path.add_noise(x, sigma, batch.draws.normal("guidance noise", batch.shape))
         with denoiser.adapter(None):

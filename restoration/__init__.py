@@ -1,0 +1,1 @@
+"""Degradations, tiling, colour fix, captions: what image restoration needs beside a network."""

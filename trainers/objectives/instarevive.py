@@ -1,0 +1,219 @@
+"""Restoration in one call, learnt by score distillation: a degraded latent goes in as it stands, a clean one comes out.
+
+InstaRevive (Zhu et al., ICLR 2025): the student is called once at t = 400 on the clean latent of the degraded picture,
+with its caption; a frozen teacher and a learnt fake score pull its output towards the distribution of good pictures, a
+regression towards the very picture. The pull is DMD2's, the rest of which is `dmd2`.
+
+The authors published no trainer. Dynamic control here is our reading of the paper, not its formula: D is the running
+mean squared distance of the output from the clean latent over that of the input, clipped to 0 .. 1; student and teacher
+are compared at places low .. narrow + (high - narrow) D, and the regression weighs floor + (1 - floor) D of its whole.
+So a student that is still far away is corrected over all noise levels and held to the picture, and one that is near is
+corrected in detail, where noise keeps that detail and the two scores tell good from bad. Also ours: the regression
+is squared error of latents; a feature loss on decoded pictures (LPIPS-like) stands beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from .contract import Batch, Cond, Loss, Player, TrainableDenoiser, mean_each
+from .dmd2 import DMD2, Call, DMD2Config, GanOn
+from .sampled import check_ranges
+
+# Column of a batch: latents of the degraded pictures, of the shape and scale of the clean ones.
+DEGRADED = "degraded"
+
+# (restored latents (B, ...), clean latents (B, ...)) -> (B,), with gradients to the first; decoding happens inside.
+FeatureDistance = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class InstaReviveConfig:
+    """Settings of a one-step restorer.
+
+    timestep: the network's own at which it is called (a flow's is 1000 sigma). cfg: the teacher's guidance (1 = none).
+    matching_weight: of the distribution's pull (0 = regression alone, and no fake score). regression_weight: of the
+    picture's; feature_weight: of the feature loss (0 = none). regression_steps: first so many steps without the pull.
+    dynamic: whether scope and regression follow the distance D; narrow: where the scope ends at D = 0; floor: share
+    of the regression that stays there; memory: how much of D a step keeps. ratio, fake_rate, low, high, shift,
+    normalise, gan_weight, gan_on: as DMD2's.
+    """
+
+    timestep: int = 400
+    cfg: float = 3.0
+    matching_weight: float = 1.0
+    regression_weight: float = 1.0
+    feature_weight: float = 0.0
+    regression_steps: int = 0
+    dynamic: bool = True
+    narrow: float = 0.3
+    floor: float = 0.25
+    memory: float = 0.98
+    ratio: int = 1
+    fake_rate: float = 1.0
+    low: float = 0.02
+    high: float = 0.98
+    shift: float = 1.0
+    normalise: bool = True
+    gan_weight: float = 0.0
+    gan_on: GanOn = "teacher"
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            {
+                "timestep": (self.timestep, 1, 1000, "400 is the paper's"),
+                "cfg": (self.cfg, 1, 100, "1 is the teacher without guidance"),
+                "matching_weight": (self.matching_weight, 0, 100, "0 is regression alone"),
+                "regression_weight": (self.regression_weight, 0, 1e4, "0 is the distribution alone"),
+                "feature_weight": (self.feature_weight, 0, 1e4, "0 is no feature loss"),
+                "regression_steps": (self.regression_steps, 0, 10_000_000, "0 is no warm-up"),
+                "floor": (self.floor, 0, 1, "1 keeps the regression as it is"),
+                "memory": (self.memory, 0, 0.99999, "0.98 looks back fifty steps"),
+                "ratio": (self.ratio, 1, 1000, "1 is the paper's"),
+                "fake_rate": (self.fake_rate, 1e-3, 1e3, "1 keeps the student's rate"),
+                "shift": (self.shift, 0.01, 100, "1 is uniform"),
+                "gan_weight": (self.gan_weight, 0, 100, "0 is no GAN"),
+            }
+        )
+        if not 0 <= self.low < self.narrow <= self.high <= 1:
+            raise ValueError(
+                "low, narrow and high must rise within 0 to 1 (narrow may be high), got "
+                f"{self.low!r}, {self.narrow!r}, {self.high!r}: 0.02, 0.3, 0.98"
+            )
+        if self.gan_on not in get_args(GanOn):
+            raise ValueError(f"gan_on must be one of {', '.join(get_args(GanOn))}, got {self.gan_on!r}")
+        if not (self.matching_weight or self.regression_weight or self.feature_weight):
+            raise ValueError("matching_weight, regression_weight and feature_weight are all 0: nothing would be learnt")
+        if self.gan_weight and not self.matching_weight:
+            raise ValueError(
+                f"gan_weight is {self.gan_weight} and matching_weight 0: the discriminator belongs to the matching; "
+                "set one of them otherwise"
+            )
+
+
+class InstaRevive(DMD2):
+    """See the module; `Objective` in `contract`, whose batches have a column "degraded".
+
+    features: the feature loss, set by the engine where feature_weight is above 0.
+    """
+
+    name = "InstaRevive"
+
+    def __init__(self, config: InstaReviveConfig, denoiser: TrainableDenoiser):
+        shared = ("cfg", "ratio", "fake_rate", "low", "high", "shift", "normalise", "gan_weight", "gan_on")
+        matching = {name: getattr(config, name) for name in shared}
+        super().__init__(DMD2Config(steps=1, timesteps=str(config.timestep), **matching), denoiser)
+        self.restoring = config
+        self.features: FeatureDistance | None = None
+        # Running means of the input's and the output's squared distance, and of how much of them was seen.
+        self.state = torch.zeros(3)
+        self.needs_latents = True
+        self.needs_uncond = config.cfg != 1 and config.matching_weight > 0
+
+    @property
+    def players(self) -> dict[str, Player]:
+        """The student, and the fake score where there is matching."""
+        everyone = super().players
+        return everyone if self.restoring.matching_weight else {"student": everyone["student"]}
+
+    def prepare(self, samples: Iterable[Batch]) -> None:
+        """As DMD2's. ValueError where a feature loss is wanted and nothing computes it."""
+        if self.restoring.feature_weight and self.features is None:
+            raise ValueError(
+                f"feature_weight is {self.restoring.feature_weight}, and there is no network to look with: connect "
+                "a VAE and choose features, or set it to 0"
+            )
+        super().prepare(samples)
+
+    # ---- dynamic control -------------------------------------------------------------------------
+
+    @property
+    def distance(self) -> float:
+        """D, the output's distance over the input's, 1 before the first step and where control is off."""
+        before, after, seen = self.state.tolist()
+        if not (self.restoring.dynamic and seen and before):
+            return 1.0
+        return min(1.0, after / before)
+
+    @property
+    def scope(self) -> tuple[float, float]:
+        """See DMD2; its upper end follows D."""
+        config = self.restoring
+        return config.low, config.narrow + (config.high - config.narrow) * self.distance
+
+    @property
+    def regression(self) -> float:
+        """The regression's and the feature loss's share of their weights."""
+        return self.restoring.floor + (1 - self.restoring.floor) * self.distance if self.restoring.dynamic else 1.0
+
+    # ---- losses ----------------------------------------------------------------------------------
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
+        """Student (every `ratio`-th step), then fake score, then discriminator, all on the same restored latents."""
+        config = self.restoring
+        matching = config.matching_weight > 0 and step >= config.regression_steps
+        call = self._simulate(batch)
+        with torch.no_grad(), self.denoiser.adapter("student"):
+            x = self.denoiser.predict_x0(call.x, call.sigma, batch.cond)
+        if not matching or (step - config.regression_steps) % config.ratio == 0:
+            g, metrics = self._towards(batch, x)
+            if matching:
+                pull, more = self._gradient(batch, x, call.level)
+                g, metrics = g + config.matching_weight * pull, metrics | more
+            yield self._student(batch, call, g, metrics)
+        if matching:
+            yield self._fake(batch, x)
+            if config.gan_weight:
+                yield self._critic(batch, x, "fake")
+                yield self._critic(batch, batch.images, "real")
+
+    def _simulate(self, batch: Batch) -> Call:
+        """The student's only call: the degraded latent as the network's own input, without noise."""
+        level = float(self.sigmas[0])
+        x = self.denoiser.path.unit_input(level, batch.columns[DEGRADED])
+        return Call(x, level, self._each(level, len(batch)))
+
+    def _towards(self, batch: Batch, x: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """What moves x (B, ...) towards its clean latents, and how far they are apart."""
+        config, clean = self.restoring, batch.images
+        away = x - clean
+        metrics: dict[str, Tensor | float] = {
+            "distance": mean_each(away.square()).mean(),
+            "input_distance": mean_each((batch.columns[DEGRADED] - clean).square()).mean(),
+            "scope": self.scope[1],
+            "regression_share": self.regression,
+        }
+        g = config.regression_weight * self.regression * away
+        if self.features is not None and config.feature_weight:
+            leaf = x.detach().requires_grad_()
+            with torch.enable_grad():
+                each = self.features(leaf, clean)
+                (pull,) = torch.autograd.grad(each.sum(), leaf)
+            # The feature loss is a mean over samples, g one over their elements besides.
+            g = g + config.feature_weight * self.regression * pull * x[0].numel()
+            metrics["feature_distance"] = each.detach().mean()
+        return g, metrics
+
+    # ---- the rest of the contract ----------------------------------------------------------------
+
+    def after_step(self, metrics: Mapping[str, float], step: int) -> None:
+        """The running means take in the whole batch's distances."""
+        if "distance" in metrics:
+            seen = torch.tensor([metrics["input_distance"], metrics["distance"], 1.0])
+            # Not divided by how much was seen: the quotient of the two means is free of it.
+            self.state.lerp_(seen, 1 - self.restoring.memory)
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The running means."""
+        return {"distances": self.state}
+
+    def sample(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
+        """x0 of degraded latents in one call."""
+        level = float(self.sigmas[0])
+        x = self.denoiser.path.unit_input(level, noise)
+        return self.denoiser.predict_x0(x, self._each(level, len(noise)), cond)
