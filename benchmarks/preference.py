@@ -28,7 +28,7 @@ from .preference_runs import Run
 from .report import Figure, Report, arguments, finish
 from .searching import Kept, bootstrap
 
-WIN, WIN_TURNED, MAY_FALL, HALF = 0.9, 0.8, 0.02, 0.5
+WIN, WIN_TURNED, MAY_FALL = 0.9, 0.8, 0.02
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Size:
 
 
 FULL, QUICK = Size(4, 64), Size(2, 32)
-CURVE = (30, 75, 150)
+BESIDE = {"dpo": (30, 75), "smpo": (30,), "align_prop": (30,)}  # steps after which a run is looked at besides its end
 QUICK_RUNS = ("dpo", "smpo", "mapo")
 
 
@@ -94,15 +94,15 @@ def win_rate(ours: Looked, base: Looked, target: float | None) -> Figure:
     return Figure(share(everything), target=target, better="higher", interval=bootstrap(len(mine), share, 500))
 
 
-def tabulate(report: Report, name: str, run: Run, ours: Looked, base: Looked, folder: Path) -> None:
-    """The rows of one training."""
+def tabulate(report: Report, name: str, run: Run, ours: Looked, base: Looked) -> None:
+    """What is said of a trained model against its base; targets only where the training ends (a name without steps)."""
+    ends = "steps" not in name
+    target = (WIN_TURNED if run.turned else WIN) if ends else None
     report.figures |= {
-        f"{name}: win rate": win_rate(ours, base, WIN_TURNED if run.turned else WIN),
-        f"{name}: prompt right": Figure(ours.prompt, target=base.prompt - MAY_FALL, better="higher"),
+        f"{name}: win rate": win_rate(ours, base, target),
+        f"{name}: prompt right": Figure(ours.prompt, target=base.prompt - MAY_FALL if ends else None, better="higher"),
         **shares(name, ours),
         f"{name}: variety over the base's": Figure(ours.variety / base.variety, better="higher"),
-        f"{name}: steps": Figure(run.config()["training"]["steps"]),
-        f"{name}: training on one thread": Figure(runs.seconds(folder) / 60, "min"),
     }
 
 
@@ -117,7 +117,7 @@ def shares(name: str, found: Looked) -> dict[str, Figure]:
 
 
 def taught(report: Report, options: argparse.Namespace, work: Path) -> None:
-    """Every method's win rate, and how soon SmPO has DPO's."""
+    """Every method's pictures against the base's, and how soon SmPO has DPO's win rate."""
     size, kept = (QUICK if options.quick else FULL), Kept(work / "looked")
 
     def looked(kind: str, lora: Path | None, config: Any) -> Looked:
@@ -127,37 +127,26 @@ def taught(report: Report, options: argparse.Namespace, work: Path) -> None:
         base = looked(kind, None, None)
         report.figures[f"{kind} base: prompt right"] = Figure(base.prompt, better="higher")
         report.figures |= shares(f"{kind} base", base)
-        curves: dict[str, dict[int, Figure]] = {}
-        for method, plan in runs.RUNS.items():
-            if method not in options.runs or (kind == "eps" and plan.method == "flow_grpo"):
+        for method in options.runs:
+            run = replace(runs.RUNS[method], kind=kind)
+            if kind == "eps" and run.method == "flow_grpo":
                 continue
-            name, run = f"{kind} {method}", replace(plan, kind=kind)
-            folder = runs.train(name, run, work)
-            steps = run.config()["training"]["steps"]
-            tabulate(report, name, run, looked(kind, runs.checkpoint(folder, steps), (run, steps)), base, folder)
-            if method in ("dpo", "smpo"):
-                curves[method] = {
-                    at: win_rate(looked(kind, runs.checkpoint(folder, at), (run, at)), base, None)
-                    for at in CURVE
-                    if at <= steps
-                }
-        if len(curves) == 2:
-            compare_speed(report, kind, curves)
+            folder, steps = runs.train(f"{kind} {method}", run, work), run.config()["training"]["steps"]
+            for at in sorted({*BESIDE.get(method, ()), steps}):
+                found = looked(kind, runs.checkpoint(folder, at), (run, at))
+                tabulate(report, f"{kind} {method}" + ("" if at == steps else f", {at} steps"), run, found, base)
+            report.figures[f"{kind} {method}: training steps"] = Figure(steps)
+            report.figures[f"{kind} {method}: training on one thread"] = Figure(runs.seconds(folder) / 60, "min")
+        if {"dpo", "smpo"} <= set(options.runs):
+            half(report, kind)
 
 
-def compare_speed(report: Report, kind: str, curves: dict[str, dict[int, Figure]]) -> None:
-    """Steps after which SmPO wins as often as DPO does at its end; DPO's own first such step beside it."""
-    last = max(curves["dpo"])
-    goal = curves["dpo"][last].value
-    for method, curve in curves.items():
-        for at, figure in curve.items():
-            report.figures[f"{kind} {method}, {at} steps: win rate"] = figure
-        reached = [at for at, figure in curve.items() if figure.value >= goal]
-        share = Figure(
-            min(reached, default=max(curve)) / last, "" if reached else "not reached",
-            target=HALF if method == "smpo" and reached else None,
-        )  # fmt: skip
-        report.figures[f"{kind}: {method}'s steps to DPO's final win rate, over DPO's"] = share
+def half(report: Report, kind: str) -> None:
+    """SmPO at its end against DPO at its own, which is twice as many steps."""
+    ours, theirs = (report.figures[f"{kind} {method}: win rate"] for method in ("smpo", "dpo"))
+    spent = [report.figures[f"{kind} {method}: training steps"].value for method in ("smpo", "dpo")]
+    name = f"{kind}: win rate of smpo in {spent[0] / spent[1]:g} of dpo's steps, dpo's at its end"
+    report.figures[name] = replace(ours, target=theirs.value)
 
 
 PARTS = {

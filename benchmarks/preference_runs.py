@@ -104,7 +104,7 @@ RUNS = {
     "dpo_turned": Run("flow", "dpo", {"beta": 100.0}, turned=0.1),
     "align_prop": Run("flow", "align_prop", {"steps": 10, "cfg": 3.0}, ONLINE),
     "spo": Run("flow", "spo", {"steps": 10, "cfg": 1.0}, ONLINE),
-    "flow_grpo": Run("flow", "flow_grpo", {"steps": 10, "cfg": 1.0, "trained": 3}, {**ONLINE, "batch_size": 4}),
+    "flow_grpo": Run("flow", "flow_grpo", {"steps": 10, "cfg": 1.0, "trained": 3}, {**ONLINE, "batch_size": 2}),
 }
 
 
