@@ -99,7 +99,7 @@ COMMON = {
 ONLINE = {"steps": 60, "prompt_dropout": 0.0}
 RUNS = {
     "dpo": Run("flow", "dpo", {"beta": 100.0}),
-    "smpo": Run("flow", "smpo", {"beta": 20.0, "temperature": 4.0}, {"steps": 75}),
+    "smpo": Run("flow", "smpo", {"beta": 10.0, "temperature": 4.0}, {"steps": 75}),
     "mapo": Run("flow", "mapo"),
     "dpo_turned": Run("flow", "dpo", {"beta": 100.0}, turned=0.1),
     "align_prop": Run("flow", "align_prop", {"steps": 10, "cfg": 3.0}, ONLINE),
