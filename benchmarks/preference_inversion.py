@@ -1,7 +1,8 @@
-"""What SmPO's loss measures: the same pairs with the noise that the student, the base, or nobody finds in them.
+"""Why SmPO's loss may rise while it learns: its size by beta, and the noise that the student finds for itself.
 
-SmPO's noise is found by the student's own inversion at each step, so its loss is that of a question which moves with
-the weights. Here one trained student is asked three questions about the same pairs at the same levels: noise by its own
+Two things are told apart. First, trainings with the published beta (2000, gamma 10), with and without the inversion,
+beside the benchmark's own: their loss, and the share of pairs that it calls right. Second, the inversion, whose noise
+moves with the weights: one trained student is asked about the same pairs at the same levels with noise by its own
 inversion, by the base's, and fresh noise. `student` and `base` are the network's mean error of the loser less that of
 the winner; the loss's argument is their difference times beta gamma / 2.
 """
@@ -26,9 +27,15 @@ from ..trainers.objectives.preference import LOSER
 from ..trainers.objectives.smpo import SmPO
 from ..trainers.watch import METRICS, read_metrics
 from . import preference_runs as runs
+from .preference_runs import Run
 from .report import Figure, Report
 
-PAIRS, SEED, MEANS = 128, 1, 15
+PAIRS, SEED, MEANS = 128, 1, 25
+PUBLISHED = {"temperature": 4.0, "beta": 2000.0}
+LOSSES = {
+    "smpo_2000": Run("flow", "smpo", PUBLISHED, {"steps": 75}),
+    "smpo_2000_fresh": Run("flow", "smpo", {**PUBLISHED, "inversion_steps": 0}, {"steps": 75}),
+}
 FOUND = ("student", "base", "nobody")
 
 
@@ -64,13 +71,15 @@ def asked(objective: SmPO, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
 def measure(report: Report, options: argparse.Namespace, work: Path) -> None:
     """SmPO's trained student on its own pairs."""
     for kind in options.kinds:
+        for method, plan in ({"smpo": runs.RUNS["smpo"]} | LOSSES).items():
+            folder = runs.train(f"{kind} {method}", replace(plan, kind=kind), work)
+            rows = read_metrics(folder / METRICS)
+            for name, part in (("first", rows[:MEANS]), ("last", rows[-MEANS:])):
+                for key, said in (("student_loss", "loss"), ("accuracy", "pairs called right")):
+                    mean = sum(row[key] for row in part) / len(part)
+                    report.figures[f"{kind} {method}: {said}, {name} {MEANS} steps"] = Figure(mean)
         run = replace(runs.RUNS["smpo"], kind=kind)
-        folder = runs.train(f"{kind} smpo", run, work)
-        config = read_config(run.config())
-        rows = read_metrics(folder / METRICS)
-        for name, part in (("first", rows[:MEANS]), ("last", rows[-MEANS:])):
-            mean = sum(row["student_loss"] for row in part) / len(part)
-            report.figures[f"{kind} smpo: loss, {name} {MEANS} steps"] = Figure(mean)
+        folder, config = runs.train(f"{kind} smpo", run, work), read_config(run.config())
         with host.training_session():
             denoiser = host.trainable(embedded.load(kind)[0])
             objective = SmPO(config.objective, denoiser)
