@@ -57,11 +57,26 @@ WORDS = {
     "ilvr": "RetortStructureSampler",
     "rk45": "RetortDopri5Sampler",
     "demo model": "RetortEmbeddedModel",
+    "upscale": "RetortRestore",
+    "super resolution": "RetortRestore",
+    "deblur": "RetortRestore",
+    "captioner": "RetortCaption",
+    "florence": "RetortCaption",
+    "real-esrgan": "RetortDegrade",
+    "jpeg": "RetortDegrade",
+    "wavelet": "RetortColorFix",
+    "color fix": "RetortColorFix",
+    "slider": "RetortCompareImages",
+    "psnr": "RetortCompareImages",
+    "infrared": "RetortSpectralGuidance",
+    "vote": "RetortPreferencePicker",
+    "human feedback": "RetortPreferencePicker",
+    "wildcard": "RetortPromptQueue",
 }
 # What a search for another kind of node must not bring.
 STRANGERS = {"turbo": ("RetortLossChart", "RetortCollectJob", "RetortTrainPreference"), "dpo": ("RetortTreeSearch",)}
 # ComfyUI 0.33 sorts by what a node does; rewards and preferences have no place of its own there.
-PLACES = {"model/sampling", "model/training", "model/loaders", "model/rewards", "model/preference"}
+PLACES = {"model/sampling", "model/training", "model/loaders", "model/rewards", "model/preference", "image/restoration"}
 
 
 def finds(word: str) -> set[str]:

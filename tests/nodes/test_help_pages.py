@@ -15,13 +15,17 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / WEB_DIRECTORY / "docs"
 PICTURES = DOCS / "pictures"
 SECTIONS = ["When to use it", "Inputs", "Outputs", "Cost"]
-# No workflow draws with it yet: ten images of a style would have to come with it.
-WITHOUT_PICTURE = {"RetortFewShotAdapt"}
+# No workflow of theirs draws on the embedded model yet.
+WITHOUT_PICTURE = {
+    "RetortFewShotAdapt", "RetortPreferencePicker", "RetortPromptQueue", "RetortRestore", "RetortCaption",
+    "RetortColorFix", "RetortSpectralGuidance",
+}  # fmt: skip
 # They carry files, numbers or several methods about; the pages of the methods name the papers.
 WITHOUT_PAPER = {
     "RetortEmbeddedModel", "RetortCollectJob", "RetortLossChart", "RetortCombineRewards", "RetortScoreImages",
     "RetortCompareModels", "RetortPreferenceSet", "RetortLabelPairs", "RetortSaveSearch", "RetortLoadSearch",
-    "RetortLoadGaussianStatistics",
+    "RetortLoadGaussianStatistics", "RetortPreferencePicker", "RetortPromptQueue", "RetortCaption",
+    "RetortCompareImages",
 }  # fmt: skip
 
 
