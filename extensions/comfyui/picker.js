@@ -27,6 +27,7 @@ class Picker {
   constructor(node) {
     this.node = node;
     this.note = "";
+    this.away = ""; // why the desk cannot be seen
     this.queued = 0;
     this.drawing = new Drawing();
     this.view = new View(
@@ -136,16 +137,16 @@ class Picker {
       // The queue first: a run that has left it has left its tickets on the desk.
       const queue = await (await api.fetchApi("/queue", { cache: "no-store" })).json();
       const { status, body } = await this.ask(path, place.by, "tickets");
-      if (status !== 200) {
-        this.note = body?.error || `ComfyUI answered ${status}`;
-        this.drawing.failed(this.note);
+      this.away = status === 200 ? "" : body?.error || `ComfyUI answered ${status}`;
+      if (this.away) {
+        this.drawing.failed(this.away);
         return;
       }
       this.queued = queuedFor(queue, PICKER, place);
       if (!desk.hear(body, settled)) this.again = true;
       else if (this.drawing.step({ queued: this.queued, desk: desk.view, left: this.left() })) await this.draw();
     } catch (error) {
-      this.note = `ComfyUI does not answer (${error.message}). What you choose is kept until it does.`;
+      this.away = `ComfyUI does not answer (${error.message}). What you choose is kept until it does.`;
     }
   }
 
@@ -178,7 +179,8 @@ class Picker {
 
   render() {
     if (this.gone) return;
-    const { desk, drawing, note } = this;
+    const { desk, drawing } = this;
+    const note = this.note || this.away;
     this.view.render({ desk: desk.view, canUndo: desk.canUndo, drawing, drawn: this.queued > 0, note });
   }
 

@@ -74,6 +74,13 @@ class Picking:
             self.page.keyboard.press(key)
         return {"winner": names[place], "loser": names[1 - place]}
 
+    def quiet(self, seconds: float) -> None:
+        """Wait until the server has nothing to run."""
+        end = time.monotonic() + seconds
+        while not self.page.evaluate(QUIET):
+            assert time.monotonic() < end, "the queue does not become empty"
+            time.sleep(0.5)
+
     def press(self, text: str) -> None:
         self.page.locator(".retort-picker-row button", has_text=text).click()
 
@@ -139,7 +146,7 @@ def main(url: str, workflow: Path, pictures: Path) -> None:
         one.shown()
         one.page.screenshot(path=pictures / "nodes2_light.png")
         one.press("Stop")
-        one.page.wait_for_function(QUIET, timeout=60_000)
+        one.quiet(60)
 
         # A second tab that does not know what the first one says.
         two = Picking(browser, url)
@@ -177,8 +184,7 @@ def main(url: str, workflow: Path, pictures: Path) -> None:
                 node.widgets.find((widget) => widget.name === name).value = value; } }"""
         )
         one.page.evaluate("async () => { await app.queuePrompt(0); }")
-        time.sleep(2)
-        one.page.wait_for_function(QUIET, timeout=300_000)
+        one.quiet(300)
         seen["history"] = one.page.evaluate(
             "async () => Object.values(await (await fetch('/history')).json()).at(-1).status.status_str"
         )

@@ -74,7 +74,10 @@ def test_pick_train_compare(browser_python, server, folder, tmp_path):
     assert (server.base / "models" / "loras" / "bold_by_hand.safetensors").is_file()
     assert list((server.base / "output" / "retort" / "click_train_compare").glob("pairs_*.png"))
     # The page is closed: what was queued is finished, and no more.
-    time.sleep(8)
+    end = time.monotonic() + 60
+    while json.loads(server.get("/queue")) != {"queue_running": [], "queue_pending": []}:
+        assert time.monotonic() < end
+        time.sleep(1)
     count = len(lines(folder / "tickets.jsonl"))
     time.sleep(5)
     assert json.loads(server.get("/queue")) == {"queue_running": [], "queue_pending": []}

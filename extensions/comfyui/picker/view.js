@@ -7,8 +7,7 @@ const GUARD = 250; // ms
 const STYLE = new URL("./picker.css", import.meta.url);
 
 function make(kind, className, more = {}) {
-  const element = Object.assign(document.createElement(kind), { className }, more);
-  return element;
+  return Object.assign(document.createElement(kind), { className }, more);
 }
 
 function wearStyle() {
