@@ -35,7 +35,7 @@ class Picking:
         self.page.goto(self.url)
         self.page.wait_for_function("window.app?.graph && app.extensionManager", timeout=120_000)
         time.sleep(2)
-        self.page.evaluate(SET, {"Comfy.TutorialCompleted": True, **settings})
+        self.page.evaluate(SET, settings)
         if workflow is not None:
             self.page.evaluate("async (d) => { await app.loadGraphData(d); }", workflow)
         self.page.wait_for_function(PICKER, timeout=30_000)
@@ -103,6 +103,8 @@ def main(url: str, workflow: Path, pictures: Path) -> None:
         chosen = {"executable_path": installed[0]} if installed else {}
         browser = playwright.chromium.launch(args=["--no-sandbox"], **chosen)
         one = Picking(browser, url)
+        # A first visit is shown templates, over everything, whenever they have been fetched.
+        one.page.request.post(f"{url}/api/settings", data={"Comfy.TutorialCompleted": True})
         one.open(document, **{"Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark"})
         # A ticket with a hostile prompt was there before the page.
         one.shown()
