@@ -83,7 +83,7 @@ def by_steps(case: Case, checkpoint: bool) -> dict[str, Figure]:
         found[kept] = spent(case, "align_prop", config, steps=1)
     about = f"AlignProp, {STEPS} steps, {'checkpointed' if checkpoint else 'not checkpointed'}"
     figures = {f"{about}, K {kept}": Figure(peak / MEGABYTE, "MB") for kept, peak in found.items()}
-    # From the second K on: where one step is learnt from, the adapter's gradient does not exist yet while the graph does.
+    # From the second K on: with one step, the adapter has no gradient yet while the graph is alive.
     few, *more = KEPT[1:]
     for kept in more:
         each = (found[kept] - found[few]) / (kept - few) / latents
