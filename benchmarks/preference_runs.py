@@ -96,7 +96,7 @@ COMMON = {
 }  # fmt: skip
 
 
-RATES = {"flow": 4e-4, "eps": 2e-4}  # at 4e-4 pairs made the eps twin forget its digits
+RATES = {"flow": 4e-4, "eps": 2e-4}  # pairs at 4e-4 made the eps twin forget its digits
 ONLINE = {"learning_rate": 4e-4, "steps": 60, "prompt_dropout": 0.0}
 GROUPS = {**ONLINE, "learning_rate": 1e-3, "steps": 120, "batch_size": 2}
 RUNS = {

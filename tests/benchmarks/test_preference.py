@@ -69,26 +69,28 @@ def test_the_figures_are_written(monkeypatch, tmp_path):
     for name, value in {"PAIRS": 4, "STEPS": 2}.items():
         monkeypatch.setattr(runs, name, value)
     few = {"steps": 2, "batch_size": 2, "save_every": 1, "warmup": 0}
-    short = {name: replace(run, training={**run.training, **few}) for name, run in runs.RUNS.items()}
-    for name in ("align_prop", "spo", "flow_grpo"):
-        short[name] = replace(short[name], objective={**short[name].objective, "steps": 3, "trained": 1})
-    short["align_prop"].objective.pop("trained")
-    short["flow_grpo"].objective["group"] = 2
+    short = {name: replace(runs.RUNS[name], training=few) for name in ("dpo", "smpo", "dpo_turned")}
+    short["spo"] = runs.Run("flow", "spo", {"steps": 3, "cfg": 1.0, "trained": 1}, {**few, "prompt_dropout": 0.0})
     monkeypatch.setattr(runs, "RUNS", short)
-    monkeypatch.setattr(preference, "CURVE", (1, 2))
+    monkeypatch.setattr(preference, "BESIDE", {"dpo": (1,)})
+    monkeypatch.setattr(preference_inversion, "LOSSES", {})
     monkeypatch.setattr(preference, "FULL", preference.Size(2, 2))
     monkeypatch.setattr(preference_inversion, "PAIRS", 2)
     tiny = preference_memory.random_case(1, 1, 4, 4, 1)
     monkeypatch.setattr(preference_memory, "cases", lambda quick: {"tiny": replace(tiny, pairs=True)})
     monkeypatch.setattr(preference_memory, "embedded_case", lambda: tiny)
+    few_paired = {name: preference_memory.PAIRED[name] for name in ("dpo", "mapo")}
+    monkeypatch.setattr(preference_memory, "PAIRED", few_paired)
+    monkeypatch.setattr(preference_memory, "SAMPLED", {"align_prop": preference_memory.AlignPropConfig(2, 1.0)})
     monkeypatch.setattr(preference_memory, "STEPS", 3)
-    monkeypatch.setattr(preference_memory, "KEPT", (1, 3))
+    monkeypatch.setattr(preference_memory, "KEPT", (1, 2, 3))
     arguments = ["preference", "--kinds", "flow", "--json", str(tmp_path / "f.json"), "--work", str(tmp_path / "work")]
     monkeypatch.setattr("sys.argv", arguments)
     preference.main()
     figures = json.loads((tmp_path / "f.json").read_text())["figures"]
     assert {f["target"] for name, f in figures.items() if name.endswith(": win rate") and f["target"]} == {0.8, 0.9}
-    assert sum(name.endswith("prompt right") for name in figures) == 1 + len(short)
+    assert sum(name.endswith("prompt right") for name in figures) == 1 + len(short) + 1
+    assert figures["flow dpo, 1 steps: win rate"]["target"] is None
     assert "flow smpo, noise found by base: pairs that the loss calls right" in figures
     assert 0.5 < figures["tiny, without checkpoints: dpo step over plain step"]["value"] < 2
-    assert figures["AlignProp, 3 steps, checkpointed: a step more, from K 1 to 3"]["target"] == 2.0
+    assert figures["AlignProp, 3 steps, checkpointed: a step more, from K 2 to 3"]["target"] == 2.0

@@ -262,5 +262,3 @@ def test_processes_learn_from_what_all_of_them_saw(affine):
             made.weighted(loss, batch)
     assert halves[0].rows == halves[1].rows == whole.rows
     torch.testing.assert_close(halves[0]._seen + halves[1]._seen, whole._seen)
-
-
