@@ -94,14 +94,14 @@ class Stop(watch.Silent):
 
 @pytest.fixture
 def make(affine, tmp_path):
-    def build(folder="run", watcher=None, data=None, objective=PLAIN, lora=RANK_ONE, **settings):
+    def build(folder="run", watcher=None, data=None, objective=PLAIN, lora=RANK_ONE, reducer=None, **settings):
         denoiser = affine(VE, (1.0,), 0.5, 0.7)
         values = torch.randn(12, 1, 2, 2, generator=torch.Generator().manual_seed(1))
         rows = {"mean": torch.zeros(1)}
         data = data or Data([rows] * 12, latents=list(values), uncond=rows)
         settings = {"steps": 12, "batch_size": 4, "warmup": 2, "save_minutes": 0, "preview_every": 0} | settings
         config = RunConfig("two", objective, TrainingConfig(**settings), lora)
-        return Trainer(denoiser, Two(objective, denoiser), data, config, tmp_path / folder, watcher)
+        return Trainer(denoiser, Two(objective, denoiser), data, config, tmp_path / folder, watcher, reducer=reducer)
 
     return build
 

@@ -73,13 +73,8 @@ def together(trainers):
 @pytest.fixture
 def several(make):
     def build(world, folder="shared", **settings):
-        shared, trainers = Together(world), []
-        for rank in range(world):
-            trainer = make(folder, **settings)
-            trainer.reducer = shared.reducer(rank)
-            trainer._check_data()
-            trainers.append(trainer)
-        return trainers
+        shared = Together(world)
+        return [make(folder, reducer=shared.reducer(rank), **settings) for rank in range(world)]
 
     return build
 
