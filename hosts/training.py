@@ -149,8 +149,8 @@ def run_in_node(host: Any, model: Any, request: Request, *, watcher: Watcher, **
     while a job works in the run's folder.
     """
     folder = host.runs_folder() / checked_name(request.name)
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
     check_writable(folder)
-    new = not folder.exists()
     try:
         with holding(folder):
             return _told(host, model, request, watcher, folder, given)
@@ -160,7 +160,8 @@ def run_in_node(host: Any, model: Any, request: Request, *, watcher: Watcher, **
             for name in (STATUS, LOCK):
                 (folder / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
-                folder.rmdir()
+                for each in new:
+                    each.rmdir()
 
 
 def _told(host: Any, model: Any, request: Request, watcher: Watcher, folder: Path, given: dict[str, Any]) -> Result:

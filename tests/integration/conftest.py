@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import compileall
 import importlib
 import json
 import shutil
@@ -44,6 +45,9 @@ def comfy(comfyui: Path) -> SimpleNamespace:
     )  # fmt: skip
     before = set(core.nodes.NODE_CLASS_MAPPINGS)
     _module("comfy_config.config_parser")  # ComfyUI reads the pyproject.toml of every pack with it
+    _module("server")  # which is up before any pack is loaded
+    for folder in ("hosts", "models", "nodes", "restoration", "rewards", "sampling", "trainers"):
+        compileall.compile_dir(REPOSITORY / folder, quiet=1)  # as every start but the first finds it
     known = set(sys.modules)
     # Processor time: the machine may be busy with something else.
     started = time.process_time()
