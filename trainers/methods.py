@@ -25,11 +25,15 @@ from .objectives.tdm import TDM, TDMConfig
 
 @dataclass(frozen=True)
 class Method:
-    """A method's settings and maths. reward: whether it takes one, and whether that must be differentiable."""
+    """A method's settings and maths. reward: whether it takes one, and whether that must be differentiable.
+
+    pictures: whether it learns from pictures that its `spoil` degrades, and the engine encodes, in every step.
+    """
 
     config: type
     objective: type
     reward: Literal["none", "any", "differentiable"] = "none"
+    pictures: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -45,7 +49,7 @@ METHODS: dict[str, Method] = {
     "dpo": Method(DPOConfig, DPO),
     "smpo": Method(SmPOConfig, SmPO),
     "mapo": Method(MaPOConfig, MaPO),
-    "instarevive": Method(InstaReviveConfig, InstaRevive),
+    "instarevive": Method(InstaReviveConfig, InstaRevive, pictures=True),
 }
 # These learn from nothing else; DI* also does without.
 NEED_REWARD = ("align_prop", "spo", "flow_grpo")
