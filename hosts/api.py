@@ -11,6 +11,7 @@
   level that its student starts from, so that a grid which begins below it is taken as image to image.
 * `method_sampler(method) -> SAMPLER`: a `hosts.methods.Method`, such as Dopri5 or Structure.
 * `teleport_sampler(inner, plan) -> SAMPLER`: the SAMPLER `inner`, begun where a `sampling.teleport.Teleport` says.
+* `with_x0_patch(model, patch) -> MODEL`: whose guided x0 goes through `patch(x0, sigma (B,))` at every call.
 * `random_noise(seed) -> NOISE`: core's RandomNoise.
 * `latents_in(model, samples) -> Tensor`: LATENT samples (B, C, ...) in the model's own scale, fp32 on the CPU;
   ValueError for those of another model.
@@ -50,6 +51,10 @@ For rewards (`hosts.rewards.make(host, kind, settings) -> Reward` puts them toge
 * `hold(network) -> rewards.contract.Holder`: the network under the host's memory management.
 * `rewards_folders() -> list[Path]`: where reward models lie, the first being where new ones belong.
 
+For restoration (`hosts.restoration.run(host, ...)`, `hosts.captions.run(host, ...)`):
+
+* `captioners_folders() -> list[Path]`: where captioning models lie.
+
 For searches (`hosts.search.run(host, ...)` puts them together):
 
 * `latents_of(guider, latent) -> (B, C, ...)`: a LATENT's samples, an empty one with the channels of the guider's model.
@@ -76,7 +81,20 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from . import compare, methods, noise, reflection, rewards, search, starter, statistics, training
+from . import (
+    captions,
+    compare,
+    methods,
+    noise,
+    picture_compare,
+    reflection,
+    restoration,
+    rewards,
+    search,
+    starter,
+    statistics,
+    training,
+)
 
 # The process tells who runs us: ComfyUI has imported its API long before it loads packs. That ComfyUI could be imported
 # says nothing, since the command line may be started inside a ComfyUI checkout.
@@ -91,6 +109,6 @@ else:
     from .comfyui import host
 
 __all__ = [
-    "IN_COMFYUI", "ComfyExtension", "compare", "host", "io", "methods", "noise", "reflection", "rewards", "search",
-    "starter", "statistics", "training", "ui",
+    "IN_COMFYUI", "ComfyExtension", "captions", "compare", "host", "io", "methods", "noise", "picture_compare",
+    "reflection", "restoration", "rewards", "search", "starter", "statistics", "training", "ui",
 ]  # fmt: skip

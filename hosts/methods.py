@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..restoration import one_step
 from ..sampling.dopri5 import Dopri5Config, sample_dopri5
 from ..sampling.path import NoisePath
 from ..sampling.schedule import Schedule
@@ -20,12 +21,14 @@ class Run:
     """What a host lends a method for one run.
 
     model(x, sigma (B,), **extra_args) -> x0 with guidance and mask inside. x (B, C, ...): the latent at sigmas[0].
-    noise: the run's unit noise. mask: of x's shape, 1 where the latent may change. latents_in: LATENT samples in the
-    model's scale, ValueError for those of another model. tell: says a line to the user. callback: k-diffusion's.
+    clean: the LATENT without noise, in the model's scale. noise: the run's unit noise. mask: of x's shape, 1 where the
+    latent may change. latents_in: LATENT samples in the model's scale, ValueError for those of another model. tell:
+    says a line to the user. callback: k-diffusion's.
     """
 
     model: Callable[..., Tensor]
     x: Tensor
+    clean: Tensor
     sigmas: Tensor
     path: NoisePath
     schedule: Schedule
@@ -102,6 +105,17 @@ class Structure:
             reference=run.latents_in(self.reference),
             noise=run.noise,
             mask=run.mask,
+        )
+
+
+@dataclass(frozen=True)
+class Restore:
+    """`restoration.one_step`: one call on the clean latent."""
+
+    def sample(self, run: Run) -> Tensor:
+        """See Method; run.sigmas are those of `OneStep.sigmas`."""
+        return one_step.restore(
+            run.model, run.clean, run.sigmas, run.extra_args, run.callback, run.disable, path=run.path
         )
 
 

@@ -107,7 +107,7 @@ def config_of(place: Place) -> Any:
     """The model's configuration, in transformers' classes. ValueError says what is wrong with the place."""
     from transformers import AutoConfig
 
-    return _loaded(place, lambda: AutoConfig.from_pretrained(place.source, **place.options))
+    return loaded(place, lambda: AutoConfig.from_pretrained(place.source, **place.options))
 
 
 def load_model(place: Place, kind: Any, ignored: Sequence[str] = (), precise: bool = True) -> Any:
@@ -122,7 +122,7 @@ def load_model(place: Place, kind: Any, ignored: Sequence[str] = (), precise: bo
 
     # Under inference mode the weights could never give gradients to a picture.
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        model, notes = _loaded(place, read)
+        model, notes = loaded(place, read)
         missing = [name for name in notes["missing_keys"] if not name.startswith(tuple(ignored) or ("\0",))]
         if missing:
             raise ValueError(
@@ -146,7 +146,8 @@ def _refuse_pickles(place: Place) -> None:
         raise ValueError(f"model {place.name!r}: {place.folder} holds no safetensors file; download it again")
 
 
-def _loaded(place: Place, read: Any) -> Any:
+def loaded(place: Place, read: Any) -> Any:
+    """What `read()` gives. ValueError where the model's files cannot be read."""
     from safetensors import SafetensorError
 
     try:
@@ -165,7 +166,7 @@ def transformers_or_error() -> None:
     from importlib.util import find_spec
 
     if find_spec("transformers") is None:
-        raise ValueError('this reward needs transformers: pip install "retort[rewards]"')
+        raise ValueError('this model needs transformers: pip install "retort[rewards]"')
 
 
 def tokenizer(place: Place) -> Any:
@@ -177,7 +178,7 @@ def tokenizer(place: Place) -> Any:
             f"model {place.name!r}: {place.folder} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt); "
             "copy it from the model's repository"
         )
-    found = _loaded(place, lambda: AutoTokenizer.from_pretrained(place.source, **place.options))
+    found = loaded(place, lambda: AutoTokenizer.from_pretrained(place.source, **place.options))
     # transformers makes an empty tokenizer of files that it does not understand.
     if found("red")["input_ids"] == found("blue")["input_ids"]:
         raise ValueError(
@@ -200,14 +201,14 @@ def image_settings(place: Place) -> dict[str, Any]:
     """The settings of a model's image processor."""
     from transformers import AutoImageProcessor
 
-    return _loaded(place, lambda: AutoImageProcessor.from_pretrained(place.source, **place.options)).to_dict()
+    return loaded(place, lambda: AutoImageProcessor.from_pretrained(place.source, **place.options)).to_dict()
 
 
 def processor(place: Place) -> Any:
     """The whole processor of a vision-language model."""
     from transformers import AutoProcessor
 
-    return _loaded(place, lambda: AutoProcessor.from_pretrained(place.source, **place.options))
+    return loaded(place, lambda: AutoProcessor.from_pretrained(place.source, **place.options))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

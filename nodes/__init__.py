@@ -12,6 +12,8 @@ from . import (
     noise_policy,
     preference,
     reflection,
+    restoration,
+    restoration_parts,
     rewards,
     samplers,
     search,
@@ -55,6 +57,12 @@ NODES: list[type[io.ComfyNode]] = [
     reflection.RetortReflectionSampler,
     reflection.RetortReflectionSetup,
     reflection.RetortReflectionCompare,
+    restoration.RetortRestore,
+    restoration.RetortCaption,
+    restoration_parts.RetortDegrade,
+    restoration_parts.RetortColorFix,
+    restoration_parts.RetortCompareImages,
+    restoration_parts.RetortSpectralGuidance,
 ]
 
 

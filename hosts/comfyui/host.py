@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ save_merged = base.save_merged
 load_described = base.load_described
 hold = rewards.hold
 rewards_folders = rewards.rewards_folders
+captioners_folders = work.captioners_folders
 search = _search.search
 latents_of = _search.latents_of
 latents_out = _search.latents_out
@@ -88,6 +90,13 @@ def latent_format(model) -> tuple[int, int]:
     """(channels, spatial and temporal dimensions) of the MODEL's latents."""
     form = model.get_model_object("latent_format")
     return form.latent_channels, form.latent_dimensions
+
+
+def with_x0_patch(model, patch: Callable[[Tensor, Tensor], Tensor]):
+    """A clone of the MODEL whose guided x0 goes through patch(x0, sigma (B,))."""
+    clone = model.clone()
+    clone.set_model_sampler_post_cfg_function(lambda args: patch(args["denoised"], args["sigma"]))
+    return clone
 
 
 def distilled_sampler(mode: Mode, start: Start, preset: Preset | None = None) -> DistilledSampler:
@@ -153,7 +162,8 @@ def models_folder() -> Path:
 
 
 def add_model_folders() -> None:
-    """Show the embedded weights to the stock loaders, and models/rewards and models/gaussian_statistics to ours."""
+    """Show the embedded weights to the stock loaders, and folders of ours below models to users."""
     _embedded.add_model_folders()
     rewards.add_folder()
+    work.add_captioners_folder()
     work.add_statistics_folder()

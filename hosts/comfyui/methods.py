@@ -36,6 +36,7 @@ class MethodSampler(Sampler):
             Run(
                 model=model,
                 x=first_latent(path, sigmas[0], latent_image, self.max_denoise(model_wrap, sigmas))(noise),
+                clean=latent_image,
                 sigmas=sigmas,
                 path=path,
                 schedule=network.model_sampling,

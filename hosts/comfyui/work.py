@@ -19,6 +19,7 @@ from ...models.loader import FOLDER
 # As large as ComfyUI shows a preview on a node.
 PREVIEW = 512
 STATISTICS = "gaussian_statistics"
+CAPTIONERS = "captioners"
 _log = logging.getLogger("retort")
 
 
@@ -143,6 +144,18 @@ def statistics_folders() -> list[Path]:
     if STATISTICS not in folder_paths.folder_names_and_paths:
         add_statistics_folder()
     return [Path(path) for path in folder_paths.get_folder_paths(STATISTICS)]
+
+
+def add_captioners_folder() -> None:
+    """Make models/captioners known to ComfyUI, so that extra_model_paths.yaml can add to it."""
+    folder_paths.add_model_folder_path(CAPTIONERS, str(Path(folder_paths.models_dir) / CAPTIONERS))
+
+
+def captioners_folders() -> list[Path]:
+    """See `hosts.api`."""
+    if CAPTIONERS not in folder_paths.folder_names_and_paths:
+        add_captioners_folder()
+    return [Path(path) for path in folder_paths.get_folder_paths(CAPTIONERS)]
 
 
 def input_folders() -> list[Path]:

@@ -34,7 +34,7 @@ class Guider:
         """`model(x, sigma, **extra_args) -> x0` for latents of this shape, guidance inside (the Denoiser contract)."""
         branches = self.branches()
         batches = _batched(self.model.network, branches, shape)
-        source, loras = self.model.source, self.model.loras
+        source, loras, patches = self.model.source, self.model.loras, self.model.patches
         timestep, prediction, cfg, b = self.model.schedule.timestep, self.model.prediction, self.cfg, shape[0]
         guided, scaled = len(branches) == 2, self.model.path.kind == "VE"
         ones = (1,) * (len(shape) - 1)
@@ -63,7 +63,16 @@ class Guider:
                 return x / (spread * spread) - raw * (s / spread)
             return raw
 
-        return denoise
+        if not patches:
+            return denoise
+
+        def patched(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+            x0 = denoise(x, sigma, **extra_args)
+            for patch in patches:
+                x0 = patch(x0, sigma)
+            return x0
+
+        return patched
 
     def sample(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ statistics_folders = work.statistics_folders
 input_folders = work.input_folders
 hold = rewards.hold
 rewards_folders = rewards.rewards_folders
+captioners_folders = work.captioners_folders
 search = _search.search
 latents_of = _search.latents_of
 latents_out = _search.latents_out
@@ -98,6 +100,11 @@ def with_shift(model: Model, shift: float) -> Model:
         f"shift {shift:g} cannot be set: only flow models have a timestep shift, and this one predicts "
         f"{model.prediction}; load a flow model such as SD3 or Flux"
     )
+
+
+def with_x0_patch(model: Model, patch: Callable[[Tensor, Tensor], Tensor]) -> Model:
+    """The MODEL whose guided x0 goes through patch(x0, sigma (B,))."""
+    return replace(model, patches=(*model.patches, patch))
 
 
 def distilled_sampler(mode: Mode, start: Start, preset: Preset | None = None) -> DistilledSampler:

@@ -27,6 +27,7 @@ class MethodSampler:
             methods.Run(
                 model=run.masked(run.noise),
                 x=first_latent(run.path, run.sigmas[0], run.latent, run.max_denoise)(run.noise),
+                clean=run.latent,
                 sigmas=run.sigmas,
                 path=run.path,
                 schedule=run.schedule,

@@ -112,6 +112,8 @@ class Model:
     latent: LatentFormat
     loras: tuple[Lora, ...] = ()
     origin: Origin | None = None
+    # What is done to the guided x0, in order: (x0, sigma) -> x0.
+    patches: tuple[Callable[[Tensor, Tensor], Tensor], ...] = ()
 
     @property
     def network(self) -> Network:

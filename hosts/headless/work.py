@@ -97,6 +97,11 @@ def statistics_folders() -> list[Path]:
     return [root / "gaussian_statistics" for root in roots]
 
 
+def captioners_folders() -> list[Path]:
+    """See `hosts.api`."""
+    return [root / "captioners" for root in folders.current().models]
+
+
 def input_folders() -> list[Path]:
     """See `hosts.api`."""
     return list(folders.current().inputs)

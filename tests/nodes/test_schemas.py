@@ -58,6 +58,9 @@ REWARD_METHODS = {
     "flow_grpo": ["steps", "cfg", "noise_level", "group", "trained", "clip", "kl", "updates"],
 }
 PREFERENCE = ("dpo", "smpo", "mapo")
+SIZE = ["scale", "tile", "overlap", "least_side"]
+CAPTIONERS = {"embedded": ["least"], "transformers": ["model", "question", "max_tokens"]}
+DEGRADATIONS = {"real world": ["shrink", "strength"], "face": [], "infrared": ["shrink"]}
 LIMITS = ["calls", "seconds", "enough", "batch_size"]
 # Workflows store widgets by position: names never change, and new ones come last.
 INPUTS = {
@@ -117,6 +120,17 @@ INPUTS = {
     "RetortReflectionSampler": ["weak", *REFLECTED, "reflecting"],
     "RetortReflectionSetup": ["model", "positive", "negative", "pair", "cfg", *REFLECTED, "sigmas"],
     "RetortReflectionCompare": ["guider", "sampler", "sigmas", "latent", "vae", "seed"],
+    "RetortRestore": [
+        "model", "clip", "vae", "image", "caption", "tile_captions", "tile_strength", *SIZE, "window", "colour_fix",
+        "timestep", "latent_scale", "batch_size", "caption_per_line", "mask", "feather",
+    ],
+    "RetortCaption": ["image", "captioner", "per_tile", *SIZE, "suffix", "batch_size"],
+    "RetortDegrade": ["image", "kind", "keep_size", "seed"],
+    "RetortColorFix": ["image", "source", "method", "strength"],
+    "RetortCompareImages": ["before", "after", "clean", "reward", "prompt"],
+    "RetortSpectralGuidance": [
+        "model", "vae", "reference", "scale", "spectrum", "structure", "start_percent", "end_percent",
+    ],
     "RetortEmbeddedModel": ["variant"],
     "RetortDistilledSetup": ["model", "positive", "negative", "preset", "steps", "timesteps", "denoise"],
     "RetortDistilledSigmas": ["model", "preset", "steps", "timesteps", "denoise"],
@@ -155,6 +169,12 @@ OUTPUTS = {
     "RetortReflectionSampler": ["SAMPLER"],
     "RetortReflectionSetup": ["GUIDER", "SAMPLER", "STRING"],
     "RetortReflectionCompare": ["IMAGE", "LATENT", "STRING"],
+    "RetortRestore": ["IMAGE"],
+    "RetortCaption": ["STRING", "STRING"],
+    "RetortDegrade": ["IMAGE"],
+    "RetortColorFix": ["IMAGE"],
+    "RetortCompareImages": ["IMAGE", "FLOAT", "FLOAT", "STRING"],
+    "RetortSpectralGuidance": ["MODEL"],
     "RetortEmbeddedModel": ["MODEL", "CLIP", "VAE"],
     "RetortDistilledSetup": ["MODEL", "GUIDER", "SAMPLER", "SIGMAS"],
     "RetortDistilledSigmas": ["SIGMAS"],
@@ -210,6 +230,21 @@ def test_each_kind_of_pair_has_its_own_settings_in_order():
         assert f"\n| {name} |" in page
     for option in options:
         assert all(part.tooltip and part.tooltip.endswith(".") for part in option.inputs)
+
+
+@pytest.mark.parametrize(
+    ("node", "chosen", "expected"),
+    [("RetortCaption", "captioner", CAPTIONERS), ("RetortDegrade", "kind", DEGRADATIONS)],
+)
+def test_captioners_and_degradations_are_explained(node, chosen, expected):
+    schema = next(n for n in NODES if n.__name__ == node).GET_SCHEMA()
+    options = next(i for i in schema.inputs if i.id == chosen).options
+    assert {option.key: [i.id for i in option.inputs] for option in options} == expected
+    page = (ROOT / WEB_DIRECTORY / "docs" / f"{node}.md").read_text(encoding="utf-8")
+    for option in options:
+        for part in option.inputs:
+            assert part.tooltip and part.tooltip.endswith(".") and part.default is not None, part.id
+            assert f"| {part.id} |" in page or f"`{part.id}`" in page
 
 
 def test_the_reward_trainers_methods_are_explained():

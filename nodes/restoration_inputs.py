@@ -1,0 +1,58 @@
+"""Inputs that the restoration nodes share, and the settings made of them."""
+
+from __future__ import annotations
+
+from ..hosts.api import io, restoration
+from ..restoration.tiles import WINDOWS, Tiling
+
+CATEGORY = "image/restoration/retort"
+ALIASES = ["retort", "restore", "restoration", "upscale", "super resolution", "instarevive", "enhance", "deblur"]
+SAME = "The same as at Restore, so that the tiles are the same."
+
+
+def size_inputs(tooltip: str = "") -> list:
+    """scale, tile, overlap and least_side. tooltip: in place of what they mean to Restore."""
+    return [
+        io.Float.Input(
+            "scale",
+            default=4.0,
+            min=0.1,
+            max=16.0,
+            step=0.1,
+            round=0.001,
+            tooltip=tooltip or "Sides of the result over those of the image; 1 restores at the same size.",
+        ),
+        io.Int.Input(
+            "tile",
+            default=512,
+            min=0,
+            max=8192,
+            step=64,
+            tooltip=tooltip
+            or "Side of the tiles in pixels of the result, the size that the restorer knows; 0 is none.",
+        ),
+        io.Int.Input(
+            "overlap",
+            default=64,
+            min=0,
+            max=4096,
+            step=8,
+            tooltip=tooltip
+            or "Width that neighbouring tiles share, at most half a tile. More hides more and costs more.",
+        ),
+        io.Int.Input(
+            "least_side",
+            default=0,
+            min=0,
+            max=8192,
+            step=64,
+            advanced=True,
+            tooltip=tooltip
+            or "The shorter side is worked on at no less than this, then made smaller; 512 is InstaRevive's, 0 off.",
+        ),
+    ]
+
+
+def size_of(scale: float, tile: int, overlap: int, least_side: int, window: str = WINDOWS[0]) -> restoration.Size:
+    """How a picture is enlarged and cut. ValueError naming the input."""
+    return restoration.Size(scale, Tiling(tile, overlap, window), least_side)  # type: ignore[arg-type]
