@@ -3,7 +3,7 @@
 python install.py                     what a plugin manager calls; does nothing inside ComfyUI
 python install.py demo                makes .venv, installs, runs the quick start, leaves a contact sheet and a table
 python install.py test [ARGUMENTS]    makes .venv, installs, runs ruff, mypy and pytest (ARGUMENTS are pytest's)
-python install.py link PATH           puts this folder into the ComfyUI at PATH
+python install.py link PATH           puts this folder into the ComfyUI at PATH, or its web UI part into a Forge Neo
 
 Standard library only and nothing heavy imported: A1111 and Forge run this file at every start.
 """
@@ -114,6 +114,15 @@ def cpu_constraints(text: str) -> tuple[str, str]:
     return text[: found.start()] + pin + text[found.end() :], pin
 
 
+def cpu_sources(python: Path, pin: str) -> list[str]:
+    """Arguments by which pip finds torch's CPU build: none where one is at hand (find-links, a mirror)."""
+    offer = [python, "-m", "pip", "install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", pin]
+    if run(offer, quiet=True) == 0:
+        return []
+    # Offline this must end soon, with the caller's message.
+    return ["--timeout", "30", "--retries", "2", "--extra-index-url", PYTORCH_CPU]
+
+
 def venv_python(folder: Path = VENV) -> Path:
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
@@ -155,11 +164,7 @@ def ensure_installed() -> Path:
         text, pin = cpu_constraints(constraints.read_text(encoding="utf-8"))
         constraints = VENV / "constraints-cpu.txt"
         constraints.write_text(text, encoding="utf-8")
-        # A machine may have a CPU wheel of its own (find-links, a mirror); only without one is PyTorch's index asked.
-        offer = [python, "-m", "pip", "install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", pin]
-        if run(offer, quiet=True) != 0:
-            # Offline this must end soon, with the message below.
-            sources = ["--timeout", "30", "--retries", "2", "--extra-index-url", PYTORCH_CPU]
+        sources = cpu_sources(python, pin)
         say(f"no NVIDIA GPU found: {pin} from {sources[-1] if sources else 'the package index'}")
     say("installing; the first time takes a few minutes")
     # Twice --quiet: errors only. Compiling everything would double the time, for files that are mostly never imported.
@@ -206,33 +211,47 @@ def make_link(at: Path, to: Path) -> None:
         at.symlink_to(to, target_is_directory=True)
 
 
-def link(path: Path) -> None:
-    """Put this folder into the ComfyUI at `path`, as custom_nodes/Retort; doing it twice changes nothing.
+def is_comfyui(path: Path) -> bool:
+    return (path / "custom_nodes").is_dir() and (path / "comfy").is_dir()
 
-    Raises InstallError when `path` is missing or not a ComfyUI, or when the place is taken.
+
+def is_webui(path: Path) -> bool:
+    return (path / "modules" / "launch_utils.py").is_file() and (path / "extensions").is_dir()
+
+
+def link(path: Path) -> None:
+    """Put this folder into the ComfyUI at `path`, as custom_nodes/Retort, or extensions/webui into the web UI there.
+
+    A web UI reads `scripts` at the root of an extension, so it is given that part of this folder, as extensions/Retort.
+    Doing it twice changes nothing. Raises InstallError when `path` is missing or neither, or when the place is taken.
     """
     if not path.is_dir():
         raise InstallError(f"link {path}: there is no such folder; give the folder that holds ComfyUI's main.py")
-    if not ((path / "custom_nodes").is_dir() and (path / "comfy").is_dir()):
-        inner = path / "ComfyUI"
-        found = (inner / "comfy").is_dir()
-        remedy = f"did you mean {inner}?" if found else "give the folder that holds main.py, comfy/ and custom_nodes/"
+    if is_comfyui(path):
+        host, folder, content = "ComfyUI", path / "custom_nodes", ROOT
+    elif is_webui(path):
+        host, folder, content = "the web UI", path / "extensions", ROOT / "extensions" / "webui"
+    else:
+        inner = next((path / name for name in ("ComfyUI", "webui") if (path / name).is_dir()), None)
+        found = inner is not None and (is_comfyui(inner) or is_webui(inner))
+        known = "main.py, comfy/ and custom_nodes/, or for Forge Neo launch.py, modules/ and extensions/"
+        remedy = f"did you mean {inner}?" if found else f"give the folder that holds {known}"
         raise InstallError(f"link {path}: this is not a ComfyUI folder; {remedy}")
-    if ROOT.parent == (path / "custom_nodes").resolve():
-        say(f"already in place: {ROOT}")
+    if content.parent == folder.resolve():
+        say(f"already in place: {content}")
         return
-    place = path / "custom_nodes" / "Retort"
+    place = folder / "Retort"
     if os.path.lexists(place):
-        if place.exists() and place.samefile(ROOT):
+        if place.exists() and place.samefile(content):
             say(f"already linked: {place}")
             return
         held = f"leads to {place.resolve()}" if place.resolve() != place.absolute() else "is a folder of its own"
         raise InstallError(f"link {path}: {place} exists and {held}; move it away, then run this again")
     try:
-        make_link(place, ROOT)
+        make_link(place, content)
     except OSError as error:
         raise InstallError(f"link {path}: could not make {place}: {error}; check that you may write there") from error
-    say(f"linked {place} to {ROOT}; restart ComfyUI")
+    say(f"linked {place} to {content}; restart {host}")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -34,6 +34,7 @@ from ..trainers.config import RunConfig, TrainingConfig
 from ..trainers.dataset import Dataset
 from ..trainers.loop import Trainer
 from ..trainers.methods import METHODS
+from ..trainers.objectives.contract import LatentReward
 from ..trainers.objectives.dmd2 import DMD2Config
 from ..trainers.objectives.flow_matching import FlowMatchingConfig
 from ..trainers.watch import METRICS, read_metrics
@@ -73,13 +74,17 @@ def peak() -> Iterator[Peak]:
 
 @dataclass(frozen=True)
 class Case:
-    """A network and what it is trained on. size: rows and columns of a latent; text: tokens and their width."""
+    """A network and what it is trained on. size: rows and columns of a latent; text: tokens and their width.
+
+    pairs: with a loser to each latent.
+    """
 
     model: Model
     size: int
     text: tuple[int, int]
     pooled: int
     batch: int
+    pairs: bool = False
 
     def dataset(self, count: int = 8) -> Dataset:
         """Random latents and prompts."""
@@ -89,13 +94,19 @@ class Case:
             pooled = torch.randn(1, self.pooled, generator=generator)
             return torch.randn(1, *self.text, generator=generator), {"pooled_output": pooled}
 
-        latents = [torch.randn(16, self.size, self.size, generator=generator) for _ in range(count)]
-        return Dataset([entry() for _ in range(count)], ["a prompt"] * count, entry(), latents)
+        entries, negative = [entry() for _ in range(count)], entry()
+        latents, losers = (
+            [torch.randn(16, self.size, self.size, generator=generator) for _ in range(count)] for _ in range(2)
+        )
+        words = ["a prompt"] * count
+        if not self.pairs:
+            return Dataset(entries, words, negative, latents)
+        return Dataset(entries, words, negative, latents, None, losers, [1.0] * count)
 
 
-def embedded_case() -> Case:
-    """The flow twin."""
-    return Case(embedded.load("flow")[0], 8, (16, 128), 128, 4)
+def embedded_case(kind: str = "flow") -> Case:
+    """A twin."""
+    return Case(embedded.load(kind)[0], 8, (16, 128), 128, 4)
 
 
 def random_case(layers: int, heads: int, size: int, tokens: int, batch: int) -> Case:
@@ -130,15 +141,16 @@ def cases(quick: bool) -> dict[str, Case]:
     }
 
 
-def train(case: Case, method: str, settings: TrainingConfig, folder: Path) -> Peak:
+def train(case: Case, config: RunConfig, folder: Path, reward: LatentReward | None = None) -> Peak:
     """Train from the bare base on, and the peak of its tensors beyond that base."""
-    config = RunConfig(method, METHOD_SETTINGS[method], settings, LoraConfig())
     with host.training_session():
         denoiser = host.trainable(case.model)
         try:
             data = encode(denoiser, case.dataset())
             with peak() as found:
-                objective = METHODS[method].objective(config.objective, denoiser)
+                objective = METHODS[config.method].objective(config.objective, denoiser)
+                if reward is not None:
+                    objective.reward = reward
                 add_adapters(denoiser, config, objective, None)
                 Trainer(denoiser, objective, data, config, folder).train()
         finally:
@@ -161,7 +173,8 @@ def memory(where: str, case: Case) -> dict[str, Figure]:
         found = {}
         for method in METHOD_SETTINGS:
             with tempfile.TemporaryDirectory() as folder:
-                found[method] = train(case, method, settings, Path(folder)).bytes
+                config = RunConfig(method, METHOD_SETTINGS[method], settings, LoraConfig())
+                found[method] = train(case, config, Path(folder)).bytes
         name = f"memory, {where}, {'with' if checkpoints else 'without'} checkpoints"
         figures[f"{name}: DMD2 step over plain step"] = Figure(found["dmd2"] / found["flow"], target=1.25)
         figures[f"{name}: plain step"] = Figure(found["flow"] / MEGABYTE, "MB")

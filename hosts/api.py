@@ -21,6 +21,8 @@
 * `embedded(variant) -> (MODEL, CLIP, VAE)`: the small model that comes with Retort.
 * `models_folder() -> Path`: where its weights lie.
 * `add_model_folders()`: shows that folder to the host's own loaders.
+* `add_routes(sets)`: lets the host's page, where there is one, look at runs (`hosts.run_view`) and searches, and answer
+  what waits beside the preference sets in `sets()`.
 
 For training:
 
@@ -62,6 +64,7 @@ For searches (`hosts.search.run(host, ...)` puts them together):
 * `search(guider, samples, mask, sigmas, noise, batch, seed, job) -> LATENT samples`: one sampling run of the guider on
   one latent `samples` (1, ...), sized for `batch` of them, in which `job` (`hosts.prior.Job`) does the sampling. noise
   (1, ...): the first candidate's, and that of the area which a mask keeps.
+* `search_records() -> Path | None`: where a page finds what a search has found so far (`hosts.search_record`).
 * `CANCELLED`: the exception by which a user stops what runs.
 
 For reflection (`hosts.reflection.compare(host, ...)` puts runs side by side):

@@ -5,22 +5,18 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..trainers.dataset import Dataset
-from ..trainers.files import locked
-from ..trainers.job import DATA, LOCK, Job, checked_folder
-from ..trainers.job_watch import STATUS, FileWatcher, Follower, Status, clear_commands, read_status
-from ..trainers.loop import Reducer, Stopped, TrainingFailed
+from ..trainers.job import DATA, Job, checked_folder
+from ..trainers.job_watch import STATUS, FileWatcher, Follower, Status, clear_commands, holding, read_status
+from ..trainers.loop import Reducer, Stopped
 from ..trainers.parallel import launched
 from ..trainers.watch import Watcher
 from .training import Request, run
-
-LETTING_GO = 2.0  # seconds
 
 _log = logging.getLogger("retort.job")
 
@@ -44,7 +40,7 @@ def run_job(host: Any, path: Path, show: Watcher | None = None) -> Status:
             return Status("stopped")
         reducer.close()
         return Status("finished")
-    with _held(folder):
+    with holding(folder):
         found = read_status(folder) if (folder / STATUS).is_file() else None
         if found is None or found.state != "queued":
             # Whoever queued it has cleared them, and may have sent one since.
@@ -70,12 +66,7 @@ def _watched(host: Any, folder: Path, watcher: FileWatcher, reducer: Reducer | N
         watcher.end("stopped", str(stopped))
         return watcher.status
     except BaseException as error:
-        told = isinstance(error, ValueError | OSError | ImportError | TrainingFailed)
-        try:
-            watcher.end("failed", str(error) if told else f"{type(error).__name__}: {error}")
-        except OSError as full:
-            # It must not hide what ended the run, which the log tells.
-            _log.warning("status not written: %s", full)
+        watcher.fail(error)
         raise
     watcher.end("finished", lora=lora)
     return watcher.status
@@ -96,22 +87,6 @@ def _train(host: Any, folder: Path, job: Job, watcher: Watcher, reducer: Reducer
     request = Request(job.name, job.config, dataset, start)
     result = run(host, model, request, watcher=watcher, vae=vae, folder=folder, reducer=reducer)
     return "" if result.path is None else result.path.name
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold the job. A process that has just written how it ended needs a moment to let go."""
-    until = time.monotonic() + LETTING_GO
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(locked(folder, LOCK))
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.05)
-        yield
 
 
 def _there(host: Any, lora: str) -> bool:

@@ -26,6 +26,7 @@ from ..sampling.tree import Tree
 from .noise import PolicyNoise
 from .prior import Prior
 from .search_files import load, rescue, save, written
+from .search_record import Record
 from .search_report import draw
 from .search_wish import Absent, Found, Saved, Wish
 
@@ -63,30 +64,31 @@ def run(
         states = [None if s is None else _copy(s) for s in earlier.states]
     watch = _Watch(host, budget, len(samples))
     rows: list[tuple[Tensor, State, str]] = []
-    for i in range(len(samples)):
-        item = _Item(host, vae, reward, wish, budget, batch, i, len(samples), states[i], watch)
-        try:
-            latents = item.search(guider, samples[i : i + 1])
-        except host.CANCELLED:
-            # Nothing was found for this item, but what others found stays.
-            if not rows:
+    with Record(host.search_records(), wish.prompt, reward.name, len(samples)) as record:
+        for i in range(len(samples)):
+            item = _Item(host, vae, reward, wish, budget, batch, i, len(samples), states[i], watch, record)
+            try:
+                latents = item.search(guider, samples[i : i + 1])
+            except host.CANCELLED:
+                # Nothing was found for this item, but what others found stays.
+                if not rows:
+                    raise
+                break
+            except Exception as error:
+                states[i] = item.state
+                if not any(state is not None and state.best.found for state in states):
+                    raise
+                kept = _kept(host, Saved(wish, tuple(states)))
+                if isinstance(error, ValueError):
+                    raise ValueError(f"{error}; {kept}") from error
+                # The type of others counts: ComfyUI frees memory after its own out-of-memory errors.
+                _log.warning("%s", kept)
                 raise
-            break
-        except Exception as error:
+            assert item.state is not None
             states[i] = item.state
-            if not any(state is not None and state.best.found for state in states):
-                raise
-            kept = _kept(host, Saved(wish, tuple(states)))
-            if isinstance(error, ValueError):
-                raise ValueError(f"{error}; {kept}") from error
-            # The type of others counts: ComfyUI frees memory after its own out-of-memory errors.
-            _log.warning("%s", kept)
-            raise
-        assert item.state is not None
-        states[i] = item.state
-        rows.append((latents, item.state, item.stopped))
-        if item.stopped == CANCELLED:
-            break
+            rows.append((latents, item.state, item.stopped))
+            if item.stopped == CANCELLED:
+                break
     return _found(host, vae, wish, rows, tuple(states))
 
 
@@ -138,8 +140,11 @@ def draw_from(host: Any, guider: Any, saved: Saved, count: int, seed: int, greed
 class _Item:
     """One latent of the batch."""
 
-    def __init__(self, host, vae, reward, wish: Wish, budget, batch, index, count, state: State | None, watch: _Watch):
-        self.host, self.vae, self.reward, self.wish, self.watch = host, vae, reward, wish, watch
+    def __init__(
+        self, host, vae, reward, wish: Wish, budget, batch, index, count, state: State | None, watch: _Watch,
+        record: Record,
+    ):  # fmt: skip
+        self.host, self.vae, self.reward, self.wish, self.watch, self.record = host, vae, reward, wish, watch, record
         self.budget, self.batch, self.index, self.count = budget, batch, index, count
         self.state, self.stopped = state, ""
         seed = wish.seed if wish.noise is None else int(wish.noise.seed)
@@ -187,17 +192,20 @@ class _Item:
         wish, host = self.wish, self.host
 
         def evaluate(x0: Tensor) -> Tensor:
-            images = host.decode(self.vae, prior.stored(x0))
+            stored = prior.stored(x0)
+            images = host.decode(self.vae, stored)
             if len(images) != len(x0):  # a video's frames come in one row
                 images = images.view(len(x0), -1, *images.shape[1:])
             rewards = score(self.reward, images, wish.prompt)
             prior.again()
             self.watch.seen(images, rewards)
+            self.record.scored(images, stored, rewards)
             return rewards
 
         def callback(state: State) -> None:
             self.state = state
             self.watch.tell(state, self.index)
+            self.record.tell(state, self.index)
             host.check_cancelled()
 
         self.watch.begin(self.state)

@@ -5,6 +5,7 @@ A node calls `run` with its MODEL, the job process with the one it loaded; both 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -25,10 +26,14 @@ from ..trainers.data import Data, Degrade
 from ..trainers.dataset import Dataset, Entry
 from ..trainers.export import VERSION, metadata, read_lora, write_lora
 from ..trainers.files import check_writable, checked_name, write_json
-from ..trainers.loop import Reducer, Trainer, TrainingFailed
+from ..trainers.job import LOCK
+from ..trainers.job_watch import STATUS, FileWatcher, clear_commands, holding, read_status
+from ..trainers.loop import Reducer, Stopped, Trainer, TrainingFailed
 from ..trainers.methods import METHODS
 from ..trainers.objectives.contract import Batch, Draws, Objective
+from ..trainers.objectives.dmd2 import DMD2
 from ..trainers.objectives.preference import LOSER, STRENGTH
+from ..trainers.objectives.tdm import TDM
 from ..trainers.origin import origin
 from ..trainers.watch import METRICS, Watcher, open_picture, read_metrics
 from .rewards import perceptual_network
@@ -113,6 +118,8 @@ def run(
             )
             lora = denoiser.to_file(trainer.train())
             base_hash, architecture = denoiser.base_hash, denoiser.architecture
+            # Where a few-step student is called; whoever samples with the LoRA needs them.
+            timesteps = [round(float(denoiser.schedule.timestep(level)), 3) for level in student_levels(objective)]
         finally:
             denoiser.release()
     rows = read_metrics(folder / METRICS)
@@ -123,7 +130,11 @@ def run(
     if path is None:
         notes = metadata(config, trainer.done, name, architecture, base_hash, VERSION)
         path = write_lora(host.loras_folder(), name, lora, notes)
-        write_json(folder / RESULT, {"file": path.name, "sha256": _hash(path), "steps": trainer.done})
+        written_down = {
+            "file": path.name, "sha256": _hash(path), "steps": trainer.done, "timesteps": timesteps,
+            "base": _base(host, model),
+        }  # fmt: skip
+        write_json(folder / RESULT, written_down)
     changed = host.output_change(model, path, request.dataset)
     if not changed > 0:
         path.unlink()
@@ -135,6 +146,51 @@ def run(
     watcher.says(f"{trainer.done} steps: {path.name}{taken}")
     _log.info("the LoRA of run %s is %s%s", folder.name, path, taken)
     return Result(read_lora(path), losses, path, folder, trainer.done)
+
+
+def run_in_node(host: Any, model: Any, request: Request, *, watcher: Watcher, **given: Any) -> Result:
+    """`run` as a node does it: status.json says how far it is, and the commands stop, save and sample are heard.
+
+    A stop saves the run and then ends the node as the host's own cancel does. Raises what `run` does, BlockingIOError
+    while a job works in the run's folder.
+    """
+    folder = host.runs_folder() / checked_name(request.name)
+    check_writable(folder)
+    new = not folder.exists()
+    try:
+        with holding(folder):
+            return _told(host, model, request, watcher, folder, given)
+    finally:
+        # What was refused before it began is no run.
+        if new and not (folder / METRICS).exists():
+            for name in (STATUS, LOCK):
+                (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _told(host: Any, model: Any, request: Request, watcher: Watcher, folder: Path, given: dict[str, Any]) -> Result:
+    clear_commands(folder)
+    before = read_status(folder) if (folder / STATUS).is_file() else None
+    with FileWatcher(folder, before, show=watcher) as told:
+        try:
+            result = run(host, model, request, watcher=told, **given)
+        except (Stopped, host.CANCELLED) as ended:
+            told.end("stopped", str(ended) or "cancelled; queue it again to go on")
+            raise host.CANCELLED() from ended
+        except BaseException as error:
+            told.fail(error)
+            raise
+        assert result.path is not None
+        told.end("finished", lora=result.path.name)
+    return result
+
+
+def student_levels(objective: Objective) -> list[Tensor]:
+    """The levels at which a few-step student is called, highest first; none for other methods."""
+    if isinstance(objective, DMD2):
+        return list(objective.sigmas[:-1])
+    return list(objective.grids[objective.config.steps][:-1]) if isinstance(objective, TDM) else []
 
 
 def precision(config: RunConfig) -> torch.dtype | None:
@@ -152,6 +208,15 @@ def written(folder: Path, loras: Path, steps: int) -> Path | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # Nobody's record, or a damaged one: the LoRA is written anew under a free name.
         return None
+
+
+def _base(host: Any, model: Any) -> dict[str, Any] | None:
+    """The model by the name of its file, None where no file says all of it."""
+    try:
+        base = host.describe_base(model)
+    except ValueError:
+        return None
+    return None if base is None else base.to_json()
 
 
 def _hash(path: Path) -> str:

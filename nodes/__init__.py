@@ -10,6 +10,7 @@ from . import (
     gaussian,
     jobs,
     noise_policy,
+    picker,
     preference,
     reflection,
     restoration,
@@ -41,6 +42,8 @@ NODES: list[type[io.ComfyNode]] = [
     preference.RetortPreferenceSet,
     preference.RetortLabelPairs,
     preference.RetortTrainPreference,
+    picker.RetortPreferencePicker,
+    picker.RetortPromptQueue,
     search.RetortTreeSearch,
     search.RetortResumeSearch,
     search_files.RetortSaveSearch,
@@ -71,6 +74,7 @@ class RetortExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         host.add_model_folders()
+        host.add_routes(preference.sets_folder)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return list(NODES)

@@ -7,7 +7,10 @@ from ..sampling import presets
 from ..sampling.presets import PRESETS, Preset
 
 CATEGORY = "model/sampling/retort"
-ALIASES = ["retort", "few step", "one step", "turbo", "lightning", "dmd2", "tdm", "lcm", "diff-instruct", "instarevive"]
+ALIASES = [
+    "retort", "distil", "few step", "one step", "turbo", "lightning", "dmd", "dmd2", "tdm", "lcm", "diff-instruct",
+    "instarevive",
+]  # fmt: skip
 FROM_PRESET = "from preset"
 MODES = {"re-noise": "renoise", "deterministic": "deterministic", "single call": "single"}
 STARTS = {"unit noise": "unit", "noised latent": "noised", "clean latent": "latent"}

@@ -15,7 +15,7 @@ from .method_inputs import DISTILLATION, FEW_SHOT, FLOW, method_input
 from .preference import PREFERENCES, asked
 from .preference_inputs import PREFERENCE
 from .training import ALIASES, CATEGORY, NOTHING, one, read
-from .training_inputs import common_inputs, sources
+from .training_inputs import common_inputs, image_inputs, sources
 
 METHODS = {**DISTILLATION, "flow": FLOW, "few_shot": FEW_SHOT, **PREFERENCE}
 COMMANDS = [NOTHING, "sample", "save", "stop"]
@@ -48,7 +48,7 @@ class RetortTrainingJob(io.ComfyNode):
                 "Starts a training that runs beside ComfyUI and goes on when ComfyUI ends; the queue is free at once. "
                 "Queue it again to go on with a job that was stopped. It needs memory beside whatever ComfyUI holds."
             ),
-            search_aliases=[*ALIASES, "background", "process", "multi gpu", "accelerate"],
+            search_aliases=[*ALIASES, "distil", "dmd2", "dpo", "background", "multi gpu", "accelerate"],
             is_input_list=True,
             is_output_node=True,
             inputs=[
@@ -65,6 +65,7 @@ class RetortTrainingJob(io.ComfyNode):
                 PREFERENCES.Input(
                     "pairs", optional=True, tooltip="dpo, smpo and mapo: the pairs to learn from, instead of images."
                 ),
+                *image_inputs(),
             ],
             outputs=[
                 io.String.Output(id="run", display_name="run", tooltip="For Collect Job and Loss Chart."),

@@ -22,7 +22,7 @@ from .rewards import REWARD
 from .training import ALIASES as TRAINING_ALIASES
 from .training import CATEGORY as TRAINING
 from .training import NOTHING, outputs, run
-from .training_inputs import common_inputs, training_settings
+from .training_inputs import common_inputs, image_inputs, training_settings
 
 CATEGORY = "model/preference/retort"
 ALIASES = ["retort", "preference", "dpo", "pick-a-pic", "taste", "rlhf", "pairs", "ranking"]
@@ -305,7 +305,7 @@ class RetortTrainPreference(io.ComfyNode):
                 "Teaches a LoRA to draw what wins and not what loses for a prompt: Diffusion-DPO, SmPO or MaPO. The "
                 "model that comes in, with its LoRAs, is what dpo and smpo stay close to."
             ),
-            search_aliases=[*TRAINING_ALIASES, *ALIASES, "smpo", "mapo", "alignment"],
+            search_aliases=[*TRAINING_ALIASES, *ALIASES[1:], "smpo", "mapo", "alignment"],
             is_output_node=True,
             inputs=[
                 io.Model.Input(
@@ -316,6 +316,7 @@ class RetortTrainPreference(io.ComfyNode):
                 PREFERENCES.Input("pairs", tooltip="From Preference Set or Label Pairs."),
                 method_input(PREFERENCE),
                 *common_inputs("my_preference", 500, 1e-4, 16, fake=False, prompts=False),
+                *image_inputs(),
             ],
             outputs=outputs(),
         )

@@ -142,7 +142,7 @@ class RetortCombineRewards(io.ComfyNode):
                 "A weighted sum of up to four rewards; chain this node for more. Standard scores make rewards of "
                 "different scales comparable, limits keep one from drowning the others, a veto refuses pictures."
             ),
-            search_aliases=[*ALIASES, "weighted sum", "z-score", "clip", "veto"],
+            search_aliases=[*ALIASES, "weighted sum", "z-score", "limit", "veto"],
             inputs=[
                 *(
                     REWARD.Input(

@@ -20,7 +20,7 @@ class RetortSaveSearch(io.ComfyNode):
                 "Writes a search to output/retort_searches, with its tree or its noise policy, so that Load Search can "
                 "give it to Resume Search on another day or another machine. Never overwrites a file."
             ),
-            search_aliases=[*ALIASES, "save", "tree", "noise policy"],
+            search_aliases=[*ALIASES, "save", "noise policy"],
             is_output_node=True,
             inputs=[
                 SEARCH_TREE.Input("search", tooltip="From Tree Search, Resume Search or Noise Policy."),
@@ -45,7 +45,7 @@ class RetortLoadSearch(io.ComfyNode):
             display_name="Load Search",
             category=CATEGORY,
             description="Reads a search that Save Search wrote, or that an error left, from output/retort_searches.",
-            search_aliases=[*ALIASES, "load", "tree", "noise policy"],
+            search_aliases=[*ALIASES, "load", "noise policy"],
             inputs=[io.String.Input("file", default="search", tooltip="The file's name in output/retort_searches.")],
             outputs=[
                 SEARCH_TREE.Output(id="search", display_name="search", tooltip="For Resume Search, Draw, Policy Noise.")

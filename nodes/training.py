@@ -13,10 +13,10 @@ from ..trainers.dataset import Dataset, entries_of, latents_of, one_for_each
 from ..trainers.methods import METHODS, read_config
 from ..trainers.watch import latest_preview
 from .method_inputs import DISTILLATION, FEW_SHOT, FLOW, method_input
-from .training_inputs import NOTHING, common_inputs, sources, training_settings
+from .training_inputs import NOTHING, common_inputs, image_inputs, sources, training_settings
 
 CATEGORY = "model/training/retort"
-ALIASES = ["retort", "train", "lora", "distillation", "trainer", "few step", "turbo", "lightning"]
+ALIASES = ["retort", "train", "trainer", "lora"]
 OUTPUTS = (
     (io.LoraModel, "lora", "The LoRA, for Load LoRA Model; it is also written to models/loras."),
     (io.LossMap, "loss", "The student's loss at each step, for the core loss graph."),
@@ -102,9 +102,13 @@ def run(
 ) -> io.NodeOutput:  # fmt: skip
     """Train what is asked for; problems: what the node shows of data that were left out."""
     watcher = training.HostWatcher(host, request.config.training.steps)
-    result = training.run(host, model, request, watcher=watcher, vae=vae, reward=reward, second=second)
+    result = training.run_in_node(host, model, request, watcher=watcher, vae=vae, reward=reward, second=second)
     assert result.path is not None
-    shows: dict[str, Any] = {"text": (f"{result.path.name}, {result.steps} steps", *problems)}
+    # The page shows the run on the node, also where another node gives its name.
+    shows: dict[str, Any] = {
+        "text": (f"{result.path.name}, {result.steps} steps", *problems),
+        "retort_run": (result.folder.name,),
+    }
     picture = latest_preview(result.folder)
     # A picture that the node shows from the run itself stays there; Nodes 2.0 would show it twice.
     if picture is not None and not watcher.shown:
@@ -127,7 +131,10 @@ class RetortTrainDistillation(io.ComfyNode):
                 "images make it better where a method has a discriminator. The model that comes in is the teacher, "
                 "with its LoRAs. The queue waits until it is done: use Training Job for long runs."
             ),
-            search_aliases=[*ALIASES, "dmd2", "tdm", "f-distill", "diff-instruct", "lcm"],
+            search_aliases=[
+                *ALIASES, "distil", "few step", "one step", "turbo", "lightning", "dmd", "dmd2", "tdm", "f-distill",
+                "diff-instruct", "lcm",
+            ],
             is_input_list=True,
             is_output_node=True,
             inputs=[*sources(), io.Custom("REWARD").Input(
@@ -157,7 +164,7 @@ class RetortTrainFlow(io.ComfyNode):
             search_aliases=[*ALIASES, "fine-tune", "finetune", "flow matching", "lfm", "pfgm", "style", "character"],
             is_input_list=True,
             is_output_node=True,
-            inputs=[*sources(), *FLOW(), *common_inputs("my_style", 500, 1e-4, 16, fake=False)],
+            inputs=[*sources(), *FLOW(), *common_inputs("my_style", 500, 1e-4, 16, fake=False), *image_inputs()],
             outputs=outputs(),
         )
 
@@ -183,7 +190,7 @@ class RetortFewShotAdapt(io.ComfyNode):
             search_aliases=[*ALIASES, "few shot", "style transfer", "ddc", "phasic"],
             is_input_list=True,
             is_output_node=True,
-            inputs=[*sources(), *FEW_SHOT(), *common_inputs("my_domain", 300, 1e-4, 16, fake=False)],
+            inputs=[*sources(), *FEW_SHOT(), *common_inputs("my_domain", 300, 1e-4, 16, fake=False), *image_inputs()],
             outputs=outputs(),
         )
 

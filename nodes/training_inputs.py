@@ -234,6 +234,40 @@ def common_inputs(name: str, steps: int, rate: float, rank: int, fake: bool = Tr
     ]
 
 
+def image_inputs() -> list:
+    """How often single images or pairs come, for methods whose loss is a mean over them."""
+    return [
+        io.Int.Input(
+            "slow_repeats",
+            default=1,
+            min=1,
+            max=16,
+            advanced=True,
+            tooltip="Above 1, images that are learnt slowly come so often in each round; 2 is USEFUL's. 1 is off.",
+        ),
+        io.Int.Input(
+            "slow_after",
+            default=100,
+            min=1,
+            max=1_000_000,
+            advanced=True,
+            tooltip="slow_repeats: steps of the short run that finds them; about a tenth of the training.",
+        ),
+        io.Float.Input(
+            "importance",
+            default=0.0,
+            min=0.0,
+            max=0.5,
+            step=0.05,
+            advanced=True,
+            tooltip=(
+                "Share of draws that go to images from which more is learnt, each at a weight that makes up for it. 0 "
+                "draws them in turn."
+            ),
+        ),
+    ]
+
+
 def training_settings(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The parts of a run's configuration that common inputs spell."""
     return {

@@ -73,16 +73,21 @@ class Candidate:
 
 @dataclass
 class Best:
-    """The `keep` best candidates, best first; `history` is (calls, reward) at each new best finished one."""
+    """The `keep` best candidates, best first; `history` is (calls, reward) at each new best finished one.
+
+    offered: numbers of the finished candidates that were offered last.
+    """
 
     keep: int = 4
     found: list[Candidate] = field(default_factory=list)
     history: list[tuple[int, float]] = field(default_factory=list)
+    offered: list[int] = field(default_factory=list)
 
     def offer(
         self, latents: Tensor, rewards: Sequence[float], numbers: Sequence[int], calls: int, finished: bool = True
     ) -> None:
         """Take in latents (B, ...) in the order that they were drawn in: of equals the first stays."""
+        self.offered = list(numbers) if finished else []
         for latent, reward, number in zip(latents, rewards, numbers, strict=True):
             beaten = len(self.found) >= self.keep and self.found[-1].reward >= reward
             if self.found and self.found[-1].finished and (beaten or not finished):

@@ -21,7 +21,7 @@ NEVER = {"torchvision", "torchaudio", "pickle", "cloudpickle", "dill", "joblib",
 # A second or more each: ComfyUI's start must not wait for them, so they are imported where they are used.
 SLOW = {"accelerate", "diffusers", "peft", "sklearn", "transformers"}
 # These stand outside the package or start without it, and so spell its name.
-SPELLS_ITS_NAME = ("tests", "benchmarks", "hosts.job")
+SPELLS_ITS_NAME = ("tests", "benchmarks", "hosts.job", "extensions.webui")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ DOORS = {
     "hosts.headless": Door((*PURE, "trainers", "models", "hosts", ""), banned=frozenset(COMFYUI)),
     "nodes": Door((*PURE, "trainers", "nodes", "hosts.api"), frozenset(MATHS)),
     "benchmarks": Door((*PURE, "trainers", "models", "hosts", "benchmarks", "")),
+    # gradio and modules are the web UI's.
+    "extensions.webui": Door(("sampling",), frozenset(MATHS | {"gradio", "modules"})),
     "": Door(("nodes", "hosts.api"), frozenset()),
 }
 
@@ -215,6 +217,8 @@ def test_there_is_something_to_read() -> None:
         ("hosts/a.py", "import torchvision"),
         ("tests/a.py", "import torchaudio"),
         ("models/a.py", "import pickle"),
+        ("extensions/webui/scripts/a.py", "import comfy"),
+        ("extensions/webui/scripts/a.py", "import retort.nodes"),
     ],
 )
 def test_a_closed_door_is_seen(tmp_path: Path, file: str, text: str) -> None:
@@ -222,6 +226,7 @@ def test_a_closed_door_is_seen(tmp_path: Path, file: str, text: str) -> None:
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "sampling").mkdir()
     (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "extensions" / "webui" / "scripts").mkdir(parents=True)
     (tmp_path / "hosts" / "api.py").touch()
     (tmp_path / file).write_text(text, encoding="utf-8")
     assert list(import_faults(tmp_path))
@@ -234,12 +239,16 @@ def test_a_closed_door_is_seen(tmp_path: Path, file: str, text: str) -> None:
         ("nodes/a.py", "from ..hosts import api\nfrom ..hosts.api import io\nfrom ..sampling.path import VE"),
         ("hosts/headless/a.py", "def f():\n    import diffusers\n    from ... import comfy_entrypoint"),
         ("hosts/job.py", "import retort.hosts"),
+        (
+            "extensions/webui/scripts/a.py",
+            "import gradio\nfrom modules import scripts\nfrom retort.sampling import path",
+        ),
         ("benchmarks/a.py", "import diffusers\nfrom retort.hosts.api import host"),
         ("__init__.py", "async def comfy_entrypoint():\n    from .nodes import RetortExtension"),
     ],
 )
 def test_an_open_door_is_let_through(tmp_path: Path, file: str, text: str) -> None:
-    for folder in ("hosts/headless", "nodes", "sampling", "benchmarks"):
+    for folder in ("hosts/headless", "nodes", "sampling", "benchmarks", "extensions/webui/scripts"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "hosts" / "api.py").touch()
     (tmp_path / file).write_text(text, encoding="utf-8")

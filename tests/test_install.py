@@ -127,6 +127,29 @@ def test_link_never_takes_a_place_that_is_taken(install, comfy_folder: Path, tmp
     assert not (place.exists() and place.samefile(ROOT))
 
 
+@pytest.fixture
+def forge_folder(tmp_path: Path) -> Path:
+    (tmp_path / "webui" / "extensions").mkdir(parents=True)
+    fake_webui(tmp_path / "webui")
+    return tmp_path / "webui"
+
+
+def test_link_gives_a_webui_the_part_that_it_reads(install, forge_folder: Path, capsys) -> None:
+    assert install.main(["link", str(forge_folder)]) == 0
+    place = forge_folder / "extensions" / "Retort"
+    assert place.samefile(ROOT / "extensions" / "webui")
+    assert [path.name for path in (place / "scripts").glob("*.py")] == ["retort.py"]
+    assert not (place / "install.py").exists(), "the web UI would run it at every start, and it has nothing to do"
+    assert "restart the web UI" in capsys.readouterr().out
+    assert install.main(["link", str(forge_folder)]) == 0
+    assert "already linked" in capsys.readouterr().out
+
+
+def test_link_finds_a_webui_in_the_folder_given(install, forge_folder: Path, capsys) -> None:
+    assert install.main(["link", str(forge_folder.parent)]) == 2
+    assert f"did you mean {forge_folder}" in capsys.readouterr().err
+
+
 # ---- which torch ----
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -68,3 +69,16 @@ def test_the_registry_finds_what_it_asks_for(project) -> None:
 def test_the_changelog_knows_its_version(project) -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert "## [Unreleased]" in text or f"## [{project['project']['version']}]" in text
+
+
+def test_every_node_is_in_a_workflow_that_has_a_thumbnail() -> None:
+    """As a newcomer meets it: open the template, press Run."""
+    pytest.importorskip("torch")
+    from retort.nodes import NODES
+
+    shown = set()
+    for path in (ROOT / "workflows").glob("*.json"):
+        assert path.with_suffix(".jpg").is_file(), f"{path.name} has no thumbnail"
+        shown |= {node["type"] for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]}
+    missing = {node.define_schema().node_id for node in NODES} - shown
+    assert not missing, f"in no workflow: {', '.join(sorted(missing))}"

@@ -34,7 +34,8 @@ class TrainingConfig:
     precision: auto takes bf16 on a GPU and fp32 elsewhere. prompt_dropout: share of samples that see the empty prompt.
     save_every (steps), save_minutes: whichever comes first (0 = never). keep: how many LoRA checkpoints stay.
     preview_every: steps (0 = never); previews: how many pictures. fake_rank: rank of the fake score's adapter (0 = the
-    student's).
+    student's). slow_repeats: how often images come in each lap that are still learnt badly after slow_after steps (1 =
+    as often as others; see `slow`). importance: share of draws by how much a sample teaches (0 = in turn; see `order`).
     """
 
     steps: int = 1000
@@ -61,18 +62,21 @@ class TrainingConfig:
     preview_every: int = 100
     previews: int = 4
     fake_rank: int = 0
+    slow_repeats: int = 1
+    slow_after: int = 100
+    importance: float = 0.0
 
     def __post_init__(self) -> None:
         whole = {
             "steps": (1, MOST_STEPS), "batch_size": (1, 4096), "accumulation": (1, 4096),
             "accumulation_cap": (1, 4096), "warmup": (0, MOST_STEPS), "save_every": (0, MOST_STEPS),
             "keep": (0, 1000), "preview_every": (0, MOST_STEPS), "previews": (0, 64), "fake_rank": (0, 1024),
-            "seed": (0, 2**64 - 1),
+            "seed": (0, 2**64 - 1), "slow_repeats": (1, 16), "slow_after": (1, MOST_STEPS),
         }  # fmt: skip
         numbers = {
             "noise_scale_target": (0, 100), "learning_rate": (0, 1), "beta1": (0, 0.9999), "beta2": (0, 0.999999),
             "weight_decay": (0, 1), "max_grad_norm": (0, 1e6), "ema": (0, 0.99999), "prompt_dropout": (0, 1),
-            "save_minutes": (0, 1e5),
+            "save_minutes": (0, 1e5), "importance": (0, 0.5),
         }  # fmt: skip
         for name, (low, high) in {**whole, **numbers}.items():
             value = getattr(self, name)

@@ -62,12 +62,16 @@ class Data:
             for i, value in enumerate(values):
                 if value.ndim and not bool(torch.isfinite(value).all()):
                     raise ValueError(f"{name} {i} holds NaN or infinite numbers; encode that image again")
-        self._buckets: dict[tuple[int, ...], list[int]] = {}
-        for i in range(n):
-            self._buckets.setdefault(self.shape_of(i), []).append(i)
+        self.repeat([1] * n)
 
     def __len__(self) -> int:
         return len(self.conds)
+
+    def repeat(self, counts: Sequence[int]) -> None:
+        """Let sample i come counts[i] times a lap."""
+        self._buckets: dict[tuple[int, ...], list[int]] = {}
+        for i, count in enumerate(counts):
+            self._buckets.setdefault(self.shape_of(i), []).extend([i] * count)
 
     def shape_of(self, index: int) -> tuple[int, ...]:
         """Shape of a sample's latent."""
@@ -102,20 +106,29 @@ class Data:
 
         position: how many groups came before. The order is drawn anew each time round, from the seed.
         """
+        shape, lap, chosen = self._turn(position, size, seed)
+        rows, begin = self._buckets[shape], chosen * size
+        mixed = self._permuted(rows, seed, lap, shape)
+        # The last group of a lap is filled from the next lap's beginning of the same shape.
+        while len(mixed) < begin + size:
+            mixed = mixed + self._permuted(rows, seed, lap + len(mixed) // len(rows), shape)
+        return mixed[begin : begin + size]
+
+    def candidates(self, position: int, size: int, seed: int) -> list[int]:
+        """All samples of the shape whose turn it is, one that is repeated as often as that."""
+        return self._buckets[self._turn(position, size, seed)[0]]
+
+    def _turn(self, position: int, size: int, seed: int) -> tuple[tuple[int, ...], int, int]:
+        """(shape, lap, which group of that shape in the lap) at a position."""
         counts = {shape: -(-len(rows) // size) for shape, rows in self._buckets.items()}
         each = sum(counts.values())
         lap, place = divmod(position, each)
         order = torch.randperm(each, generator=self._generator(seed, lap, "groups")).tolist()
         chosen = order[place]
-        for shape, rows in self._buckets.items():
-            if chosen < counts[shape]:
-                mixed = self._permuted(rows, seed, lap, shape)
-                begin = chosen * size
-                # The last group of a lap is filled from the next lap's beginning of the same shape.
-                while len(mixed) < begin + size:
-                    mixed = mixed + self._permuted(rows, seed, lap + len(mixed) // len(rows), shape)
-                return mixed[begin : begin + size]
-            chosen -= counts[shape]
+        for shape, count in counts.items():
+            if chosen < count:
+                return shape, lap, chosen
+            chosen -= count
         raise AssertionError("a group beyond the last")
 
     def _permuted(self, rows: list[int], seed: int, lap: int, shape: tuple[int, ...]) -> list[int]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,18 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise OSError(
             error.errno, f"cannot write {path}: {error.strerror}; free space or choose another folder"
         ) from error
+
+
+def append_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Append whole lines to a file, made if it is new, in one piece, and wait until they are on the disk."""
+    with open(path, "a+b", buffering=0) as handle:
+        end = handle.seek(0, os.SEEK_END)
+        # A writer that was killed left half a line.
+        torn = bool(end) and (handle.seek(end - 1), handle.read(1))[1] != b"\n"
+        data = (b"\n" if torn else b"") + b"".join(lines)
+        while data:
+            data = data[handle.write(data) :]
+        os.fsync(handle.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,7 +9,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ from torch import Tensor
 from .config import read
 from .files import locked, write_atomically, write_json
 from .job import LOCK, LOG, read_json
-from .loop import Stopped
+from .loop import Stopped, TrainingFailed
 from .watch import Silent, Watcher
 
 STATUS, COMMANDS_FOLDER = "status.json", "commands"
@@ -32,6 +33,7 @@ BEAT_EVERY = 5.0
 SILENT_AFTER = 120.0  # a process that has written nothing for so long is gone, or its machine is
 LOG_EVERY = 30.0
 LOG_LINES, LOG_BYTES = 15, 8192
+LETTING_GO = 2.0
 
 _log = logging.getLogger("retort.job")
 
@@ -114,6 +116,25 @@ def clear_commands(folder: Path) -> None:
     """Forget wishes that an earlier process did not live to hear."""
     for command in COMMANDS:
         (folder / COMMANDS_FOLDER / command).unlink(missing_ok=True)
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Be the one who writes a run's status; BlockingIOError while another is.
+
+    A process that has just written how it ended needs a moment to let go.
+    """
+    until = time.monotonic() + LETTING_GO
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(folder, LOCK))
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
+        yield
 
 
 def _alive(folder: Path, status: Status) -> bool:
@@ -203,6 +224,14 @@ class FileWatcher:
         step = self.status.steps if state == "finished" else self.status.step
         self.status = replace(self.status, state=state, step=step, message=message, lora=lora, eta=None)
         write_status(self._folder, self.status)
+
+    def fail(self, error: BaseException) -> None:
+        """Write that an error ended it. A disk that is full must not hide the error, which the log tells."""
+        told = isinstance(error, ValueError | OSError | ImportError | TrainingFailed)
+        try:
+            self.end("failed", str(error) if told else f"{type(error).__name__}: {error}")
+        except OSError as full:
+            _log.warning("status not written: %s", full)
 
     def check(self) -> None:
         """Before the first step a stop ends the run at once; later it waits for the end of the step."""

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from ..sampling.accounts import seed_of
-from . import checkpointing, memory, pairs, previews, state
+from . import checkpointing, memory, pairs, previews, slow, state
 from .accumulation import Accumulation
 from .config import RunConfig, TrainingConfig
 from .data import Data
 from .denoiser import Denoiser
 from .files import forget_parts, locked, tensors, write_atomically, write_json
 from .objectives.contract import Batch, Loss, Objective, swapped
+from .order import Order
 from .origin import recognise
 from .players import Runner
 from .processes import Alone, Reducer
@@ -68,6 +69,7 @@ class Trainer:
         self.settings: TrainingConfig = config.training
         self.done = self.begun = self.position = 0
         self.accumulation = Accumulation(self.settings)
+        self.order = Order(denoiser, data, self.settings, self.reducer)
         self.seconds = 0.0
         self._moving = False  # true while some players have moved and others have not
         self._check_data()
@@ -140,6 +142,7 @@ class Trainer:
         groups: dict[str, Mapping[str, Tensor]] = {"average": self.average, "buffers": self.objective.buffers()}
         for runner in self.runners.values():
             groups |= runner.saved()
+        groups["order"] = self.order.saved()
         counters = {
             "done": self.done, "position": self.position, "seconds": self.seconds,
             "accumulation": self.accumulation.saved(),
@@ -158,6 +161,7 @@ class Trainer:
         groups, counters = state.load(self.state_file, self.config)
         state.restore(self.objective.buffers(), groups.get("buffers", {}), "state of the objective")
         state.restore(self.average, groups.get("average", {}), "average")
+        state.restore(self.order.saved(), groups.get("order", {}), "order of samples")
         for runner in self.runners.values():
             runner.restore(groups)
         self.done, self.position, self.seconds = (counters[name] for name in ("done", "position", "seconds"))
@@ -188,6 +192,8 @@ class Trainer:
                     forget_parts(self.folder / inner)
                 if self.origin is not None:
                     recognise(self.folder, self.origin, self.state_file.is_file())
+            if self.settings.slow_repeats > 1:
+                self.data.repeat(slow.repeats(self._scout, self.objective, self.config, self.folder, self.watcher))
             self._prepare()
             # Before resuming, whose averages would count twice.
             free = self.free()
@@ -209,11 +215,18 @@ class Trainer:
                     log.close()
             return self.lora()
 
+    def _scout(self, config: RunConfig, folder: Path, watcher: Watcher) -> Trainer:
+        """A run of its own with the same network and data."""
+        return Trainer(
+            self.denoiser, self.objective, self.data, config, folder, watcher,
+            free=self.free, reducer=self.reducer, origin=self.origin,
+        )  # fmt: skip
+
     def _agree(self) -> None:
         """Every process starts from the first one's numbers."""
         if self.reducer.world > 1:
             mine = [w for runner in self.runners.values() for w in runner.weights.values()]
-            mine += [*self.average.values(), *self.objective.buffers().values()]
+            mine += [*self.average.values(), *self.objective.buffers().values(), *self.order.saved().values()]
             if self.reducer.rank:
                 torch._foreach_zero_([w.detach() for w in mine])
             self.reducer.mean(mine)
@@ -263,26 +276,10 @@ class Trainer:
             if saved != self.done and not self._moving:
                 self.save()
 
-    def _batches(self, step: int) -> list[Batch]:
-        """This process's micro-batches of a step."""
-        settings, groups = self.settings, self.accumulation.groups
-        whole = settings.batch_size * settings.accumulation
-        batches = []
-        for number in range(groups):
-            rows = self.data.group(self.position + number, whole, settings.seed)
-            placed = list(zip(rows, range(whole * number, whole * (number + 1)), strict=True))
-            mine = placed[self.reducer.rank :: self.reducer.world]
-            for begin in range(0, len(mine), settings.batch_size):
-                chosen, places = zip(*mine[begin : begin + settings.batch_size], strict=True)
-                batches.append(
-                    self.data.batch(self.denoiser, chosen, places, settings.seed, step, settings.prompt_dropout)
-                )
-        return batches
-
     def _step(self) -> dict[str, float]:
         began = time.perf_counter()
         step, settings = self.done, self.settings
-        batches = self._batches(step)
+        batches = self.order.batches(self.position, self.accumulation.groups, step)
         whole = settings.batch_size * settings.accumulation * self.accumulation.groups
         data_seconds = time.perf_counter() - began
         totals: dict[str, Tensor | float] = {}
@@ -293,7 +290,7 @@ class Trainer:
             share = len(batch) / whole
             before = self._student_gradient() if self.accumulation.grows else None
             for loss in self._losses(batch, step):
-                name, value, metrics = loss
+                name, value, metrics = loss.player, self.order.weighted(loss, batch), loss.metrics
                 with self.denoiser.adapter(self.runners[name].player.adapter):
                     (value * share).backward()
                 moving[name] = None
@@ -310,8 +307,7 @@ class Trainer:
             raise TrainingFailed(
                 f"step {step + 1}: the loss or its gradient is not a finite number "
                 f"({', '.join(f'{k} {v:g}' for k, v in numbers.items() if k.endswith('_loss'))}). {kept}. "
-                f"Lower learning_rate, set precision to fp32, or look at samples "
-                f"{self.data.group(self.position, settings.batch_size * settings.accumulation, settings.seed)[:16]}"
+                f"Lower learning_rate, set precision to fp32, or look at samples {self.order.rows[:16]}"
             )
         rate = settings.learning_rate * settings.rate(step)
         self._moving = True
@@ -320,6 +316,7 @@ class Trainer:
         self._zero()
         self._average(step)
         self.position += self.accumulation.groups
+        self.order.learn()
         self.objective.after_step(numbers, step)
         if squares and "student" in moving:
             numbers |= self.accumulation.saw(squares, norms["student"], self.reducer)

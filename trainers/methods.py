@@ -28,12 +28,14 @@ class Method:
     """A method's settings and maths. reward: whether it takes one, and whether that must be differentiable.
 
     pictures: whether it learns from pictures that its `spoil` degrades, and the engine encodes, in every step.
+    images: whether its loss is a mean over images or pairs, so that some may come more often.
     """
 
     config: type
     objective: type
     reward: Literal["none", "any", "differentiable"] = "none"
     pictures: bool = False
+    images: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -41,14 +43,14 @@ METHODS: dict[str, Method] = {
     "f_distill": Method(FDistillConfig, FDistill),
     "tdm": Method(TDMConfig, TDM),
     "di_star": Method(DIStarConfig, DIStar, "differentiable"),
-    "flow": Method(FlowMatchingConfig, FlowMatching),
-    "few_shot": Method(FewShotConfig, FewShot),
+    "flow": Method(FlowMatchingConfig, FlowMatching, images=True),
+    "few_shot": Method(FewShotConfig, FewShot, images=True),
     "align_prop": Method(AlignPropConfig, AlignProp, "differentiable"),
     "spo": Method(SPOConfig, SPO, "any"),
     "flow_grpo": Method(FlowGRPOConfig, FlowGRPO, "any"),
-    "dpo": Method(DPOConfig, DPO),
-    "smpo": Method(SmPOConfig, SmPO),
-    "mapo": Method(MaPOConfig, MaPO),
+    "dpo": Method(DPOConfig, DPO, images=True),
+    "smpo": Method(SmPOConfig, SmPO, images=True),
+    "mapo": Method(MaPOConfig, MaPO, images=True),
     "instarevive": Method(InstaReviveConfig, InstaRevive, pictures=True),
 }
 # These learn from nothing else; DI* also does without.
@@ -63,9 +65,15 @@ def read_config(values: Mapping[str, Any]) -> RunConfig:
     name = values.get("method")
     if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r:.80}")
+    training = read(TrainingConfig, values.get("training", {}), "training")
+    if not METHODS[name].images and (training.slow_repeats > 1 or training.importance):
+        able = ", ".join(key for key, method in METHODS.items() if method.images)
+        raise ValueError(
+            f"{name} does not learn from single images: set slow_repeats to 1 and importance to 0, or choose {able}"
+        )
     return RunConfig(
         name,
         read(METHODS[name].config, values.get("objective", {}), "objective"),
-        read(TrainingConfig, values.get("training", {}), "training"),
+        training,
         read(LoraConfig, values.get("lora", {}), "lora"),
     )

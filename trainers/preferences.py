@@ -16,7 +16,6 @@ import hashlib
 import io
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..sampling.accounts import seed_of
-from .files import tensors, write_atomically
+from .files import append_lines, tensors, write_atomically
 
 PAIRS = "pairs.jsonl"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -205,14 +204,7 @@ def append(folder: Path, judgements: Iterable[Mapping[str, Any]]) -> int:
         lines.append(line)
     if not lines:
         return 0
-    with open(folder / PAIRS, "a+b", buffering=0) as handle:
-        end = handle.seek(0, os.SEEK_END)
-        if end and (handle.seek(end - 1), handle.read(1))[1] != b"\n":
-            lines.insert(0, b"\n")  # a writer that was killed left half a line
-        data = b"".join(lines)
-        while data:
-            data = data[handle.write(data) :]
-        os.fsync(handle.fileno())
+    append_lines(folder / PAIRS, lines)
     return len(lines)
 
 

@@ -28,7 +28,7 @@ def draw(
     shape = data.shape_of(rows[0])
     rows = [i for i in rows if data.shape_of(i) == shape]
     pictures = []
-    with denoiser.adapter(objective.players["student"].adapter), _without_dropout(denoiser.network):
+    with denoiser.adapter(objective.players["student"].adapter), without_dropout(denoiser.network):
         for begin in range(0, len(rows), settings.batch_size):
             part = rows[begin : begin + settings.batch_size]
             draws = Draws(settings.seed, -2, tuple(range(begin, begin + len(part))), denoiser.device)
@@ -43,7 +43,7 @@ def draw(
 
 
 @contextmanager
-def _without_dropout(network: nn.Module) -> Iterator[None]:
+def without_dropout(network: nn.Module) -> Iterator[None]:
     """The adapters' dropout off, as it is for whoever samples."""
     dropped = [module for module in network.modules() if isinstance(module, nn.Dropout) and module.training]
     for module in dropped:

@@ -18,7 +18,19 @@ from ...sampling.path import NoisePath
 from ...sampling.presets import Preset
 from ...sampling.teleport import Teleport
 from ..methods import Method
-from . import base, guiders, job_base, reflection, rewards, training, work
+from . import (
+    base,
+    guiders,
+    job_base,
+    picker_routes,
+    preference_routes,
+    reflection,
+    rewards,
+    run_routes,
+    search_routes,
+    training,
+    work,
+)
 from . import embedded as _embedded
 from . import search as _search
 from .coordinates import Prediction, path_of, prediction_of
@@ -50,6 +62,7 @@ load_base = job_base.load_base
 load_vae = job_base.load_vae
 job_arguments = job_base.job_arguments
 runs_folder = work.runs_folder
+search_records = work.search_records
 latents_in = work.latents_in
 statistics_folders = work.statistics_folders
 input_folders = work.input_folders
@@ -167,3 +180,15 @@ def add_model_folders() -> None:
     rewards.add_folder()
     work.add_captioners_folder()
     work.add_statistics_folder()
+
+
+def add_routes(sets: Callable[[], Path]) -> None:
+    """See `hosts.api`; nothing where no server runs."""
+    from server import PromptServer
+
+    if "instance" in vars(PromptServer):
+        table = PromptServer.instance.routes
+        picker_routes.add(table, sets)
+        preference_routes.add(table, sets)
+        run_routes.add(table, work.runs_folder)
+        search_routes.add(table, work.search_records, work.saved_searches, lambda: work.input_folders()[0])

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...models.loader import FOLDER
+from .. import search_files
 
 # As large as ComfyUI shows a preview on a node.
 PREVIEW = 512
@@ -131,6 +132,16 @@ def loras_folder() -> Path:
 def runs_folder() -> Path:
     """See `hosts.api`."""
     return Path(folder_paths.get_output_directory()) / "retort"
+
+
+def saved_searches() -> Path:
+    """Where Save Search writes."""
+    return runs_folder().with_name(search_files.FOLDER)
+
+
+def search_records() -> Path:
+    """See `hosts.api`; ComfyUI empties the folder when it starts."""
+    return Path(folder_paths.get_temp_directory()) / "retort_searches"
 
 
 def add_statistics_folder() -> None:

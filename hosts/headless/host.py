@@ -163,3 +163,11 @@ def models_folder() -> Path:
 
 def add_model_folders() -> None:
     """The headless loaders know the folder already."""
+
+
+def search_records() -> None:
+    """Nobody looks."""
+
+
+def add_routes(sets: Callable[[], Path]) -> None:
+    """No page is served here: what waits is answered in ComfyUI, or through `trainers.tickets`."""

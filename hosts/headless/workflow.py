@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from . import images, workflow_ui
+from . import images, subgraphs, workflow_ui
 from .errors import UsageError
 from .graph import Graph, Link, Node, Place
 from .registry import Registry
@@ -71,7 +71,7 @@ def _from_png(path: Path, registry: Registry) -> Graph:
     ui, api = documents.get("workflow"), documents.get("prompt")
     if ui is None:
         return from_document(api, registry)
-    if api is not None and workflow_ui.has_subgraphs(ui):
+    if api is not None and subgraphs.has_subgraphs(ui):
         # The prompt beside it is the same run with its subgraphs unfolded.
         graph = from_document(api, registry)
         graph.document = ui

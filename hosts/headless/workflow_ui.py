@@ -1,86 +1,38 @@
 """The UI format: litegraph's nodes, links and widget values by position, in its versions 0.4 and 1.0.
 
 Read as ComfyUI's editor queues it: muted nodes (mode 2) fall away, bypassed ones (mode 4) hand an input of the
-output's type through, reroutes are followed, primitive nodes become constants, notes are left out.
+output's type through, reroutes are followed, primitive nodes become constants, notes are left out, and subgraphs
+are unfolded.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from .errors import NodeError, UsageError
+from . import subgraphs
+from .errors import NodeError
 from .graph import Graph, Link, Node, Place
 from .registry import Registry
+from .subgraphs import AGAIN, BYPASSED, MUTED
 from .widgets import assign
 
-_MUTED, _BYPASSED = 2, 4
 _NOTES = ("Note", "MarkdownNote")
-_AGAIN = "Save the workflow again from ComfyUI"
-
-
-def has_subgraphs(document: Any) -> bool:
-    """Whether a node of the document is an instance of one of its subgraph definitions."""
-    if not isinstance(document, dict):
-        return False
-    nodes = document.get("nodes")
-    kinds = [n.get("type") for n in nodes if isinstance(n, dict)] if isinstance(nodes, list) else []
-    return any(id in kinds for id in _subgraphs(document))
 
 
 def read(document: dict[str, Any], registry: Registry) -> Graph:
     """The graph of a UI-format document. Raises UsageError, NodeError where a node is at fault."""
-    raws: dict[str, dict] = {}
-    for i, raw in enumerate(document["nodes"]):
-        if (
-            not isinstance(raw, dict)
-            or not isinstance(raw.get("id"), int | str)
-            or not isinstance(raw.get("type"), str)
-        ):
-            raise UsageError(f'"nodes"[{i}] has no "id" or no "type". {_AGAIN}')
-        if str(raw["id"]) in raws:
-            raise UsageError(f"two nodes have the id {raw['id']}. {_AGAIN}")
-        raws[str(raw["id"])] = raw
+    flat = subgraphs.unfold(document)
     graph = Graph({}, document)
-    reader = _Reader(raws, _links(document), _subgraphs(document), registry)
-    for id, raw in raws.items():
-        if raw.get("mode") not in (_MUTED, _BYPASSED) and raw["type"] not in (*_NOTES, "Reroute", "PrimitiveNode"):
+    reader = _Reader(flat, registry)
+    for id, raw in flat.nodes.items():
+        if raw.get("mode") not in (MUTED, BYPASSED) and raw["type"] not in (*_NOTES, "Reroute", "PrimitiveNode"):
             graph.nodes[id] = reader.node(raw, graph.notes)
     return graph
 
 
-def _links(document: dict[str, Any]) -> dict[Any, tuple[str, int]]:
-    """Link id -> (source node id, source slot)."""
-    raw_links = document.get("links") or []
-    if not isinstance(raw_links, list):
-        raise UsageError(f'"links" must be a list. {_AGAIN}')
-    links = {}
-    for i, raw in enumerate(raw_links):
-        if raw is None:
-            continue  # litegraph leaves holes
-        if isinstance(raw, list) and len(raw) >= 5:
-            id, source, slot = raw[:3]
-        elif isinstance(raw, dict):
-            id, source, slot = raw.get("id"), raw.get("origin_id"), raw.get("origin_slot")
-        else:
-            raise UsageError(f'"links"[{i}] is neither [id, from, slot, to, slot, type] nor an object. {_AGAIN}')
-        if not isinstance(id, int | str) or not isinstance(source, int | str) or not isinstance(slot, int):
-            raise UsageError(f'"links"[{i}] names no link id, source node or slot. {_AGAIN}')
-        links[id] = (str(source), slot)
-    return links
-
-
-def _subgraphs(document: dict[str, Any]) -> dict[str, str]:
-    """Subgraph id -> name."""
-    definitions = document.get("definitions")
-    found = definitions.get("subgraphs") if isinstance(definitions, dict) else None
-    if not isinstance(found, list):
-        return {}
-    return {s["id"]: str(s.get("name")) for s in found if isinstance(s, dict) and isinstance(s.get("id"), str)}
-
-
 class _Reader:
-    def __init__(self, raws, links, subgraphs, registry: Registry):
-        self.raws, self.links, self.subgraphs, self.registry = raws, links, subgraphs, registry
+    def __init__(self, flat: subgraphs.Flat, registry: Registry):
+        self.raws, self.links, self.widgets, self.registry = flat.nodes, flat.links, flat.widgets, registry
 
     def title(self, raw: dict) -> str:
         title = raw.get("title")
@@ -91,13 +43,6 @@ class _Reader:
 
     def node(self, raw: dict, notes: list[str]) -> Node:
         node = Node(str(raw["id"]), raw["type"], self.title(raw))
-        if raw["type"] in self.subgraphs:
-            name = self.subgraphs[raw["type"]]
-            raise NodeError(
-                node,
-                f'it is the subgraph "{name}", which the headless host does not unfold',
-                remedy="In ComfyUI use Unpack Subgraph, or Workflow > Export (API), which unfolds it",
-            )
         schema = self.registry.schema(node)
         for name, value, place in assign(node, schema, raw.get("widgets_values"), notes):
             node.inputs[name] = value
@@ -119,10 +64,10 @@ class _Reader:
         found = []
         inputs = raw.get("inputs") or []
         if not isinstance(inputs, list):
-            raise NodeError(node, '"inputs" must be a list', remedy=_AGAIN)
+            raise NodeError(node, '"inputs" must be a list', remedy=AGAIN)
         for one in inputs:
             if not isinstance(one, dict) or not isinstance(one.get("name"), str):
-                raise NodeError(node, "an input has no name", remedy=_AGAIN)
+                raise NodeError(node, "an input has no name", remedy=AGAIN)
             if one.get("link") is not None:
                 found.append((one["name"], one["link"]))
         return found
@@ -132,26 +77,26 @@ class _Reader:
         seen = set()
         while link is not None:
             if not isinstance(link, int | str) or link not in self.links:
-                raise NodeError(node, "its link is not in the file", input=input, value=link, remedy=_AGAIN)
+                raise NodeError(node, "its link is not in the file", input=input, value=link, remedy=AGAIN)
             if link in seen:
                 raise NodeError(node, "it hangs on reroutes that form a ring", input=input, remedy="Cut the ring")
             seen.add(link)
             id, slot = self.links[link]
+            if id in self.widgets:
+                return self.widgets[id]
             raw = self.raws.get(id)
             if raw is None:
-                raise NodeError(
-                    node, f"it is linked to node {id}, which is not in the file", input=input, remedy=_AGAIN
-                )
-            if raw.get("mode") == _MUTED:
+                raise NodeError(node, f"it is linked to node {id}, which is not in the file", input=input, remedy=AGAIN)
+            if raw.get("mode") == MUTED:
                 return None
             if raw["type"] == "PrimitiveNode":
                 values = raw.get("widgets_values")
                 if not isinstance(values, list) or not values:
-                    raise NodeError(node, f"the primitive node {id} holds no value", input=input, remedy=_AGAIN)
+                    raise NodeError(node, f"the primitive node {id} holds no value", input=input, remedy=AGAIN)
                 return Place(values, 0)
             if raw["type"] == "Reroute":
                 link = self.input_link(raw, 0)
-            elif raw.get("mode") == _BYPASSED:
+            elif raw.get("mode") == BYPASSED:
                 link = self.bypass(raw, slot)
             else:
                 return Link(id, slot)

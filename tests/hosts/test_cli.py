@@ -15,7 +15,7 @@ from retort.hosts.headless import images, registry
 def command(monkeypatch, known, tmp_path):
     """command(*arguments) -> typer's result, with TinyLoader among the nodes and a wide terminal."""
     monkeypatch.setenv("RETORT_MODELS", str(tmp_path / "models"))
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "1000")
 
     nodes = known()
 

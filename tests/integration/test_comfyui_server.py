@@ -62,6 +62,39 @@ def test_its_help_pages_are_served(server):
     for node in NODES:
         page = server.get(f"/extensions/retort/docs/{node}.md").decode()
         assert page.startswith("# ")
+        for picture in re.findall(r"pictures/\w+\.jpg", page):
+            assert Image.open(io.BytesIO(server.get(f"/extensions/retort/docs/{picture}"))).format == "JPEG"
+
+
+def test_its_blueprints_are_offered(server):
+    listed = json.loads(server.get("/global_subgraphs"))
+    ours = {id: one["name"] for id, one in listed.items() if one["info"]["node_pack"] == "custom_nodes.retort"}
+    assert len(ours) == 3
+    for id, name in ours.items():
+        assert json.loads(json.loads(server.get(f"/global_subgraphs/{id}"))["data"])["nodes"][0]["title"] == name
+
+
+@pytest.mark.parametrize("language", ["zh", "ja"])
+def test_its_nodes_speak_the_users_language(server, language):
+    listed = {id: one for id, one in json.loads(server.get("/object_info")).items() if id.startswith("Retort")}
+    names = json.loads(server.get("/i18n"))[language]["nodeDefs"]
+    # What translate.js looks up, by the English that the interface gets.
+    texts = json.loads(server.get(f"/extensions/retort/locales/{language}.json"))["texts"]
+
+    def missing(groups):
+        for inputs in groups.values():
+            for _, options in (spec for spec in inputs.values()):
+                yield from [] if options["tooltip"] in texts else [options["tooltip"]]
+                for option in options.get("options", []):
+                    if isinstance(option, dict):
+                        yield from missing(option["inputs"])
+
+    for id, node in listed.items():
+        assert names[id]["display_name"] != node["display_name"]
+        given = {name for group in ("required", "optional") for name in node["input"].get(group, {})}
+        assert given <= set(names[id]["inputs"]) and node["description"] in texts
+        assert all(text in texts for text in node["output_tooltips"])
+        assert not [*missing({k: v for k, v in node["input"].items() if k != "hidden"})]
 
 
 @pytest.mark.parametrize(

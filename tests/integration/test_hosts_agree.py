@@ -29,9 +29,9 @@ DOWNLOADS = {
 }  # fmt: skip
 # They train for minutes: here two steps of everything.
 TRAINERS = {
-    "train_distillation": "RetortTrainDistillation", "training_job": "RetortTrainingJob",
-    "train_reward": "RetortTrainReward",
-    "train_preference": "RetortTrainPreference",
+    "train_distillation": ("RetortTrainDistillation",), "training_job": ("RetortTrainingJob",),
+    "train_reward": ("RetortTrainReward",), "train_preference": ("RetortTrainPreference",),
+    "train_style": ("RetortTrainFlow", "RetortFewShotAdapt"),
 }  # fmt: skip
 QUICK = {
     "steps": 2, "batch_size": 2, "warmup": 0, "preview_every": 0, "method.regression_steps": 1, "method.pairs": 2,
@@ -97,18 +97,26 @@ def test_a_bundled_workflow(server, tmp_path, name):
 def test_a_bundled_training(server, tmp_path, name):
     """Trained and sampled by either host; only the numbers that make it long are others than in the file."""
     document = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
-    (trainer,) = (node for node in document["nodes"] if node["type"] == TRAINERS[name])
-    widgets = [one["name"] for one in trainer["inputs"] if "widget" in one]
-    for key, value in QUICK.items():
-        if key in widgets:
-            trainer["widgets_values"][widgets.index(key)] = value
+    trainers = [node for node in document["nodes"] if node["type"] in TRAINERS[name]]
+    assert len(trainers) == len(TRAINERS[name])
+    for trainer in trainers:
+        widgets = [one["name"] for one in trainer["inputs"] if "widget" in one]
+        for key, value in QUICK.items():
+            if key in widgets:
+                trainer["widgets_values"][widgets.index(key)] = value
     source = tmp_path / f"{name}.json"
     source.write_text(json.dumps(document), encoding="utf-8")
     latents = both(server, source, tmp_path / "out")
-    # The student is the last that the file samples.
-    *before, student = (latents[key] for key in sorted(latents, key=int))
+    # The students are the last that the file samples.
+    ordered = [latents[key] for key in sorted(latents, key=int)]
+    before, students = ordered[: -len(trainers)], ordered[-len(trainers) :]
     for pair in before:
         assert_equal({"before": pair})
+    for student in students:
+        assert_learnt_alike(student, before)
+
+
+def assert_learnt_alike(student: tuple, before: list[tuple]) -> None:
     # ComfyUI's network has query, key and value in one layer and diffusers' in three, so their adapters are not the
     # same: losses agree from the same start, and what is learnt goes the same way.
     assert float((student[0] - student[1]).abs().max()) < TRAINED_APART

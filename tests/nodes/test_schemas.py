@@ -21,6 +21,7 @@ RUN = [
     "optimiser", "weight_decay", "max_grad_norm", "ema", "precision", "prompt_dropout", "alpha", "targets", "exclude",
     "convolutions", "dropout", "fake_rank", "start_from", "save_every", "save_minutes", "keep",
 ]  # fmt: skip
+IMAGES = ["slow_repeats", "slow_after", "importance"]
 ALONE = [name for name in RUN if name != "fake_rank"]
 MATCHING = [
     "steps", "timesteps", "cfg", "ratio", "fake_rate", "gan_weight", "gan_on", "regression_steps", "regression_weight",
@@ -65,10 +66,10 @@ LIMITS = ["calls", "seconds", "enough", "batch_size"]
 # Workflows store widgets by position: names never change, and new ones come last.
 INPUTS = {
     "RetortTrainDistillation": [*SOURCES, "reward", "method", *RUN],
-    "RetortTrainFlow": [*SOURCES, *FLOW, *ALONE],
-    "RetortFewShotAdapt": [*SOURCES, *FEW_SHOT, *ALONE],
+    "RetortTrainFlow": [*SOURCES, *FLOW, *ALONE, *IMAGES],
+    "RetortFewShotAdapt": [*SOURCES, *FEW_SHOT, *ALONE, *IMAGES],
     "RetortTrainReward": [*SOURCES, "reward", "reward_2", "method", *ALONE],
-    "RetortTrainingJob": [*SOURCES, "method", *RUN, "processes", "pairs"],
+    "RetortTrainingJob": [*SOURCES, "method", *RUN, "processes", "pairs", *IMAGES],
     "RetortPreferenceSet": [
         "pairs", "name", "by", "prompt", "least", "ties", "held_out", "seed", "import_from", "export",
     ],
@@ -77,7 +78,10 @@ INPUTS = {
     ],
     "RetortTrainPreference": [
         "model", "clip", "vae", "pairs", "method", *(name for name in ALONE if name != "prompts"),
+        *IMAGES,
     ],
+    "RetortPreferencePicker": ["images", "samples", "prompt", "name", "candidates", "by"],
+    "RetortPromptQueue": ["prompts", "index", "begin_again"],
     "RetortCollectJob": ["run", "wait", "command"],
     "RetortLossChart": ["run", "smoothing", "log_scale"],
     "RetortReward": ["kind"],
@@ -146,6 +150,8 @@ OUTPUTS = {
     "RetortPreferenceSet": ["PREFERENCES", "PREFERENCES", "STRING", "STRING"],
     "RetortLabelPairs": ["PREFERENCES", "INT", "STRING"],
     "RetortTrainPreference": TRAINED,
+    "RetortPreferencePicker": ["INT", "STRING"],
+    "RetortPromptQueue": ["STRING", "INT", "INT"],
     "RetortTrainingJob": ["STRING", "STRING"],
     "RetortCollectJob": ["LORA_MODEL", "LOSS_MAP", "STRING", "IMAGE", "STRING", "STRING"],
     "RetortLossChart": ["IMAGE"],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("peft")
 
-from retort.hosts import api, rewards, starter  # noqa: E402
+from retort.hosts import api, rewards, starter, training  # noqa: E402
 from retort.hosts.headless.folders import Folders, use  # noqa: E402
 from retort.hosts.job_process import run_job  # noqa: E402
 from retort.nodes import jobs  # noqa: E402
@@ -21,6 +23,8 @@ from retort.nodes.training import (  # noqa: E402
     one,
 )
 from retort.trainers import job_watch, state  # noqa: E402
+from retort.trainers.files import locked  # noqa: E402
+from retort.trainers.job import LOCK  # noqa: E402
 from retort.trainers.watch import METRICS, read_metrics  # noqa: E402
 
 PROMPTS = "a bold blue seven\na thin red two"
@@ -95,7 +99,7 @@ def test_a_reward_that_cannot_be_used_is_refused(run, where):
             run(RetortTrainDistillation, reward=judge(), **given)
     with pytest.raises(ValueError, match=r"alpha_rew is 5\.0, and a job takes no reward: set it to 0"):
         run(jobs.RetortTrainingJob, "di_star", {"alpha_rew": 5.0})
-    assert not (where.output / "retort").exists()
+    assert not list((where.output / "retort").glob("*"))
     with pytest.raises(ValueError, match="there is no reward: connect a differentiable one"):
         run(RetortTrainDistillation, "di_star", {"alpha_rew": 5.0})
 
@@ -158,3 +162,51 @@ def test_runs_that_are_not_there_are_named(where):
 def test_lists_of_one_are_single_values():
     assert one([{"a": [1], "b": {"c": ["x"]}}]) == {"a": [1], "b": {"c": ["x"]}}
     assert one({"a": [1], "b": {"c": ["x"]}}) == {"a": 1, "b": {"c": "x"}} and one(3) == 3
+
+
+def test_a_run_in_a_node_tells_how_far_it_is_and_hears_commands(run, where, monkeypatch):
+    """As a job's process does, so that the page shows and steers both alike."""
+    folder = where.output / "retort" / "told"
+    seen = []
+
+    class Page(training.HostWatcher):
+        def step(self, done, total, metrics):
+            super().step(done, total, metrics)
+            status = job_watch.read_status(folder)
+            seen.append((status.state, status.going))
+            if done == 1:
+                job_watch.send(folder, "save")
+                job_watch.send(folder, "sample")
+            if done == 3:
+                job_watch.send(folder, "stop")
+            # Commands are looked for now and then.
+            time.sleep(job_watch.LOOK_EVERY)
+
+    monkeypatch.setattr(training, "HostWatcher", Page)
+    with pytest.raises(api.host.CANCELLED):
+        run(RetortTrainDistillation, "tdm", {"steps": 1}, name="told", steps=9)
+    status = job_watch.read_status(folder)
+    assert (status.state, status.step) == ("stopped", 3) and seen[0] == ("running", True)
+    assert [path.name for path in (folder / "checkpoints").iterdir()][0] == "step_0000001.safetensors"
+    assert (folder / "previews" / "step_0000001.png").is_file()
+    monkeypatch.undo()
+    lora = run(RetortTrainDistillation, "tdm", {"steps": 1}, name="told", steps=4)[2]
+    status = job_watch.read_status(folder)
+    assert (status.state, status.step, status.lora) == ("finished", 4, lora)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["timesteps"] == [1000.0] and result["base"] == {"kind": "embedded", "variant": "flow"}
+
+
+def test_a_run_that_fails_says_so_and_a_job_keeps_a_node_out(run, where, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("the roof is on fire")
+
+    run(RetortTrainDistillation, "tdm", {"steps": 1}, name="told", steps=1)
+    monkeypatch.setattr(training.HostWatcher, "step", broken)
+    with pytest.raises(RuntimeError, match="roof"):
+        run(RetortTrainDistillation, "tdm", {"steps": 1}, name="told", steps=2)
+    folder = where.output / "retort" / "told"
+    status = job_watch.read_status(folder)
+    assert status.state == "failed" and status.message == "RuntimeError: the roof is on fire"
+    with locked(folder, LOCK), pytest.raises(BlockingIOError, match="belongs to a run that is still going"):
+        run(RetortTrainDistillation, "tdm", {"steps": 1}, name="told", steps=2)

@@ -102,7 +102,8 @@ class Batch:
 
     shape: of one latent, (C, H, W) or (C, T, H, W). latents: (B, *shape) in the network's own scale, None where the
     run has no images. uncond: the empty or negative prompt for B samples. columns: further tensors (B, ...) that the
-    data set has (pairs of noise and target).
+    data set has (pairs of noise and target). weights: (B,) by which the engine multiplies the samples' losses, None
+    where all count alike.
     """
 
     draws: Draws
@@ -112,6 +113,7 @@ class Batch:
     latents: Tensor | None = None
     prompts: tuple[str, ...] = ()
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.draws.indices)
@@ -130,11 +132,18 @@ LatentReward = Callable[[Tensor, tuple[str, ...], Batch], Tensor]
 
 
 class Loss(NamedTuple):
-    """A loss to run backwards, whose it is, and the numbers worth watching (0-d or float, means over the batch)."""
+    """A loss to run backwards, whose it is, and the numbers worth watching (0-d or float, means over the batch).
+
+    each: (B,) the losses of the samples, whose mean is `value`, where it is such a mean. errors: the (B,) mean squared
+    errors of the network's output that `each` is made of, at the levels sigma (B,).
+    """
 
     player: str
     value: Tensor
     metrics: dict[str, Tensor | float]
+    each: Tensor | None = None
+    errors: tuple[Tensor, ...] = ()
+    sigma: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ class DPO(PairObjective):
         with self.denoiser.adapter("student"):
             winner, loser = (self.error(latents, sigma, noise, batch.cond) for latents in both)
         u = -0.5 * self.config.beta * (winner - loser - reference)
-        yield Loss("student", soft_loss(u, 1 - self.config.flipped).mean(), watched(u, winner))
+        each = soft_loss(u, 1 - self.config.flipped)
+        yield Loss("student", each.mean(), watched(u, winner), each, (winner, loser), sigma)
 
 
 def watched(u: Tensor, winner: Tensor) -> dict[str, Tensor | float]:

@@ -181,12 +181,11 @@ class FewShot:
             each = directional_consistency(self._embed(leaf, batch), source, self.direction)
             weight = content_weight(t) * content_share(t, self.config.phase) * self.config.consistency
             pull = torch.autograd.grad((weight * each).sum(), leaf)[0]
-        value = (weight * each.detach()).mean()
         with denoiser.adapter("student"):
             x0 = denoiser.predict_x0(x, sigma, cond)
         # Worth the loss itself, with the loss's gradient.
-        carried = (pull * (x0 - x0.detach())).flatten(1).sum(1).mean()
-        return Loss("student", value + carried, {"consistency": each.detach().mean()})
+        worth = weight * each.detach() + (pull * (x0 - x0.detach())).flatten(1).sum(1)
+        return Loss("student", worth.mean(), {"consistency": each.detach().mean()}, worth)
 
     def _diffusion(self, batch: Batch, weight: Tensor, sigma: Tensor) -> Loss:
         denoiser, latents = self.denoiser, batch.images
@@ -195,7 +194,8 @@ class FewShot:
             error = denoiser.predict_x0(x, sigma, batch.cond) - latents
         scale = native_scale(denoiser.prediction, denoiser.path, sigma).clamp(min=1e-2)
         each = mean_each((error / broadcast(scale, error)).square())
-        return Loss("student", (weight * each).mean(), {"diffusion": each.detach().mean()})
+        worth = weight * each
+        return Loss("student", worth.mean(), {"diffusion": each.detach().mean()}, worth, (each,), sigma)
 
     def after_step(self, metrics: Mapping[str, float], step: int) -> None:
         """No running averages."""

@@ -124,11 +124,11 @@ class FlowMatching:
         noise = student_t(batch.draws.normal("noise", batch.shape), quantile(batch.draws), self.config.aug_dim)
         x = denoiser.path.add_noise(latents, sigma, noise)
         with denoiser.adapter("student"):
-            each = mean_each((denoiser.predict_x0(x, sigma, batch.cond) - latents).square())
+            error = each = mean_each((denoiser.predict_x0(x, sigma, batch.cond) - latents).square())
         if self.config.loss_space == "native":
             scale = native_scale(denoiser.prediction, denoiser.path, sigma)
-            each = each * scale.pow(-2).clamp(max=self.config.max_weight)
-        yield Loss("student", each.mean(), {})
+            each = error * scale.pow(-2).clamp(max=self.config.max_weight)
+        yield Loss("student", each.mean(), {}, each, (error,), sigma)
 
     def after_step(self, metrics: Mapping[str, float], step: int) -> None:
         """No running averages."""

@@ -70,9 +70,9 @@ class MaPO(PairObjective):
                 self.error(latents, sigma, noise, batch.cond) for latents in (batch.images, column(batch, LOSER))
             )
         margin = config.scale * (phi(winner, config.snr) - phi(loser, config.snr))
-        value = winner.mean() + config.beta * soft_loss(margin, 1.0).mean()
+        each = winner + config.beta * soft_loss(margin, 1.0)
         metrics: dict[str, Tensor | float] = {
             "margin": margin.detach().mean(), "accuracy": agreement(margin), "winner": winner.detach().mean(),
             "loser": loser.detach().mean(),
         }  # fmt: skip
-        yield Loss("student", value, metrics)
+        yield Loss("student", each.mean(), metrics, each, (winner, loser), sigma)

@@ -85,7 +85,8 @@ class SmPO(PairObjective):
             winner, loser = (self.error(latents, sigma, noise, cond) for latents, noise in known)
         u = -0.5 * config.beta * config.gamma * (winner - loser - reference)
         each = soft_loss((2 * chance - 1) * u, 1.0) if config.labels == "weight" else soft_loss(u, chance)
-        yield Loss("student", each.mean(), watched(u, winner) | {"chance": chance.mean()})
+        metrics = watched(u, winner) | {"chance": chance.mean()}
+        yield Loss("student", each.mean(), metrics, each, (winner, loser), sigma)
 
     def found_noise(self, latents: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """tau (B, ...): the unit noise in what the student's ODE carries the latents to, at level sigma (B,)."""

@@ -74,13 +74,6 @@ def test_a_ring_of_reroutes_is_named(read, ui):
         read(ui)
 
 
-def test_a_subgraph_is_refused_by_name(read, ui):
-    ui["definitions"] = {"subgraphs": [{"id": "8f3c", "name": "My sampler", "nodes": []}]}
-    ui["nodes"][4]["type"] = "8f3c"
-    with pytest.raises(NodeError, match='subgraph "My sampler".*Unpack Subgraph'):
-        read(ui)
-
-
 def test_saved_images_carry_their_workflow_and_run_again(go, api, ui, where):
     first = go(ui, keep={"5"}, seed=11)
     texts = images.read_texts(first.saved[0])

@@ -1,0 +1,68 @@
+// The Retort panel: training runs, searches and preference sets, whoever started them and whenever.
+import { app } from "../../scripts/app.js";
+import { RunList } from "./panel/run_list.js";
+import { SearchList } from "./panel/search_list.js";
+import { SetList } from "./panel/set_list.js";
+import { element } from "./panel/page.js";
+
+const SECTIONS = [["Training", RunList], ["Searches", SearchList], ["Preferences", SetList]];
+
+class Panel {
+  constructor(root) {
+    this.tabs = element("div", { role: "tablist", class: "retort-tabs", "aria-label": "Retort" });
+    this.body = element("div", { role: "tabpanel", class: "retort-body", tabindex: -1 });
+    this.root = element("div", { class: "retort-panel" }, this.tabs, this.body);
+    root.replaceChildren(this.root);
+    SECTIONS.forEach(([title], i) => {
+      const tab = element("button", { type: "button", role: "tab", id: `retort-tab-${i}` }, title);
+      tab.addEventListener("click", () => this.open(i));
+      this.tabs.append(tab);
+    });
+    this.tabs.addEventListener("keydown", (event) => {
+      const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!move) return;
+      const to = (this.index + move + SECTIONS.length) % SECTIONS.length;
+      this.open(to);
+      this.tabs.children[to].focus();
+    });
+    this.open(Math.min(SECTIONS.length - 1, Number(localStorage.getItem("retort.panel")) || 0));
+  }
+
+  open(index) {
+    this.section?.close();
+    this.index = index;
+    localStorage.setItem("retort.panel", String(index));
+    [...this.tabs.children].forEach((tab, i) => {
+      tab.setAttribute("aria-selected", String(i === index));
+      tab.tabIndex = i === index ? 0 : -1;
+    });
+    this.body.setAttribute("aria-labelledby", `retort-tab-${index}`);
+    this.section = new SECTIONS[index][1](this.body);
+  }
+
+  close() {
+    this.section.close();
+  }
+}
+
+app.registerExtension({
+  name: "retort.panel",
+  setup() {
+    let panel;
+    app.extensionManager.registerSidebarTab({
+      id: "retort",
+      icon: "pi pi-chart-line",
+      title: "Retort",
+      tooltip: "Retort: training runs, searches, preferences",
+      type: "custom",
+      render: (root) => {
+        panel?.close();
+        panel = new Panel(root);
+      },
+      destroy: () => {
+        panel?.close();
+        panel = undefined;
+      },
+    });
+  },
+});

@@ -1,0 +1,29 @@
+// Requests to our own routes; a refusal becomes an Error that says why.
+import { api } from "../../../scripts/api.js";
+
+async function answered(response) {
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw Object.assign(new Error(answer.error ?? `HTTP ${response.status}`), { status: response.status });
+  return answer;
+}
+
+function url(parts) {
+  return `/retort/${parts.map(encodeURIComponent).join("/")}`;
+}
+
+/** GET /retort/part/part?query as JSON. */
+export async function ask(parts, query = {}) {
+  const tail = new URLSearchParams(query).toString();
+  return answered(await api.fetchApi(url(parts) + (tail ? `?${tail}` : "")));
+}
+
+/** POST a JSON object. */
+export async function tell(parts, body) {
+  const headers = { "Content-Type": "application/json" };
+  return answered(await api.fetchApi(url(parts), { method: "POST", headers, body: JSON.stringify(body) }));
+}
+
+/** Where a picture of ours is, for an <img>. */
+export function address(parts) {
+  return api.apiURL(url(parts));
+}

@@ -1,0 +1,145 @@
+// A training run as it goes on: where it stands, its chart, its previews, and what it can be told.
+import { address, ask, tell } from "./client.js";
+import { Chart } from "./chart.js";
+import { button, element, lightbox } from "./page.js";
+import { Series, going, standing } from "./series.js";
+
+const EVERY = 1000, AGAIN = 3000, MOST_PICTURES = 48;
+
+export class RunView {
+  /** settings: {shown, window, log} of the chart; changed(): they, or whether there is anything to show, changed. */
+  constructor(settings, changed = () => {}) {
+    this.changed = changed;
+    this.series = new Series();
+    this.chart = new Chart(settings, changed);
+    this.line = element("div", { class: "retort-line", role: "status" });
+    this.bar = element("progress", { "aria-label": "Steps done" });
+    const failed = (error) => this.say(error.message);
+    const command = (wish, text, title) =>
+      button(text, title, async () => {
+        await tell(["runs", this.name, "command"], { command: wish });
+        this.say({ sample: "draws previews after this step", save: "saves after this step", stop: "saves, then stops" }[wish]);
+      }, failed);
+    this.buttons = element(
+      "div", { class: "retort-row" },
+      command("sample", "Sample now", "Draw previews after this step"),
+      command("save", "Save now", "Write a checkpoint after this step"),
+      command("stop", "Stop", "Save, then end the run; queue it again to go on"),
+    );
+    this.strip = element("div", { class: "retort-strip", role: "group", "aria-label": "Previews" });
+    this.root = element("div", { class: "retort-run" }, this.line, this.bar, this.buttons, this.chart.root, this.strip);
+    this.root.hidden = true;
+    // A node's own gestures must not begin on our controls.
+    for (const kind of ["pointerdown", "wheel"]) this.root.addEventListener(kind, (event) => event.stopPropagation());
+    this.seen = () => document.hidden || this.look();
+    document.addEventListener("visibilitychange", this.seen);
+  }
+
+  /** Whether there is a run to show. */
+  get filled() {
+    return !this.root.hidden;
+  }
+
+  /** Show a run, and follow it while it goes on; `awaited` while something says that it will begin. */
+  open(name, awaited = false) {
+    if (name !== this.name) {
+      this.series.clear();
+      this.shown = "";
+      this.hide();
+    }
+    this.name = name;
+    this.awaited = awaited;
+    this.look();
+  }
+
+  hide() {
+    if (this.root.hidden) return;
+    this.root.hidden = true;
+    this.changed();
+  }
+
+  close() {
+    clearTimeout(this.timer);
+    this.name = undefined;
+    document.removeEventListener("visibilitychange", this.seen);
+    this.chart.sizes.disconnect();
+  }
+
+  /** One look at the log, and the next when there is something to wait for. */
+  async look() {
+    clearTimeout(this.timer);
+    const name = this.name;
+    if (!name || this.looking) return;
+    this.looking = true;
+    let wait = null;
+    try {
+      let answer;
+      do {
+        answer = await ask(["runs", name, "log"], { offset: this.series.offset, step: this.series.last });
+        if (this.name !== name) return;
+        this.series.add(answer);
+      } while (answer.more);
+      this.show(answer.status);
+      if (going(answer.status) || this.awaited) wait = EVERY;
+    } catch (error) {
+      if (error.status === 404) {
+        if (this.awaited) wait = EVERY;
+        else this.hide();
+      } else {
+        // ComfyUI restarts, or is away: the run may go on without it.
+        this.say("ComfyUI does not answer; looking again");
+        wait = AGAIN;
+      }
+    } finally {
+      this.looking = false;
+      // Another run was asked for meanwhile.
+      if (this.name !== name) this.look();
+      else if (wait !== null && !document.hidden) this.timer = setTimeout(() => this.look(), wait);
+    }
+  }
+
+  say(text) {
+    this.note = text;
+    this.line.textContent = text;
+  }
+
+  show(status) {
+    const state = standing(status);
+    if (state !== this.state) {
+      this.state = state;
+      this.note = undefined;
+    }
+    this.line.textContent = this.note ?? [state, status.message].filter(Boolean).join(": ");
+    this.line.dataset.state = status.state;
+    this.bar.max = Math.max(1, status.steps);
+    this.bar.value = status.step;
+    this.bar.hidden = this.buttons.hidden = !going(status);
+    this.chart.root.hidden = !this.series.steps.length;
+    this.chart.show(this.series);
+    this.previews();
+    if (this.root.hidden) {
+      this.root.hidden = false;
+      this.changed();
+    }
+  }
+
+  previews() {
+    const steps = this.series.pictures.slice(-MOST_PICTURES);
+    if (steps.join() === this.shown) return;
+    this.shown = steps.join();
+    const pictures = steps.map((step) => ({
+      source: address(["runs", this.name, "previews", `step_${String(step).padStart(7, "0")}.png`]),
+      text: `step ${step}`,
+    }));
+    this.strip.replaceChildren(
+      ...pictures.map(({ source, text }, i) => {
+        const image = element("img", { src: source, alt: `Preview at ${text}`, loading: "lazy" });
+        const made = element("button", { type: "button", title: text }, image, element("span", {}, text));
+        made.addEventListener("click", () => lightbox(pictures, i));
+        return made;
+      }),
+    );
+    this.strip.hidden = !steps.length;
+    this.strip.scrollLeft = this.strip.scrollWidth;
+  }
+}

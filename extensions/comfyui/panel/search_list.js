@@ -1,0 +1,241 @@
+// Searches in the panel: the best so far, how the reward rose, the tree, and latents to take from it.
+import { addNode } from "./add_node.js";
+import { address, ask, tell } from "./client.js";
+import { colours, pen as penOf } from "./drawing.js";
+import { List } from "./list.js";
+import { button, element } from "./page.js";
+import { short } from "./series.js";
+import { columns, finished, path, shares, staircase } from "./tree.js";
+
+const SHOWN = 12, NEAR = 14;
+
+/** One item of a search: curve, tree, the best as buttons. */
+class Item {
+  constructor(search, index, failed) {
+    this.search = search;
+    this.index = index;
+    this.failed = failed;
+    this.line = element("div", { class: "retort-line" });
+    this.curve = element("canvas", { class: "retort-curve", role: "img" });
+    this.canvas = element("canvas", { class: "retort-tree", role: "img", "aria-label": "Search tree" });
+    this.hint = element("img", { class: "retort-hint", alt: "" });
+    this.hint.hidden = true;
+    this.tree = element("div", { class: "retort-treebox" }, this.canvas, this.hint);
+    this.best = element("div", { class: "retort-grid", role: "group", "aria-label": "The best; click one to take its latent" });
+    this.root = element("div", { class: "retort-item" }, this.line, this.curve, this.tree, this.best);
+    this.canvas.addEventListener("pointermove", (event) => this.hover(this.at(event)));
+    this.canvas.addEventListener("pointerleave", () => this.hover(null));
+    this.canvas.addEventListener("click", (event) => {
+      const number = this.at(event);
+      if (number !== null) this.take(number).catch(this.failed);
+    });
+  }
+
+  source(number) {
+    return address(["searches", this.search, String(this.index), `${number}.jpg`]);
+  }
+
+  async take(number) {
+    const { file } = await tell(["searches", this.search, "take"], { item: this.index, number });
+    addNode("LoadLatent", { latent: file }, `Load Latent: candidate ${number}`);
+  }
+
+  show(view) {
+    this.view = view;
+    const best = view.best[0];
+    this.line.textContent =
+      `${view.method}: ${best ? `best ${short(best[1])}, ` : ""}${view.calls} calls, ${view.rewards} rewards, ${view.seconds} s`;
+    this.curve.setAttribute("aria-label", `Best reward against calls: ${staircase(view.history, view.calls).slice(-1).map(([, r]) => short(r))}`);
+    this.tree.hidden = !view.tree;
+    const kept = view.kept.slice(0, SHOWN);
+    const shown = kept.join();
+    if (shown !== this.shown) {
+      this.shown = shown;
+      this.best.replaceChildren(...kept.map(([number, reward], i) => this.thumb(number, reward, i)));
+    }
+    requestAnimationFrame(() => this.draw());
+  }
+
+  thumb(number, reward, rank) {
+    const image = element("img", { src: this.source(number), alt: "", loading: "lazy" });
+    const label = `${rank + 1}. ${short(reward)}`;
+    const made = button("", `Candidate ${number}, reward ${reward}: put its latent on the canvas`, () => this.take(number), this.failed);
+    made.append(image, element("span", {}, label));
+    for (const kind of ["pointerenter", "focus"]) made.addEventListener(kind, () => this.hover(number, false));
+    for (const kind of ["pointerleave", "blur"]) made.addEventListener(kind, () => this.hover(null));
+    return made;
+  }
+
+  draw() {
+    this.drawCurve();
+    if (this.view.tree) this.drawTree();
+  }
+
+  drawCurve() {
+    const found = penOf(this.curve);
+    const points = staircase(this.view.history, this.view.calls);
+    if (!found || !points.length) return;
+    const { pen, width, height } = found;
+    const colour = colours(this.root);
+    const low = points[0][1], high = points[points.length - 1][1];
+    const x = (calls) => 44 + (calls / Math.max(1, this.view.calls)) * (width - 52);
+    const y = (reward) => height - 16 - ((reward - low) / (high - low || 1)) * (height - 24);
+    pen.fillStyle = colour("ink");
+    pen.textAlign = "right";
+    pen.fillText(short(high), 40, y(high) + 3);
+    if (high > low) pen.fillText(short(low), 40, y(low) + 3);
+    pen.fillText(`${this.view.calls} calls`, width - 4, height - 3);
+    pen.strokeStyle = colour("line");
+    pen.lineWidth = 2;
+    pen.beginPath();
+    for (const [calls, reward] of points) pen.lineTo(x(calls), y(reward));
+    pen.stroke();
+  }
+
+  drawTree() {
+    const found = penOf(this.canvas);
+    if (!found) return;
+    const { pen, width, height } = found;
+    const { tree } = this.view;
+    const colour = colours(this.root);
+    const across = columns(tree.parent);
+    const bright = shares(tree.value);
+    const levels = tree.stops + 1;
+    const x = (node) => 36 + across[node] * (width - 46);
+    const y = (node) => 12 + ((tree.place[node] + 1) / levels) * (height - 24);
+    this.spots = [];
+    pen.fillStyle = colour("ink");
+    tree.sigmas.forEach((sigma, i) => pen.fillText(short(sigma), 2, 15 + ((i + 1) / levels) * (height - 24)));
+    pen.fillText("σ", 2, 15);
+    const order = Array.from(bright.keys()).slice(1).sort((a, b) => bright[a] - bright[b]);
+    for (const node of order) {
+      pen.strokeStyle = `color-mix(in srgb, ${colour("warm")} ${Math.round(100 * bright[node])}%, ${colour("cold")})`;
+      pen.beginPath();
+      pen.moveTo(x(tree.parent[node]), y(tree.parent[node]));
+      pen.lineTo(x(node), y(node));
+      pen.stroke();
+    }
+    const leaves = finished(tree);
+    const numbers = new Set(this.view.kept.map(([number]) => number));
+    const mark = (number, stroke) => {
+      const node = leaves.get(number);
+      if (node === undefined) return;
+      pen.strokeStyle = stroke;
+      pen.lineWidth = 2;
+      pen.beginPath();
+      for (const each of path(tree.parent, node)) pen.lineTo(x(each), y(each));
+      pen.stroke();
+      pen.lineWidth = 1;
+    };
+    if (this.view.best.length) mark(this.view.best[0][0], colour("best"));
+    if (this.marked !== undefined && this.marked !== null) mark(this.marked, colour("ink"));
+    pen.fillStyle = colour("line");
+    for (const [number, node] of leaves) {
+      if (!numbers.has(number)) continue;
+      pen.beginPath();
+      pen.arc(x(node), y(node), 3, 0, 7);
+      pen.fill();
+      this.spots.push({ number, x: x(node), y: y(node) });
+    }
+    const cut = tree.size > tree.parent.length ? `, the first ${tree.parent.length} drawn` : "";
+    this.canvas.setAttribute("aria-label", `Search tree: ${tree.size - 1} latents${cut}, ${leaves.size} finished`);
+  }
+
+  /** The candidate with a picture that is nearest to the pointer, null where none is near. */
+  at(event) {
+    let best = null, least = NEAR;
+    for (const spot of this.spots ?? []) {
+      const away = Math.hypot(spot.x - event.offsetX, spot.y - event.offsetY);
+      if (away < least) [best, least] = [spot, away];
+    }
+    return best ? best.number : null;
+  }
+
+  hover(number, picture = true) {
+    if (number === this.marked) return;
+    this.marked = number;
+    this.hint.hidden = number === null || !picture;
+    this.canvas.style.cursor = number === null ? "" : "pointer";
+    if (!this.hint.hidden) {
+      const spot = this.spots.find((each) => each.number === number);
+      this.hint.src = this.source(number);
+      this.hint.style.left = `${Math.min(spot.x, this.canvas.clientWidth - 100)}px`;
+    }
+    if (this.view.tree) this.drawTree();
+  }
+}
+
+export class SearchList {
+  constructor(root) {
+    this.files = element("div", { class: "retort-files" });
+    this.list = new List(root, {
+      parts: ["searches"],
+      label: "Searches",
+      empty: "No searches since ComfyUI started: queue Tree Search or Noise Policy.",
+      entries: ({ searches }) => {
+        this.open ??= searches[0]?.name;
+        return searches;
+      },
+      row: (name) => this.row(name),
+      after: ({ searches, saved }) => this.after(searches, saved),
+    });
+    root.append(this.files);
+  }
+
+  close() {
+    this.list.close();
+  }
+
+  async after(searches, saved) {
+    const open = searches.find((search) => search.name === this.open);
+    if (open && (open.going || !this.list.rows.get(open.name).whole)) await this.fill(open.name);
+    if (saved.join() === this.saved) return;
+    this.saved = saved.join();
+    const failed = (error) => this.list.say(error.message);
+    this.files.replaceChildren(
+      ...(saved.length ? [element("h4", {}, "Saved")] : []),
+      ...saved.map((file) => button(file, "Put Load Search on the canvas", () => addNode("RetortLoadSearch", { file }), failed)),
+    );
+  }
+
+  row(name) {
+    const title = element("button", { type: "button", class: "retort-title" });
+    const state = element("span", { class: "retort-line" });
+    const body = element("div");
+    const root = element("li", {}, title, state, body);
+    const failed = (error) => (state.textContent = error.message);
+    const row = { root, body, items: [], failed, whole: false };
+    title.addEventListener("click", () => {
+      this.open = this.open === name ? null : name;
+      for (const [other, each] of this.list.rows) each.body.hidden = other !== this.open;
+      this.list.look();
+    });
+    row.show = (search) => {
+      title.textContent = search.prompt || "search without a prompt";
+      title.setAttribute("aria-expanded", String(this.open === name));
+      body.hidden = this.open !== name;
+      const found = search.items.filter((item) => item?.best.length).map((item) => short(item.best[0][1]));
+      const text = `${search.going ? "running" : "ended"}, ${search.reward}: best ${found.join(", ") || "none yet"}`;
+      if (state.textContent !== text) state.textContent = text;
+      // One that has ended is read whole once more.
+      if (!search.going && row.going) row.whole = false;
+      row.going = search.going;
+    };
+    return row;
+  }
+
+  async fill(name) {
+    const search = await ask(["searches", name]);
+    const row = this.list.rows.get(name);
+    if (!row) return;
+    search.items.forEach((view, i) => {
+      if (!view) return;
+      if (!row.items[i]) {
+        row.items[i] = new Item(name, i, row.failed);
+        row.body.append(row.items[i].root);
+      }
+      row.items[i].show(view);
+    });
+    row.whole = !search.going;
+  }
+}

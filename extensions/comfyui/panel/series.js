@@ -1,0 +1,155 @@
+// The numbers of a run and how a chart shows them; no page is needed here.
+
+/** A run's log by columns: it grows by what the server's /log answers. */
+export class Series {
+  constructor() {
+    this.clear();
+  }
+
+  clear() {
+    this.steps = [];
+    this.values = new Map();
+    this.hidden = new Set();
+    this.saves = [];
+    this.pictures = [];
+    this.offset = 0;
+  }
+
+  get last() {
+    return this.steps.length ? this.steps[this.steps.length - 1] : 0;
+  }
+
+  /** Names that a chart offers, the student's loss first. */
+  get names() {
+    const first = ["student_loss", "fake_loss"];
+    const rest = [...this.values.keys()].filter((name) => !this.hidden.has(name) && !first.includes(name)).sort();
+    return [...first.filter((name) => this.values.has(name)), ...rest];
+  }
+
+  add(answer) {
+    if (answer.restart) this.clear();
+    const before = this.steps.length;
+    for (const step of answer.steps) this.steps.push(step);
+    for (const name of Object.keys(answer.values)) {
+      // A number that came late has gaps before, one that left has gaps after.
+      if (!this.values.has(name)) this.values.set(name, new Array(before).fill(null));
+    }
+    for (const [name, column] of this.values) {
+      const more = answer.values[name];
+      for (let i = 0; i < answer.steps.length; i++) column.push(more ? more[i] : null);
+    }
+    for (const name of answer.hidden) this.hidden.add(name);
+    this.saves = answer.saves;
+    this.pictures = answer.pictures;
+    this.offset = answer.offset;
+  }
+
+  /** Steps and values of a name without its gaps. */
+  points(name) {
+    const column = this.values.get(name) ?? [];
+    const steps = [], values = [];
+    for (let i = 0; i < column.length; i++) {
+      if (column[i] === null) continue;
+      steps.push(this.steps[i]);
+      values.push(column[i]);
+    }
+    return { steps, values };
+  }
+}
+
+/** Running mean with a memory of `window` points, unbiased at the beginning. */
+export function smooth(values, window) {
+  const keep = 1 - 1 / Math.max(1, window);
+  const out = new Array(values.length);
+  let total = 0, weight = 0;
+  for (let i = 0; i < values.length; i++) {
+    total = keep * total + values[i];
+    weight = keep * weight + 1;
+    out[i] = total / weight;
+  }
+  return out;
+}
+
+/** The lowest and highest that a chart shows: without the outermost half percent, so that a spike flattens nothing. */
+export function bounds(values) {
+  if (!values.length) return [0, 1];
+  const every = Math.max(1, Math.floor(values.length / 20000));
+  const sorted = values.filter((_, i) => i % every === 0 || i === values.length - 1).sort((a, b) => a - b);
+  const cut = Math.floor(sorted.length / 200);
+  const low = sorted[cut], high = sorted[sorted.length - 1 - cut];
+  if (high > low) return [low, high];
+  const room = Math.abs(low) / 10 || 0.5;
+  return [low - room, high + room];
+}
+
+/** At most four points for each of `columns`: the first, lowest, highest and last of those that fall into it. */
+export function thin(steps, values, columns) {
+  const count = steps.length;
+  if (count <= 4 * columns) return { steps, values };
+  const from = steps[0], width = (steps[count - 1] - from) / columns || 1;
+  const out = { steps: [], values: [] };
+  let begin = 0;
+  while (begin < count) {
+    const column = Math.floor((steps[begin] - from) / width);
+    let end = begin, low = begin, high = begin;
+    while (end < count && Math.floor((steps[end] - from) / width) === column) {
+      if (values[end] < values[low]) low = end;
+      if (values[end] > values[high]) high = end;
+      end++;
+    }
+    for (const i of [...new Set([begin, low, high, end - 1])].sort((a, b) => a - b)) {
+      out.steps.push(steps[i]);
+      out.values.push(values[i]);
+    }
+    begin = end;
+  }
+  return out;
+}
+
+/** Index of the point nearest to a step. */
+export function nearest(steps, step) {
+  let low = 0, high = steps.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (steps[middle] < step) low = middle + 1;
+    else high = middle;
+  }
+  return low > 0 && step - steps[low - 1] <= steps[low] - step ? low - 1 : low;
+}
+
+/** Round numbers within a range, about `count` of them. */
+export function ticks(low, high, count) {
+  const rough = (high - low) / Math.max(1, count);
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const unit = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
+  const out = [];
+  for (let i = Math.ceil(low / unit); i * unit <= high + unit * 1e-9; i++) out.push(i * unit);
+  return out;
+}
+
+/** Three digits that matter. */
+export function short(value) {
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  return size >= 1e5 || size < 1e-3 ? value.toExponential(1) : String(Number(value.toPrecision(3)));
+}
+
+/** Seconds as people say them. */
+export function duration(seconds) {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  return `${(seconds / 3600).toFixed(1)} h`;
+}
+
+/** One line on where a run stands. */
+export function standing(status) {
+  const parts = [status.steps ? `${status.state}, step ${status.step} of ${status.steps}` : status.state];
+  if (status.state === "running" && status.rate) parts.push(`${short(status.rate)} it/s`);
+  if (status.state === "running" && status.eta !== null && status.rate) parts.push(`${duration(status.eta)} left`);
+  return parts.join(", ");
+}
+
+/** Whether a process works on a run, or is about to. */
+export function going(status) {
+  return status.state === "running" || status.state === "queued";
+}

@@ -1,0 +1,63 @@
+// Preference sets in the panel: what each holds, and its latest judgements.
+import { addNode } from "./add_node.js";
+import { address, ask } from "./client.js";
+import { List } from "./list.js";
+import { button, element } from "./page.js";
+
+export class SetList {
+  constructor(root) {
+    this.list = new List(root, {
+      parts: ["preferences"],
+      label: "Preference sets",
+      empty: "No preference sets yet: Preference Picker and Label Pairs make them.",
+      row: (name) => this.row(name),
+    });
+  }
+
+  close() {
+    this.list.close();
+  }
+
+  row(name) {
+    const title = element("button", { type: "button", class: "retort-title", "aria-expanded": "false" }, name);
+    const when = element("span", { class: "retort-line" });
+    const body = element("div", { class: "retort-item" });
+    body.hidden = true;
+    const failed = (error) => (when.textContent = error.message);
+    const put = (text, type) => button(text, `Put ${text} on the canvas`, () => addNode(type, { name }), failed);
+    const nodes = element(
+      "div", { class: "retort-row" }, put("Preference Picker", "RetortPreferencePicker"), put("Preference Set", "RetortPreferenceSet"),
+    );
+    const root = element("li", {}, title, when, nodes, body);
+    let shown, latest;
+    const fill = async () => {
+      if (body.hidden || shown === latest) return;
+      const at = latest;
+      const set = await ask(["preferences", name]);
+      shown = at;
+      body.replaceChildren(
+        element("pre", { class: "retort-text" }, set.statistics), ...set.latest.map((pair) => this.pair(name, pair)),
+      );
+    };
+    title.addEventListener("click", () => {
+      body.hidden = !body.hidden;
+      title.setAttribute("aria-expanded", String(!body.hidden));
+      fill().catch(failed);
+    });
+    const show = (entry) => {
+      latest = entry.when;
+      when.textContent = `last judgement ${new Date(1000 * entry.when).toLocaleString()}`;
+      fill().catch(failed);
+    };
+    return { root, show };
+  }
+
+  pair(set, { prompt, winner, loser, tie, by }) {
+    const picture = (id, word) => element("img", { src: address(["picker", set, "images", id]), alt: word, loading: "lazy" });
+    return element(
+      "figure", { class: "retort-pair" },
+      picture(winner, tie ? "one of a tie" : "the better one"), element("span", {}, tie ? "=" : ">"),
+      picture(loser, tie ? "one of a tie" : "the worse one"), element("figcaption", {}, [prompt, by].filter(Boolean).join(" · ")),
+    );
+  }
+}

@@ -1,0 +1,250 @@
+// Preference Picker: shows on the node what waits beside a set, sends what is chosen, and draws ahead while one chooses.
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { Desk } from "./picker/desk.js";
+import { Drawing, MOST, promptsLeft, queuedFor } from "./picker/drawing.js";
+import { Mail } from "./picker/mail.js";
+import { View } from "./picker/view.js";
+
+const PICKER = "RetortPreferencePicker";
+const QUEUE = "RetortPromptQueue";
+const KEEP = "retort_waiting";
+const LOOK = 3000; // ms between looks at the desk while something is drawn
+const HEIGHT = 380;
+
+const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
+const linked = (node, name) => node.inputs?.some((input) => input.widget?.name === name && input.link != null);
+
+/** The nodes that a node's inputs come from, itself included. */
+function upstream(node, seen = new Set()) {
+  if (!node || seen.has(node)) return seen;
+  seen.add(node);
+  for (let slot = 0; slot < (node.inputs?.length ?? 0); slot++) upstream(node.getInputNode(slot), seen);
+  return seen;
+}
+
+class Picker {
+  constructor(node) {
+    this.node = node;
+    this.note = "";
+    this.away = ""; // why the desk cannot be seen
+    this.queued = 0;
+    this.drawing = new Drawing();
+    this.view = new View(
+      { pick: (place) => this.said(this.desk.choose(place)), say: (word) => this.say(word), keep: (n) => this.keep(n) },
+      (image) => api.apiURL(`${this.path}/images/${image}`),
+    );
+    this.open();
+  }
+
+  /** The set that this node is about: as typed, or as it came by a link when the node ran last. */
+  get place() {
+    const given = (name) => (linked(this.node, name) ? this.ran?.[name] : widgetOf(this.node, name)?.value) ?? "";
+    return { set: given("name").trim(), by: given("by") };
+  }
+
+  get path() {
+    return `/retort/picker/${encodeURIComponent(this.place.set)}`;
+  }
+
+  get drawer() {
+    const { set, by } = this.place;
+    return `retort.picker.unsent ${JSON.stringify([set, by])}`;
+  }
+
+  /** Begin with a set; what an earlier page could not send is sent now. */
+  open() {
+    this.mail?.stop();
+    const drawer = this.drawer;
+    this.opened = drawer;
+    this.desk = new Desk(JSON.parse(sessionStorage.getItem(drawer) ?? "[]"));
+    const { path } = this;
+    const { by } = this.place;
+    this.mail = new Mail(this.desk, {
+      post: ({ id, choice }) => this.ask(path, by, choice === undefined ? "take_back" : "answer", { id, choice }),
+      keep: (unsent) => sessionStorage.setItem(drawer, JSON.stringify(unsent)),
+      changed: (note) => {
+        this.note = note;
+        this.render();
+        this.look();
+      },
+      later: (seconds, what) => setTimeout(what, 1000 * seconds),
+    });
+    if (this.desk.unsent.length) this.mail.send();
+  }
+
+  async ask(path, by, what, body) {
+    const sent = body && { method: "POST", body: JSON.stringify(body) };
+    const answer = await api.fetchApi(`${path}/${what}?by=${encodeURIComponent(by)}`, {
+      ...sent,
+      cache: "no-store",
+      headers: { "X-Retort-Picker": "1", ...(sent && { "Content-Type": "application/json" }) },
+    });
+    return { status: answer.status, body: await answer.json().catch(() => null) };
+  }
+
+  said(done) {
+    if (!done) return;
+    this.note = "";
+    this.render();
+    this.mail.send();
+  }
+
+  say(word) {
+    if (word === "draw") {
+      this.drawing.on ? this.drawing.stop() : this.drawing.start();
+      this.note = "";
+      this.render();
+      this.look();
+    } else this.said(word === "undo" ? this.desk.undo() : this.desk.choose(word));
+  }
+
+  keep(count) {
+    if (Number.isInteger(count)) this.node.setProperty(KEEP, Math.min(Math.max(count, 1), MOST));
+    this.configured();
+    this.look();
+  }
+
+  /** The node's properties have come, from a file or from `keep`. */
+  configured() {
+    const count = this.node.properties?.[KEEP];
+    if (Number.isInteger(count) && count >= 1 && count <= MOST) this.drawing.keep = count;
+    this.render();
+  }
+
+  /** See how things stand, and draw where that is wished; one look at a time. */
+  async look() {
+    this.again = true;
+    if (this.looking) return;
+    this.looking = true;
+    try {
+      while (this.again && !this.gone) {
+        this.again = false;
+        await this.see();
+      }
+    } finally {
+      this.looking = false;
+      this.render();
+    }
+  }
+
+  async see() {
+    if (this.opened !== this.drawer) this.open();
+    const { place, path, desk } = this;
+    if (!place.set) return;
+    const settled = desk.settled;
+    try {
+      // The queue first: a run that has left it has left its tickets on the desk.
+      const queue = await (await api.fetchApi("/queue", { cache: "no-store" })).json();
+      const { status, body } = await this.ask(path, place.by, "tickets");
+      this.away = status === 200 ? "" : body?.error || `ComfyUI answered ${status}`;
+      if (this.away) {
+        this.drawing.failed(this.away);
+        return;
+      }
+      this.queued = queuedFor(queue, PICKER, place);
+      if (!desk.hear(body, settled)) this.again = true;
+      else if (this.drawing.step({ queued: this.queued, desk: desk.view, left: this.left() })) await this.draw();
+    } catch (error) {
+      this.away = `ComfyUI does not answer (${error.message}). What you choose is kept until it does.`;
+    }
+  }
+
+  /** Prompts that are still to come, null where no Prompt Queue tells. */
+  left() {
+    const queue = [...upstream(this.node)].find((node) => node.comfyClass === QUEUE);
+    if (!queue) return null;
+    const names = ["prompts", "index", "begin_again"];
+    return promptsLeft(
+      Object.fromEntries(names.map((name) => [name, linked(queue, name) ? null : widgetOf(queue, name)?.value])),
+    );
+  }
+
+  /** Queue what this node needs and nothing else, and let seeds and the like change as after any other run. */
+  async draw() {
+    const inside = this.node.graph !== app.rootGraph;
+    const controls = inside ? [] : [...upstream(this.node)].flatMap((node) => node.widgets ?? []);
+    this.queued = 1;
+    this.render();
+    // ComfyUI leaves them as they are when a part of a workflow is queued.
+    for (const widget of controls) widget.beforeQueued?.({ isPartialExecution: false });
+    const done = await app.queuePrompt(0, 1, inside ? {} : { queueNodeIds: [String(this.node.id)] });
+    if (!done) {
+      this.drawing.failed("The workflow could not be queued: ComfyUI says why.");
+      return;
+    }
+    for (const widget of controls) widget.afterQueued?.({ isPartialExecution: false });
+    this.again = true;
+  }
+
+  render() {
+    if (this.gone) return;
+    const { desk, drawing } = this;
+    const note = this.note || this.away;
+    this.view.render({ desk: desk.view, canUndo: desk.canUndo, drawing, drawn: this.queued > 0, note });
+  }
+
+  remove() {
+    this.gone = true;
+    this.mail.stop();
+    this.drawing.stop();
+  }
+}
+
+const pickers = new Set();
+const failed = ({ detail }) => {
+  const said = detail?.exception_message ? `The run failed: ${detail.exception_message}` : "The run was cancelled.";
+  for (const picker of pickers) picker.drawing.failed(said.trim());
+};
+
+app.registerExtension({
+  name: "retort.picker",
+  setup() {
+    const look = () => pickers.forEach((picker) => picker.look());
+    api.addEventListener("execution_error", failed);
+    api.addEventListener("execution_interrupted", failed);
+    for (const event of ["status", "execution_success", "execution_error", "execution_interrupted", "reconnected"])
+      api.addEventListener(event, look);
+    setInterval(() => pickers.forEach((picker) => picker.drawing.on && picker.look()), LOOK);
+    // Another tab may have judged in the meantime.
+    document.addEventListener("visibilitychange", () => document.hidden || look());
+  },
+  nodeCreated(node) {
+    if (node.comfyClass !== PICKER) return;
+    const picker = new Picker(node);
+    pickers.add(picker);
+    node.addDOMWidget("picker", "retort_picker", picker.view.root, {
+      serialize: false,
+      hideOnZoom: false,
+      getMinHeight: () => HEIGHT,
+    });
+    for (const name of ["name", "by"]) {
+      const widget = widgetOf(node, name);
+      const { callback } = widget;
+      widget.callback = function (...given) {
+        const result = callback?.apply(this, given);
+        picker.look();
+        return result;
+      };
+    }
+    const { onExecuted, onConfigure, onRemoved } = node;
+    node.onExecuted = function (output) {
+      onExecuted?.call(this, output);
+      picker.ran = { name: output?.set?.[0], by: output?.by?.[0] };
+      picker.look();
+    };
+    node.onConfigure = function (...given) {
+      onConfigure?.apply(this, given);
+      picker.configured();
+      picker.look();
+    };
+    node.onRemoved = function () {
+      onRemoved?.call(this);
+      picker.remove();
+      pickers.delete(picker);
+    };
+    node.setSize([Math.max(node.size[0], 460), Math.max(node.size[1], 600)]);
+    picker.render();
+    picker.look();
+  },
+});

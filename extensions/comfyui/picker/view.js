@@ -1,0 +1,162 @@
+// What is seen on the node: the prompt, its candidates, buttons and counts. Texts are set as text, never as HTML.
+import { keyMeaning, markAt } from "./desk.js";
+import { MOST } from "./drawing.js";
+
+// A second click of a double click is not meant for the pictures that have just come.
+const GUARD = 250; // ms
+const STYLE = new URL("./picker.css", import.meta.url);
+
+function make(kind, className, more = {}) {
+  return Object.assign(document.createElement(kind), { className }, more);
+}
+
+function wearStyle() {
+  if (!document.querySelector(`link[href="${STYLE.pathname}"]`))
+    document.head.append(make("link", "", { rel: "stylesheet", href: STYLE.pathname }));
+}
+
+export class View {
+  /** does: pick(place), say(word), keep(count); picture(id): its address. */
+  constructor(does, picture) {
+    wearStyle();
+    Object.assign(this, { does, picture, shown: undefined, since: 0, mark: null, cells: [] });
+    this.root = make("div", "retort-picker", { tabIndex: 0 });
+    // ComfyUI takes Ctrl+Z for the graph before any element hears of it, unless a text field has the focus.
+    this.root.type = "textarea";
+    this.root.setAttribute("role", "application");
+    this.root.setAttribute("aria-roledescription", "preference picker");
+    this.prompt = make("div", "retort-picker-prompt");
+    this.grid = make("div", "retort-picker-grid");
+    this.note = make("div", "retort-picker-note");
+    this.note.setAttribute("role", "status");
+    this.counts = make("span", "retort-picker-counts");
+    this.buttons = {
+      tie: this.button("Tie", "T", "They are equally good (T or 0)"),
+      skip: this.button("Skip", "S", "Ask no more about these (S)"),
+      undo: this.button("Undo", "U", "Take the last answer back (U or Ctrl+Z)"),
+      draw: this.button("Draw", "D", "Queue the workflow for this node whenever fewer than so many wait (D)"),
+    };
+    this.keep = make("input", "retort-picker-keep", { type: "number", min: 1, max: MOST, step: 1 });
+    this.keep.setAttribute("aria-label", "How many sets are kept waiting");
+    this.keep.addEventListener("change", () => does.keep(this.keep.valueAsNumber));
+    const ahead = make("label", "retort-picker-ahead", { title: "How many sets are kept waiting for you" });
+    ahead.append("keep ", this.keep, " waiting");
+    const { tie, skip, undo, draw } = this.buttons;
+    const answers = make("div", "retort-picker-row");
+    answers.append(tie, skip, undo, this.counts);
+    const drawing = make("div", "retort-picker-row");
+    drawing.append(draw, ahead, this.note);
+    this.root.append(this.prompt, this.grid, answers, drawing);
+    this.root.addEventListener("keydown", (event) => this.key(event));
+    this.root.addEventListener("mousedown", (event) => this.focus(event));
+    // The canvas would take the wheel and the pointer for itself.
+    for (const name of ["pointerdown", "pointerup", "dblclick"])
+      this.root.addEventListener(name, (event) => event.stopPropagation());
+  }
+
+  button(text, key, title) {
+    const button = make("button", "", { type: "button", title, tabIndex: -1 });
+    button.setAttribute("aria-keyshortcuts", key);
+    button.append(text, make("kbd", "", { textContent: key }));
+    button.addEventListener("click", () => this.say({ Tie: "tie", Skip: "skip", Undo: "undo", Draw: "draw" }[text]));
+    return button;
+  }
+
+  /** The whole widget has the focus, so that its keys work after a click too; a number field keeps its own. */
+  focus(event) {
+    if (event.target === this.keep) return;
+    event.preventDefault();
+    this.root.focus({ preventScroll: true });
+  }
+
+  key(event) {
+    if (event.target === this.keep) {
+      if (event.key === "Enter" || event.key === "Escape") this.root.focus();
+      return event.stopPropagation();
+    }
+    const meaning = keyMeaning(event, this.shown?.candidates.length ?? 0);
+    if (!meaning) return;
+    event.preventDefault();
+    event.stopPropagation();
+    if ("pick" in meaning) this.pick(meaning.pick);
+    else if ("mark" in meaning) this.move(meaning.mark);
+    else this.say(meaning.say);
+  }
+
+  move(step) {
+    if (!this.shown) return;
+    this.mark = markAt(this.mark, step, this.shown.candidates.length);
+    this.cells.forEach((cell, place) => cell.classList.toggle("retort-picker-marked", place === this.mark));
+    this.root.setAttribute("aria-activedescendant", this.cells[this.mark].id);
+  }
+
+  say(word) {
+    if (word === "marked") this.mark !== null && this.pick(this.mark);
+    else if (word === "undo" || word === "draw" || this.ready(word === "skip")) this.does.say(word);
+  }
+
+  pick(place) {
+    if (this.ready(false)) this.does.pick(place);
+  }
+
+  /** Whether these pictures can have been looked at; what cannot be shown may be skipped. */
+  ready(broken) {
+    const seen = this.cells.every((cell) => broken || cell.image.naturalWidth > 0);
+    return Boolean(this.shown) && seen && performance.now() - this.since >= GUARD;
+  }
+
+  /** desk: `Desk.view`; drawing: a `Drawing`; drawn: a run is in the queue; note: what went wrong, or "". */
+  render({ desk, canUndo, drawing, drawn, note }) {
+    if (desk.current?.id !== this.shown?.id || this.shown === undefined) this.show(desk.current);
+    for (const word of ["tie", "skip"]) this.buttons[word].disabled = !desk.current;
+    this.buttons.undo.disabled = !canUndo;
+    this.buttons.draw.firstChild.data = drawing.on ? "Stop" : "Draw";
+    this.buttons.draw.setAttribute("aria-pressed", String(drawing.on));
+    if (document.activeElement !== this.keep) this.keep.value = drawing.keep;
+    const lost = desk.problems ? ` · ${desk.problems} unreadable` : "";
+    this.counts.textContent = `${desk.judged} judged · ${desk.waiting} waiting · ${desk.skipped} skipped${lost}`;
+    const said = note || drawing.why;
+    this.note.textContent = said || (drawn ? "drawing…" : "");
+    this.note.title = said;
+    this.note.classList.toggle("retort-picker-trouble", Boolean(said));
+    if (!desk.current) {
+      this.prompt.textContent = drawn
+        ? "The next candidates are being drawn."
+        : "Nothing waits. Press Draw, or queue the workflow.";
+    }
+    // The next pictures are there when they are asked for.
+    for (const id of desk.tickets[1]?.candidates ?? []) make("img", "", { src: this.picture(id) });
+  }
+
+  show(ticket) {
+    this.shown = ticket;
+    this.since = performance.now();
+    this.mark = null;
+    this.root.removeAttribute("aria-activedescendant");
+    this.prompt.classList.toggle("retort-picker-empty", !ticket);
+    const prompt = ticket ? ticket.prompt || "(no prompt)" : "";
+    if (ticket) this.prompt.textContent = prompt;
+    this.prompt.title = prompt;
+    this.cells = (ticket?.candidates ?? []).map((id, place, all) => this.cell(id, place, all.length, prompt));
+    this.grid.dataset.count = this.cells.length;
+    this.grid.replaceChildren(...this.cells);
+    this.root.setAttribute("aria-label", ticket ? `Which is best for: ${prompt}` : "No candidates wait");
+  }
+
+  cell(id, place, count, prompt) {
+    const cell = make("button", "retort-picker-cell", { type: "button", tabIndex: -1, id: `retort-${id}-${place}` });
+    const label = `Candidate ${place + 1} of ${count} for: ${prompt}`;
+    cell.setAttribute("aria-label", label);
+    cell.setAttribute("aria-keyshortcuts", String(place + 1));
+    cell.image = make("img", "", { draggable: false, alt: "" });
+    cell.image.addEventListener("error", () => cell.classList.add("retort-picker-gone"));
+    cell.image.addEventListener("load", () => {
+      cell.classList.toggle("retort-picker-small", cell.image.naturalWidth <= 128);
+      this.since = performance.now();
+    });
+    cell.image.src = this.picture(id);
+    cell.append(cell.image, make("kbd", "", { textContent: String(place + 1) }));
+    cell.addEventListener("click", () => this.pick(place));
+    return cell;
+  }
+}

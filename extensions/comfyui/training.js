@@ -1,0 +1,74 @@
+// The run of a training node, on the node: it is there again after a reload, and follows a run that goes on elsewhere.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { RunView } from "./panel/run_view.js";
+
+const RUN = "retort_run", CHART = "retort_chart";
+// The widget that names the run.
+const NAMES = {
+  RetortTrainDistillation: "name", RetortTrainFlow: "name", RetortFewShotAdapt: "name", RetortTrainPreference: "name",
+  RetortTrainReward: "name", RetortTrainRestorer: "name", RetortTrainingJob: "name", RetortCollectJob: "run",
+};
+const HEIGHT = 320;
+
+function typed(node) {
+  const name = NAMES[node.comfyClass];
+  // A name that another node gives is known once it has run.
+  if (node.inputs?.some((input) => input.name === name && input.link !== null)) return undefined;
+  return node.widgets?.find((widget) => widget.name === name)?.value;
+}
+
+app.registerExtension({
+  name: "retort.training",
+  nodeCreated(node) {
+    if (!(node.comfyClass in NAMES)) return;
+    const settings = (node.properties[CHART] ??= { shown: "student_loss", window: 25, log: false });
+    let filled = false, room = false;
+    const view = new RunView(settings, () => {
+      if (view.filled !== filled) {
+        filled = view.filled;
+        const [width, height] = node.size;
+        // A node that was stored with its chart has the room already.
+        if (filled) node.setSize([Math.max(width, 320), Math.max(height + (room ? 0 : HEIGHT), node.computeSize()[1])]);
+        else node.setSize([width, Math.max(height - HEIGHT, node.computeSize()[1])]);
+        room = filled;
+      }
+      node.setDirtyCanvas(true, true);
+    });
+    const widget = node.addDOMWidget("run view", "retort-run", view.root, {
+      serialize: false,
+      getMinHeight: () => (view.filled ? HEIGHT : 0),
+      getMaxHeight: () => (view.filled ? undefined : 0),
+    });
+    // Widgets are stored by place, and this one holds nothing.
+    widget.serialize = false;
+    const open = (name, awaited) => {
+      if (!name) return;
+      node.properties[RUN] = name;
+      view.open(name, awaited);
+    };
+    const { onConfigure, onExecuted, onRemoved } = node;
+    node.onConfigure = function (...given) {
+      onConfigure?.apply(this, given);
+      Object.assign(settings, this.properties[CHART]);
+      this.properties[CHART] = settings;
+      room = Boolean(this.properties[RUN]);
+      if (room) view.open(this.properties[RUN]);
+    };
+    node.onExecuted = function (message, ...rest) {
+      onExecuted?.call(this, message, ...rest);
+      open(message?.[RUN]?.[0] ?? typed(this), false);
+    };
+    const executing = ({ detail }) => {
+      const mine = detail !== null && String(detail).split(":").pop() === String(node.id);
+      if (mine) open(typed(node), true);
+      else if (view.awaited) view.open(view.name);
+    };
+    api.addEventListener("executing", executing);
+    node.onRemoved = function (...given) {
+      onRemoved?.apply(this, given);
+      api.removeEventListener("executing", executing);
+      view.close();
+    };
+  },
+});

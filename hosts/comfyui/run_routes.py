@@ -1,0 +1,34 @@
+"""Training runs on ComfyUI's server: the list, a run's log, its pictures, and its commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from .. import run_view
+from .guard import ROOT, door, whole
+
+
+def add(table: web.RouteTableDef, runs: Callable[[], Path]) -> None:
+    """Open the doors that the page asks at. runs: gives the folder of runs, which a user may move."""
+
+    def every() -> list[dict[str, Any]]:
+        return run_view.runs(runs())
+
+    def log(run: str, offset: str = "0", step: str = "0") -> dict[str, Any]:
+        found = run_view.run_folder(runs(), run)
+        return run_view.log(found, whole("offset", offset), whole("step", step))
+
+    def picture(run: str, picture: str) -> Path:
+        return run_view.picture(run_view.run_folder(runs(), run), picture)
+
+    def command(run: str, body: dict[str, Any]) -> None:
+        run_view.command(run_view.run_folder(runs(), run), str(body.get("command", "")))
+
+    table.get(f"{ROOT}/runs")(door(every))
+    table.get(f"{ROOT}/runs/{{run}}/log")(door(log))
+    table.get(f"{ROOT}/runs/{{run}}/previews/{{picture}}")(door(picture))
+    table.post(f"{ROOT}/runs/{{run}}/command")(door(command))

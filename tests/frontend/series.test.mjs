@@ -1,0 +1,77 @@
+// What a chart shows of a run, without a page.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { Series, bounds, duration, going, nearest, short, smooth, standing, thin, ticks } from "../../extensions/comfyui/panel/series.js";
+
+const answer = (steps, values, more = {}) =>
+  ({ restart: false, steps, values, hidden: [], saves: [], pictures: [], offset: steps.length, ...more });
+
+test("a series grows, keeps gaps, and begins anew", () => {
+  const series = new Series();
+  series.add(answer([1, 2], { student_loss: [3, 4], seconds: [1, 1] }, { restart: true, hidden: ["seconds"], saves: [2] }));
+  series.add(answer([3], { student_loss: [null], fake_loss: [7] }, { offset: 9 }));
+  assert.deepEqual(series.names, ["student_loss", "fake_loss"]);
+  assert.deepEqual(series.points("student_loss"), { steps: [1, 2], values: [3, 4] });
+  assert.deepEqual(series.points("fake_loss"), { steps: [3], values: [7] });
+  assert.equal(series.last, 3);
+  assert.equal(series.offset, 9);
+  series.add(answer([1], { winner: [5] }, { restart: true }));
+  assert.deepEqual(series.names, ["winner"]);
+  assert.deepEqual(series.steps, [1]);
+});
+
+test("the running mean is unbiased from the first point", () => {
+  assert.deepEqual(smooth([2, 2, 2], 25), [2, 2, 2]);
+  const [, second] = smooth([0, 1], 2);
+  assert.ok(Math.abs(second - 1 / 1.5) < 1e-12);
+  assert.deepEqual(smooth([1, 5], 1), [1, 5]);
+});
+
+test("a spike flattens nothing, and a constant has room", () => {
+  const values = Array.from({ length: 1000 }, (_, i) => (i === 500 ? 1e6 : i % 10));
+  assert.deepEqual(bounds(values), [0, 9]);
+  const [low, high] = bounds([3, 3]);
+  assert.ok(low < 3 && high > 3);
+  assert.ok(bounds([0, 0])[0] < 0);
+});
+
+test("thinning keeps ends and extremes", () => {
+  const count = 100_000;
+  const steps = Array.from({ length: count }, (_, i) => i + 1);
+  const values = steps.map((step) => Math.sin(step / 500) + (step === 77_777 ? 50 : 0) - (step === 12_345 ? 50 : 0));
+  const began = performance.now();
+  const some = thin(steps, values, 400);
+  assert.ok(performance.now() - began < 200);
+  assert.ok(some.steps.length <= 4 * 401);
+  assert.equal(some.steps[0], 1);
+  assert.equal(some.steps.at(-1), count);
+  assert.ok(some.values.includes(values[77_776]) && some.values.includes(values[12_344]));
+  assert.ok(some.steps.every((step, i) => !i || step > some.steps[i - 1]));
+  assert.deepEqual(thin([1, 2], [3, 4], 100), { steps: [1, 2], values: [3, 4] });
+});
+
+test("the nearest step", () => {
+  assert.equal(nearest([10, 20, 40], 14), 0);
+  assert.equal(nearest([10, 20, 40], 16), 1);
+  assert.equal(nearest([10, 20, 40], 500), 2);
+  assert.equal(nearest([10, 20, 40], -5), 0);
+});
+
+test("ticks are round and inside", () => {
+  assert.deepEqual(ticks(0, 10, 5), [0, 2, 4, 6, 8, 10]);
+  assert.ok(ticks(0.123, 0.131, 4).every((tick) => tick >= 0.123 && tick <= 0.1311));
+});
+
+test("words", () => {
+  assert.equal(short(0.0123456), "0.0123");
+  assert.equal(short(0), "0");
+  assert.equal(short(1234567), "1.2e+6");
+  assert.equal(duration(30), "30 s");
+  assert.equal(duration(600), "10 min");
+  assert.equal(duration(9000), "2.5 h");
+  const status = { state: "running", step: 5, steps: 10, rate: 2, eta: 2.5 };
+  assert.equal(standing(status), "running, step 5 of 10, 2 it/s, 3 s left");
+  assert.equal(standing({ state: "finished", step: 10, steps: 10, rate: 2, eta: null }), "finished, step 10 of 10");
+  assert.ok(going(status) && going({ state: "queued" }) && !going({ state: "died" }));
+});

@@ -1,0 +1,103 @@
+"""The whole loop on ComfyUI's page: twenty pairs by mouse and by keys, a reload in between, then train and compare.
+
+Needs COMFYUI_PATH, Chromium, and playwright: in this Python, or in another one that PLAYWRIGHT_PYTHON names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("peft")
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+HERE = Path(__file__).parent
+WORKFLOW = HERE.parents[1] / "workflows" / "click_train_compare.json"
+HOSTILE = "<img src=x onerror='window.hurt=1'> <script>window.hurt=2</script>"
+
+
+@pytest.fixture(scope="module")
+def browser_python():
+    """A Python that has playwright, which starts a browser."""
+    python = os.environ.get("PLAYWRIGHT_PYTHON", sys.executable)
+    done = subprocess.run([python, "-c", "import playwright.sync_api"], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"{python} has no playwright: install it there, or name another Python in PLAYWRIGHT_PYTHON")
+    return python
+
+
+@pytest.fixture(scope="module")
+def folder(server):
+    """The set, with a hostile ticket in it."""
+    preferences, tickets = (importlib.import_module(f"retort.trainers.{name}") for name in ("preferences", "tickets"))
+    folder = server.base / "output" / "retort_preferences" / "bold_by_hand"
+    names = [preferences.keep_image(folder, torch.full((8, 8, 3), value)) for value in (0.2, 0.8)]
+    tickets.ask(folder, [tickets.Ticket(HOSTILE, tuple(names), by="pick")])
+    return folder
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_pick_train_compare(browser_python, server, folder, tmp_path):
+    pictures = Path(os.environ.get("RETORT_SCREENSHOTS", tmp_path))
+    command = [browser_python, str(HERE / "picker_page.py"), server.url, str(WORKFLOW), str(pictures)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    if "Executable doesn't exist" in done.stderr:
+        pytest.skip("playwright finds no Chromium: `playwright install chromium`, or your system's package")
+    assert done.returncode == 0, done.stderr[-3000:] + server.text()[-2000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["hostile"] == [HOSTILE, None] and not seen["errors"]
+    assert seen["nodes"][0] == seen["nodes"][1]
+    # Every choice is a pair, the one that was made while nothing could be sent as well, and no other is.
+    preferences = importlib.import_module("retort.trainers.preferences")
+    found = preferences.read(folder)
+    stems = [(Path(p.winner).stem, Path(p.loser).stem) for p in found.pairs if p.strength is None]
+    assert stems == [(c["winner"], c["loser"]) for c in seen["chosen"]] and len(stems) == 20
+    assert sum(p.strength == 0 for p in found.pairs) == 1 and not found.problems
+    assert len({p.prompt for p in found.pairs}) >= 10
+    assert seen["on_disk"] == 10 and "Your choices are kept" in seen["unsent"]
+    assert "answered already" in seen["slower"]
+    assert "prompts is empty" in seen["failed"] and seen["draws_after_reload"] == seen["draws_after_failure"] == 0
+    # It was trained and compared.
+    assert seen["history"] == "success", server.text()[-3000:]
+    assert (server.base / "models" / "loras" / "bold_by_hand.safetensors").is_file()
+    assert list((server.base / "output" / "retort" / "click_train_compare").glob("pairs_*.png"))
+    # The page is closed: what was queued is finished, and no more.
+    end = time.monotonic() + 60
+    while json.loads(server.get("/queue")) != {"queue_running": [], "queue_pending": []}:
+        assert time.monotonic() < end
+        time.sleep(1)
+    count = len(lines(folder / "tickets.jsonl"))
+    time.sleep(5)
+    assert json.loads(server.get("/queue")) == {"queue_running": [], "queue_pending": []}
+    assert len(lines(folder / "tickets.jsonl")) == count
+
+
+def test_another_sites_page_is_refused(server, folder):
+    """What a browser sends for another origin, whether or not core looks at it first."""
+    id = next(row["id"] for row in lines(folder / "tickets.jsonl") if "id" in row)
+    before = (folder / "pairs.jsonl").read_bytes() if (folder / "pairs.jsonl").is_file() else b""
+    body = json.dumps({"id": id, "choice": 1}).encode()
+    kinds = (
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/json"},
+        {"Content-Type": "application/json", "X-Retort-Picker": "1", "Origin": "https://example.org"},
+        {"Content-Type": "application/json", "X-Retort-Picker": "1", "Sec-Fetch-Site": "cross-site"},
+    )
+    for headers in kinds:
+        request = urllib.request.Request(f"{server.url}/api/retort/picker/bold_by_hand/answer?by=pick", body, headers)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=30)
+        assert refused.value.code in (400, 403)
+    assert ((folder / "pairs.jsonl").read_bytes() if before else b"") == before

@@ -1,0 +1,321 @@
+"""Questions about a set of preferences that wait for a person, and the person's answers.
+
+A ticket is two to four candidates of one prompt, of which the best is asked for. It is a line of tickets.jsonl beside
+pairs.jsonl, named by its content, so that the same question is asked once, however often it is drawn. Its answer is
+what pairs.jsonl says of it: the lines of a choice carry "ticket" and "turn", and a choice counts when all its pairs are
+there. So neither a page nor a restart nor a killed writer loses anything, and a set that was edited by hand tells what
+is still to be asked. Only skips have lines in tickets.jsonl. Turns count up; the last one's answer is taken back first.
+
+The best of n is n - 1 pairs, a tie all n (n - 1) / 2, of strength 0. The folder may be a stranger's, as the set may.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+from .files import append_lines, locked
+from .preferences import NAME_LENGTH, PAIRS, PROMPT_LENGTH, append, numbered_lines
+
+TICKETS, LOCK = "tickets.jsonl", "tickets.lock"
+MOST_TURNS = 2**53  # what a page's numbers hold
+PATIENCE = 5.0  # seconds until another writer must be done
+PICTURE, LATENT = re.compile(r"images/([0-9a-f]{32})\.png"), re.compile(r"latents/[0-9a-f]{32}\.safetensors")
+# The place of the best candidate, or what was said instead.
+Choice = int | Literal["tie", "skip"]
+TIE: Literal["tie"] = "tie"
+SKIP: Literal["skip"] = "skip"
+
+
+class AnsweredError(ValueError):
+    """The ticket has another answer already, or none that could be taken back."""
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A question: which of these pictures is best for the prompt? latents: what pairs name instead, where there are."""
+
+    prompt: str
+    candidates: tuple[str, ...]
+    latents: tuple[str, ...] = ()
+    by: str = ""
+
+    def __post_init__(self):
+        for name, text, most in (("prompt", self.prompt, PROMPT_LENGTH), ("by", self.by, NAME_LENGTH)):
+            if not isinstance(text, str) or len(text) > most:
+                raise ValueError(f"{name} must be a text of at most {most} characters, got {text!r:.40}")
+        for kind, names, form in (("candidates", self.candidates, PICTURE), ("latents", self.latents, LATENT)):
+            for name in names:
+                if not isinstance(name, str) or not form.fullmatch(name):
+                    raise ValueError(f"{kind}: {name!r:.80} is not what a file of a set is called")
+            if len(set(names)) < len(names):
+                raise ValueError(f"{kind}: the same one is there twice")
+        if not 2 <= len(self.candidates) <= 4:
+            raise ValueError(f"there must be 2 to 4 candidates, got {len(self.candidates)}")
+        if self.latents and len(self.latents) != len(self.candidates):
+            raise ValueError(f"there are {len(self.candidates)} candidates and {len(self.latents)} latents")
+
+    @property
+    def id(self) -> str:
+        """A name made of the question, whatever the order of its candidates."""
+        content = [self.prompt, sorted(self.candidates), sorted(self.latents), self.by]
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What pairs name."""
+        return self.latents or self.candidates
+
+    def pairs(self, choice: Choice) -> list[tuple[str, str, int | None]]:
+        """(winner, loser, strength) of a choice. ValueError for a choice that it does not offer."""
+        if choice == SKIP:
+            return []
+        if choice == TIE:
+            return [(a, b, 0) for a, b in combinations(self.files, 2)]
+        if isinstance(choice, bool) or not isinstance(choice, int) or not 0 <= choice < len(self.files):
+            raise ValueError(f"choice must be 0 to {len(self.files) - 1}, tie or skip, got {choice!r:.40}")
+        return [(self.files[choice], other, None) for other in self.files if other != self.files[choice]]
+
+
+@dataclass(frozen=True)
+class Said:
+    """A line of pairs.jsonl that belongs to a ticket."""
+
+    winner: str
+    loser: str
+    strength: float | None
+    turn: int
+
+
+class Desk:
+    """What waits and what was answered in a folder, as its two files say at this moment; `by`: who is asked."""
+
+    def __init__(self, folder: Path, by: str):
+        self.folder, self.by = folder, by
+        self.tickets: dict[str, Ticket] = {}
+        self.problems: list[str] = []
+        self.turn = 0  # the last one
+        self._skips: dict[str, int] = {}
+        self._said: dict[str, dict[frozenset[str], Said]] = {}
+        for number, row in _rows(folder / TICKETS):
+            try:
+                self._read_ticket(row)
+            except ValueError as error:
+                self.problems.append(f"{TICKETS}, line {number}: {str(error)[:200]}")
+        for _, row in _rows(folder / PAIRS, b'"ticket"'):
+            self._read_pair(row)
+        self.answers: dict[str, tuple[Choice, int]] = {}
+        self.waiting: list[Ticket] = []  # the oldest first
+        there = _files(folder)
+        for id, ticket in self.tickets.items():
+            if (found := self._answer(id, ticket)) is not None:
+                self.answers[id] = found
+            elif missing := {*ticket.candidates, *ticket.latents} - there:
+                self.problems.append(f"ticket {id}: {min(missing)} is missing, or a link")
+            else:
+                self.waiting.append(ticket)
+
+    def _read_ticket(self, row: Mapping[str, Any] | None) -> None:
+        if row is None:
+            raise ValueError("it is not finished, or is no JSON")
+        if "skip" in row:
+            self.turn = max(self.turn, turn := _turn(row))
+            id = row["skip"]
+            if isinstance(id, str) and id in self.tickets:
+                self._skips.pop(id, None)
+                if row.get("undo") is not True:
+                    self._skips[id] = turn
+            return
+        candidates, latents = (row.get(name, []) for name in ("candidates", "latents"))
+        if not isinstance(candidates, list) or not isinstance(latents, list):
+            raise ValueError("candidates and latents must be lists of names")
+        ticket = Ticket(row.get("prompt", None), tuple(candidates), tuple(latents), row.get("by", ""))
+        if row.get("id") != ticket.id:
+            raise ValueError(f"id {row.get('id')!r:.40} is not that of this question")
+        if ticket.by == self.by:
+            self.tickets.setdefault(ticket.id, ticket)
+
+    def _read_pair(self, row: Mapping[str, Any] | None) -> None:
+        if row is None:
+            return  # `preferences.read` names it
+        self.turn = max(self.turn, turn := _turn(row))
+        id, winner, loser, strength = (row.get(name) for name in ("ticket", "winner", "loser", "strength"))
+        ticket = self.tickets.get(id) if isinstance(id, str) else None
+        if ticket is None or (row.get("prompt"), row.get("by")) != (ticket.prompt, ticket.by):
+            return
+        if winner == loser or winner not in ticket.files or loser not in ticket.files:
+            return
+        said = self._said.setdefault(ticket.id, {})
+        said.pop(key := frozenset((winner, loser)), None)
+        if row.get("undo") is not True and strength in (0, None):
+            said[key] = Said(winner, loser, strength, turn)
+
+    def _answer(self, id: str, ticket: Ticket) -> tuple[Choice, int] | None:
+        if id in self._skips:
+            return SKIP, self._skips[id]
+        said = self._said.get(id, {})
+        found = {(s.winner, s.loser) for s in said.values() if s.strength is None}
+        ties = len(said) - len(found)
+        turn = max((s.turn for s in said.values()), default=0)
+        if ties == len(ticket.pairs(TIE)):
+            return TIE, turn
+        for choice in range(len(ticket.files)):
+            if not ties and found == {(a, b) for a, b, _ in ticket.pairs(choice)}:
+                return choice, turn
+        return None  # none, or a writer was killed in the middle of it
+
+    @property
+    def last(self) -> str | None:
+        """The ticket that was answered last."""
+        return max(self.answers, key=lambda id: self.answers[id][1], default=None)
+
+    def count(self, *, skipped: bool) -> int:
+        """How many were skipped, or how many were judged."""
+        return sum((choice == SKIP) is skipped for choice, _ in self.answers.values())
+
+    def rows(self, id: str, choice: Choice) -> list[dict[str, Any]]:
+        """Lines for pairs.jsonl that make this the ticket's answer, whatever was half said before."""
+        ticket = self.tickets[id]
+        said: list[tuple] = [(w, x, s, {}) for w, x, s in ticket.pairs(choice)]
+        keep = {frozenset((w, x)) for w, x, _, _ in said}
+        left = [(s.winner, s.loser, s.strength, {"undo": True}) for k, s in self._said.get(id, {}).items()
+                if k not in keep]  # fmt: skip
+        return [self._row(id, self.turn + 1, *one) for one in (*left, *said)]
+
+    def undone(self, id: str) -> list[dict[str, Any]]:
+        """Lines that take a ticket's pairs back, and say again what another ticket had said about one of them."""
+        ticket, rows = self.tickets[id], []
+        for key, said in self._said.get(id, {}).items():
+            rows.append(self._row(id, self.turn + 1, said.winner, said.loser, said.strength, {"undo": True}))
+            others = [
+                (older[key], other) for other, older in self._said.items()
+                if other != id and key in older and self.tickets[other].prompt == ticket.prompt
+            ]  # fmt: skip
+            if others:
+                before, other = max(others, key=lambda one: one[0].turn)
+                rows.append(self._row(other, before.turn, before.winner, before.loser, before.strength, {}))
+        return rows
+
+    def _row(self, id: str, turn: int, winner: str, loser: str, strength: float | None, more: dict) -> dict[str, Any]:
+        known = {"prompt": self.tickets[id].prompt, "winner": winner, "loser": loser, "strength": strength}
+        return {**known, "by": self.by, "ticket": id, "turn": turn, **more}
+
+
+def _rows(path: Path, holding: bytes = b"") -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """(number, object) of a file's lines that hold some bytes; None for a line that is no object."""
+    if not path.is_file():
+        return
+    for number, line in numbered_lines(path):
+        if line is not None and holding not in line:
+            continue
+        try:
+            row = None if line is None else json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        yield number, row if isinstance(row, dict) else None
+
+
+def _turn(row: Mapping[str, Any]) -> int:
+    turn = row.get("turn")
+    return turn if isinstance(turn, int) and not isinstance(turn, bool) and 0 < turn < MOST_TURNS else 0
+
+
+def ask(folder: Path, tickets: Sequence[Ticket]) -> list[str]:
+    """Let tickets wait whose files the folder holds; the ids of those that had not been asked.
+
+    ValueError for a file that is not there; then none waits.
+    """
+    with _alone(folder):
+        known = {by: Desk(folder, by).tickets for by in {ticket.by for ticket in tickets}}
+        new = {ticket.id: ticket for ticket in tickets if ticket.id not in known[ticket.by]}
+        lines = []
+        there = _files(folder)
+        for id, ticket in new.items():
+            if missing := {*ticket.candidates, *ticket.latents} - there:
+                raise ValueError(f"{min(missing)} is missing in {folder}")
+            row = {"id": id, "prompt": ticket.prompt, "candidates": ticket.candidates, "by": ticket.by}
+            lines.append(_line(row | ({"latents": ticket.latents} if ticket.latents else {})))
+        if lines:
+            append_lines(folder / TICKETS, lines)
+    return list(new)
+
+
+def answer(folder: Path, id: str, choice: Choice, by: str) -> None:
+    """Write an answer; the same one again changes nothing.
+
+    ValueError for a ticket or a choice that there is not, AnsweredError when it has another answer.
+    """
+    with _held(folder, id, by) as desk:
+        rows = desk.rows(id, choice)
+        if id in desk.answers:
+            if desk.answers[id][0] == choice:
+                return
+            raise AnsweredError(f"it was answered already: {_words(desk.answers[id][0])}")
+        append(folder, rows)
+        if choice == SKIP:
+            append_lines(folder / TICKETS, [_line({"skip": id, "turn": desk.turn + 1})])
+
+
+def take_back(folder: Path, id: str, by: str) -> None:
+    """Take the answer of a ticket back, which then waits again.
+
+    ValueError for a ticket that there is not, AnsweredError when it has no answer.
+    """
+    with _held(folder, id, by) as desk:
+        if id not in desk.answers:
+            raise AnsweredError("there is no answer to take back")
+        if desk.answers[id][0] == SKIP:
+            append_lines(folder / TICKETS, [_line({"skip": id, "turn": desk.turn + 1, "undo": True})])
+        append(folder, desk.undone(id))
+
+
+def _files(folder: Path) -> set[str]:
+    """The plain files that a set holds; one look at a folder, not at each file."""
+    rooms = [folder / room for room in ("images", "latents") if (folder / room).is_dir()]
+    return {f"{room.name}/{e.name}" for room in rooms for e in os.scandir(room) if e.is_file(follow_symlinks=False)}
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(row) + "\n").encode()
+
+
+def _words(choice: Choice) -> str:
+    return f"candidate {choice + 1}" if isinstance(choice, int) else choice
+
+
+@contextlib.contextmanager
+def _held(folder: Path, id: str, by: str) -> Iterator[Desk]:
+    """The desk that a ticket lies on, with nobody else writing."""
+    # Asked before the lock, which would make the folder.
+    if isinstance(id, str) and (folder / TICKETS).is_file():
+        with _alone(folder):
+            desk = Desk(folder, by)
+            if id in desk.tickets:
+                yield desk
+                return
+    raise ValueError(f"there is no ticket {id!r:.40} in {folder.name}")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's tickets, waiting for another writer. BlockingIOError when that takes too long."""
+    end = time.monotonic() + PATIENCE
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(folder, LOCK))
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    raise BlockingIOError(f"the tickets of {folder} are held by another process: try again") from error
+                time.sleep(0.01)
+        yield
