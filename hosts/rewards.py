@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..models import reward as judge
+from ..models.judge import Layers
+from ..models.loader import load_judge
+from ..restoration.perceptual import vgg16_from
 from ..rewards import classifier, clip_models, deqa, image_reward, preprocess, simple
 from ..rewards.contract import Reward
 from ..rewards.heads import LinearHead, head_from
@@ -32,6 +35,7 @@ USUAL = {
 }
 AESTHETIC_HEAD = "sac+logos+ava1-l14-linearMSE.safetensors"
 PIXELS = "pixels"
+VGG_FILE = "vgg16.safetensors"
 
 
 def make(host: Any, kind: str, settings: Mapping[str, Any]) -> Reward:
@@ -41,6 +45,15 @@ def make(host: Any, kind: str, settings: Mapping[str, Any]) -> Reward:
     # Whatever is made here must be able to give gradients later.
     with torch.inference_mode(False):
         return KINDS[kind](host, **settings)
+
+
+def perceptual_network(host: Any, name: str) -> nn.Module:
+    """Images (B, H, W, 3) in [0, 1] to features of several depths: "judge", or "vgg16" from the folders of rewards."""
+    if name == "judge":
+        return Layers(load_judge())
+    path = files.find_file(host.rewards_folders(), "", VGG_FILE, "torchvision's VGG16")
+    with torch.inference_mode(False):
+        return vgg16_from(files.read_tensors(path), path.name).requires_grad_(False)
 
 
 def _clip(host: Any, kind: str, name: str) -> tuple[Any, Any]:

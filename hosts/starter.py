@@ -14,6 +14,7 @@ from typing import Any
 from ..trainers.dataset import Dataset
 from ..trainers.job import JOB, LOG, Job, checked_folder, refuse_reward
 from ..trainers.job_watch import STATUS, Status, clear_commands, read_status, write_status
+from ..trainers.methods import METHODS
 from .training import Request
 
 MOST_PROCESSES = 1024
@@ -32,6 +33,10 @@ def write_job(host: Any, folder: Path, model: Any, request: Request, vae: Any = 
     refuse_while_going(folder)
     base = host.describe_base(model) or host.merge_base(model, folder)
     decoder = None if vae is None else host.describe_vae(vae)
+    if METHODS[request.config.method].pictures and decoder is None:
+        raise ValueError(
+            "vae: the job encodes pictures, and no file names this VAE: connect one from Load VAE or Load Checkpoint"
+        )
     job = Job(request.name, request.config, base, decoder, start, host.NAME)
     job.save(folder, dataset)
     return job

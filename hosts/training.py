@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..restoration.perceptual import feature_distance
 from ..rewards.contract import Reward
 from ..rewards.scoring import score
 from ..trainers.adapters import LoraConfig
 from ..trainers.config import RunConfig
-from ..trainers.data import Data
+from ..trainers.data import Data, Degrade
 from ..trainers.dataset import Dataset, Entry
 from ..trainers.export import VERSION, metadata, read_lora, write_lora
 from ..trainers.files import check_writable, checked_name, write_json
@@ -29,12 +30,13 @@ from ..trainers.job import LOCK
 from ..trainers.job_watch import STATUS, FileWatcher, clear_commands, holding, read_status
 from ..trainers.loop import Reducer, Stopped, Trainer, TrainingFailed
 from ..trainers.methods import METHODS
-from ..trainers.objectives.contract import Batch, Objective
+from ..trainers.objectives.contract import Batch, Draws, Objective
 from ..trainers.objectives.dmd2 import DMD2
 from ..trainers.objectives.preference import LOSER, STRENGTH
 from ..trainers.objectives.tdm import TDM
 from ..trainers.origin import origin
 from ..trainers.watch import METRICS, Watcher, open_picture, read_metrics
+from .rewards import perceptual_network
 
 FAKE_SEED = 1  # added to the run's seed for the fake score's adapter; further adapters count on
 RESULT = "result.json"
@@ -100,6 +102,10 @@ def run(
             objective = METHODS[config.method].objective(config.objective, denoiser)
             add_adapters(denoiser, config, objective, request.start)
             data = encode(denoiser, request.dataset)
+            if METHODS[config.method].pictures:
+                data.degrade = _degrade(host, objective, denoiser, request.dataset, vae)
+                if config.objective.feature_weight:
+                    objective.features = _feature_distance(host, config.objective.features, vae, denoiser)
             decode = denoiser.preview if vae is None else (lambda x0: host.decode(vae, denoiser.latents_out(x0)))
             if reward is not None:
                 objective.reward = _latent_reward(host, reward, vae, denoiser, config.method)
@@ -251,6 +257,7 @@ def encode(denoiser: Any, dataset: Dataset) -> Data:
         else {s: cond(dataset.negative, s, "negative") for s in dict.fromkeys(shapes)},
         latents=None if dataset.latents is None else [denoiser.latents_in(t[None])[0] for t in dataset.latents],
         shape=dataset.shape,
+        pictures=dataset.pictures,
         columns={}
         if dataset.losers is None
         else {
@@ -293,6 +300,29 @@ def _latent_reward(host: Any, reward: Reward, vae: Any, denoiser: Any, method: s
         return score(reward, decode(denoiser.latents_out(x0)), list(prompts)).to(x0.device)
 
     return scored
+
+
+def _degrade(host: Any, objective: Any, denoiser: Any, dataset: Dataset, vae: Any) -> Degrade:
+    """Degrades with the objective, encodes with the VAE where the host places it."""
+    if dataset.pictures is None or vae is None:
+        raise ValueError("a restorer learns from pictures, which it degrades and encodes: connect `images` and `vae`")
+
+    def degraded(images: Tensor, draws: Draws) -> Tensor:
+        return denoiser.latents_in(host.encode_images(vae, objective.spoil(images, draws))["samples"])
+
+    return degraded
+
+
+def _feature_distance(host: Any, name: str, vae: Any, denoiser: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    network = perceptual_network(host, name).to(denoiser.device)
+    decode = host.differentiable_decoder(vae)
+
+    def distance(x0: Tensor, clean: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = network(decode(denoiser.latents_out(clean)).to(denoiser.device))
+        return feature_distance(network(decode(denoiser.latents_out(x0)).to(denoiser.device)), wanted)
+
+    return distance
 
 
 class HostWatcher:

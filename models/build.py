@@ -1,9 +1,10 @@
 """Build every embedded weight from scratch: `python -m retort.models.build [--work DIR] [--only STEP] [--out DIR]`.
 
-Steps, in order: judge, text, autoencoder, decoder, latents, flow, eps, export, statistics. Each is seeded, resumes
-where it was stopped, and is skipped when it is finished. Under three hours on two cores; what came of it is in
+Steps, in order: judge, text, autoencoder, decoder, latents, flow, eps, export, statistics, captioner. Each is seeded,
+resumes where it was stopped, and is skipped when it is finished. Under three hours on two cores; what came of it is in
 README.md beside this file. The students are made after it, by
-`python -m retort.benchmarks.distillation --train --ship`.
+`python -m retort.benchmarks.distillation --train --ship`, the restorers by
+`python -m retort.benchmarks.restoration --train --ship`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import trange
 
+from ..restoration.spoil import Spoiling
 from ..sampling.teleport import low_rank
 from ..trainers import files
 from . import digits, export, judge, layout, loader, text, twins
@@ -35,8 +37,11 @@ SCHEDULES = {
     "flow": Schedule(7000, rate=8e-4, warmup=200, ema=0.9995, keep=(1500,)),
     "eps": Schedule(7000, rate=8e-4, warmup=200, ema=0.9995, keep=(1500,)),
     "eps_refined": Schedule(2800, rate=6e-4, decay=0.5, ema=0.998),
+    "captioner": Schedule(900, rate=1e-3, decay=0.6, ema=0.99),
 }
-STEPS = ("judge", "text", "autoencoder", "decoder", "latents", "flow", "eps", "export", "statistics")
+STEPS = ("judge", "text", "autoencoder", "decoder", "latents", "flow", "eps", "export", "statistics", "captioner")
+# How the digits are damaged that captioner and restorers learn from: up to beyond recognition.
+DAMAGE = Spoiling("real_world", 0.3, 1.0, 2.0, 8.0)
 
 
 @functools.cache
@@ -183,6 +188,22 @@ def build_statistics(out: Path) -> None:
     files.write_atomically(out / loader.STATISTICS, files.tensors(low_rank(latents, DIRECTIONS).state()))
 
 
+def build_captioner(work: Path, out: Path) -> None:
+    """Teach the shipped judge to read damaged digits too; stroke weight and slant, which damage hides, it forgets."""
+    model = loader.load_judge().requires_grad_(True)
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        batch = drawn(generator, BATCH)
+        seeds = torch.randint(2**62, (BATCH,), generator=generator).tolist()
+        answers = model(DAMAGE(batch.image.movedim(1, -1), seeds).movedim(-1, 1))
+        return torch.stack([F.cross_entropy(answers[n], getattr(batch, n)) for n in ("digit", "ink", "paper")]).sum()
+
+    state = train("captioner", model, loss, SCHEDULES["captioner"], 13, work).state_dict()
+    notes = {"modelspec.author": "Retort", "modelspec.license": "Apache-2.0"}
+    small = files.tensors({k: v.half() for k, v in state.items()}, notes)
+    files.write_atomically(out / loader.CAPTIONER, small)
+
+
 def main() -> None:
     """Command line of the build."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -207,6 +228,7 @@ def main() -> None:
         "eps": lambda: build_twin("eps", options.work, options.compile),
         "export": lambda: export.write(options.work, options.out),
         "statistics": lambda: build_statistics(options.out),
+        "captioner": lambda: build_captioner(options.work, options.out),
     }
     for step in (options.only,) if options.only else STEPS:
         actions[step]()

@@ -48,6 +48,23 @@ class Judge(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
 
+class Layers(nn.Module):
+    """What the judge sees at 1/2, 1/4, 1/8 and 1/16 of the resolution; any size from 16 on."""
+
+    def __init__(self, judge: Judge):
+        super().__init__()
+        self.body = judge.body[:12]
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Images (B, H, W, 3) in [0, 1] -> four features (B, C, h, w)."""
+        x, seen = images.movedim(-1, 1) * 2 - 1, []
+        for number, layer in enumerate(self.body):
+            x = layer(x)
+            if number % 3 == 2:
+                seen.append(x)
+        return seen
+
+
 def loss(judge: Judge, batch: digits.Digits) -> torch.Tensor:
     """Sum of the heads' cross-entropies; the noisy edges of "thin" and "leaning" count half."""
     logits = judge(batch.image)

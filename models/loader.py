@@ -31,6 +31,9 @@ STUDENTS = {
         "eps_dmd2_1step", "eps_tdm_4step",
     )
 }  # fmt: skip
+JUDGE, CAPTIONER = "digits_judge.safetensors", "digits_captioner.safetensors"
+# Made by `python -m retort.benchmarks.restoration --train --ship`.
+RESTORERS = {"flow_restorer": "loras/digits_flow_restorer.safetensors"}
 STATISTICS = "gaussian_statistics/digits.safetensors"
 # Made by `python -m retort.benchmarks.style --ship`.
 STYLES = {"flow_bold": "loras/digits_flow_bold.safetensors"}
@@ -134,11 +137,16 @@ def load_text_encoder() -> TextEncoder:
     return model.eval().requires_grad_(False)
 
 
-def load_judge() -> Judge:
-    """The judge in fp32."""
+def load_judge(file: str = JUDGE) -> Judge:
+    """The judge in fp32; CAPTIONER is the one that reads damaged digits."""
     model = Judge()
-    model.load_state_dict({k: v.float() for k, v in _read("digits_judge.safetensors").items()})
+    model.load_state_dict({k: v.float() for k, v in _read(file).items()})
     return model.eval().requires_grad_(False)
+
+
+def load_restorer(name: str) -> dict[str, torch.Tensor]:
+    """The LoRA of a restorer of RESTORERS."""
+    return _read(RESTORERS[name])
 
 
 def load_student(name: str) -> dict[str, torch.Tensor]:

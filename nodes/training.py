@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..hosts.api import host, io, training, ui
 from ..trainers.dataset import Dataset, entries_of, latents_of, one_for_each
-from ..trainers.methods import read_config
+from ..trainers.methods import METHODS, read_config
 from ..trainers.watch import latest_preview
 from .method_inputs import DISTILLATION, FEW_SHOT, FLOW, method_input
 from .training_inputs import NOTHING, common_inputs, image_inputs, sources, training_settings
@@ -39,8 +42,8 @@ def lines(prompts: str) -> list[str]:
     return [line.strip() for line in prompts.splitlines() if line.strip()]
 
 
-def dataset(settings: dict[str, Any], positive: list, latents: list, images: list) -> Dataset:
-    """What is trained on, from whichever inputs are connected. ValueError says what is missing."""
+def dataset(settings: dict[str, Any], positive: list, latents: list, images: list, keep: bool = False) -> Dataset:
+    """What is trained on, from whichever inputs are connected; keep: the pictures too. ValueError: what is missing."""
     clip, vae, negative = (settings.get(name) for name in ("clip", "vae", "negative"))
     words = lines(settings["prompts"])
     if words and positive:
@@ -65,7 +68,13 @@ def dataset(settings: dict[str, Any], positive: list, latents: list, images: lis
         # An empty latent of another model's channels still tells the size.
         shape = host.empty_latent_shape(settings["model"], latents[0]["samples"])
     empty = None if negative is None else entries_of([negative], "negative")[0]
-    return Dataset(entries_of(positive, "positive"), words, empty, rows, shape)
+    pictures = [picture for batch in images for picture in bytes_of(batch)] if keep else None
+    return Dataset(entries_of(positive, "positive"), words, empty, rows, shape, pictures=pictures)
+
+
+def bytes_of(images: Tensor) -> list[Tensor]:
+    """Images (B, H, W, 3 or more) in [0, 1] as whole 255ths, each (H, W, 3)."""
+    return list((images[..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu())
 
 
 def read(method: str, given: dict[str, Any]) -> tuple[dict[str, Any], training.Request]:
@@ -76,7 +85,8 @@ def read(method: str, given: dict[str, Any]) -> tuple[dict[str, Any], training.R
     objective.pop("method", None)
     config = read_config({"method": method, "objective": objective, **training_settings(settings)})
     start = None if settings["start_from"] == NOTHING else host.read_lora(settings["start_from"])
-    return settings, training.Request(settings["name"], config, dataset(settings, **several), start)
+    data = dataset(settings, **several, keep=METHODS[method].pictures)
+    return settings, training.Request(settings["name"], config, data, start)
 
 
 def train(method: str, given: dict[str, Any]) -> io.NodeOutput:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,10 @@ from torch import Tensor
 
 from .denoiser import Denoiser
 from .objectives.contract import Batch, Cond, Draws
+from .objectives.instarevive import DEGRADED
+
+# Pictures (B, H, W, 3) in [0, 1] -> latents (B, C, ...) of what becomes of them, in the network's scale.
+Degrade = Callable[[Tensor, Draws], Tensor]
 
 
 @dataclass
@@ -20,7 +24,8 @@ class Data:
     conds: what the host's `encode` gives for each prompt. latents: each (C, H, W) or (C, T, H, W) in the network's own
     scale; shape: of the latents where there are none. unconds: the empty prompt for each shape, for models that are
     told the size; uncond for all others. pairs: teacher pairs, see `trainers.pairs`. columns: further tensors, one for
-    each sample, alike within a shape. Raises ValueError when the counts differ or there is no sample.
+    each sample, alike within a shape. pictures: bytes (H, W, 3) behind each latent, which `degrade` makes the column
+    "degraded" of, anew for every batch. Raises ValueError when the counts differ or there is no sample.
     """
 
     conds: Sequence[Cond]
@@ -31,6 +36,8 @@ class Data:
     unconds: dict[tuple[int, ...], Cond] = field(default_factory=dict)
     pairs: dict[str, list[Tensor]] = field(default_factory=dict)
     columns: dict[str, Sequence[Tensor]] = field(default_factory=dict)
+    pictures: Sequence[Tensor] | None = None
+    degrade: Degrade | None = None
 
     def __post_init__(self) -> None:
         n = len(self.conds)
@@ -78,6 +85,21 @@ class Data:
         if self.uncond is None:
             return None
         return denoiser.join([self.unconds.get(shape, self.uncond)] * count)
+
+    def start(self, rows: Sequence[int], draws: Draws, name: str) -> Tensor:
+        """What samples `rows` are made from (B, C, ...): degraded latents where there are pictures, else unit noise."""
+        if self.pictures is None or self.degrade is None:
+            return draws.normal(name, self.shape_of(rows[0]))
+        images = torch.stack([self.pictures[i] for i in rows]).float() / 255
+        latents = self.degrade(images, draws)
+        shape = self.shape_of(rows[0])
+        if tuple(latents.shape[1:]) != shape:
+            raise ValueError(
+                f"a degraded picture of {tuple(images.shape[1:3])} becomes a latent {tuple(latents.shape[1:])} and the "
+                f"clean one is {shape}: connect `images` alone, or the latents of just these"
+            )
+        # A copy: what a host encodes may have been made where no gradient can ever flow.
+        return latents.float().clone().to(draws.device)
 
     def group(self, position: int, size: int, seed: int) -> list[int]:
         """The samples of a step: `size` of one shape; every sample comes once before any comes again.
@@ -134,6 +156,8 @@ class Data:
         columns = {
             name: torch.stack([values[i] for i in rows]).float().to(device) for name, values in self.columns.items()
         }
+        if self.pictures is not None:
+            columns[DEGRADED] = self.start(rows, draws, DEGRADED)
         if self.pairs:
             each = len(self.pairs["noise"]) // len(self)
             which = draws.integers("pair", 0, each).tolist()

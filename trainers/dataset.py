@@ -28,8 +28,9 @@ class Dataset:
 
     entries: one for each prompt. latents: each (C, H, W) or (C, T, H, W), or None; then shape is that of the latents to
     be made. A single entry serves all latents. losers: of pairs whose winners are the latents, of the same shapes;
-    strengths: how much better each winner is, infinite where that is certain. Raises ValueError when there is nothing
-    to train on or counts differ.
+    strengths: how much better each winner is, infinite where that is certain. pictures: what the latents were encoded
+    from, each (H, W, 3) of whole 255ths, for methods that degrade and encode them anew. Raises ValueError when there is
+    nothing to train on or counts differ.
     """
 
     entries: list[Entry]
@@ -39,6 +40,7 @@ class Dataset:
     shape: tuple[int, ...] | None = None
     losers: list[Tensor] | None = None
     strengths: list[float] | None = None
+    pictures: list[Tensor] | None = None
 
     def __post_init__(self) -> None:
         if not self.entries:
@@ -62,6 +64,12 @@ class Dataset:
             shapes = [t.shape for t in self.latents or []]
             if [t.shape for t in self.losers] != shapes or len(self.strengths or []) != len(shapes):
                 raise ValueError("a pair is a winner, a loser of the same size, and a strength: these do not match")
+        if self.pictures is not None:
+            if len(self.pictures) != len(self.latents or []):
+                raise ValueError(f"there are {len(self.pictures)} pictures for {len(self.latents or [])} latents")
+            for i, picture in enumerate(self.pictures):
+                if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != torch.uint8:
+                    raise ValueError(f"picture {i} is {tuple(picture.shape)} of {picture.dtype}; give (H, W, 3) bytes")
 
     def save(self, path: Path) -> None:
         """Write the file. ValueError for a conditioning that holds more than tensors, numbers and texts."""
@@ -88,6 +96,8 @@ class Dataset:
             flat[f"latent/{i}"] = latent
         for i, latent in enumerate(self.losers or []):
             flat[f"loser/{i}"] = latent
+        for i, picture in enumerate(self.pictures or []):
+            flat[f"picture/{i}"] = picture
         if self.strengths is not None:
             flat["strengths"] = torch.tensor(self.strengths, dtype=torch.float64)
         header = {
@@ -98,6 +108,7 @@ class Dataset:
             "notes": notes,
             "latents": None if self.latents is None else len(self.latents),
             "losers": self.losers is not None,
+            "pictures": self.pictures is not None,
         }
         metadata = {"retort_dataset": str(FORMAT), "header": json.dumps(header)}
         # Clones: two entries may be views of one tensor, which the format refuses.
@@ -145,6 +156,7 @@ class Dataset:
                 None if shape is None else tuple(shape),
                 [flat[f"loser/{i}"] for i in range(int(count))] if header.get("losers") else None,
                 flat["strengths"].tolist() if header.get("losers") else None,
+                [flat[f"picture/{i}"] for i in range(int(count))] if header.get("pictures") else None,
             )
         except (KeyError, TypeError, AttributeError, OverflowError, RecursionError, json.JSONDecodeError) as error:
             raise ValueError(f"data set {path} is damaged ({type(error).__name__}: {error})") from error

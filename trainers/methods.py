@@ -27,12 +27,14 @@ from .objectives.tdm import TDM, TDMConfig
 class Method:
     """A method's settings and maths. reward: whether it takes one, and whether that must be differentiable.
 
+    pictures: whether it learns from pictures that its `spoil` degrades, and the engine encodes, in every step.
     images: whether its loss is a mean over images or pairs, so that some may come more often.
     """
 
     config: type
     objective: type
     reward: Literal["none", "any", "differentiable"] = "none"
+    pictures: bool = False
     images: bool = False
 
 
@@ -49,7 +51,7 @@ METHODS: dict[str, Method] = {
     "dpo": Method(DPOConfig, DPO, images=True),
     "smpo": Method(SmPOConfig, SmPO, images=True),
     "mapo": Method(MaPOConfig, MaPO, images=True),
-    "instarevive": Method(InstaReviveConfig, InstaRevive),
+    "instarevive": Method(InstaReviveConfig, InstaRevive, pictures=True),
 }
 # These learn from nothing else; DI* also does without.
 NEED_REWARD = ("align_prop", "spo", "flow_grpo")

@@ -1,4 +1,4 @@
-"""Pictures of the student while it trains: fixed prompts, fixed noise, the weights and the sampling of its users."""
+"""Pictures of the student while it trains: fixed prompts and starts, the weights and the sampling of its users."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def draw(
             draws = Draws(settings.seed, -2, tuple(range(begin, begin + len(part))), denoiser.device)
             cond = denoiser.join([data.conds[i] for i in part])
             uncond = data.without(denoiser, shape, len(part))
-            images = decode(objective.sample(draws.normal("preview", shape), cond, uncond)).cpu()
+            images = decode(objective.sample(data.start(part, draws, "preview"), cond, uncond)).cpu()
             frames = images.unflatten(0, (len(part), -1))
             if frames.shape[1] > FRAMES:
                 frames = frames[:, torch.linspace(0, frames.shape[1] - 1, FRAMES).round().long()]

@@ -16,17 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from .contract import Batch, Cond, Loss, Player, TrainableDenoiser, mean_each
+from ...restoration.spoil import Kind, Spoiling
+from .contract import Batch, Cond, Draws, Loss, Player, TrainableDenoiser, mean_each
 from .dmd2 import DMD2, Call, DMD2Config, GanOn
 from .sampled import check_ranges
 
 # Column of a batch: latents of the degraded pictures, of the shape and scale of the clean ones.
 DEGRADED = "degraded"
+Features = Literal["judge", "vgg16"]
 
 # (restored latents (B, ...), clean latents (B, ...)) -> (B,), with gradients to the first; decoding happens inside.
 FeatureDistance = Callable[[Tensor, Tensor], Tensor]
@@ -38,10 +40,12 @@ class InstaReviveConfig:
 
     timestep: the network's own at which it is called (a flow's is 1000 sigma). cfg: the teacher's guidance (1 = none).
     matching_weight: of the distribution's pull (0 = regression alone, and no fake score). regression_weight: of the
-    picture's; feature_weight: of the feature loss (0 = none). regression_steps: first so many steps without the pull.
+    picture's; feature_weight: of the feature loss (0 = none), features: of which network, the embedded judge or VGG16
+    from the user's file. regression_steps: first so many steps without the pull.
     dynamic: whether scope and regression follow the distance D; narrow: where the scope ends at D = 0; floor: share
-    of the regression that stays there; memory: how much of D a step keeps. ratio, fake_rate, low, high, shift,
-    normalise, gan_weight, gan_on: as DMD2's.
+    of the regression that stays there; memory: how much of D a step keeps. degradation, weakest, strongest, least and
+    most: how pictures are damaged, see `restoration.spoil`. ratio, fake_rate, low, high, shift, normalise, gan_weight
+    and gan_on: as DMD2's.
     """
 
     timestep: int = 400
@@ -49,11 +53,17 @@ class InstaReviveConfig:
     matching_weight: float = 1.0
     regression_weight: float = 1.0
     feature_weight: float = 0.0
+    features: Features = "judge"
     regression_steps: int = 0
     dynamic: bool = True
     narrow: float = 0.3
     floor: float = 0.25
     memory: float = 0.98
+    degradation: Kind = "real_world"
+    weakest: float = 0.3
+    strongest: float = 1.0
+    least: float = 2.0
+    most: float = 4.0
     ratio: int = 1
     fake_rate: float = 1.0
     low: float = 0.02
@@ -85,8 +95,10 @@ class InstaReviveConfig:
                 "low, narrow and high must rise within 0 to 1 (narrow may be high), got "
                 f"{self.low!r}, {self.narrow!r}, {self.high!r}: 0.02, 0.3, 0.98"
             )
-        if self.gan_on not in get_args(GanOn):
-            raise ValueError(f"gan_on must be one of {', '.join(get_args(GanOn))}, got {self.gan_on!r}")
+        for name, value, kind in (("gan_on", self.gan_on, GanOn), ("features", self.features, Features)):
+            if value not in get_args(kind):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+        self.spoiling()
         if not (self.matching_weight or self.regression_weight or self.feature_weight):
             raise ValueError("matching_weight, regression_weight and feature_weight are all 0: nothing would be learnt")
         if self.gan_weight and not self.matching_weight:
@@ -94,6 +106,10 @@ class InstaReviveConfig:
                 f"gan_weight is {self.gan_weight} and matching_weight 0: the discriminator belongs to the matching; "
                 "set one of them otherwise"
             )
+
+    def spoiling(self) -> Spoiling:
+        """The damage that is to be undone. ValueError names a setting of it."""
+        return Spoiling(self.degradation, self.weakest, self.strongest, self.least, self.most)
 
 
 class InstaRevive(DMD2):
@@ -110,6 +126,7 @@ class InstaRevive(DMD2):
         super().__init__(DMD2Config(steps=1, timesteps=str(config.timestep), **matching), denoiser)
         self.restoring = config
         self.features: FeatureDistance | None = None
+        self.spoiling = config.spoiling()
         # Running means of the input's and the output's squared distance, and of how much of them was seen.
         self.state = torch.zeros(3)
         self.needs_latents = True
@@ -129,6 +146,10 @@ class InstaRevive(DMD2):
                 "a VAE and choose features, or set it to 0"
             )
         super().prepare(samples)
+
+    def spoil(self, images: Tensor, draws: Draws) -> Tensor:
+        """Pictures (B, H, W, 3) in [0, 1], degraded anew in every step, at the size they had."""
+        return self.spoiling(images, draws.seeds("degradation"))
 
     # ---- dynamic control -------------------------------------------------------------------------
 
