@@ -19,6 +19,7 @@ from . import (
     samplers,
     search,
     search_files,
+    train_restorer,
     train_reward,
     training,
 )
@@ -32,6 +33,7 @@ NODES: list[type[io.ComfyNode]] = [
     training.RetortTrainFlow,
     training.RetortFewShotAdapt,
     train_reward.RetortTrainReward,
+    train_restorer.RetortTrainRestorer,
     jobs.RetortTrainingJob,
     jobs.RetortCollectJob,
     jobs.RetortLossChart,

@@ -14,10 +14,11 @@ from ..trainers.watch import METRICS, latest_preview, open_picture, read_metrics
 from .method_inputs import DISTILLATION, FEW_SHOT, FLOW, method_input
 from .preference import PREFERENCES, asked
 from .preference_inputs import PREFERENCE
+from .train_restorer import RESTORER
 from .training import ALIASES, CATEGORY, NOTHING, one, read
 from .training_inputs import common_inputs, image_inputs, sources
 
-METHODS = {**DISTILLATION, "flow": FLOW, "few_shot": FEW_SHOT, **PREFERENCE}
+METHODS = {**DISTILLATION, "flow": FLOW, "few_shot": FEW_SHOT, **PREFERENCE, "instarevive": RESTORER}
 COMMANDS = [NOTHING, "sample", "save", "stop"]
 LOOK_EVERY = 0.5
 

@@ -176,9 +176,9 @@ class RetortTrainRestorer(io.ComfyNode):
             display_name="Train Restorer",
             category=CATEGORY,
             description=(
-                "Teaches a LoRA to restore damaged pictures in one network call, by their captions (InstaRevive). Needs "
-                "good pictures: it damages and encodes them itself. The model that comes in is the teacher; begin at "
-                "its one-step student with `start_from`, if there is one. Use the LoRA in Restore Image."
+                "Teaches a LoRA to restore damaged pictures in one network call, by their captions (InstaRevive). "
+                "Needs good pictures: it damages and encodes them itself. The model that comes in is the teacher; "
+                "begin at its one-step student with `start_from`, if there is one. Use the LoRA in Restore."
             ),
             search_aliases=[*ALIASES, "instarevive", "restoration", "super resolution", "upscale", "deblur", "denoise"],
             is_input_list=True,

@@ -29,6 +29,11 @@ MATCHING = [
 ]  # fmt: skip
 FLOW = ["loss_space", "levels", "cfg", "mean", "std", "max_weight", "aug_dim"]
 FEW_SHOT = ["consistency", "cfg", "source_steps", "phase"]
+RESTORER = [
+    "degradation", "weakest", "strongest", "least", "most", "timestep", "cfg", "matching_weight", "regression_weight",
+    "feature_weight", "features", "regression_steps", "dynamic", "ratio", "fake_rate", "gan_weight", "gan_on", "narrow",
+    "floor", "memory", "low", "high", "shift", "normalise",
+]  # fmt: skip
 METHODS = {
     "dmd2": MATCHING,
     "f_distill": ["divergence", *MATCHING, "ratio_ema", "ratio_low", "ratio_high", "ratio_normalise"],
@@ -45,6 +50,7 @@ METHODS = {
     "dpo": ["beta", "flipped", "levels", "cfg"],
     "smpo": ["beta", "gamma", "labels", "temperature", "inversion_steps", "renoise", "levels", "cfg"],
     "mapo": ["beta", "snr", "scale", "levels", "cfg"],
+    "instarevive": RESTORER,
 }  # fmt: skip
 REFLECTED = ["end", "begin", "rounds", "inversion", "iterations", "base"]
 PAIRS = {
@@ -69,6 +75,7 @@ INPUTS = {
     "RetortTrainFlow": [*SOURCES, *FLOW, *ALONE, *IMAGES],
     "RetortFewShotAdapt": [*SOURCES, *FEW_SHOT, *ALONE, *IMAGES],
     "RetortTrainReward": [*SOURCES, "reward", "reward_2", "method", *ALONE],
+    "RetortTrainRestorer": [*(name for name in SOURCES if name != "latents"), *RESTORER, *RUN],
     "RetortTrainingJob": [*SOURCES, "method", *RUN, "processes", "pairs", *IMAGES],
     "RetortPreferenceSet": [
         "pairs", "name", "by", "prompt", "least", "ties", "held_out", "seed", "import_from", "export",
@@ -147,6 +154,7 @@ OUTPUTS = {
     "RetortTrainFlow": TRAINED,
     "RetortFewShotAdapt": TRAINED,
     "RetortTrainReward": TRAINED,
+    "RetortTrainRestorer": TRAINED,
     "RetortPreferenceSet": ["PREFERENCES", "PREFERENCES", "STRING", "STRING"],
     "RetortLabelPairs": ["PREFERENCES", "INT", "STRING"],
     "RetortTrainPreference": TRAINED,
