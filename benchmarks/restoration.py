@@ -208,9 +208,7 @@ class Restorers:
             for level in LEVELS:
                 # No caption guides nothing.
                 for cfg in CFGS if caption != "none" else CFGS[:1]:
-                    made = [
-                        self.stepped(*part, level, cfg, 20) for part in batches(rows.damaged, rows.captions[caption])
-                    ]
+                    made = [self.stepped(*part, level, cfg, 20) for part in asked]
                     found[level, cfg] = read(torch.cat(made), rows)
             self.chosen[strength, caption] = max(found, key=lambda key: (found[key].digit, found[key].psnr))
         # Nobody gives a wrong caption on purpose.

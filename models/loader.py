@@ -12,6 +12,7 @@ from torch import nn
 from . import layout
 from .autoencoder import Autoencoder, cut
 from .judge import Judge
+from .photo_network import PhotoNetwork, PhotoText
 from .text import TextEncoder
 
 # Stock loaders list whole folders, so only what they load rightly lies in `checkpoints` and `loras`: an eps twin, whose
@@ -31,6 +32,8 @@ STUDENTS = {
         "eps_dmd2_1step", "eps_tdm_4step",
     )
 }  # fmt: skip
+# The photograph restorer and its words; made by `python -m retort.models.build_photos`.
+PHOTOGRAPHS = "photographs.safetensors"
 JUDGE, CAPTIONER = "digits_judge.safetensors", "digits_captioner.safetensors"
 # Made by `python -m retort.benchmarks.restoration --train --ship`.
 RESTORERS = {"flow_restorer": "loras/digits_flow_restorer.safetensors"}
@@ -142,6 +145,14 @@ def load_judge(file: str = JUDGE) -> Judge:
     model = Judge()
     model.load_state_dict({k: v.float() for k, v in _read(file).items()})
     return model.eval().requires_grad_(False)
+
+
+def load_photographs() -> tuple[PhotoNetwork, PhotoText]:
+    """The photograph restorer and its text encoder, in fp32."""
+    network, words = PhotoNetwork(), PhotoText()
+    network.load_state_dict(_part(PHOTOGRAPHS, "network."))
+    words.load_state_dict(_part(PHOTOGRAPHS, "text."))
+    return network.eval().requires_grad_(False), words.eval().requires_grad_(False)
 
 
 def load_restorer(name: str) -> dict[str, torch.Tensor]:

@@ -23,11 +23,12 @@ class RetortEmbeddedModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "variant",
-                    options=["flow", "eps", "flow early", "eps early"],
+                    options=["flow", "eps", "flow early", "eps early", "photographs"],
                     default="flow",
                     tooltip=(
                         "flow: flow matching, as SD3 and Flux. eps: noise prediction with Stable Diffusion's schedule, "
-                        "as SD1.5 and SDXL. early: a checkpoint from the beginning of training, a natural weak model."
+                        "as SD1.5 and SDXL. early: a checkpoint from the beginning of training, a natural weak model. "
+                        "photographs: a one-step restorer of photographs, for Restore."
                     ),
                 ),
             ],

@@ -13,7 +13,7 @@ import torch
 from comfy.model_sampling import ModelSamplingFlux
 from safetensors.torch import save_file
 
-from . import embedded
+from . import embedded, photographs
 from .coordinates import path_of, prediction_of, with_shift
 from .training import reread
 
@@ -21,6 +21,7 @@ LOADERS = {
     "checkpoint": comfy.sd.load_checkpoint_guess_config,
     "diffusion model": comfy.sd.load_diffusion_model,
     "embedded eps": embedded.load_eps,
+    "photographs": photographs.load_network,
 }
 
 

@@ -12,12 +12,15 @@ from comfy.supported_models_base import ClipTarget
 
 from ...models.loader import CHECKPOINTS, FOLDER
 from ...models.text import TextEncoder, WordTokenizer
+from . import photographs
 
 TEXT = "digits_text.safetensors"
 
 
 def load(variant: str):
     """(MODEL, CLIP, VAE) of a variant; ValueError for an unknown one, FileNotFoundError naming a missing file."""
+    if variant == photographs.VARIANT:
+        return photographs.load()
     if variant not in CHECKPOINTS:
         raise ValueError(f"variant {variant!r} is not known; choose one of {', '.join(CHECKPOINTS)}")
     file = _weights(CHECKPOINTS[variant])

@@ -13,6 +13,7 @@ from ...models import autoencoder, loader, text
 from ...sampling.path import FLOW, VE
 from ...sampling.schedule import DiscreteSchedule, FlowSchedule
 from ...trainers import sources
+from . import photographs
 from .errors import UsageError
 from .layout import Layout
 from .layout_dit import sd3_layout
@@ -73,6 +74,8 @@ def _threads() -> int:
 
 def load(variant: str) -> tuple[Model, Clip, Vae]:
     """MODEL, CLIP and VAE of a variant of `models.loader.CHECKPOINTS`; ValueError for an unknown one."""
+    if variant == photographs.VARIANT:
+        return photographs.load()
     if variant not in loader.CHECKPOINTS:
         raise ValueError(f"variant {variant!r} is not known; use one of {', '.join(loader.CHECKPOINTS)}")
     model = _model(variant)

@@ -58,7 +58,7 @@ def _named(lora: Lora, module, table: Layout) -> dict[str, Tensor]:
     return named
 
 
-class _Diffusers:
+class Diffusers:
     """What all of them share: device, precision, LoRAs."""
 
     kind = "transformer"
@@ -125,7 +125,7 @@ def _pooled(extra: dict[str, Any]) -> Tensor:
     return pooled
 
 
-class UNet(_Diffusers):
+class UNet(Diffusers):
     """SD1.5 and SDXL."""
 
     kind = "unet"
@@ -159,7 +159,7 @@ class UNet(_Diffusers):
         return self.module(x, timestep, conditions["context"], added_cond_kwargs=added, return_dict=False)[0]
 
 
-class SD3(_Diffusers):
+class SD3(Diffusers):
     """SD3 and SD3.5."""
 
     architecture = "stable-diffusion-3"
@@ -178,7 +178,7 @@ class SD3(_Diffusers):
         return self.module(x, conditions["context"], conditions["pooled"], timestep, return_dict=False)[0]
 
 
-class Flux(_Diffusers):
+class Flux(Diffusers):
     """Flux dev and schnell."""
 
     def __init__(self, module, table: Layout):

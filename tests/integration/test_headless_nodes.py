@@ -9,7 +9,7 @@ import pytest
 import torch
 
 pytestmark = pytest.mark.integration
-EXTRAS = ("custom_sampler", "sd3", "model_advanced", "flux", "primitive", "train")
+EXTRAS = ("images", "custom_sampler", "sd3", "model_advanced", "flux", "primitive", "train")
 # Ours lists fewer: what the headless host can run.
 SHORTER = {"sampler_name", "scheduler", "sampling", "weight_dtype"}
 
@@ -118,6 +118,20 @@ CALLS = [
     ("FluxGuidance", {"conditioning": conditioning(), "guidance": 4.0}),
     ("ImageBatch", {"image1": torch.rand(1, 20, 30, 3), "image2": torch.rand(2, 40, 31, 3)}),
     ("ImageBatch", {"image1": torch.rand(1, 20, 30, 4), "image2": torch.rand(2, 15, 60, 3)}),
+    *(
+        (
+            "ImageStitch",
+            {
+                "image1": torch.rand(2, 20, 30, 3),
+                "image2": torch.rand(1, 20, 30, 3),
+                "direction": direction,
+                "match_image_size": direction in ("right", "up"),
+                "spacing_width": 4,
+                "spacing_color": colour,
+            },
+        )
+        for direction, colour in (("right", "white"), ("down", "red"), ("left", "black"), ("up", "blue"))
+    ),
     ("SplitSigmas", {"sigmas": SIGMAS, "step": 2}),
     ("FlipSigmas", {"sigmas": SIGMAS}),
     ("FlipSigmas", {"sigmas": SIGMAS[:0]}),
