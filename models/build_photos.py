@@ -22,7 +22,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ..restoration.perceptual import feature_distance
 from ..trainers import files
-from . import photographs
+from . import loader, photographs
+from .photo_eye import Eye
 from .photo_network import PhotoText, PhotoTokenizer, new_network
 from .training import Schedule, train
 
@@ -36,7 +37,7 @@ LEVEL = 0.4  # the restorer's only call: InstaRevive's t = 400
 SCHEDULES = {
     "teacher": Schedule(2000, rate=1e-3, warmup=100, decay=0.5, ema=0.998),
     "regression": Schedule(1500, rate=6e-4, warmup=100, decay=0.5, ema=0.997),
-    "restorer": Schedule(1500, rate=3e-4, warmup=50, decay=0.4, ema=0.995),
+    "restorer": Schedule(1500, rate=3e-4, warmup=50, decay=0.4, ema=0.995, save_every=100),
     "baseline": Schedule(1500, rate=3e-4, warmup=50, decay=0.4, ema=0.995),
     "eye": Schedule(1200, rate=1e-3, warmup=50, decay=0.5, ema=0.99),
 }
@@ -183,6 +184,41 @@ def build_baseline(work: Path) -> Model:
     return train("baseline", model, regression_loss(model, rows), SCHEDULES["baseline"], 44, work)
 
 
+def build_eye(work: Path) -> Eye:
+    """What judges the restorers; it sees as many clean patches as degraded ones."""
+    torch.manual_seed(45)
+    rows, eye = build_pairs(work), Eye(len(photographs.TRAINING)).to(memory_format=torch.channels_last)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(rows["clean"]), (4 * BATCH,), generator=generator)
+        clean = torch.rand(len(chosen), generator=generator) < 0.5
+        seen = torch.where(clean[:, None, None, None], rows["clean"][chosen], rows["degraded"][chosen]).float() / 255
+        top, left, way = (int(torch.randint(n, (), generator=generator)) for n in (*[seen.shape[-1] - SIDE + 1] * 2, 8))
+        cut = photographs.turned(seen[..., top : top + SIDE, left : left + SIDE], way)
+        which, good = eye.answers(cut.movedim(1, -1))
+        return F.cross_entropy(which, rows["photograph"][chosen]) + F.binary_cross_entropy_with_logits(
+            good, clean.float()
+        )
+
+    return train("eye", eye, loss, SCHEDULES["eye"], 45, work)
+
+
+def export(work: Path, out: Path) -> None:
+    """Write restorer, baseline and eye in fp16 where the loader looks for them."""
+    made = {
+        loader.PHOTOGRAPHS: {
+            f"{part}.{name}": value
+            for part, module in build_restorer(work).items()
+            for name, value in module.state_dict().items()
+        },
+        loader.PHOTO_EYE: build_eye(work).state_dict(),
+    }
+    notes = {"modelspec.author": "Retort", "modelspec.license": "Apache-2.0"}
+    for name, state in made.items():
+        small = {key: value.half() for key, value in state.items()}
+        files.write_atomically(out / name, files.tensors(small, notes))
+
+
 def main() -> None:
     """Command line of the build."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -194,6 +230,7 @@ def main() -> None:
         "regression": build_regression,
         "restorer": build_restorer,
         "baseline": build_baseline,
+        "eye": build_eye,
     }
     parser.add_argument("--only", choices=actions, help="run one step (and what it needs)")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's own choice")
@@ -201,8 +238,12 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
-    for step in [options.only] if options.only else actions:
-        actions[step](options.work)
+    if options.only:
+        actions[options.only](options.work)
+        return
+    for action in actions.values():
+        action(options.work)
+    export(options.work, options.out)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch import nn
 from . import layout
 from .autoencoder import Autoencoder, cut
 from .judge import Judge
+from .photo_eye import Eye
 from .photo_network import PhotoNetwork, PhotoText
 from .text import TextEncoder
 
@@ -33,7 +34,7 @@ STUDENTS = {
     )
 }  # fmt: skip
 # The photograph restorer and its words; made by `python -m retort.models.build_photos`.
-PHOTOGRAPHS = "photographs.safetensors"
+PHOTOGRAPHS, PHOTO_EYE = "photographs.safetensors", "photo_eye.safetensors"
 JUDGE, CAPTIONER = "digits_judge.safetensors", "digits_captioner.safetensors"
 # Made by `python -m retort.benchmarks.restoration --train --ship`.
 RESTORERS = {"flow_restorer": "loras/digits_flow_restorer.safetensors"}
@@ -153,6 +154,14 @@ def load_photographs() -> tuple[PhotoNetwork, PhotoText]:
     network.load_state_dict(_part(PHOTOGRAPHS, "network."))
     words.load_state_dict(_part(PHOTOGRAPHS, "text."))
     return network.eval().requires_grad_(False), words.eval().requires_grad_(False)
+
+
+def load_photo_eye() -> Eye:
+    """What compares photographs, in fp32."""
+    state = {k: v.float() for k, v in _read(PHOTO_EYE).items()}
+    eye = Eye(len(state["which.bias"]))
+    eye.load_state_dict(state)
+    return eye.eval().requires_grad_(False)
 
 
 def load_restorer(name: str) -> dict[str, torch.Tensor]:

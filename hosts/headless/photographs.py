@@ -1,4 +1,4 @@
-"""The photograph restorer that comes with Retort, as MODEL, CLIP and VAE of the headless host; its latents are pixels."""
+"""The photograph restorer that comes with Retort, as MODEL, CLIP and VAE of this host; its latents are pixels."""
 
 from __future__ import annotations
 
