@@ -257,9 +257,10 @@ class RetortLabelPairs(io.ComfyNode):
                 if vae is None:
                     raise ValueError(f"{reward.name} looks at pictures: connect images, or `vae` to decode the latents")
                 images = torch.cat([host.decode(vae, latent[None]) for latent in stored])
-            if len(images) != len(items):
-                raise ValueError(f"there are {len(images)} images and {len(items)} latents: connect those of one batch")
-            scores, by = _scores(reward, images, prompts, batch_size), reward.name[: preferences.NAME_LENGTH]
+            frames = _frames(items, len(images))
+            asked = [words for words in prompts for _ in range(frames)]
+            each = torch.tensor(_scores(reward, images, asked, batch_size), dtype=torch.float64)
+            scores, by = each.view(-1, frames).mean(1).tolist(), reward.name[: preferences.NAME_LENGTH]
         judged = []
         for words in dict.fromkeys(prompts):
             rows = [i for i, other in enumerate(prompts) if other == words]
@@ -279,6 +280,14 @@ class RetortLabelPairs(io.ComfyNode):
         found = preferences.read(folder)
         text = f"{added} pairs added to {folder.name}\n{found.statistics()}"
         return io.NodeOutput(found, added, text, ui=ui.PreviewText(text))
+
+
+def _frames(items: Any, images: int) -> int:
+    """Pictures of each candidate: 1, or the frames of a video."""
+    video = items[0].ndim == 4
+    if images % len(items) or (images != len(items) and not video):
+        raise ValueError(f"there are {images} images and {len(items)} latents: connect those of one batch")
+    return images // len(items)
 
 
 def _scores(reward: Any, images: Tensor, prompts: list[str], batch_size: int) -> list[float]:

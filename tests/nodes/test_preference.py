@@ -110,6 +110,17 @@ def test_latents_are_kept_as_they_are(where, digits):
     assert any(v.abs().max() > 0 for v in lora.values())
 
 
+def test_a_video_is_judged_by_the_mean_of_its_frames_and_learnt_whole(where):
+    latents = {"samples": torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))}
+    frames = pictures(0.9, 0.1, 0.2, 0.5, 0.5, 0.5, size=16)
+    found, added, _ = label(latents=latents, images=frames).args
+    assert added == 1 and found.pairs[0].strength == pytest.approx(0.1, abs=1e-6)
+    winner = preferences.load_latent(found.folder / found.pairs[0].winner)
+    assert winner.shape == (4, 3, 8, 8) and torch.equal(winner, latents["samples"][1])
+    with pytest.raises(ValueError, match="there are 5 images and 2 latents"):
+        label(latents=latents, images=frames[:5])
+
+
 def test_a_ranking_needs_no_reward(where):
     found, added, _ = label(images=pictures(0.5, 0.1, 0.9), reward=None).args
     assert added == 3 and {(p.strength, p.by) for p in found.pairs} == {(None, "ranking")}

@@ -13,6 +13,7 @@ from retort.trainers import checkpointing, memory
 from retort.trainers.config import TrainingConfig
 from retort.trainers.data import Data
 from retort.trainers.objectives.contract import Player
+from retort.trainers.objectives.instarevive import DEGRADED
 from retort.trainers.players import Runner
 
 
@@ -103,3 +104,36 @@ def test_the_estimate_follows_what_decides_it(tiny):
     said = memory.too_much(plain, plain.more - 1, settings)
     assert said.index("gradient_checkpointing") < said.index("batch_size from 4") < said.index("adamw8bit")
     assert memory.too_much(plain, plain.more, settings) is None
+
+
+def pictured(count=4):
+    """Samples whose latents are their pictures' means, and how they are damaged: by a value of the draw's own."""
+    pictures = [torch.full((4, 6, 3), 50 * (i + 1), dtype=torch.uint8) for i in range(count)]
+    data = Data([row(i) for i in range(count)], latents=[p.float().movedim(-1, 0) / 255 for p in pictures])
+    data.pictures = pictures
+    data.degrade = lambda images, draws: images.movedim(-1, 1) + draws.uniform("damage")[:, None, None, None]
+    return data
+
+
+def test_pictures_are_damaged_anew_in_every_step_and_alike_in_every_batch(tiny):
+    data, net = pictured(), tiny(VE)
+    first, second = (data.batch(net, [2, 0], [0, 1], 3, step, 0.0).columns[DEGRADED] for step in (0, 1))
+    assert first.shape == (2, 3, 4, 6) and not torch.equal(first, second)
+    alone = data.batch(net, [0], [1], 3, 0, 0.0).columns[DEGRADED]
+    torch.testing.assert_close(alone[0], first[1], rtol=0, atol=0)
+    # The damage is added to the very picture.
+    damage = first[0] - 150 / 255
+    torch.testing.assert_close(damage, damage[:1, :1, :1].expand_as(damage))
+
+
+def test_a_damaged_latent_of_another_size_is_refused(tiny):
+    data = pictured()
+    data.degrade = lambda images, draws: images.movedim(-1, 1)[..., :4]
+    with pytest.raises(ValueError, match=r"a degraded picture of \(4, 6\) becomes a latent \(3, 4, 4\) and the clean"):
+        data.batch(tiny(VE), [0], [0], 3, 0, 0.0)
+
+
+def test_without_pictures_samples_begin_at_noise(tiny):
+    data = mixed()
+    draws = data.batch(tiny(VE), [0, 1], [0, 1], 3, 0, 0.0).draws
+    torch.testing.assert_close(data.start([0, 1], draws, "x"), draws.normal("x", (3, 4, 4)))

@@ -203,6 +203,18 @@ def test_a_data_set_comes_back_as_it_was(tmp_path):
     assert Dataset.load(tmp_path / DATA).shape == (4, 8, 8)
 
 
+def test_pictures_come_back_to_the_byte_and_are_checked(tmp_path):
+    given = dataset()
+    pictures = [torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8) for _ in given.latents]
+    replace(given, pictures=pictures).save(tmp_path / DATA)
+    found = Dataset.load(tmp_path / DATA)
+    assert all(torch.equal(a, b) for a, b in zip(found.pictures, pictures, strict=True))
+    with pytest.raises(ValueError, match="there are 2 pictures for 3 latents"):
+        replace(given, pictures=pictures[:2])
+    with pytest.raises(ValueError, match=r"picture 0 is \(16, 16, 3\) of torch.float32; give \(H, W, 3\) bytes"):
+        replace(given, pictures=[p.float() for p in pictures])
+
+
 HEADER = {"entries": [0], "negative": None, "prompts": ["a"], "shape": [4, 2, 2], "notes": {}, "latents": None}
 HEADERS = [
     "not json",
