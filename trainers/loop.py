@@ -19,6 +19,7 @@ from .data import Data
 from .denoiser import Denoiser
 from .files import forget_parts, locked, tensors, write_atomically, write_json
 from .objectives.contract import Batch, Loss, Objective, swapped
+from .objectives.sampled import Sampled
 from .order import Order
 from .origin import recognise
 from .players import Runner
@@ -198,7 +199,9 @@ class Trainer:
             # Before resuming, whose averages would count twice.
             free = self.free()
             if free is not None:
-                found = memory.estimate(self.denoiser, self.data, list(self.runners.values()), self.settings)
+                calls = self.objective.held if isinstance(self.objective, Sampled) else 1
+                runners = list(self.runners.values())
+                found = memory.estimate(self.denoiser, self.data, runners, self.settings, calls)
                 problem = memory.too_much(found, free, self.settings)
                 if problem:
                     raise TrainingFailed(problem)

@@ -108,10 +108,13 @@ class WidestBlock:
         return forward
 
 
-def estimate(denoiser: Denoiser, data: Data, runners: Iterable[Runner], config: TrainingConfig) -> Estimate:
+def estimate(
+    denoiser: Denoiser, data: Data, runners: Iterable[Runner], config: TrainingConfig, calls: int = 1
+) -> Estimate:
     """Memory of a run; the activations are those of one sample's student pass times the batch, twice for pairs.
 
-    With checkpoints they are what the blocks are given, and what the widest of them makes again in backward.
+    calls: how many such passes keep their graphs at once; a VAE's and a reward's are not counted. With checkpoints they
+    are what the blocks are given, and what the widest of them makes again in backward.
     """
     batch = data.batch(denoiser, [0], [0], config.seed, 0, 0.0)
     sigma = torch.full((1,), denoiser.sigma_range[1], device=denoiser.device)
@@ -124,7 +127,7 @@ def estimate(denoiser: Denoiser, data: Data, runners: Iterable[Runner], config: 
             with torch.no_grad(), widest:
                 denoiser.predict_x0(x, sigma, batch.cond)
     trained = training([list(runner.weights.values()) for runner in runners], config)
-    passes = 2 if LOSER in data.columns else 1
+    passes = calls * (2 if LOSER in data.columns else 1)
     each = saved.count + widest.count
     return Estimate(weights(denoiser.network), trained, each * config.batch_size * passes)
 

@@ -90,6 +90,7 @@ def test_the_estimate_follows_what_decides_it(tiny):
     assert plain.training == 12 * numbers  # a gradient and AdamW's two averages, in fp32
     assert estimated(optimiser="adamw8bit").training == 6 * numbers
     assert estimated(batch_size=8).activations == 2 * plain.activations > 0
+    assert memory.estimate(denoiser, data, runners, settings, 10).activations == 10 * plain.activations
     x, block = torch.zeros(1, 12, 16, 16, dtype=torch.float64), denoiser.network.blocks[0]
     with denoiser.adapter("student"), (one := memory.SavedBytes(denoiser.network)):
         block(x)

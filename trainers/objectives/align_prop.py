@@ -111,6 +111,14 @@ class AlignProp(Sampled):
         self.second: LatentReward | None = None
         self._transition = Transition(config.sampler)
 
+    @property
+    def held(self) -> int:
+        """See Sampled; without checkpoints every step that may carry a gradient keeps its own."""
+        if self.config.checkpoint:
+            return super().held
+        fixed = self.config.truncation == "fixed"
+        return super().held * (self.config.last if fixed else self.config.steps)
+
     def _step(self, x: Tensor, index: int, batch: Batch, kept: bool) -> Tensor:
         """x (B, ...) one level down; kept: with a graph."""
         sigma, following = self.level(index, len(batch)), self.level(index + 1, len(batch))

@@ -48,6 +48,11 @@ class Sampled:
         """The student alone; the reference is the network without it."""
         return {"student": Player("student")}
 
+    @property
+    def held(self) -> int:
+        """Calls of the network whose graphs exist at once, at the most."""
+        return 1 if self.cfg == 1 else 2
+
     def prepare(self, samples: Iterable[Batch]) -> None:
         """Only checks that there is a reward. ValueError where there is none."""
         self.scored()
