@@ -78,7 +78,7 @@ class Picker {
     const answer = await api.fetchApi(`${path}/${what}?by=${encodeURIComponent(by)}`, {
       ...sent,
       cache: "no-store",
-      headers: { "X-Retort-Picker": "1", ...(sent && { "Content-Type": "application/json" }) },
+      headers: sent && { "Content-Type": "application/json" },
     });
     return { status: answer.status, body: await answer.json().catch(() => null) };
   }
