@@ -237,6 +237,19 @@ def recording():
     return Recorder
 
 
+# A door that lists all doors, ours among them.
+ROUTER = """
+from aiohttp import web
+from server import PromptServer
+NODE_CLASS_MAPPINGS = {}
+
+@PromptServer.instance.routes.get("/every_route")
+async def every(request):
+    found = PromptServer.instance.app.router.routes()
+    return web.json_response([[one.method, one.resource.canonical] for one in found if one.method != "HEAD"])
+"""
+
+
 class Server:
     """A ComfyUI server process on a free port, and the few requests that the tests need."""
 
@@ -298,6 +311,7 @@ def server(comfyui, stand_ins, tmp_path_factory):
     ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "benchmarks", "build")
     shutil.copytree(REPOSITORY, plugin, ignore=ignored)
     stand_ins(plugin / "models")
+    (base / "custom_nodes" / "router.py").write_text(ROUTER, encoding="utf-8")
     running = Server(comfyui, base)
     try:
         running.wait()

@@ -11,8 +11,6 @@ import os
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -82,22 +80,3 @@ def test_pick_train_compare(browser_python, server, folder, tmp_path):
     time.sleep(5)
     assert json.loads(server.get("/queue")) == {"queue_running": [], "queue_pending": []}
     assert len(lines(folder / "tickets.jsonl")) == count
-
-
-def test_another_sites_page_is_refused(server, folder):
-    """What a browser sends for another origin, whether or not core looks at it first."""
-    id = next(row["id"] for row in lines(folder / "tickets.jsonl") if "id" in row)
-    before = (folder / "pairs.jsonl").read_bytes() if (folder / "pairs.jsonl").is_file() else b""
-    body = json.dumps({"id": id, "choice": 1}).encode()
-    kinds = (
-        {"Content-Type": "text/plain"},
-        {"Content-Type": "application/json"},
-        {"Content-Type": "application/json", "X-Retort-Picker": "1", "Origin": "https://example.org"},
-        {"Content-Type": "application/json", "X-Retort-Picker": "1", "Sec-Fetch-Site": "cross-site"},
-    )
-    for headers in kinds:
-        request = urllib.request.Request(f"{server.url}/api/retort/picker/bold_by_hand/answer?by=pick", body, headers)
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(request, timeout=30)
-        assert refused.value.code in (400, 403)
-    assert ((folder / "pairs.jsonl").read_bytes() if before else b"") == before
