@@ -213,11 +213,13 @@ app.registerExtension({
     if (node.comfyClass !== PICKER) return;
     const picker = new Picker(node);
     pickers.add(picker);
-    node.addDOMWidget("picker", "retort_picker", picker.view.root, {
+    const shown = node.addDOMWidget("picker", "retort_picker", picker.view.root, {
       serialize: false,
       hideOnZoom: false,
       getMinHeight: () => HEIGHT,
     });
+    // Widgets are stored by place, and this one holds nothing.
+    shown.serialize = false;
     for (const name of ["name", "by"]) {
       const widget = widgetOf(node, name);
       const { callback } = widget;

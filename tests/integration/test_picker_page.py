@@ -9,7 +9,6 @@ import importlib
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,16 +20,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 HERE = Path(__file__).parent
 WORKFLOW = HERE.parents[1] / "workflows" / "click_train_compare.json"
 HOSTILE = "<img src=x onerror='window.hurt=1'> <script>window.hurt=2</script>"
-
-
-@pytest.fixture(scope="module")
-def browser_python():
-    """A Python that has playwright, which starts a browser."""
-    python = os.environ.get("PLAYWRIGHT_PYTHON", sys.executable)
-    done = subprocess.run([python, "-c", "import playwright.sync_api"], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip(f"{python} has no playwright: install it there, or name another Python in PLAYWRIGHT_PYTHON")
-    return python
 
 
 @pytest.fixture(scope="module")
