@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +103,8 @@ CONTRAST = """(roots) => {
 FOCUS = """(roots) => [...document.querySelectorAll(roots)].flatMap((root) => [root, ...root.querySelectorAll(
   "button, input, select, canvas, [tabindex]")])
   .filter((one) => one.tabIndex >= 0 && !one.disabled && one.getClientRects().length)
+  // What lies behind a dialog takes no focus.
+  .filter((one) => one.closest("dialog") || !document.querySelector("dialog[open]"))
   .map((one) => {
     one.focus({ focusVisible: true, preventScroll: true });
     const style = getComputedStyle(one);
@@ -274,9 +275,9 @@ def main(url: str, pictures: Path) -> None:
             wish = json.loads(line)
             try:
                 answer = {"value": getattr(driver, wish.pop("do"))(**wish)}
-            except Exception:
+            except Exception as error:
                 driver.shot("error")
-                answer = {"error": traceback.format_exc()}
+                answer = {"error": f"{type(error).__name__}: {error}"}
             sys.stdout.write(json.dumps(answer) + "\n")
             sys.stdout.flush()
         browser.close()
