@@ -25,13 +25,14 @@ STEPS = 20
 
 
 class Server:
-    """A ComfyUI server on a free port with this plugin in its custom_nodes; a context manager."""
+    """A ComfyUI server on a free port, with this plugin in its custom_nodes or without; a context manager."""
 
-    def __init__(self, checkout: Path):
+    def __init__(self, checkout: Path, plugin: bool = True):
         self._temporary = tempfile.TemporaryDirectory()
         self.folder = Path(self._temporary.name)
         (self.folder / "custom_nodes").mkdir()
-        (self.folder / "custom_nodes" / "retort").symlink_to(ROOT, target_is_directory=True)
+        if plugin:
+            (self.folder / "custom_nodes" / "retort").symlink_to(ROOT, target_is_directory=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{probe.getsockname()[1]}"

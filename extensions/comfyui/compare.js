@@ -153,9 +153,11 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
     const slider = new Slider();
-    node.addDOMWidget("compare", "retort_compare", slider.root, {
+    const widget = node.addDOMWidget("compare", "retort_compare", slider.root, {
       serialize: false, hideOnZoom: false, getMinHeight: () => 260,
     });
+    // Widgets are stored by place, and this one holds nothing.
+    widget.serialize = false;
     const { onExecuted, onRemoved } = node;
     const entry = { node, slider };
     shown.add(entry);

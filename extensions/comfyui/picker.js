@@ -78,7 +78,7 @@ class Picker {
     const answer = await api.fetchApi(`${path}/${what}?by=${encodeURIComponent(by)}`, {
       ...sent,
       cache: "no-store",
-      headers: { "X-Retort-Picker": "1", ...(sent && { "Content-Type": "application/json" }) },
+      headers: sent && { "Content-Type": "application/json" },
     });
     return { status: answer.status, body: await answer.json().catch(() => null) };
   }
@@ -213,11 +213,13 @@ app.registerExtension({
     if (node.comfyClass !== PICKER) return;
     const picker = new Picker(node);
     pickers.add(picker);
-    node.addDOMWidget("picker", "retort_picker", picker.view.root, {
+    const shown = node.addDOMWidget("picker", "retort_picker", picker.view.root, {
       serialize: false,
       hideOnZoom: false,
       getMinHeight: () => HEIGHT,
     });
+    // Widgets are stored by place, and this one holds nothing.
+    shown.serialize = false;
     for (const name of ["name", "by"]) {
       const widget = widgetOf(node, name);
       const { callback } = widget;

@@ -19,16 +19,28 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }  # fmt: skip
+# Whatever a picture's file holds, nothing in it runs.
+SEALED = {"Content-Security-Policy": "default-src 'none'; sandbox"}
+LASTING = {"Cache-Control": "private, max-age=86400, immutable"}
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
 Answer = dict[str, Any] | list[Any] | Path | None
 
 
-def door(work: Callable[..., Answer]) -> Callable[[web.Request], Any]:
+class ConflictError(Exception):
+    """What was asked for cannot be any more; `answer` says how things stand."""
+
+    def __init__(self, why: str, answer: dict[str, Any]):
+        super().__init__(why)
+        self.answer = answer
+
+
+def door(work: Callable[..., Answer], lasting: bool = False) -> Callable[[web.Request], Any]:
     """A handler that runs `work(**names in the path, **query, body=...)` off the event loop.
 
-    What comes back is sent as JSON, a Path as a picture. body: of a POST, a JSON object of at most 64 kB. ValueError
-    and TypeError become 400, FileNotFoundError 404, BlockingIOError 409, each with `error` saying why; what another
-    page asks for is refused with 403.
+    What comes back is sent as JSON, a Path as a picture; lasting: what is at an address never changes. body: of a POST,
+    a JSON object of at most 64 kB. ValueError and TypeError become 400, FileNotFoundError 404, ConflictError 409 with
+    its answer, BlockingIOError 503 and another OSError 500, each with `error` saying why; what another page asks for is
+    refused with 403.
     """
 
     async def handle(request: web.Request) -> web.Response:
@@ -57,15 +69,19 @@ def door(work: Callable[..., Answer]) -> Callable[[web.Request], Any]:
             answer = await asyncio.get_running_loop().run_in_executor(None, partial(work, **names))
         except FileNotFoundError as error:
             return _refuse(404, str(error))
+        except ConflictError as error:
+            return web.json_response(error.answer | {"error": str(error)}, status=409, headers=HEADERS)
         except BlockingIOError as error:
-            return _refuse(409, str(error))
+            return _refuse(503, str(error))
+        except OSError as error:
+            return _refuse(500, f"a file cannot be read or written: {error.strerror}")
         except (ValueError, TypeError) as error:
             return _refuse(400, str(error))
         if isinstance(answer, Path):
             return web.Response(
                 body=await asyncio.get_running_loop().run_in_executor(None, answer.read_bytes),
                 content_type=PICTURES[answer.suffix.lower()],
-                headers=HEADERS,
+                headers=HEADERS | SEALED | (LASTING if lasting else {}),
             )
         return web.json_response({} if answer is None else answer, headers=HEADERS)
 

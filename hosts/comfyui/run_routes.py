@@ -18,8 +18,12 @@ def add(table: web.RouteTableDef, runs: Callable[[], Path]) -> None:
     def every() -> list[dict[str, Any]]:
         return run_view.runs(runs())
 
-    def log(run: str, offset: str = "0", step: str = "0") -> dict[str, Any]:
-        found = run_view.run_folder(runs(), run)
+    def log(run: str, offset: str = "0", step: str = "0") -> dict[str, Any] | None:
+        try:
+            found = run_view.run_folder(runs(), run)
+        except FileNotFoundError:
+            # A page asks for a run before it begins, and for one that was made elsewhere: no mistake to report there.
+            return None
         return run_view.log(found, whole("offset", offset), whole("step", step))
 
     def picture(run: str, picture: str) -> Path:

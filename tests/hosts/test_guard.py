@@ -79,7 +79,7 @@ def test_a_flood_is_refused(ask):
 
 def test_names_and_numbers_are_checked(ask):
     for path, status in (
-        ("runs/..%2F..%2Fetc/log", 400), ("runs/other/log", 404), (f"{RUN}/log?offset=-1", 400),
+        ("runs/..%2F..%2Fetc/log", 400), ("runs/other/previews/step_0000001.png", 404), (f"{RUN}/log?offset=-1", 400),
         (f"{RUN}/log?offset=1e9", 400), (f"{RUN}/log?step=x", 400), (f"{RUN}/log?run=other", 200),
         (f"{RUN}/log?body=1", 400), (f"{RUN}/previews/..%2Fmetrics.jsonl", 400), ("searches/x", 400),
         ("searches/20200101-000000-00000000/0/..%2F1.jpg", 400),
@@ -88,6 +88,11 @@ def test_names_and_numbers_are_checked(ask):
         assert ask("GET", path)[0] == status, path
     assert ask("POST", f"{RUN}/command", json={"command": "rm"})[0] == 400
     assert ask("POST", "searches/20200101-000000-00000000/take", json={"item": "../0", "number": 1})[0] == 400
+
+
+def test_a_run_that_is_not_there_yet_has_an_empty_log(ask):
+    status, _, text = ask("GET", "runs/other/log")
+    assert (status, text) == (200, "{}")
 
 
 def test_whatever_a_picture_holds_it_is_sent_as_one(ask):

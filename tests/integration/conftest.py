@@ -6,6 +6,7 @@ import asyncio
 import compileall
 import importlib
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -241,6 +242,19 @@ def recording():
     return Recorder
 
 
+# A door that lists all doors, ours among them.
+ROUTER = """
+from aiohttp import web
+from server import PromptServer
+NODE_CLASS_MAPPINGS = {}
+
+@PromptServer.instance.routes.get("/every_route")
+async def every(request):
+    found = PromptServer.instance.app.router.routes()
+    return web.json_response([[one.method, one.resource.canonical] for one in found if one.method != "HEAD"])
+"""
+
+
 class Server:
     """A ComfyUI server process on a free port, and the few requests that the tests need."""
 
@@ -250,12 +264,21 @@ class Server:
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.base, self.log = base, base / "log.txt"
-        command = [
+        self._command = [
             sys.executable, str(comfyui / "main.py"), "--cpu", "--port", str(port), "--base-directory", str(base),
             "--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:",
         ]  # fmt: skip
-        with self.log.open("w", encoding="utf-8") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=base)
+        self.start()
+
+    def start(self) -> None:
+        """Start the process, again after `stop`."""
+        with self.log.open("a", encoding="utf-8") as log:
+            self.process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT, cwd=self.base)
+
+    def stop(self) -> None:
+        """End the process, as a user who closes its window."""
+        self.process.terminate()
+        self.process.wait(30)
 
     def wait(self, seconds: float = 240) -> None:
         limit = time.monotonic() + seconds
@@ -296,16 +319,32 @@ class Server:
 
 
 @pytest.fixture(scope="session")
+def started(comfyui):
+    """started(base) -> a Server on a folder of its own, which the caller stops."""
+    return lambda base: Server(comfyui, base)
+
+
+@pytest.fixture(scope="session")
+def browser_python() -> str:
+    """A Python that has playwright, which starts a browser."""
+    python = os.environ.get("PLAYWRIGHT_PYTHON", sys.executable)
+    done = subprocess.run([python, "-c", "import playwright.sync_api"], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"{python} has no playwright: install it there, or name another Python in PLAYWRIGHT_PYTHON")
+    return python
+
+
+@pytest.fixture(scope="session")
 def server(comfyui, stand_ins, tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
     plugin = base / "custom_nodes" / "retort"
     ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "benchmarks", "build")
     shutil.copytree(REPOSITORY, plugin, ignore=ignored)
     stand_ins(plugin / "models")
+    (base / "custom_nodes" / "router.py").write_text(ROUTER, encoding="utf-8")
     running = Server(comfyui, base)
     try:
         running.wait()
         yield running
     finally:
-        running.process.terminate()
-        running.process.wait(30)
+        running.stop()

@@ -134,8 +134,7 @@ def main(url: str, workflow: Path, pictures: Path) -> None:
         seen["chosen"].append(one.choose(0, "1"))
         seen["unsent"] = one.until("unsent", note="Not saved yet")
         seen["on_disk"] = one.page.evaluate(
-            "async () => (await (await fetch('/retort/picker/bold_by_hand/tickets?by=pick', "
-            "{headers: {'X-Retort-Picker': '1'}})).json()).judged"
+            "async () => (await (await fetch('/retort/picker/bold_by_hand/tickets?by=pick')).json()).judged"
         )
         one.page.unroute("**/answer?**")
         # ComfyUI asks whether to leave a page with unsaved changes.

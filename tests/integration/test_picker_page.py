@@ -9,10 +9,7 @@ import importlib
 import json
 import os
 import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -23,16 +20,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 HERE = Path(__file__).parent
 WORKFLOW = HERE.parents[1] / "workflows" / "click_train_compare.json"
 HOSTILE = "<img src=x onerror='window.hurt=1'> <script>window.hurt=2</script>"
-
-
-@pytest.fixture(scope="module")
-def browser_python():
-    """A Python that has playwright, which starts a browser."""
-    python = os.environ.get("PLAYWRIGHT_PYTHON", sys.executable)
-    done = subprocess.run([python, "-c", "import playwright.sync_api"], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip(f"{python} has no playwright: install it there, or name another Python in PLAYWRIGHT_PYTHON")
-    return python
 
 
 @pytest.fixture(scope="module")
@@ -82,22 +69,3 @@ def test_pick_train_compare(browser_python, server, folder, tmp_path):
     time.sleep(5)
     assert json.loads(server.get("/queue")) == {"queue_running": [], "queue_pending": []}
     assert len(lines(folder / "tickets.jsonl")) == count
-
-
-def test_another_sites_page_is_refused(server, folder):
-    """What a browser sends for another origin, whether or not core looks at it first."""
-    id = next(row["id"] for row in lines(folder / "tickets.jsonl") if "id" in row)
-    before = (folder / "pairs.jsonl").read_bytes() if (folder / "pairs.jsonl").is_file() else b""
-    body = json.dumps({"id": id, "choice": 1}).encode()
-    kinds = (
-        {"Content-Type": "text/plain"},
-        {"Content-Type": "application/json"},
-        {"Content-Type": "application/json", "X-Retort-Picker": "1", "Origin": "https://example.org"},
-        {"Content-Type": "application/json", "X-Retort-Picker": "1", "Sec-Fetch-Site": "cross-site"},
-    )
-    for headers in kinds:
-        request = urllib.request.Request(f"{server.url}/api/retort/picker/bold_by_hand/answer?by=pick", body, headers)
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(request, timeout=30)
-        assert refused.value.code in (400, 403)
-    assert ((folder / "pairs.jsonl").read_bytes() if before else b"") == before

@@ -118,8 +118,7 @@ def app(comfyui, files, tmp_path_factory):
         running.wait()
         yield running
     finally:
-        running.process.terminate()
-        running.process.wait(30)
+        running.stop()
 
 
 def post(app, path, data=None):

@@ -61,8 +61,8 @@ export class RunList {
     if (same) return;
     title.setAttribute("aria-expanded", "true");
     this.view = new RunView(settings);
-    this.view.buttons.remove();
-    this.view.line.remove();
+    // The row has these already.
+    for (const part of ["buttons", "line", "bar"]) this.view[part].remove();
     root.append(this.view.root);
     this.view.open(name);
   }

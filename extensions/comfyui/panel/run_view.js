@@ -77,19 +77,16 @@ export class RunView {
       do {
         answer = await ask(["runs", name, "log"], { offset: this.series.offset, step: this.series.last });
         if (this.name !== name) return;
-        this.series.add(answer);
+        if (answer.status) this.series.add(answer);
       } while (answer.more);
-      this.show(answer.status);
-      if (going(answer.status) || this.awaited) wait = EVERY;
+      if (answer.status) this.show(answer.status);
+      else if (!this.awaited) this.hide();
+      if (this.awaited || (answer.status && going(answer.status))) wait = EVERY;
     } catch (error) {
-      if (error.status === 404) {
-        if (this.awaited) wait = EVERY;
-        else this.hide();
-      } else {
-        // ComfyUI restarts, or is away: the run may go on without it.
-        this.say("ComfyUI does not answer; looking again");
-        wait = AGAIN;
-      }
+      // ComfyUI restarts, or is away: the run may go on without it.
+      this.say(error.status ? error.message : "ComfyUI does not answer; looking again");
+      this.state = undefined;
+      if (!(error.status < 500)) wait = AGAIN;
     } finally {
       this.looking = false;
       // Another run was asked for meanwhile.

@@ -1,0 +1,50 @@
+"""What the plugin adds to the load of ComfyUI's page: time, pair by pair beside a server without it, and bytes.
+
+`python -m retort.benchmarks.page_load [--quick] [--json FILE]` with COMFYUI_PATH, the folder of a checkout, in an
+environment with its packages; Chromium is driven by playwright, here or in the Python that PLAYWRIGHT_PYTHON names.
+A load begins at the navigation, in a browser without a cache, and ends when the first workflow is on the canvas.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from .comfyui import ROOT, Server
+from .report import Figure, Report, arguments, finish
+from .sampling import ratio
+
+
+def main() -> None:
+    """Measure and print."""
+    options = arguments(__doc__).parse_args()
+    checkout = os.environ.get("COMFYUI_PATH")
+    if not checkout:
+        raise SystemExit("set COMFYUI_PATH to the folder of a ComfyUI checkout")
+    pairs = 9 if options.quick else 31
+    browser = os.environ.get("PLAYWRIGHT_PYTHON", sys.executable)
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(Server(Path(checkout).resolve(), plugin=plugin)) for plugin in (True, False)]
+        command = [browser, str(Path(__file__).with_name("page_browser.py")), *(one.url for one in servers), str(pairs)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
+    ours, theirs = json.loads(done.stdout)
+    more = ratio([a - b for a, b in zip(ours, theirs, strict=True)], [1.0] * pairs, 100)
+    files = [path for path in (ROOT / "extensions" / "comfyui").rglob("*") if path.suffix in (".js", ".css")]
+    report = Report("page_load")
+    report.figures = {
+        "page load with the plugin, minus without": Figure(more.value, "ms", target=100, interval=more.interval),
+        "page load without the plugin": Figure(statistics.median(theirs), "ms"),
+        "scripts and styles": Figure(sum(path.stat().st_size for path in files) / 1000, "kB", target=150),
+    }
+    finish(report, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,334 @@
+"""ComfyUI's page with the plugin: every template, live charts, the panel; both renderers and themes, mouse and keys.
+
+Needs COMFYUI_PATH, Chromium, and playwright: in this Python, or in another one that PLAYWRIGHT_PYTHON names. Pictures
+are left in the folder that RETORT_SCREENSHOTS names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import time
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("peft")
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+TEMPLATES = sorted(path.stem for path in (REPOSITORY / "workflows").glob("*.json"))
+HOSTILE = "<img src=x onerror='window.hurt=1'>"
+MOST_BYTES = 150_000
+# The smallest training that a page can watch; it is stopped before its end.
+TINY = {
+    "steps": 4000, "batch_size": 1, "warmup": 0, "rank": 2, "preview_every": 0, "previews": 2,
+    "method.regression_steps": 0, "method.pairs": 2, "method.pair_steps": 2,
+}  # fmt: skip
+STEP = "document.querySelector('.retort-run canvas')?.getAttribute('aria-label')?.match(/at step (\\d+)/)?.[1] ?? 0"
+# What is wider than the panel lets it be.
+WIDE = """[...document.querySelectorAll(".retort-panel *")].filter((one) => one.scrollWidth > one.clientWidth + 1
+  && one.clientWidth && getComputedStyle(one).overflowX === "visible").map((one) => one.className)"""
+NOTE = "document.querySelector('.retort-body .retort-note').textContent"
+
+
+@pytest.fixture(scope="module")
+def app(started, tmp_path_factory):
+    """A server of this module's own, since it is stopped and started again."""
+    base = tmp_path_factory.mktemp("page")
+    (base / "models" / "loras").mkdir(parents=True)
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / "retort").symlink_to(REPOSITORY)
+    running = started(base)
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def page(browser_python, app, tmp_path_factory):
+    """page(method, ...): what page_driver.py says to it, in one browser for all tests."""
+    pictures = Path(os.environ.get("RETORT_SCREENSHOTS", tmp_path_factory.mktemp("pictures")))
+    pictures.mkdir(parents=True, exist_ok=True)
+    command = [browser_python, str(HERE / "page_driver.py"), app.url, str(pictures)]
+    with open(pictures / "driver.txt", "w+", encoding="utf-8") as log:
+        driver = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+
+        def ask(wish, **given):
+            if driver.poll() is None:
+                driver.stdin.write(json.dumps({"do": wish, **given}) + "\n")
+                driver.stdin.flush()
+            line = driver.stdout.readline()
+            if not line:
+                log.seek(0)
+                said = log.read()
+                if "Executable doesn't exist" in said:
+                    pytest.skip("playwright finds no Chromium: `playwright install chromium`, or your system's package")
+                pytest.fail(f"the browser ended: {said[-3000:]}")
+            answer = json.loads(line)
+            assert "error" not in answer, f"{wish} {given}: {answer['error']}"
+            return answer["value"]
+
+        ask.pictures = pictures
+        try:
+            ask("open")
+            yield ask
+        finally:
+            driver.stdin.close()
+            driver.wait(30)
+
+
+@pytest.fixture(scope="module")
+def state(app):
+    """state(run): where a run stands, as the server says it; None where there is none."""
+
+    def one(name):
+        found = [run for run in json.loads(app.get("/retort/runs")) if run["name"] == name]
+        return found[0] if found else None
+
+    return one
+
+
+def eventually(look, seconds=60):
+    """What `look` gives as soon as that is true."""
+    end = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < end, f"waited {seconds} s in vain"
+        time.sleep(0.25)
+    return found
+
+
+def sound(audit):
+    assert audit["count"] > 0 and not audit["unnamed"] and not audit["unseen"] and not audit["poor"], audit
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
+def test_every_template_opens_whole(page, app, vue):
+    listed = json.loads(app.get("/workflow_templates"))["retort"]
+    assert sorted(listed) == TEMPLATES
+    page("look", vue=vue, theme="light" if vue else "dark")
+    wrong = []
+    for name in TEMPLATES:
+        seen = page("template", name=name, vue=vue)
+        assert seen["picture"] > 200 and not seen["errors"], (name, seen["errors"])
+        written = {str(node["id"]): node for node in seen["file"]["nodes"]}
+        assert {str(node["id"]) for node in seen["nodes"]} == set(written)
+        for node in seen["nodes"]:
+            assert node["known"], (name, node["type"])
+            # Inputs that came after the file was written are last and have a default.
+            values = written[str(node["id"])].get("widgets_values", [])
+            if node["values"][: len(values)] != values:
+                wrong.append(f"{name}: {node['type']} {node['id']} has {node['values']}, not {values}")
+            if vue:
+                assert node["shown"] is not None, (name, node["type"])
+                assert node["shown"]["fields"] >= len(node["names"]), (name, node["type"], node["names"])
+        for one, two in combinations(seen["nodes"], 2):
+            (a, b, c, d), (e, f, g, h) = one["box"], two["box"]
+            across, down = min(c, g) - max(a, e), min(d, h) - max(b, f)
+            if min(across, down) > 2:
+                wrong.append(f"{name}: {one['type']} {one['id']}, {two['type']} {two['id']}: {across:.0f} x {down:.0f}")
+        # What is missing is named with its folder: on the page, and in the note.
+        note = " ".join(str(node["values"]) for node in seen["nodes"] if node["type"] == "MarkdownNote")
+        for model in (m for node in seen["file"]["nodes"] for m in node.get("properties", {}).get("models", [])):
+            assert model["name"] in seen["told"] and model["directory"] in seen["told"], (name, model)
+            assert all(word in note for word in (model["name"], model["directory"], "ComfyUI/models")), (name, model)
+        page("shot", name=f"{name}_{'nodes2' if vue else 'canvas'}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas by mouse", "nodes2 by keys"])
+def test_a_training_is_watched_and_led(page, app, state, vue):
+    keys = "Enter" if vue else None
+    name = "watched_by_keys" if vue else "watched_by_mouse"
+    page("look", vue=vue, theme="light" if vue else "dark")
+    page("template", name="train_distillation", vue=vue)
+    assert "steps" in page("change", type="RetortTrainDistillation", values=TINY | {"name": name})
+    page("queue", type="RetortTrainDistillation")
+    page("until", condition=f"Number({STEP}) > 5", seconds=120)
+    before = int(page("until", condition=STEP))
+    page("until", condition=f"Number({STEP}) > {before + 3}")
+    # A reload: the same workflow, the chart from its first step on.
+    page("open")
+    page("until", condition=f"Number({STEP}) > {before}", seconds=60)
+    page("fit", type="RetortTrainDistillation")
+    page("click", where=".retort-run canvas", keys="Home")
+    assert page("until", condition="document.querySelector('.retort-run output').textContent").startswith("step 1:")
+    page("press", keys="PageUp")
+    assert not page("until", condition="document.querySelector('.retort-run output').textContent").startswith("step 1:")
+    page("click", where=".retort-run button", text="Sample now", keys=keys)
+    page("until", condition="document.querySelectorAll('.retort-strip img').length > 0", seconds=60)
+    page("click", where=".retort-run button", text="Save now", keys=keys)
+    eventually(lambda: json.loads(app.get(f"/retort/runs/{name}/log"))["saves"])
+    sound(page("audit"))
+    page("fit", type="RetortTrainDistillation")
+    page("shot", name=name)
+    # A preview, large: arrow keys and Escape.
+    page("click", where=".retort-strip button", keys=keys)
+    page("until", condition="document.querySelector('dialog.retort-lightbox[open] img')?.naturalWidth > 0")
+    sound(page("audit"))
+    page("shot", name=f"{name}_preview")
+    page("press", keys="Escape")
+    page("until", condition="!document.querySelector('.retort-lightbox')")
+    page("click", where=".retort-run button", text="Stop", keys=keys)
+    stopped = eventually(lambda: (run := state(name)) and run["state"] == "stopped" and run)
+    page("until", condition="document.querySelector('.retort-run .retort-line').textContent.startsWith('stopped')")
+    # It goes on where it was, and ComfyUI's own cancel saves it as well.
+    page("queue", type="RetortTrainDistillation")
+    eventually(lambda: (run := state(name)) and run["state"] == "running" and run["step"] > stopped["step"])
+    page("evaluate", code="async () => { await fetch('/interrupt', { method: 'POST' }); }")
+    again = eventually(lambda: (run := state(name)) and run["state"] == "stopped" and run)
+    assert again["step"] > stopped["step"]
+    page("until", condition=f"document.querySelector('.retort-run').textContent.includes('step {again['step']} of')")
+    # The student learns on every other step.
+    page("until", condition=f"Number({STEP}) >= {again['step']} - 2")
+    # It ends: the panel opens its LoRA in a workflow of its own.
+    page("change", type="RetortTrainDistillation", values={"steps": again["step"] + 2})
+    page("queue", type="RetortTrainDistillation")
+    eventually(lambda: state(name)["state"] == "finished")
+    page("panel", section="Training", keys=vue)
+    row = f".retort-list > li:has(.retort-title:text-is('{name}'))"
+    page("click", where=f"{row} button", text="Open LoRA", keys=keys)
+    alone = "app.graph._nodes.every((one) => one.type !== 'RetortTrainDistillation')"
+    lora = f"app.graph._nodes.find((one) => one.type === 'LoraLoaderModelOnly' && {alone})?.widgets[0].value"
+    lora = page("until", condition=lora)
+    assert lora == state(name)["lora"]
+    page("queue", type="PreviewImage")
+    drawn = "document.querySelectorAll('.retort-panel').length && app.nodeOutputs"
+    page("until", condition=f"{drawn} && Object.values(app.nodeOutputs).some((one) => one.images?.length)")
+    assert not page("heard")
+
+
+def test_a_job_outlives_comfyui(page, app, state):
+    """The page stays open while ComfyUI is stopped and started again."""
+    page("look", vue=False, theme="dark")
+    page("template", name="training_job", vue=False)
+    page("change", type="RetortTrainingJob", values=TINY | {"name": "outlives"})
+    page("queue", type="RetortTrainingJob")
+    page("panel", section="Training")
+    before = eventually(
+        lambda: (run := state("outlives")) and run["state"] == "running" and run["step"] > 3 and run, 120
+    )
+    app.stop()
+    page(
+        "until",
+        condition="document.querySelector('.retort-panel .retort-note').textContent.includes('does not answer')",
+    )
+    app.start()
+    app.wait()
+    after = eventually(lambda: (run := state("outlives")) and run["step"] > before["step"] and run)
+    assert after["state"] == "running"
+    shown = "[...document.querySelectorAll('.retort-list li')].find((li) => li.textContent.startsWith('outlives'))"
+    page("until", condition=f"/running, step [1-9]/.test({shown}?.textContent)")
+    page("open")
+    page("panel", section="Training")
+    page("until", condition=f"/running, step [1-9]/.test({shown}?.textContent)")
+    page("click", where=".retort-title", text="outlives", keys="Enter")
+    page("until", condition=f"Number({STEP}) > {before['step']}")
+    sound(page("audit"))
+    page("click", where=".retort-list > li:has(.retort-title:text-is('outlives')) button", text="Stop", keys="Space")
+    eventually(lambda: state("outlives")["state"] == "stopped")
+
+
+def test_a_search_is_looked_through(page, app):
+    page("look", vue=False, theme="light")
+    page("template", name="tree_search", vue=False)
+    page("change", type="RetortTreeSearch", values={"calls": 200, "batch_size": 8, "prompt": HOSTILE})
+    page("evaluate", code="async () => { await app.queuePrompt(0); }")
+    page("panel", section="Searches", keys=True)
+    page("until", condition="document.querySelectorAll('.retort-grid img').length > 1", seconds=120)
+    eventually(lambda: not json.loads(app.get("/retort/searches"))["searches"][0]["going"], 120)
+    page("until", condition="document.querySelector('.retort-list .retort-line').textContent.startsWith('ended')")
+    assert "best" in page("evaluate", code="document.querySelector('.retort-item .retort-line').textContent")
+    assert "finished" in page("evaluate", code="document.querySelector('.retort-tree').getAttribute('aria-label')")
+    loads = "app.graph._nodes.filter((one) => one.type === 'LoadLatent').map((one) => one.widgets[0].value)"
+    assert page("leaf")
+    (file,) = page("until", condition=f"{loads}.length === 1 && {loads}")
+    assert (app.base / "input" / file).is_file()
+    page("click", where=".retort-grid button", keys="Enter")
+    assert len(page("until", condition=f"{loads}.length === 2 && {loads}")) == 2
+    sound(page("audit"))
+    page("shot", name="search")
+    assert HOSTILE in page("evaluate", code="document.querySelector('.retort-list').textContent")
+    assert page("evaluate", code="window.hurt ?? null") is None and not page("heard")
+
+
+def test_the_panel_in_every_state(page, app):
+    """No runs, a failure with a long error, long and hostile names, more runs than are shown; sets, with pictures."""
+    preferences = importlib.import_module("retort.trainers.preferences")
+    job_watch = importlib.import_module("retort.trainers.job_watch")
+    runs, sets = (app.base / "output" / name for name in ("retort", "retort_preferences"))
+    aside = runs.rename(runs.with_name("aside"))
+    page("open")
+    for theme in ("dark", "light"):
+        page("look", vue=False, theme=theme)
+        for section in ("Training", "Preferences"):
+            page("panel", section=section)
+            page("until", condition=f"{NOTE}.includes('yet')")
+            sound(page("audit"))
+        page("shot", name=f"panel_empty_{theme}")
+    aside.rename(runs)
+    long = "an error that says where /models/" + "x" * 90 + " and " + HOSTILE * 8
+    states = {
+        "a" * 120: ("stopped", ""),
+        HOSTILE: ("died", HOSTILE),
+        "failed": ("failed", long),
+        "queued": ("queued", ""),
+    }
+    states |= {f"run {i:03d}": ("finished", "") for i in range(204)}
+    for name, (end, message) in states.items():
+        (runs / name).mkdir(parents=True)
+        job_watch.write_status(runs / name, job_watch.Status(end, 3, 9, machine="another", message=message))
+    names = [preferences.keep_image(sets / "taste", torch.full((8, 8, 3), value)) for value in (0.2, 0.8)]
+    rows = [{"prompt": HOSTILE, "winner": names[0], "loser": names[1], "by": "me", "strength": s} for s in (1.0, 0.0)]
+    preferences.append(sets / "taste", rows)
+    for theme in ("dark", "light"):
+        page("look", vue=theme == "light", theme=theme)
+        page("panel", section="Training")
+        page("until", condition="document.querySelectorAll('.retort-list > li').length === 200")
+        sound(page("audit"))
+        assert page("evaluate", code=WIDE) == []
+        page("shot", name=f"panel_runs_{theme}")
+        page("click", where=".retort-title", text="failed", keys="Enter")
+        sound(page("audit"))
+        page("shot", name=f"panel_failed_{theme}")
+        page("panel", section="Preferences")
+        page("until", condition="document.querySelector('.retort-title')?.textContent === 'taste'")
+        page("click", where=".retort-title", text="taste", keys="Enter")
+        page("until", condition="[...document.querySelectorAll('.retort-pair img')].some((one) => one.naturalWidth)")
+        assert HOSTILE in page("evaluate", code="document.querySelector('.retort-pair').textContent")
+        sound(page("audit"))
+        page("shot", name=f"panel_sets_{theme}")
+    page("click", where=".retort-row button", text="Preference Set", keys="Enter")
+    put = "app.graph._nodes.some((one) => one.type === 'RetortPreferenceSet' && one.widgets[0].value === 'taste')"
+    page("until", condition=put)
+    assert page("evaluate", code="window.hurt ?? null") is None and not page("heard")
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
+def test_picker_and_slider_can_be_read(page, vue, theme):
+    page("look", vue=vue, theme=theme)
+    for name, type in (("click_train_compare", "RetortPreferencePicker"), ("restore_digits", "RetortCompareImages")):
+        page("template", name=name, vue=vue)
+        page("fit", type=type)
+        sound(page("audit"))
+        page("shot", name=f"{type}_{'nodes2' if vue else 'canvas'}_{theme}")
+
+
+def test_it_weighs_little(page):
+    """The bytes exactly; the time with room for a busy machine, benchmarks/page_load.py measures it."""
+    page("open")
+    page("template", name="click_train_compare", vue=False)
+    found = {path.split("/retort/", 1)[1]: size for path, size, *_ in page("weight")}
+    folder = REPOSITORY / "extensions" / "comfyui"
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in (".js", ".css")}
+    assert set(found) == files
+    assert sum(found.values()) == sum((folder / name).stat().st_size for name in files) < MOST_BYTES
+    scripts = [(begin, end) for path, _, begin, end in page("weight") if path.endswith(".js")]
+    assert max(end for _, end in scripts) - min(begin for begin, _ in scripts) < 1500
