@@ -14,7 +14,7 @@ def RESTORER() -> list:
             "degradation",
             options=["real_world", "face", "infrared"],
             default="real_world",
-            tooltip="How the pictures are damaged, anew in every step; Degrade Images shows each kind.",
+            tooltip="How the pictures are damaged, anew in every step; Degrade shows each kind.",
         ),
         io.Float.Input(
             "weakest",
