@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..models import reward as judge
 from ..models.judge import Layers
 from ..models.loader import load_judge
-from ..restoration.perceptual import vgg16_from
+from ..restoration.perceptual import lpips_weights_from, vgg16_from
 from ..rewards import classifier, clip_models, deqa, image_reward, preprocess, simple
 from ..rewards.contract import Reward
 from ..rewards.heads import LinearHead, head_from
@@ -35,7 +35,7 @@ USUAL = {
 }
 AESTHETIC_HEAD = "sac+logos+ava1-l14-linearMSE.safetensors"
 PIXELS = "pixels"
-VGG_FILE = "vgg16.safetensors"
+VGG_FILE, LPIPS_FILE = "vgg16.safetensors", "lpips_vgg.safetensors"
 
 
 def make(host: Any, kind: str, settings: Mapping[str, Any]) -> Reward:
@@ -54,6 +54,19 @@ def perceptual_network(host: Any, name: str) -> nn.Module:
     path = files.find_file(host.rewards_folders(), "", VGG_FILE, "torchvision's VGG16")
     with torch.inference_mode(False):
         return vgg16_from(files.read_tensors(path), path.name).requires_grad_(False)
+
+
+def has_vgg16(host: Any) -> bool:
+    """Whether the folders of rewards hold it."""
+    return any((root / VGG_FILE).is_file() for root in host.rewards_folders())
+
+
+def lpips_weights(host: Any) -> list[Tensor] | None:
+    """LPIPS's learnt weights, None where the folders of rewards hold none."""
+    for root in host.rewards_folders():
+        if (root / LPIPS_FILE).is_file():
+            return lpips_weights_from(files.read_tensors(root / LPIPS_FILE), LPIPS_FILE)
+    return None
 
 
 def _clip(host: Any, kind: str, name: str) -> tuple[Any, Any]:

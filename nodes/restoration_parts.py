@@ -156,10 +156,10 @@ class RetortCompareImages(io.ComfyNode):
             display_name="Compare Images",
             category=CATEGORY,
             description=(
-                "Two pictures under one slider, with PSNR and SSIM, against a clean picture where there is one, and "
-                "the score of a reward for both."
+                "Two pictures under one slider, with PSNR, SSIM and, where its files are, LPIPS, against a clean "
+                "picture where there is one, and the score of a reward for both."
             ),
-            search_aliases=[*ALIASES, "compare", "before after", "slider", "psnr", "ssim", "difference"],
+            search_aliases=[*ALIASES, "compare", "before after", "slider", "psnr", "ssim", "lpips", "difference"],
             is_output_node=True,
             inputs=[
                 io.Image.Input("before", tooltip="On the left; resized to the size of after where needed."),
@@ -182,7 +182,7 @@ class RetortCompareImages(io.ComfyNode):
 
     @classmethod
     def execute(cls, before, after, clean=None, reward=None, prompt=""):
-        found = picture_compare.compare(before, after, clean, reward, prompt)
+        found = picture_compare.compare(before, after, clean, reward, prompt, picture_compare.lpips(host))
         # Under names of their own: core would show what is called images above the slider.
         shown = {
             f"retort_{name}": ui.PreviewImage(images, cls=cls).as_dict()["images"]

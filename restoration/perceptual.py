@@ -1,8 +1,8 @@
 """How far two pictures are apart to a frozen network: normalised features of several depths, as LPIPS compares them.
 
 Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (arXiv 1801.03924), equation
-1 with every channel weighing the same (their unlearnt variant). VGG16: Simonyan & Zisserman 2014 (arXiv 1409.1556),
-table 1, column D, with the layers that LPIPS taps; its weights are the user's own file.
+1; without their learnt weights every channel weighs the same (their unlearnt variant). VGG16: Simonyan & Zisserman 2014
+(arXiv 1409.1556), table 1, column D, with the layers that LPIPS taps; its weights are the user's own file.
 """
 
 from __future__ import annotations
@@ -17,13 +17,38 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TINY = 1e-10
 
 
-def feature_distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
-    """(B,) sum over depths of the mean over places of |a / |a| - b / |b||^2, features (B, C, h, w)."""
+def feature_distance(
+    ours: Sequence[Tensor], theirs: Sequence[Tensor], weights: Sequence[Tensor] | None = None
+) -> Tensor:
+    """(B,) sum over depths of the mean over places of w . (a / |a| - b / |b|)^2, features (B, C, h, w).
+
+    weights: (C,) of each depth, at least 0; None for 1.
+    """
     total = torch.zeros(len(ours[0]), device=ours[0].device)
-    for a, b in zip(ours, theirs, strict=True):
+    for depth, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         a, b = (f / (f.square().sum(1, keepdim=True) + TINY).sqrt() for f in (a.float(), b.float()))
-        total = total + (a - b).square().sum(1).flatten(1).mean(1)
+        apart = (a - b).square()
+        if weights is not None:
+            apart = apart * weights[depth].to(apart).view(-1, 1, 1)
+        total = total + apart.sum(1).flatten(1).mean(1)
     return total
+
+
+def lpips_weights_from(state: Mapping[str, Tensor], where: str) -> list[Tensor]:
+    """LPIPS's learnt weights for VGG16 under their own names "lin0.model.1.weight", ..; where: the file.
+
+    ValueError when it holds something else.
+    """
+    found = []
+    for depth, channels in enumerate((64, 128, 256, 512, 512)):
+        name = f"lin{depth}.model.1.weight"
+        if name not in state or state[name].numel() != channels:
+            raise ValueError(
+                f"{where} does not hold LPIPS's weights for VGG16: {name} is "
+                f"{'missing' if name not in state else 'of another size'}"
+            )
+        found.append(state[name].float().flatten())
+    return found
 
 
 class VGG16(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from retort.restoration.perceptual import VGG16, feature_distance, vgg16_from
+from retort.restoration.perceptual import VGG16, feature_distance, lpips_weights_from, vgg16_from
 
 
 def test_equal_features_are_at_no_distance_and_opposite_ones_at_four():
@@ -56,3 +56,20 @@ def test_another_networks_file_is_refused(change):
         state["features.28.bias"] = torch.zeros(3)
     with pytest.raises(ValueError, match=rf"x\.safetensors is not torchvision's VGG16: features\.28\.bias is {change}"):
         vgg16_from(state, "x.safetensors")
+
+
+def test_learnt_weights_weigh_channels():
+    a, b = torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 1, 1)
+    a[:, 0], b[:, 1] = 2, 5
+    torch.testing.assert_close(feature_distance([a], [b], [torch.tensor([0.25, 0.5])]), torch.tensor([0.75]))
+
+
+def test_lpips_weights_are_read_by_their_names():
+    channels = (64, 128, 256, 512, 512)
+    state = {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(channels)}
+    assert [tuple(w.shape) for w in lpips_weights_from(state, "x")] == [(c,) for c in channels]
+    del state["lin3.model.1.weight"]
+    with pytest.raises(
+        ValueError, match=r"x does not hold LPIPS's weights for VGG16: lin3\.model\.1\.weight is missing"
+    ):
+        lpips_weights_from(state, "x")
