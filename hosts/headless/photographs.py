@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -26,8 +28,7 @@ class Network(Diffusers):
 
     architecture = "retort-photographs"
 
-    def __init__(self, loras: tuple[Lora, ...]):
-        module = loader.load_photographs()[0]
+    def __init__(self, module: photo_network.PhotoNetwork, loras: tuple[Lora, ...]):
         table = Layout()
         for name, _ in module.named_modules():
             table.add(name, name)
@@ -51,13 +52,21 @@ class Network(Diffusers):
         return self.module(x, timestep, conditions["y"])
 
 
+def model_of(module: photo_network.PhotoNetwork | None) -> Model:
+    """MODEL of a network, None for the one that comes with Retort."""
+
+    def network(loras: tuple[Lora, ...]) -> Network:
+        return Network(copy.deepcopy(module) if module is not None else loader.load_photographs()[0], loras)
+
+    return Model(NetworkSource(network), FlowSchedule(shift=1.0), FLOW, "flow", LATENT)
+
+
 @cache
 def load() -> tuple[Model, Clip, Vae]:
     """MODEL, CLIP and VAE."""
-    schedule = FlowSchedule(shift=1.0)
-    origin = Origin(sources.Base("embedded", VARIANT), schedule)
-    model = Model(NetworkSource(Network), schedule, FLOW, "flow", LATENT, origin=origin)
-    return model, _clip(), Vae(
+    model = model_of(None)
+    origin = Origin(sources.Base("embedded", VARIANT), model.schedule)
+    return replace(model, origin=origin), _clip(), Vae(
         lambda images: 2 * images - 1, lambda latents: (latents + 1) / 2, photo_network.CHANNELS, 1,
         origin=sources.Vae("embedded", VARIANT),
     )  # fmt: skip
