@@ -1,4 +1,4 @@
-"""Photographs that no network saw, damaged and restored: the embedded restorer beside classical ways and regression alone.
+"""Photographs that no network saw, damaged and restored: the embedded restorer, classical ways, regression alone.
 
 `python -m retort.benchmarks.photographs [--quick] [--json FILE] [--work DIR] [--sheet FILE]`. Four whole photographs of
 scikit-image (`models.photographs.HELD_OUT`), at a half and at a quarter of their size, by the real-world degradation.
@@ -7,8 +7,8 @@ Restored through the function that the node *Restore* calls, with the caption th
 Regression alone is the same network trained as long without the distribution's pull: --work is the folder of
 `models.build_photos`, which is not shipped, and without it the row is left out.
 
-The feature distance is LPIPS' formula on the embedded eye (`models.photo_eye`), which was in nobody's loss. "Looks clean"
-is that eye's probability that a picture is undamaged, without the clean one; blur is scikit-image's `blur_effect`.
+The feature distance is LPIPS' formula on the embedded eye (`models.photo_eye`), which was in nobody's loss. "clean" is
+that eye's probability that a picture is undamaged, without the clean one; blur is scikit-image's `blur_effect`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Way = Callable[[Tensor, float, str], Tensor]
 
 @dataclass(frozen=True)
 class Measured:
-    """psnr in dB, ssim; distance: of features; clean: the eye's probability; blur: 0 sharp to 1; seconds a megapixel."""
+    """psnr in dB, ssim; distance: of features; clean: the eye's probability; blur: 0 to 1; seconds: a megapixel's."""
 
     psnr: float
     ssim: float
@@ -157,9 +157,8 @@ def evaluated(report: Report, options: argparse.Namespace) -> dict[str, list[Ima
     eye, model = loader.load_photo_eye(), shipped.load()[0]
     ways: dict[str, Way] = {"bicubic": bicubic, **dict(classical())}
     if (options.work / "baseline.safetensors").is_file():
-        ways["regression alone"] = partial(
-            restored, shipped.model_of(build_photos.build_baseline(options.work)["network"])
-        )
+        plain = build_photos.build_baseline(options.work)["network"]
+        ways["regression alone"] = partial(restored, shipped.model_of(plain))
     ways["restored"] = partial(restored, model)
     shown: dict[str, list[Image.Image]] = {}
     for setting, (scale, _) in SETTINGS.items():

@@ -67,7 +67,7 @@ class Run:
 
 
 COMMON = {
-    "batch_size": 32, "learning_rate": 5e-4, "steps": 1200, "ema": 0.98, "warmup": 20, "preview_every": 100,
+    "batch_size": 32, "learning_rate": 5e-4, "steps": 600, "ema": 0.98, "warmup": 20, "preview_every": 100,
     "previews": 32, "save_every": 100, "gradient_checkpointing": False, "prompt_dropout": 0.1,
 }  # fmt: skip
 HARM = {"weakest": DAMAGE.weakest, "strongest": DAMAGE.strongest, "least": DAMAGE.least, "most": DAMAGE.most}
