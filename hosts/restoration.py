@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..restoration.color_fix import Method as ColourFix
 from ..restoration.color_fix import color_fix
-from ..restoration.one_step import SLOPES, OneStep, slope
+from ..restoration.one_step import MOST_AGAIN, SLOPES, OneStep, slope
 from ..restoration.resize import enlarged, region, source_box
 from ..restoration.tiles import Grid, Tiling
 from .methods import Restore
@@ -158,11 +158,31 @@ class _Networks:
         if text not in self._guiders:
             self._guiders[text] = host.cfg_guider(self.model, host.encode_text(self.clip, text), None, 1.0)
         scaled = latents * self._factor
-        x0 = host.sample(self._guiders[text], self._sampler, self._sigmas, {"samples": scaled}, 0).float().cpu()
+        x0 = self._once(scaled, text)
         if not self._watched:
             self._watched = True
-            _warn(host, slope(host.latents_in(self.model, scaled), host.latents_in(self.model, x0)))
+            self._watch(scaled, x0, text)
         return x0 / self._factor
+
+    def _once(self, latents: Tensor, text: str) -> Tensor:
+        """x0 of latents as the model stores them."""
+        return self.host.sample(self._guiders[text], self._sampler, self._sigmas, {"samples": latents}, 0).float().cpu()
+
+    def _watch(self, given: Tensor, made: Tensor, text: str) -> None:
+        """Warn of a model that is no restorer, going by what it made of its first latents."""
+        found, most = self._slope(given, made), SLOPES[1]
+        if found > most:
+            # Sharpening what is blurred enlarges it, too; what is restored already a restorer leaves as it is.
+            found, most = self._slope(made, self._once(made, text)), MOST_AGAIN
+        if not SLOPES[0] <= found <= most:
+            self.host.say(
+                f"the model makes latents {found:.2f} times what they were, which restoration does not: it may be a "
+                "model for many steps, or one for another timestep; load a one-step restorer, or its LoRA",
+                warn=True,
+            )
+
+    def _slope(self, given: Tensor, made: Tensor) -> float:
+        return slope(*(self.host.latents_in(self.model, x) for x in (given, made)))
 
     def encoded(self, pixels: Tensor) -> Tensor:
         """Stored latents (B, C, h, w), or (1, C, T, h, w) of a video, of pixels (B, h, w, 3) of any size."""
@@ -260,12 +280,3 @@ def _factor(host: Any, model: Any, scale: float) -> float:
             f"latent_scale {scale:g} replaces a factor, and this model's latents are shifted too: leave it at 0"
         )
     return scale / float(own.flatten()[0])
-
-
-def _warn(host: Any, found: float) -> None:
-    if not SLOPES[0] <= found <= SLOPES[1]:
-        host.say(
-            f"the model makes latents {found:.2f} times what they were, which restoration does not: it may be a model "
-            "for many steps, or one for another timestep; load a one-step restorer, or its LoRA",
-            warn=True,
-        )

@@ -37,9 +37,9 @@ LEVEL = 0.4  # the restorer's only call: InstaRevive's t = 400
 SCHEDULES = {
     "teacher": Schedule(2000, rate=1e-3, warmup=100, decay=0.5, ema=0.998),
     "regression": Schedule(1500, rate=6e-4, warmup=100, decay=0.5, ema=0.997),
-    "restorer": Schedule(1500, rate=3e-4, warmup=50, decay=0.4, ema=0.995, save_every=100),
-    "baseline": Schedule(1500, rate=3e-4, warmup=50, decay=0.4, ema=0.995),
-    "eye": Schedule(1200, rate=1e-3, warmup=50, decay=0.5, ema=0.99),
+    "restorer": Schedule(1250, rate=3e-4, warmup=50, decay=0.4, ema=0.995, save_every=100),
+    "baseline": Schedule(1250, rate=3e-4, warmup=50, decay=0.4, ema=0.995),
+    "eye": Schedule(800, rate=1e-3, warmup=50, decay=0.5, ema=0.99),
 }
 
 

@@ -109,6 +109,17 @@ def test_a_model_for_many_steps_is_warned_of(stack, drawn):
     assert any("one-step restorer" in line for line in said)
 
 
+def test_the_embedded_restorer_is_not_warned_of_though_it_sharpens(stack, drawn):
+    model, clip, vae = stack
+    restorer = api.host.with_lora(model, "digits_flow_restorer.safetensors", 1.0)
+    blurred = node("RetortDegrade", image=drawn[0], kind={"kind": "infrared", "shrink": 4.0}, keep_size=True, seed=3)[0]
+    with progress.heard() as said:
+        restored = node("RetortRestore", model=restorer, clip=clip, vae=vae, image=blurred, scale=1.0, tile=64,
+                        overlap=8, caption="\n".join(drawn[1]), caption_per_line=True)[0]  # fmt: skip
+    assert not said
+    assert float(psnr(drawn[0], restored).mean()) > float(psnr(drawn[0], blurred).mean())
+
+
 # Degrade, colours, comparison, spectra.
 
 
