@@ -23,7 +23,7 @@ TEMPLATE = """async ({ name, vue }) => {
   const picture = new Image();
   picture.src = `${at}.jpg`;
   await picture.decode();
-  const file = await (await fetch(`${at}.json`)).json();
+  const file = await (await fetch(`${at}.json`, { cache: "no-store" })).json();
   await app.loadGraphData(structuredClone(file), true, true, name, { openSource: "template" });
   const quiet = () => document.querySelectorAll("[data-node-id]").length >= app.graph._nodes.length;
   for (let i = 0; i < 50 && vue && !quiet(); i++) await new Promise((done) => setTimeout(done, 100));
