@@ -210,6 +210,15 @@ class Driver:
             one.focus()
             self.page.keyboard.press(keys)
 
+    def drag(self, where: str, begin: float, end: float) -> None:
+        """Drag across an element, from one share of its width to another."""
+        box = self.page.locator(where).first.bounding_box()
+        across, height = (lambda share: box["x"] + share * box["width"]), box["y"] + box["height"] / 2
+        self.page.mouse.move(across(begin), height)
+        self.page.mouse.down()
+        self.page.mouse.move(across(end), height, steps=5)
+        self.page.mouse.up()
+
     def press(self, keys: str) -> None:
         """Keys, wherever the focus is."""
         self.page.keyboard.press(keys)

@@ -30,6 +30,22 @@ TINY = {
     "method.regression_steps": 0, "method.pairs": 2, "method.pair_steps": 2,
 }  # fmt: skip
 STEP = "document.querySelector('.retort-run canvas')?.getAttribute('aria-label')?.match(/at step (\\d+)/)?.[1] ?? 0"
+# How long the page's frames take (ms) while the pointer goes over the chart and the smoothing is moved.
+FRAMES = """async () => {
+  const canvas = document.querySelector(".retort-run canvas");
+  const slider = document.querySelector(".retort-run [type=range]");
+  const { left, width, top } = canvas.getBoundingClientRect();
+  const frame = () => new Promise(requestAnimationFrame);
+  const frames = [];
+  for (let i = 0; i < 60; i++) {
+    const before = performance.now();
+    canvas.dispatchEvent(new PointerEvent("pointermove", { clientX: left + (width * i) / 60, clientY: top + 20 }));
+    if (i % 4 === 0) { slider.value = String(i); slider.dispatchEvent(new Event("input")); }
+    await frame();
+    frames.push(performance.now() - before);
+  }
+  return frames;
+}"""
 # What is wider than the panel lets it be.
 WIDE = """[...document.querySelectorAll(".retort-panel *")].filter((one) => one.scrollWidth > one.clientWidth + 1
   && one.clientWidth && getComputedStyle(one).overflowX === "visible").map((one) => one.className)"""
@@ -307,6 +323,23 @@ def test_the_panel_in_every_state(page, app):
     assert page("evaluate", code="window.hurt ?? null") is None and not page("heard")
 
 
+def test_a_chart_of_100000_points_stays_smooth(page, app):
+    folder = app.base / "output" / "retort" / "long"
+    folder.mkdir(parents=True)
+    lines = (
+        f'{{"step": {i}, "student_loss": {1 / (i + 9) + (i * 7919 % 997) / 9970:.6g}}}\n' for i in range(1, 100_001)
+    )
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    page("look", vue=False, theme="dark")
+    page("panel", section="Training")
+    page("click", where=".retort-title", text="long", keys="Enter")
+    page("until", condition=f"{STEP} === '100000'")
+    frames = page("evaluate", code=FRAMES)
+    assert sorted(frames)[len(frames) // 2] < 50, frames
+    page("shot", name="chart_100000")
+    page("click", where=".retort-title", text="long", keys="Enter")
+
+
 @pytest.mark.parametrize("theme", ["dark", "light"])
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
 def test_picker_and_slider_can_be_read(page, vue, theme):
@@ -316,6 +349,30 @@ def test_picker_and_slider_can_be_read(page, vue, theme):
         page("fit", type=type)
         sound(page("audit"))
         page("shot", name=f"{type}_{'nodes2' if vue else 'canvas'}_{theme}")
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
+def test_the_slider_by_mouse_and_keys(page, vue):
+    page("look", vue=vue, theme="light" if vue else "dark")
+    page("template", name="restore_digits", vue=vue)
+    page("change", type="RetortRestore", values={"caption": f"a red three {'on white' if vue else 'upright'}"})
+    page("queue", type="RetortCompareImages")
+    page("until", condition="[...document.querySelectorAll('.retort-compare img')].every((one) => one.naturalWidth)")
+    page("fit", type="RetortCompareImages")
+    now = "document.querySelector('.retort-compare-view').getAttribute('aria-valuenow')"
+    drawn = "parseFloat(document.querySelector('.retort-compare-line').style.left)"
+    page("drag", where=".retort-compare-view", begin=0.5, end=0.2)
+    assert abs(int(page("evaluate", code=now)) - 20) <= 1 and abs(page("evaluate", code=drawn) - 20) <= 1
+    page("press", keys="Shift+ArrowRight")
+    assert abs(int(page("evaluate", code=now)) - 30) <= 1
+    page("press", keys="End")
+    assert page("evaluate", code=now) == "100"
+    page("press", keys="ArrowLeft")
+    assert page("evaluate", code=now) == "98"
+    page("drag", where=".retort-compare-view", begin=0.98, end=0.4)
+    sound(page("audit"))
+    page("shot", name=f"slider_{'nodes2' if vue else 'canvas'}")
+    assert not page("heard")
 
 
 def test_it_weighs_little(page):
