@@ -1,6 +1,6 @@
 """Loads two pages of ComfyUI by turns, for page_load.py, in a Python that has playwright; imports nothing of Retort.
 
-python page_browser.py URL URL PAIRS: prints a JSON list of two lists of milliseconds.
+python page_browser.py URL URL PAIRS: prints a JSON list of two lists of [milliseconds, of the main thread's processor].
 """
 
 from __future__ import annotations
@@ -20,20 +20,24 @@ LOADED = """const look = () => {
 look();"""
 
 
-def load(browser: Any, url: str) -> float:
-    """Milliseconds of one load without a cache."""
+def load(browser: Any, url: str) -> list[float]:
+    """Milliseconds of one load without a cache, and those that the page's main thread worked."""
     context = browser.new_context(viewport={"width": 1500, "height": 1000})
     page = context.new_page()
+    tools = context.new_cdp_session(page)
+    # Seconds of the thread, which do not count what else the machine does.
+    tools.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.add_init_script(LOADED)
     page.goto(url)
     found = page.wait_for_function("window.loaded", timeout=120_000).json_value()
+    worked = {one["name"]: one["value"] for one in tools.send("Performance.getMetrics")["metrics"]}["TaskDuration"]
     context.close()
-    return float(found)
+    return [float(found), 1000 * worked]
 
 
 def main(urls: list[str], pairs: int) -> None:
     """By turns, which goes first as well, after one load of each."""
-    times: list[list[float]] = [[], []]
+    times: list[list[list[float]]] = [[], []]
     with sync_playwright() as playwright:
         installed = [p for p in ("/usr/bin/chromium", "/usr/bin/google-chrome") if Path(p).is_file()]
         chosen = {"executable_path": installed[0]} if installed else {}

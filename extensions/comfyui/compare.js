@@ -12,7 +12,9 @@ style.textContent = `
 .retort-compare { display: flex; flex-direction: column; gap: 4px; width: 100%; height: 100%; min-height: 0;
   box-sizing: border-box; color: var(--input-text, #ddd); font: 12px/1.35 sans-serif; }
 .retort-compare-view { position: relative; flex: 1 1 0; min-height: 120px; overflow: hidden; touch-action: none;
-  cursor: ew-resize; background: #0006; border-radius: 4px; }
+  cursor: ew-resize; background: var(--comfy-input-bg, #222); border-radius: 4px; }
+.retort-compare-view span[hidden] { display: none; }
+.retort-compare-empty { position: absolute; inset: 0; display: grid; place-items: center; cursor: default; }
 .retort-compare-view:focus-visible { outline: 2px solid #4a9eff; outline-offset: -2px; }
 .retort-compare-view img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain;
   user-select: none; pointer-events: none; }
@@ -55,11 +57,14 @@ class Slider {
     this.view = element(this.root, "div", "-view");
     this.pictures = ["After", "Before"].map((alt) => Object.assign(element(this.view, "img"), { alt, draggable: false }));
     this.line = element(this.view, "div", "-line");
-    for (const [text, side] of [["before", "left"], ["after", "right"]]) {
+    this.tags = [["before", "left"], ["after", "right"]].map(([text, side]) => {
       const tag = element(this.view, "span", "-tag");
       tag.textContent = text;
       tag.style[side] = "4px";
-    }
+      return tag;
+    });
+    this.empty = element(this.view, "span", "-empty");
+    this.empty.textContent = "Nothing to compare yet: queue the workflow.";
     this.text = element(this.root, "div", "-text");
     const told = { role: "slider", tabindex: "0", "aria-label": "Share of the picture that shows before",
       "aria-valuemin": "0", "aria-valuemax": "100" };
@@ -135,7 +140,8 @@ class Slider {
     });
     this.pictures[1].style.clipPath = `inset(0 ${100 - this.place}% 0 0)`;
     this.line.style.left = `${this.place}%`;
-    this.line.hidden = !there;
+    for (const one of [this.line, ...this.tags]) one.hidden = !there;
+    this.empty.hidden = there;
     this.view.setAttribute("aria-valuenow", String(Math.round(this.place)));
     this.view.setAttribute("aria-valuetext", `${Math.round(this.place)} % before, pair ${this.pair + 1}`);
     this.bar.style.display = this.after.length > 1 ? "" : "none";

@@ -23,7 +23,7 @@ TEMPLATE = """async ({ name, vue }) => {
   const picture = new Image();
   picture.src = `${at}.jpg`;
   await picture.decode();
-  const file = await (await fetch(`${at}.json`)).json();
+  const file = await (await fetch(`${at}.json`, { cache: "no-store" })).json();
   await app.loadGraphData(structuredClone(file), true, true, name, { openSource: "template" });
   const quiet = () => document.querySelectorAll("[data-node-id]").length >= app.graph._nodes.length;
   for (let i = 0; i < 50 && vue && !quiet(); i++) await new Promise((done) => setTimeout(done, 100));
@@ -209,6 +209,15 @@ class Driver:
         else:
             one.focus()
             self.page.keyboard.press(keys)
+
+    def drag(self, where: str, begin: float, end: float) -> None:
+        """Drag across an element, from one share of its width to another."""
+        box = self.page.locator(where).first.bounding_box()
+        across, height = (lambda share: box["x"] + share * box["width"]), box["y"] + box["height"] / 2
+        self.page.mouse.move(across(begin), height)
+        self.page.mouse.down()
+        self.page.mouse.move(across(end), height, steps=5)
+        self.page.mouse.up()
 
     def press(self, keys: str) -> None:
         """Keys, wherever the focus is."""

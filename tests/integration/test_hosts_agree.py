@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,12 @@ ids = {key: slots[node["class_type"]] for key, node in prompt.items() if node["c
 done = run(source, where=Folders(inputs=(source.parent,), output=out), keep=ids).results.outputs
 save_file({key: done[key][slot][0]["samples"].contiguous() for key, slot in ids.items()}, out / "latents.safetensors")
 print(json.dumps(prompt))
+"""
+PROMPT_OF = """
+import asyncio, json, sys
+from pathlib import Path
+from retort.hosts.headless import registry, workflow
+print(json.dumps(workflow.read(Path(sys.argv[1]), asyncio.run(registry.everything())).prompt()))
 """
 
 
@@ -117,6 +125,27 @@ def test_a_bundled_training(server, tmp_path, name):
         assert_equal({"before": pair})
     for student in students:
         assert_learnt_alike(student, before)
+
+
+@pytest.mark.parametrize("name", sorted(DOWNLOADS))
+def test_a_workflow_without_its_files_is_refused_by_their_names(server, name):
+    """Through /prompt as the other workflows: nothing but the files that it says to download is missing."""
+    source = WORKFLOWS / f"{name}.json"
+    environment = {k: v for k, v in os.environ.items() if k != "COMFYUI_PATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROMPT_OF, str(source)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    prompt = json.loads(done.stdout.splitlines()[-1])
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(server.url + "/prompt", json.dumps({"prompt": prompt}).encode(), timeout=60)
+    errors = [error for node in json.load(refused.value)["node_errors"].values() for error in node["errors"]]
+    assert {error["type"] for error in errors} == {"value_not_in_list"}
+    nodes = json.loads(source.read_text(encoding="utf-8"))["nodes"]
+    said = {model["name"] for node in nodes for model in node.get("properties", {}).get("models", [])}
+    note = next(node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
+    missing = {error["extra_info"]["received_value"] for error in errors}
+    assert said <= missing and all(name in note for name in missing)
 
 
 def assert_learnt_alike(student: tuple, before: list[tuple]) -> None:

@@ -30,6 +30,22 @@ TINY = {
     "method.regression_steps": 0, "method.pairs": 2, "method.pair_steps": 2,
 }  # fmt: skip
 STEP = "document.querySelector('.retort-run canvas')?.getAttribute('aria-label')?.match(/at step (\\d+)/)?.[1] ?? 0"
+# How long the page's frames take (ms) while the pointer goes over the chart and the smoothing is moved.
+FRAMES = """async () => {
+  const canvas = document.querySelector(".retort-run canvas");
+  const slider = document.querySelector(".retort-run [type=range]");
+  const { left, width, top } = canvas.getBoundingClientRect();
+  const frame = () => new Promise(requestAnimationFrame);
+  const frames = [];
+  for (let i = 0; i < 60; i++) {
+    const before = performance.now();
+    canvas.dispatchEvent(new PointerEvent("pointermove", { clientX: left + (width * i) / 60, clientY: top + 20 }));
+    if (i % 4 === 0) { slider.value = String(i); slider.dispatchEvent(new Event("input")); }
+    await frame();
+    frames.push(performance.now() - before);
+  }
+  return frames;
+}"""
 # What is wider than the panel lets it be.
 WIDE = """[...document.querySelectorAll(".retort-panel *")].filter((one) => one.scrollWidth > one.clientWidth + 1
   && one.clientWidth && getComputedStyle(one).overflowX === "visible").map((one) => one.className)"""
@@ -238,7 +254,8 @@ def test_a_job_outlives_comfyui(page, app, state):
 def test_a_search_is_looked_through(page, app):
     page("look", vue=False, theme="light")
     page("template", name="tree_search", vue=False)
-    page("change", type="RetortTreeSearch", values={"calls": 200, "batch_size": 8, "prompt": HOSTILE})
+    page("change", type="RetortTreeSearch", values={"calls": 200, "batch_size": 8})
+    page("change", type="PrimitiveString", values={"value": f"a green four on white paper {HOSTILE}"})
     page("evaluate", code="async () => { await app.queuePrompt(0); }")
     page("panel", section="Searches", keys=True)
     page("until", condition="document.querySelectorAll('.retort-grid img').length > 1", seconds=120)
@@ -274,13 +291,9 @@ def test_the_panel_in_every_state(page, app):
         page("shot", name=f"panel_empty_{theme}")
     aside.rename(runs)
     long = "an error that says where /models/" + "x" * 90 + " and " + HOSTILE * 8
-    states = {
-        "a" * 120: ("stopped", ""),
-        HOSTILE: ("died", HOSTILE),
-        "failed": ("failed", long),
-        "queued": ("queued", ""),
-    }
-    states |= {f"run {i:03d}": ("finished", "") for i in range(204)}
+    # Shown are the 200 latest.
+    states = {f"run {i:03d}": ("finished", "") for i in range(204)}
+    states |= {"a" * 120: ("stopped", ""), HOSTILE: ("died", HOSTILE), "failed": ("failed", long)}
     for name, (end, message) in states.items():
         (runs / name).mkdir(parents=True)
         job_watch.write_status(runs / name, job_watch.Status(end, 3, 9, machine="another", message=message))
@@ -310,6 +323,23 @@ def test_the_panel_in_every_state(page, app):
     assert page("evaluate", code="window.hurt ?? null") is None and not page("heard")
 
 
+def test_a_chart_of_100000_points_stays_smooth(page, app):
+    folder = app.base / "output" / "retort" / "long"
+    folder.mkdir(parents=True)
+    lines = (
+        f'{{"step": {i}, "student_loss": {1 / (i + 9) + (i * 7919 % 997) / 9970:.6g}}}\n' for i in range(1, 100_001)
+    )
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    page("look", vue=False, theme="dark")
+    page("panel", section="Training")
+    page("click", where=".retort-title", text="long", keys="Enter")
+    page("until", condition=f"{STEP} === '100000'")
+    frames = page("evaluate", code=FRAMES)
+    assert sorted(frames)[len(frames) // 2] < 50, frames
+    page("shot", name="chart_100000")
+    page("click", where=".retort-title", text="long", keys="Enter")
+
+
 @pytest.mark.parametrize("theme", ["dark", "light"])
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
 def test_picker_and_slider_can_be_read(page, vue, theme):
@@ -321,14 +351,39 @@ def test_picker_and_slider_can_be_read(page, vue, theme):
         page("shot", name=f"{type}_{'nodes2' if vue else 'canvas'}_{theme}")
 
 
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
+def test_the_slider_by_mouse_and_keys(page, vue):
+    page("look", vue=vue, theme="light" if vue else "dark")
+    page("template", name="restore_digits", vue=vue)
+    page("change", type="RetortRestore", values={"caption": f"a red three {'on white' if vue else 'upright'}"})
+    page("queue", type="RetortCompareImages")
+    page("until", condition="[...document.querySelectorAll('.retort-compare img')].every((one) => one.naturalWidth)")
+    page("fit", type="RetortCompareImages")
+    now = "document.querySelector('.retort-compare-view').getAttribute('aria-valuenow')"
+    drawn = "parseFloat(document.querySelector('.retort-compare-line').style.left)"
+    page("drag", where=".retort-compare-view", begin=0.5, end=0.2)
+    assert abs(int(page("evaluate", code=now)) - 20) <= 1 and abs(page("evaluate", code=drawn) - 20) <= 1
+    page("press", keys="Shift+ArrowRight")
+    assert abs(int(page("evaluate", code=now)) - 30) <= 1
+    page("press", keys="End")
+    assert page("evaluate", code=now) == "100"
+    page("press", keys="ArrowLeft")
+    assert page("evaluate", code=now) == "98"
+    page("drag", where=".retort-compare-view", begin=0.98, end=0.4)
+    sound(page("audit"))
+    page("shot", name=f"slider_{'nodes2' if vue else 'canvas'}")
+    assert not page("heard")
+
+
 def test_it_weighs_little(page):
     """The bytes exactly; the time with room for a busy machine, benchmarks/page_load.py measures it."""
     page("open")
     page("template", name="click_train_compare", vue=False)
-    found = {path.split("/retort/", 1)[1]: size for path, size, *_ in page("weight")}
     folder = REPOSITORY / "extensions" / "comfyui"
-    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in (".js", ".css")}
-    assert set(found) == files
-    assert sum(found.values()) == sum((folder / name).stat().st_size for name in files) < MOST_BYTES
+    sizes = {f"/extensions/retort/{path.relative_to(folder)}": path.stat().st_size for path in folder.rglob("*")
+             if path.suffix in (".js", ".css")}  # fmt: skip
+    found = {path: size for path, size, *_ in page("weight") if path.endswith(".js")}
+    assert found == {path: size for path, size in sizes.items() if path.endswith(".js")}
+    assert sum(sizes.values()) < MOST_BYTES
     scripts = [(begin, end) for path, _, begin, end in page("weight") if path.endswith(".js")]
     assert max(end for _, end in scripts) - min(begin for begin, _ in scripts) < 1500
