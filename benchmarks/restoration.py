@@ -190,7 +190,7 @@ class Restorers:
         sigmas = OneStep(TIMESTEP).sigmas(self.schedule)
         return self.decoded(restore(denoiser, self.encoded(images), sigmas, path=FLOW))
 
-    def stepped(self, images: Tensor, captions: list[str], level: float, cfg: float, steps: int = STEPS) -> Tensor:
+    def stepped(self, images: Tensor, captions: list[str], level: float, cfg: float, steps: int) -> Tensor:
         """By the teacher from the damaged latent at a noise level: SDEdit."""
         noise = torch.stack([
             torch.randn(16, 8, 8, generator=torch.Generator().manual_seed(seed_of(SEED, "noise", i)))
@@ -208,7 +208,7 @@ class Restorers:
             for level in LEVELS:
                 # No caption guides nothing.
                 for cfg in CFGS if caption != "none" else CFGS[:1]:
-                    made = [self.stepped(*part, level, cfg, 20) for part in asked]
+                    made = [self.stepped(*part, level, cfg, min(20, STEPS)) for part in asked]
                     found[level, cfg] = read(torch.cat(made), rows)
             self.chosen[strength, caption] = max(found, key=lambda key: (found[key].digit, found[key].psnr))
         # Nobody gives a wrong caption on purpose.
@@ -235,7 +235,7 @@ def evaluated(report: Report, options: argparse.Namespace) -> list[Tensor]:
     """Fill the report; rows of eight strongly damaged digits and what became of them."""
     count = 24 if options.quick else 512
     ways, sheet = Restorers(options.work), []
-    spent: dict[str, list[float]] = {"one step": [], "50 steps": []}
+    spent: dict[str, list[float]] = {"one step": [], f"{STEPS} steps": []}
     for strength, spoil in STRENGTHS.items():
         rows = harmed(spoil, count)
         ways.choose(strength, 8 if options.quick else 128)
@@ -254,7 +254,7 @@ def evaluated(report: Report, options: argparse.Namespace) -> list[Tensor]:
                     if name in ways.networks:
                         parts.append(ways.once(name, images, words))
                     else:
-                        parts.append(ways.stepped(images, words, *ways.chosen[strength, caption]))
+                        parts.append(ways.stepped(images, words, *ways.chosen[strength, caption], STEPS))
                 if name in spent:
                     spent[name].append(time.perf_counter() - began)
                 made[name] = torch.cat(parts)

@@ -22,7 +22,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ..restoration.perceptual import feature_distance
 from ..trainers import files
-from . import loader, photographs
+from . import loader, photo_network, photographs
 from .photo_eye import Eye
 from .photo_network import PhotoText, PhotoTokenizer, new_network
 from .training import Schedule, train
@@ -32,13 +32,13 @@ SIDE = 48
 PAIRS = 6144
 LOOKS_AT = 0.1  # the level at which the teacher's features are compared
 LOW, HIGH = 0.1, 0.9  # levels at which teacher and fake score are compared
-MATCHING, FEATURES, CRITIC = 1.0, 1.0, 0.05
+MATCHING, FEATURES, CRITIC = 0.5, 1.0, 0.03
 LEVEL = 0.4  # the restorer's only call: InstaRevive's t = 400
 SCHEDULES = {
     "teacher": Schedule(2000, rate=1e-3, warmup=100, decay=0.5, ema=0.998),
     "regression": Schedule(1500, rate=6e-4, warmup=100, decay=0.5, ema=0.997),
-    "restorer": Schedule(1250, rate=3e-4, warmup=50, decay=0.4, ema=0.995, save_every=100),
-    "baseline": Schedule(1250, rate=3e-4, warmup=50, decay=0.4, ema=0.995),
+    "restorer": Schedule(1000, rate=3e-4, warmup=50, decay=0.4, ema=0.995, save_every=100),
+    "baseline": Schedule(1000, rate=3e-4, warmup=50, decay=0.4, ema=0.995),
     "eye": Schedule(800, rate=1e-3, warmup=50, decay=0.5, ema=0.99),
 }
 
@@ -128,6 +128,12 @@ class Restoring(nn.Module):
         clean, degraded, captions = drawn_pairs(rows, generator, BATCH)
         told = self.student.told(captions)
         x = degraded - LEVEL * self.student["network"](degraded, torch.full((BATCH,), 1000 * LEVEL), told)
+        regression = ((x - clean).square() + 1e-4).sqrt().mean()
+        # The networks see patches of four pixels, and what repeats with them they would not miss: so the others look at
+        # the student's picture from another corner every time.
+        top, left = (int(torch.randint(photo_network.STRIDE, (), generator=generator)) for _ in range(2))
+        side = SIDE - photo_network.STRIDE
+        x, clean = (part[..., top : top + side, left : left + side] for part in (x, clean))
         noise = torch.randn(x.shape, generator=generator)
         t = LOW + (HIGH - LOW) * torch.rand(BATCH, generator=generator)
         level = t[:, None, None, None]
@@ -137,7 +143,6 @@ class Restoring(nn.Module):
             fake = noisy - level * self.fake(noisy, 1000 * t, told)
             scale = (x - real).abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-3)
             towards = x - (fake - real) / scale
-        regression = ((x - clean).square() + 1e-4).sqrt().mean()
         features = feature_distance(seen(teacher, x, told), seen(teacher, clean, told)).mean()
         matching = 0.5 * (x - towards).square().mean()
         noisy = (1 - level) * x.detach() + level * noise
