@@ -28,7 +28,8 @@ given = load_file(sys.argv[1])
 out = {}
 for name, case in json.loads(sys.argv[2]).items():
     model, clip, vae = api.host.embedded(case["variant"])
-    model = api.host.with_lora(model, case["lora"], 1.0)
+    if "lora" in case:
+        model = api.host.with_lora(model, case["lora"], 1.0)
     inputs = dict(case["inputs"])
     if "guided" in case:
         guided = nodes["RetortSpectralGuidance"].execute(model, vae, given["image"][:1, :64, :64], **case["guided"])
@@ -51,6 +52,10 @@ CASES = {
                            "window": "cosine"},
     },
     "mask": {"variant": "eps", "lora": EPS, "inputs": TILES | {"masked": True, "timestep": 300}},
+    "photographs": {
+        "variant": "photographs",
+        "inputs": {"scale": 2.0, "tile": 64, "overlap": 24, "caption": "colour photograph, (face:1.3) of an animal"},
+    },
     "guided": {
         "variant": "flow", "lora": FLOW, "guided": {"scale": 0.7},
         "inputs": {"scale": 1.0, "tile": 64, "overlap": 8, "caption": "a red three"},
@@ -96,7 +101,7 @@ def node(comfy):
 def loaded(comfy, case):
     host = importlib.import_module(f"{comfy.package}.hosts.comfyui.host")
     model, clip, vae = host.embedded(case["variant"])
-    return host.with_lora(model, case["lora"], 1.0), clip, vae
+    return host.with_lora(model, case["lora"], 1.0) if "lora" in case else model, clip, vae
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -146,7 +151,9 @@ def test_the_network_sees_the_clean_latent_and_the_timestep(comfy, node, tiny, r
         (got,) = node("RetortRestore", model=model, **given)
     assert got.shape == image.shape and torch.isfinite(got).all()
     expected = model.model.process_latent_in(vae.encode(image))
-    (shown,), (told,) = seen.inputs, seen.timesteps
+    # A second call, if there is one, asks whether the model is a restorer.
+    shown, told = seen.inputs[0], seen.timesteps[0]
+    assert len(seen.inputs) <= 2
     # What the network is handed after core's own conversions.
     torch.testing.assert_close(shown.float(), expected, atol=1e-5, rtol=1e-5)
     assert float(told.flatten()[0]) == pytest.approx(400, abs=1e-3)
