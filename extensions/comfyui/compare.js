@@ -160,7 +160,7 @@ app.registerExtension({
     if (node.comfyClass !== NODE) return;
     const slider = new Slider();
     const widget = node.addDOMWidget("compare", "retort_compare", slider.root, {
-      serialize: false, hideOnZoom: false, getMinHeight: () => 260,
+      serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: () => 260,
     });
     // Widgets are stored by place, and this one holds nothing.
     widget.serialize = false;

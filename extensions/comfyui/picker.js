@@ -216,6 +216,7 @@ app.registerExtension({
     const shown = node.addDOMWidget("picker", "retort_picker", picker.view.root, {
       serialize: false,
       hideOnZoom: false,
+      hideInPanel: true,
       getMinHeight: () => HEIGHT,
     });
     // Widgets are stored by place, and this one holds nothing.

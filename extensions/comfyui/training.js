@@ -37,6 +37,8 @@ app.registerExtension({
     });
     const widget = node.addDOMWidget("run view", "retort-run", view.root, {
       serialize: false,
+      // The panel of a selected node would take the element away from it.
+      hideInPanel: true,
       getMinHeight: () => (view.filled ? HEIGHT : 0),
       getMaxHeight: () => (view.filled ? undefined : 0),
     });

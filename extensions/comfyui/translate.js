@@ -10,8 +10,9 @@ const texts = {};
 app.registerExtension({
   name: "retort.translate",
   beforeRegisterNodeDef(_nodeType, def) {
+    if (!def.name.startsWith("Retort")) return;
     const language = app.extensionManager.setting.get("Comfy.Locale");
-    if (!def.name.startsWith("Retort") || !LANGUAGES.includes(language)) return;
+    if (!LANGUAGES.includes(language)) return;
     // Once it is there the node must change before this returns: a refresh of the definitions does not wait.
     if (texts[language]) return translate(def, texts[language]);
     asked[language] ??= fetch(new URL(`./locales/${language}.json`, import.meta.url))

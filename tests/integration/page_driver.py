@@ -27,7 +27,7 @@ TEMPLATE = """async ({ name, vue }) => {
   await app.loadGraphData(structuredClone(file), true, true, name, { openSource: "template" });
   const quiet = () => document.querySelectorAll("[data-node-id]").length >= app.graph._nodes.length;
   for (let i = 0; i < 50 && vue && !quiet(); i++) await new Promise((done) => setTimeout(done, 100));
-  await new Promise((done) => setTimeout(done, 600));
+  await new Promise((done) => setTimeout(done, 350));
   return { picture: picture.naturalWidth, file };
 }"""
 NODES = """(vue) => app.graph._nodes.map((node) => {

@@ -354,11 +354,18 @@ def test_picker_and_slider_can_be_read(page, vue, theme):
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
 def test_the_slider_by_mouse_and_keys(page, vue):
     page("look", vue=vue, theme="light" if vue else "dark")
+    # What is missing opens the panel that shows a selected node's widgets: it must not take ours from the node.
+    page("template", name="dmd2_sdxl_4step", vue=vue)
     page("template", name="restore_digits", vue=vue)
+    page("evaluate", code="app.canvas.selectNode(app.graph._nodes.find((one) => one.type === 'RetortCompareImages'))")
     page("change", type="RetortRestore", values={"caption": f"a red three {'on white' if vue else 'upright'}"})
     page("queue", type="RetortCompareImages")
     page("until", condition="[...document.querySelectorAll('.retort-compare img')].every((one) => one.naturalWidth)")
     page("fit", type="RetortCompareImages")
+    wide = "document.querySelector('.retort-compare').getBoundingClientRect().width"
+    assert page("evaluate", code=wide) > 0.85 * page(
+        "evaluate", code="Object.values(app.canvas.selected_nodes)[0].size[0]"
+    )
     now = "document.querySelector('.retort-compare-view').getAttribute('aria-valuenow')"
     drawn = "parseFloat(document.querySelector('.retort-compare-line').style.left)"
     page("drag", where=".retort-compare-view", begin=0.5, end=0.2)
