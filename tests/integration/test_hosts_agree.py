@@ -28,6 +28,7 @@ SAMPLES = {
 DOWNLOADS = {
     "dmd2_sdxl_4step", "tdm_sd3_4step", "di_star_sdxl_1step", "search_sdxl_pickscore", "reflection_juggernaut_sdxl",
     "reflection_sdxl_lora", "reflection_flux_cfg", "preference_sdxl_mapo_pickscore", "instarevive",
+    "restore_photograph",
 }  # fmt: skip
 # They train for minutes: here two steps of everything.
 TRAINERS = {
