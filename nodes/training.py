@@ -58,6 +58,8 @@ def dataset(settings: dict[str, Any], positive: list, latents: list, images: lis
         negative = host.encode_text(clip, "")
     if images and latents:
         raise ValueError("both images and latents are connected: disconnect one of them")
+    if keep and not images:
+        raise ValueError("a restorer learns from pictures, which it degrades and encodes: connect `images` and `vae`")
     if images:
         if vae is None:
             raise ValueError("images are encoded by a VAE: connect `vae`")
