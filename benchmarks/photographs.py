@@ -8,7 +8,8 @@ Regression alone is the same network trained as long without the distribution's 
 `models.build_photos`, which is not shipped, and without it the row is left out.
 
 The feature distance is LPIPS' formula on the embedded eye (`models.photo_eye`), which was in nobody's loss. "clean" is
-that eye's probability that a picture is undamaged, without the clean one; blur is scikit-image's `blur_effect`.
+that eye's probability that a picture is undamaged, without the clean one; it chose how much of the matching is shipped, on
+training photographs; blur is scikit-image's `blur_effect`.
 """
 
 from __future__ import annotations
@@ -82,15 +83,10 @@ def classical() -> Iterator[tuple[str, Way]]:
     def lucy(times: int, x: np.ndarray) -> np.ndarray:
         return np.stack([ways.richardson_lucy(x[..., c], bell, num_iter=times) for c in range(3)], -1)
 
-    for strength in (0.6, 1.2):
+    for strength in (0.03, 0.06):
         yield (
             f"non-local means {strength}",
-            partial(
-                on,
-                lambda x, s=strength: ways.denoise_nl_means(
-                    x, h=s * float(np.mean(ways.estimate_sigma(x, channel_axis=-1))), fast_mode=True, channel_axis=-1
-                ),
-            ),
+            partial(on, lambda x, h=strength: ways.denoise_nl_means(x, h=h, fast_mode=True, channel_axis=-1)),
         )
     for weight in (0.02, 0.06):
         yield (

@@ -5,7 +5,9 @@ stopped and is skipped when it is finished. About an hour on two cores; what cam
 
 The restorer goes on from the regression with InstaRevive's losses: what the teacher thinks of the output against what
 a fake score does (DMD2, arXiv 2405.14867, with the normaliser of DMD, 2311.18828), a distance in the teacher's own
-features, and the regression; the baseline goes on with the regression alone for as many steps.
+features, and the regression; the baseline goes on with the regression alone for as many steps. What is shipped lies
+between both (network interpolation, Wang et al. 2018, ESRGAN, arXiv 1809.00219, section 3.4): a quarter of the way to
+the restorer, where the eye finds the training photographs nearest.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ PAIRS = 6144
 LOOKS_AT = 0.1  # the level at which the teacher's features are compared
 LOW, HIGH = 0.1, 0.9  # levels at which teacher and fake score are compared
 MATCHING, FEATURES, CRITIC = 0.5, 1.0, 0.03
+SHARE = 0.25  # of the restorer in what is shipped
 LEVEL = 0.4  # the restorer's only call: InstaRevive's t = 400
 SCHEDULES = {
     "teacher": Schedule(2000, rate=1e-3, warmup=100, decay=0.5, ema=0.998),
@@ -208,12 +211,19 @@ def build_eye(work: Path) -> Eye:
     return train("eye", eye, loss, SCHEDULES["eye"], 45, work)
 
 
+def between(work: Path) -> Model:
+    """What is shipped: weights between the baseline's and the restorer's."""
+    model, sharp = build_baseline(work), build_restorer(work).state_dict()
+    model.load_state_dict({name: torch.lerp(value, sharp[name], SHARE) for name, value in model.state_dict().items()})
+    return model
+
+
 def export(work: Path, out: Path) -> None:
     """Write restorer, baseline and eye in fp16 where the loader looks for them."""
     made = {
         loader.PHOTOGRAPHS: {
             f"{part}.{name}": value
-            for part, module in build_restorer(work).items()
+            for part, module in between(work).items()
             for name, value in module.state_dict().items()
         },
         loader.PHOTO_EYE: build_eye(work).state_dict(),
