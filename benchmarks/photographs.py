@@ -192,7 +192,7 @@ PARTS = {"camera": (80, 180), "chelsea": (60, 130), "coffee": (60, 150), "rocket
 
 
 def _part(name: str, image: Tensor) -> Image.Image:
-    top, left = (min(at, side - 1) for at, side in zip(PARTS[name], image.shape[1:3], strict=True))
+    top, left = (max(0, min(at, side - 128)) for at, side in zip(PARTS[name], image.shape[1:3], strict=True))
     cut = image[0, top : top + 128, left : left + 128]
     return Image.fromarray((cut.clamp(0, 1) * 255).round().byte().numpy())
 
