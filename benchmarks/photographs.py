@@ -7,9 +7,9 @@ Restored through the function that the node *Restore* calls, with the caption th
 Regression alone is the same network trained as long without the distribution's pull: --work is the folder of
 `models.build_photos`, which is not shipped, and without it the row is left out.
 
-The feature distance is LPIPS' formula on the embedded eye (`models.photo_eye`), which was in nobody's loss. "clean" is
-that eye's probability that a picture is undamaged, without the clean one; it chose how much of the matching is shipped, on
-training photographs; blur is scikit-image's `blur_effect`.
+The feature distance is LPIPS' formula on the embedded eye (`models.photo_eye`), which was in nobody's loss; on training
+photographs it chose how much of the matching is shipped. "clean" is its probability that a picture is undamaged, without
+the clean one; blur is scikit-image's `blur_effect`.
 """
 
 from __future__ import annotations
