@@ -8,8 +8,8 @@ Regression alone is the same network trained as long without the distribution's 
 `models.build_photos`, which is not shipped, and without it the row is left out.
 
 The feature distance is LPIPS' formula on the embedded eye (`models.photo_eye`), which was in nobody's loss; on training
-photographs it chose how much of the matching is shipped. "clean" is its probability that a picture is undamaged, without
-the clean one; blur is scikit-image's `blur_effect`.
+photographs it chose how much of the matching is shipped. "clean" is its probability that a picture is undamaged, and
+needs no clean one; blur is scikit-image's `blur_effect`.
 """
 
 from __future__ import annotations
