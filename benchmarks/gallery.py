@@ -1,8 +1,8 @@
 """The README's pictures: the embedded flow model before and after each of what Retort does to it, from the same noise.
 
 `python -m retort.benchmarks.gallery [--quick] [--out DIR] [--work DIR] [--only NAME ...]`. Nobody chose among pictures:
-they are of eight of each benchmark's own prompts, its first or every fifth. The preference is trained first where --work
-does not hold it.
+they are of eight of each benchmark's own prompts, its first or every fifth. The preference is trained first where
+--work does not hold it.
 """
 
 from __future__ import annotations
