@@ -14,7 +14,7 @@ papers reflect them, because reflection needs pictures larger than the kernel.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -163,17 +163,24 @@ def weaken(config: RealWorld, strength: float) -> RealWorld:
         low, high = stage.blur.sigma
         sigma = (low, (1 - strength) * low + strength * high)
         blur = replace(stage.blur, sigma=sigma, probability=stage.blur.probability * strength)
+        worst, best = stage.quality
         return replace(
             stage,
             blur=blur,
-            scale=tuple(1 - strength + strength * end for end in stage.scale),
-            sigma=tuple(strength * end for end in stage.sigma),
-            poisson=tuple(strength * end for end in stage.poisson),
-            quality=tuple(round(100 - strength * (100 - end)) for end in stage.quality),
+            scale=_towards(1.0, stage.scale, strength),
+            sigma=_towards(0.0, stage.sigma, strength),
+            poisson=_towards(0.0, stage.poisson, strength),
+            quality=(round(100 - strength * (100 - worst)), round(100 - strength * (100 - best))),
         )
 
     first, second = weaker(config.first), weaker(config.second)
     return replace(config, first=first, second=second, final_sinc=config.final_sinc * strength)
+
+
+def _towards(end: float, between: Range, share: float) -> Range:
+    """A range at `share` of the way from one number to itself."""
+    low, high = between
+    return end * (1 - share) + share * low, end * (1 - share) + share * high
 
 
 def degrade(images: Tensor, config: Degradation, seed: int, first: int = 0) -> Tensor:
@@ -184,7 +191,8 @@ def degrade(images: Tensor, config: Degradation, seed: int, first: int = 0) -> T
     """
     if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
         raise ValueError(f"images have shape {tuple(images.shape)}; give (B, H, W, 3), none of them 0")
-    work = {RealWorld: _real_world, Face: _face, Infrared: _infrared}[type(config)]
+    ways: dict[type, Callable[..., Tensor]] = {RealWorld: _real_world, Face: _face, Infrared: _infrared}
+    work = ways[type(config)]
     made = []
     for index, image in enumerate(images.float().clamp(0, 1), start=first):
         generator = torch.Generator().manual_seed(seed_of(seed, "degradation", index))

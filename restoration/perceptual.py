@@ -54,6 +54,9 @@ def lpips_weights_from(state: Mapping[str, Tensor], where: str) -> list[Tensor]:
 class VGG16(nn.Module):
     """The convolutions of VGG16 under torchvision's names; its features before each pooling, and the last."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []

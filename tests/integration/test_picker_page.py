@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -27,6 +28,8 @@ def folder(server):
     """The set, with a hostile ticket in it."""
     preferences, tickets = (importlib.import_module(f"retort.trainers.{name}") for name in ("preferences", "tickets"))
     folder = server.base / "output" / "retort_preferences" / "bold_by_hand"
+    # Other tests run the same workflow on this server.
+    shutil.rmtree(folder, ignore_errors=True)
     names = [preferences.keep_image(folder, torch.full((8, 8, 3), value)) for value in (0.2, 0.8)]
     tickets.ask(folder, [tickets.Ticket(HOSTILE, tuple(names), by="pick")])
     return folder
