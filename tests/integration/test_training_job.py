@@ -31,7 +31,7 @@ def api(comfy, ours, tmp_path, monkeypatch):
     return found
 
 
-def request(api, ours, name, clip):
+def request(api, ours, name, clip, method="flow"):
     dataset = ours("trainers.dataset")
     prompts = ["a red 3", "a blue 7"] * 2
     with torch.inference_mode():
@@ -43,13 +43,17 @@ def request(api, ours, name, clip):
             dataset.entries_of([negative], "negative")[0],
             [torch.randn(16, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(4)],
         )
+    if method == "instarevive":
+        generator = torch.Generator().manual_seed(9)
+        data.pictures = [torch.randint(0, 256, (64, 64, 3), generator=generator).byte() for _ in range(4)]
     settings = {"steps": 4, "batch_size": 2, "preview_every": 4, "previews": 1}
-    config = {"method": "flow", "objective": {"steps": 2}, "training": settings, "lora": {"rank": 2}}
+    objective = {"regression_steps": 2} if method == "instarevive" else {}
+    config = {"method": method, "objective": objective, "training": settings, "lora": {"rank": 2}}
     return api.training.Request(name, ours("trainers.methods").read_config(config), data)
 
 
-@pytest.mark.parametrize("kind", ["named", "merged"])
-def test_the_job_trains_what_the_node_trains(comfy, ours, api, kind):
+@pytest.mark.parametrize(("kind", "method"), [("named", "flow"), ("merged", "flow"), ("named", "instarevive")])
+def test_the_job_trains_what_the_node_trains(comfy, ours, api, kind, method):
     host, read_status = api.host, ours("trainers.job_watch").read_status
     with torch.inference_mode():
         if kind == "named":
@@ -61,7 +65,7 @@ def test_the_job_trains_what_the_node_trains(comfy, ours, api, kind):
             lora = load_file(min((host.models_folder() / "loras").glob("digits_eps_*.safetensors")))
             model = comfy.sd.load_lora_for_models(model, None, lora, 0.5, 0.0)[0]
     folder = host.runs_folder() / "job"
-    job = api.starter.write_job(host, folder, model, request(api, ours, "job", clip), vae)
+    job = api.starter.write_job(host, folder, model, request(api, ours, "job", clip, method), vae)
     assert job.started_by == "comfyui"
     if kind == "named":
         assert (job.base.kind, job.base.file, job.base.shift) == ("checkpoint", "sub/mine.safetensors", 2.0)
@@ -70,7 +74,7 @@ def test_the_job_trains_what_the_node_trains(comfy, ours, api, kind):
         assert (job.base.kind, job.base.variant, job.vae.kind) == ("merged", "eps", "embedded")
     pid = api.starter.start(folder, host.job_arguments())
     with torch.inference_mode():
-        inside = request(api, ours, "inside", clip)
+        inside = request(api, ours, "inside", clip, method)
         result = api.training.run(host, model, inside, watcher=ours("trainers.watch").Silent(), vae=vae)
     deadline = time.monotonic() + 300
     while read_status(folder).going:
