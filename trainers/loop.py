@@ -101,10 +101,11 @@ class Trainer:
 
     # ---- set-up ----------------------------------------------------------------------------------
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
+        """Everything before the first step but what is on disk: checkpoints, teacher pairs, heads, optimisers."""
         if self.settings.gradient_checkpointing:
             checkpointing.enable(self.denoiser.network)
-        if self.objective.pairs:
+        if self.objective.pairs and not self.data.pairs:
             if self.reducer.rank:  # they are made by the first process, and read by the others
                 self.reducer.any(False)
             self.data.pairs = pairs.make(
@@ -195,7 +196,7 @@ class Trainer:
                     recognise(self.folder, self.origin, self.state_file.is_file())
             if self.settings.slow_repeats > 1:
                 self.data.repeat(slow.repeats(self._scout, self.objective, self.config, self.folder, self.watcher))
-            self._prepare()
+            self.prepare()
             # Before resuming, whose averages would count twice.
             free = self.free()
             if free is not None:
@@ -258,7 +259,7 @@ class Trainer:
         saved = self.done  # before the first step there is nothing to lose
         try:
             while self.done < settings.steps:
-                metrics = self._step()
+                metrics = self.step()
                 if log:
                     log.add(self.done, metrics)
                 self.watcher.step(self.done, settings.steps, metrics)
@@ -279,7 +280,8 @@ class Trainer:
             if saved != self.done and not self._moving:
                 self.save()
 
-    def _step(self) -> dict[str, float]:
+    def step(self) -> dict[str, float]:
+        """One step, and its numbers."""
         began = time.perf_counter()
         step, settings = self.done, self.settings
         batches = self.order.batches(self.position, self.accumulation.groups, step)

@@ -60,7 +60,7 @@ class Runner:
 
 def _optimiser(weights: list[Tensor], settings: TrainingConfig, options: dict) -> torch.optim.Optimizer:
     if settings.optimiser == "adamw":
-        return torch.optim.AdamW(weights, fused=True, **options)
+        return torch.optim.AdamW(weights, fused=not weights[0].is_meta, **options)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:

@@ -62,7 +62,7 @@ class ComfyDenoiser(Denoiser):
             linear_kinds(network),
         )
         self.names = LoraNames.of_published(network)
-        self.base_hash = weights_hash(network.state_dict())
+        self.base_hash = self._mark(network)
         self.architecture = ARCHITECTURES.get(kind := type(self._model.model_config).__name__, kind.lower())
         # Patches of attention and blocks stay in force.
         self._options = {
@@ -70,6 +70,9 @@ class ComfyDenoiser(Denoiser):
             "cond_or_uncond": [0],
             "optimized_attention_override": fixed_attention,
         }
+
+    def _mark(self, network: nn.Module) -> str:
+        return weights_hash(network.state_dict())
 
     def _precision(self) -> AbstractContextManager:
         # ComfyUI's layers cast for themselves; autocast on top would take the norms' output back to fp32.

@@ -221,7 +221,7 @@ def test_previews_are_drawn_from_fixed_noise(make):
 
 def test_a_videos_preview_is_a_few_of_its_frames(make):
     trainer = make("run", previews=2)
-    trainer._prepare()
+    trainer.prepare()
 
     def decode(x0):
         numbers = torch.arange(9.0).repeat(len(x0)) + 100 * torch.arange(len(x0)).repeat_interleave(9)

@@ -1,0 +1,48 @@
+"""A ComfyUI MODEL without weights, for a dry run: its own modules and settings, and not a byte of its weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import comfy.model_patcher
+import comfy.utils
+import torch
+from torch import Tensor, nn
+
+from ...trainers.weightless import META, weightless_copy
+from .training import ComfyDenoiser, refuse_foreign_patches
+
+
+class DryDenoiser(ComfyDenoiser):
+    """As it would be trained; it has no weights that a run could be recognised by."""
+
+    def _mark(self, network: nn.Module) -> str:
+        return ""
+
+
+def dry(model, compute: torch.dtype | None = None) -> DryDenoiser:
+    """See `hosts.api`."""
+    refuse_foreign_patches(model)
+    with torch.inference_mode(False):
+        return DryDenoiser(_patcher(model, compute))
+
+
+def _patcher(model, compute: torch.dtype | None) -> Any:
+    def cast(weight: Tensor) -> torch.dtype | None:
+        # Loaded once in the precision of its arithmetic, where that is another 16 bits than the file's.
+        return compute if compute is not None and weight.dtype in (torch.float16, torch.bfloat16) else None
+
+    # Everything but the network is the model's own: levels, scales of latents, what it makes of conditions.
+    base = copy.copy(model.model)
+    base.__dict__ = dict(base.__dict__)
+    base._modules = dict(base._modules)
+    base.diffusion_model = weightless_copy(model.model.diffusion_model, cast)
+    base.current_patcher = None
+    for name, patch in model.object_patches.items():
+        comfy.utils.set_attr(base, name, copy.deepcopy(patch))
+    if compute is not None and compute != base.get_dtype_inference():
+        base.manual_cast_dtype = compute
+    patcher = comfy.model_patcher.ModelPatcher(base, load_device=META, offload_device=META)
+    patcher.model_options = comfy.model_patcher.create_model_options_clone(model.model_options)
+    return patcher
