@@ -54,7 +54,13 @@ def _checkpointed(forward):
         # ComfyUI tells its blocks where they are through one dictionary, which says something else by the second pass.
         args = tuple(dict(value) if isinstance(value, dict) else value for value in args)
         kwargs = {key: dict(value) if isinstance(value, dict) else value for key, value in kwargs.items()}
+        names, count = tuple(kwargs), len(args)
+
+        def named(*given):
+            return forward(*given[:count], **dict(zip(names, given[count:], strict=True)))
+
+        # By position: what a checkpoint is given by keyword, it keeps where hooks on saved tensors do not see it.
         # Dropout is drawn anew in the second pass unless the random state is kept; it is cheap beside a block.
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        return checkpoint(named, *args, *kwargs.values(), use_reentrant=False)
 
     return run
