@@ -68,8 +68,14 @@ class Checkpointed:
         # ComfyUI tells its blocks where they are through one dictionary, which says something else by the second pass.
         args = tuple(dict(value) if isinstance(value, dict) else value for value in args)
         kwargs = {key: dict(value) if isinstance(value, dict) else value for key, value in kwargs.items()}
+        names, count, forward = tuple(kwargs), len(args), self.forward
+
+        def named(*given: Any) -> Any:
+            return forward(*given[:count], **dict(zip(names, given[count:], strict=True)))
+
+        # By position: what a checkpoint is given by keyword, it keeps where hooks on saved tensors do not see it.
         # Dropout is drawn anew in the second pass unless the random state is kept; it is cheap beside a block.
-        return checkpoint(self.forward, *args, use_reentrant=False, **kwargs)
+        return checkpoint(named, *args, *kwargs.values(), use_reentrant=False)
 
 
 class Preceded:
@@ -117,6 +123,15 @@ def unprecede(module: nn.Module) -> None:
             around.forward = around.forward.forward
     else:
         _unwrap(module, Preceded)
+
+
+def begin(forward: Callable[..., Any]) -> None:
+    """Do what precedes a unit, by its forward, for who runs its class's own."""
+    inner: Any = forward
+    while isinstance(inner, Checkpointed | Preceded):
+        if isinstance(inner, Preceded):
+            inner.first()
+        inner = inner.forward
 
 
 def _unwrap(module: nn.Module, kind: type[Checkpointed] | type[Preceded]) -> None:

@@ -43,7 +43,7 @@ class Away(nn.Parameter):
             "computes"
         )
 
-    def __repr__(self, *, tensor_contents: Any = None) -> Any:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Away({self.weight_name}, {tuple(self.shape)}, {self.dtype})"
 
     def __deepcopy__(self, memo: Any) -> Any:
