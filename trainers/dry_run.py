@@ -1,26 +1,31 @@
-"""A training step without numbers: what it takes in memory by phase, and how much arithmetic, before a weight is loaded.
+"""A training step without numbers: what it takes in memory, place by place, and how much arithmetic, before a weight is
+loaded.
 
 Everything that counts is the real thing: the network's own modules, adapters, checkpoints, the method's passes, clipping
-and the optimiser. Only the weights are missing (`weightless`).
+and what the optimiser keeps. Only the weights are missing (`weightless`). Deep networks are told by shallow ones
+(`depths`), so that it takes seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from . import checkpointing
+from . import checkpointing, depths
 from .denoiser import Denoiser
 from .loop import Trainer
+from .memory import parts
 from .players import Runner
-from .tracker import Tracker
-from .weightless import as_on_the_card
+from .tracker import Tracker, block_bytes
+from .weightless import as_on_the_card, weightless_copy
 
-OPTIMISER = "optimiser"
+OPTIMISER, BETWEEN = "optimiser", "between"
+# Between a phase and the block in which something happens.
+AT = " @ "
 
 
 @dataclass(frozen=True)
@@ -28,17 +33,17 @@ class Counted:
     """Bytes and operations of one step.
 
     base: of the frozen weights; blocks: those of each block among them, in order. adapters: of the trained weights;
-    state: of the optimisers. peaks: by phase, everything that is alive beyond base, adapters and state. flops, calls:
-    operations, and calls of the network, by phase.
+    state: of the optimisers. peaks: by place (a phase, " @ ", a block), what is alive beyond base, adapters and state.
+    flops, calls (of the network): by phase.
     """
 
     base: int
     blocks: tuple[int, ...]
     adapters: int
     state: int
-    peaks: dict[str, int]
-    flops: dict[str, int] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
+    peaks: Mapping[str, int]
+    flops: Mapping[str, int] = field(default_factory=dict)
+    calls: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def beside(self) -> int:
@@ -46,66 +51,167 @@ class Counted:
         return self.adapters + self.state + max(self.peaks.values())
 
     @property
-    def phase(self) -> str:
-        """Where the most is alive."""
-        return max(self.peaks, key=lambda name: self.peaks[name])
+    def operations(self) -> int:
+        """Of the whole step."""
+        return sum(self.flops.values())
+
+    def phases(self) -> dict[str, int]:
+        """The most that is alive beyond base, adapters and state, by phase."""
+        found: dict[str, int] = {}
+        for place, peak in self.peaks.items():
+            phase = place.partition(AT)[0]
+            found[phase] = max(found.get(phase, 0), peak)
+        return found
 
 
-def frozen_bytes(tracker: Tracker, module: nn.Module) -> int:
-    """Bytes of a module's weights and buffers that no adapter owns, those that are not yet known to the tracker."""
+class Outline(Protocol):
+    """A model as a host can describe it before its weights are loaded.
+
+    network: its modules without weights. denoiser: a trainable one on such a network, or on a shallower copy.
+    """
+
+    network: nn.Module
+
+    def denoiser(self, network: nn.Module) -> Denoiser:
+        """See the class."""
+        ...
+
+
+# Makes the run's trainer, adapters and all, on a denoiser.
+MakeTrainer = Callable[[Denoiser], Trainer]
+
+
+def count(outline: Outline, trainer: MakeTrainer, steps: int = 1) -> Counted:
+    """What steps of a run take, from shallow copies of the network where it is deep."""
+    found = depths.kinds(outline.network)
+    if not found:
+        return run(outline, trainer, steps=steps)
+    shallow: list[Counted] = []
+
+    def numbers(kept: Sequence[int]) -> dict[str, float]:
+        counted = run(outline, trainer, found, kept, steps)
+        shallow.append(counted)
+        out: dict[str, float] = {"adapters": counted.adapters, "state": counted.state}
+        out |= {f"peak {place}": peak for place, peak in counted.peaks.items()}
+        return out | {f"flops {phase}": each for phase, each in counted.flops.items()}
+
+    try:
+        real = depths.extrapolated(numbers, [kind.count for kind in found])
+    except (KeyError, IndexError, RuntimeError, ValueError, TypeError, AttributeError):
+        # A network whose code counts its blocks, or names one, does not run without some of them.
+        return run(outline, trainer, steps=steps)
+
+    def told(word: str) -> dict[str, int]:
+        return {k.removeprefix(f"{word} "): round(v) for k, v in real.items() if k.startswith(f"{word} ")}
+
+    base, blocks = weights(outline.network)
+    return Counted(
+        base, blocks, round(real["adapters"]), round(real["state"]), told("peak"), told("flops"), shallow[0].calls
+    )
+
+
+def weights(network: nn.Module) -> tuple[int, tuple[int, ...]]:
+    """(bytes of a network's frozen weights and buffers, those of each of its blocks)."""
+    known: set[int] = set()
+    blocks = tuple(_bytes(module, known) for _, module in checkpointing.units(network))
+    return sum(blocks) + _bytes(network, known), blocks
+
+
+def _bytes(module: nn.Module, known: set[int]) -> int:
     total = 0
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if ".lora_" not in name:
-            total += sum(tracker.hold(part) for part in _parts(tensor))
+        for part in () if ".lora_" in name else parts(tensor):
+            storage = part.untyped_storage()
+            if storage._cdata not in known:
+                known.add(storage._cdata)
+                total += block_bytes(storage.nbytes())
     return total
 
 
-def _parts(tensor: Tensor) -> Iterator[Tensor]:
-    names = tensor.__tensor_flatten__()[0] if hasattr(tensor, "__tensor_flatten__") else None  # type: ignore[operator]
-    if names is None:
-        yield tensor
-    else:
-        for name in names:
-            yield from _parts(getattr(tensor, name))
-
-
-def watch(denoiser: Denoiser, tracker: Tracker, calls: dict[str, int]) -> None:
-    """Give every call of the network its phase: whose adapter is on, and whether there is a graph."""
-    call = denoiser.call
-
-    def counted(x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
-        who, graph = denoiser.adapters.current or "teacher", torch.is_grad_enabled()
-        name = f"{who} forward" if graph else f"{who} pass"
-        calls[name] = calls.get(name, 0) + 1
-        tracker.enter(name)
-        out = call(x, sigma, cond)
-        # What follows a call with a graph is, sooner or later, its backward pass.
-        tracker.enter(f"{who} backward" if graph else "between")
-        return out
-
-    denoiser.call = counted  # type: ignore[method-assign]
-
-
-def count(denoiser: Denoiser, trainer: Callable[[], Trainer], steps: int = 1) -> Counted:
-    """Run steps of a trainer whose network has no weights. trainer: makes it, adapters and all, on `denoiser`."""
-    tracker, calls = Tracker(), {}  # type: ignore[var-annotated]
+def run(
+    outline: Outline,
+    trainer: MakeTrainer,
+    kinds: Sequence[depths.Kind] = (),
+    kept: Sequence[int] = (),
+    steps: int = 1,
+) -> Counted:
+    """Run steps of a run on the network, of each kind of block so many in a row. RuntimeError where one is not run."""
+    network = weightless_copy(outline.network, without=depths.left_out(outline.network, kinds, kept))
+    denoiser = outline.denoiser(network)
+    tracker, watch = Tracker(), _Watch(denoiser, depths.roles(kinds, kept))
     with as_on_the_card(), tracker:
-        blocks = tuple(frozen_bytes(tracker, block) for _, block in checkpointing.blocks(denoiser.network))
-        base = sum(blocks) + frozen_bytes(tracker, denoiser.network)
-        made = trainer()
-        watch(denoiser, tracker, calls)
+        base, blocks = weights(network)
+        for tensor in [*network.parameters(), *network.buffers()]:
+            for part in parts(tensor):
+                tracker.hold(part)
+        before = tracker.now - base  # tensors of the network that are no weights
+        with torch.device("meta"):
+            made = trainer(denoiser)
+        watch.begin(tracker)
         made.prepare()
-        adapters = tracker.now - base
+        adapters = tracker.now - base - before
         for runner in made.runners.values():
             runner.move = _Kept(runner, made.settings.optimiser, tracker).move  # type: ignore[method-assign]
-        state = tracker.now - base - adapters
-        calls.clear()
+        state = tracker.now - base - before - adapters
+        watch.calls.clear()
         tracker.reset()
         for _ in range(steps):
             made.step()
+        watch.check()
         fixed = base + adapters + state
         peaks = {name: peak - fixed for name, peak in tracker.peaks.items()}
-        return Counted(base, blocks, adapters, state, peaks, dict(tracker.flops), dict(calls))
+        flops: dict[str, int] = {}
+        for place, each in tracker.flops.items():
+            phase = place.partition(AT)[0]
+            flops[phase] = flops.get(phase, 0) + each
+        return Counted(base, blocks, adapters, state, peaks, flops, dict(watch.calls))
+
+
+class _Watch:
+    """Tells a tracker where a step is: whose adapter computes, with a graph or not, forwards or back, in which block."""
+
+    def __init__(self, denoiser: Denoiser, roles: Mapping[str, str]):
+        self._denoiser, self._roles = denoiser, roles
+        self.calls: dict[str, int] = {}
+        self._entered: dict[str, bool] = {}
+        self._phase = BETWEEN
+
+    def begin(self, tracker: Tracker) -> None:
+        """From now on; before the blocks are checkpointed."""
+        for name, module in checkpointing.units(self._denoiser.network):
+            self._entered[name] = False
+            checkpointing.precede(module, self._entering(tracker, name))
+        call = self._denoiser.call
+
+        def counted(x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+            who, graph = self._denoiser.adapters.current or "teacher", torch.is_grad_enabled()
+            self._phase = f"{who} forward" if graph else f"{who} pass"
+            self.calls[self._phase] = self.calls.get(self._phase, 0) + 1
+            tracker.enter(self._phase)
+            out = call(x, sigma, cond)
+            # What follows a call with a graph is, sooner or later, its backward pass.
+            self._phase = f"{who} backward" if graph else BETWEEN
+            tracker.enter(self._phase)
+            return out
+
+        self._denoiser.call = counted  # type: ignore[method-assign]
+
+    def _entering(self, tracker: Tracker, name: str) -> Callable[[], None]:
+        # A unit may lie within a block that is repeated.
+        owner = next((block for block in self._roles if f"{name}.".startswith(f"{block}.")), None)
+        place = name if owner is None else self._roles[owner] + name.removeprefix(owner)
+
+        def entered() -> None:
+            self._entered[name] = True
+            tracker.enter(f"{self._phase}{AT}{place}")
+
+        return entered
+
+    def check(self) -> None:
+        """RuntimeError for a block that never ran."""
+        idle = [name for name, entered in self._entered.items() if not entered]
+        if idle and self._roles:
+            raise RuntimeError(f"{idle[0]} did not run")
 
 
 def state_bytes(optimiser: str, weight: Tensor) -> int:

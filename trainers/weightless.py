@@ -7,7 +7,7 @@ accelerator, so that what is moved to the CPU leaves it, as it would.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,14 +30,26 @@ def weightless(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=META)
 
 
-def weightless_copy(network: nn.Module, cast: Callable[[Tensor], torch.dtype | None] = lambda _: None) -> nn.Module:
-    """The same modules with weights that have no numbers. cast: the type to give a weight, None for its own."""
-    known: dict[int, Any] = {}
+def weightless_copy(
+    network: nn.Module,
+    cast: Callable[[Tensor], torch.dtype | None] = lambda _: None,
+    without: Collection[nn.Module] = (),
+) -> nn.Module:
+    """The same modules with weights that have no numbers.
+
+    cast: the type to give a weight, None for its own. without: entries of the network's lists to leave out.
+    """
+    known: dict[int, Any] = {id(module): None for module in without}
     for weight in network.parameters():
         known[id(weight)] = nn.Parameter(weightless(weight.detach(), cast(weight)), requires_grad=False)
     for buffer in network.buffers():
         known.setdefault(id(buffer), weightless(buffer, cast(buffer)))
-    return copy.deepcopy(network, known)
+    made = copy.deepcopy(network, known)
+    if without:
+        for part in made.modules():
+            if isinstance(part, nn.ModuleList):
+                part._modules = {str(i): m for i, m in enumerate(m for m in part._modules.values() if m is not None)}
+    return made
 
 
 class _Norm(torch.autograd.Function):
