@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 from retort.benchmarks.layouts import TABLE, Layout
 
@@ -19,8 +19,7 @@ def test_a_file_of_random_weights_is_read_back(tmp_path, monkeypatch):
     for stored, plain in ((torch.float16, torch.float16), (torch.float8_e4m3fn, torch.bfloat16)):
         path = tmp_path / "network.safetensors"
         size = Layout("none", {}, (4, 8, 8), (8, 64), stored=stored).write(path)
-        with safe_open(path, "pt") as file:
-            found = {name: file.get_tensor(name) for name in file}
+        found = load_file(path)
         assert size == path.stat().st_size > sum(t.nbytes for t in found.values())
         assert {name: t.shape for name, t in found.items()} == {name: t.shape for name, t in shapes.items()}
         assert found["first.weight"].dtype == stored and found["norm.weight"].dtype == plain
