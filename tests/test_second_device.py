@@ -1,4 +1,4 @@
-"""The tests on the second device (tests/second_device), in a process of their own: a device that is registered stays."""
+"""The tests on the second device, in processes of their own: a device that is registered stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests on the second device: RETORT_SECOND_DEVICE=1 registers it in this process; tests/test_second_device.py does so."""
+"""Tests on the second device: RETORT_SECOND_DEVICE=1 registers it in this process, see README.md."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The second device in this process: built once for each torch, registered once. README.md says what it is.
 
-`ready()` says whether it can be built here, `install()` makes `torch.device("second")` exist. Everything else that a test
-asks of it goes through torch (`torch.accelerator`, `torch.Stream`), or through what `install()` returns.
+`ready()` says whether it can be built here, `install()` makes `torch.device("second")` exist. Everything else that a
+test asks of it goes through torch (`torch.accelerator`, `torch.Stream`), or through what `install()` returns.
 """
 
 from __future__ import annotations
@@ -91,8 +91,9 @@ def _module(made: Any) -> types.ModuleType:
     module.set_rng_state = lambda state, device=0: generator.set_state(state)
     module.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16, torch.float32]
     module.synchronize = lambda device=None: accelerator.synchronize()
-    for name in ("memory_allocated", "max_memory_allocated", "memory_stats", "reset_peak_memory_stats"):
-        setattr(module, name, lambda device=None, _ask=getattr(accelerator, name): _ask(0))
+    module.memory_allocated = lambda device=None: accelerator.memory_allocated(0)
+    module.max_memory_allocated = lambda device=None: accelerator.max_memory_allocated(0)
+    module.reset_peak_memory_stats = lambda device=None: accelerator.reset_peak_memory_stats(0)
     module.mem_get_info = lambda device=None: accelerator.get_memory_info(0)
     module.empty_cache = lambda: None
     module.current_stream = lambda device=None: accelerator.current_stream()
