@@ -137,22 +137,28 @@ def run(
 ) -> Counted:
     """Run steps of a run on the network, of each kind of block so many in a row. RuntimeError where one is not run."""
     network = weightless_copy(outline.network, without=depths.left_out(outline.network, kinds, kept))
-    denoiser = outline.denoiser(network)
-    tracker, watch = Tracker(), _Watch(denoiser, depths.roles(kinds, kept))
-    with as_on_the_card(), tracker:
+    with as_on_the_card():
+        return measure(outline.denoiser(network), trainer, Tracker(), depths.roles(kinds, kept), steps)
+
+
+def measure(
+    denoiser: Denoiser, trainer: MakeTrainer, tracker: Tracker, roles: Mapping[str, str] | None = None, steps: int = 1
+) -> Counted:
+    """Run steps of a run on a denoiser, which is of no use afterwards. roles: see `depths.roles`."""
+    network, watch = denoiser.network, _Watch(denoiser, roles or {})
+    with tracker:
         base, blocks = weights(network)
         for tensor in [*network.parameters(), *network.buffers()]:
             for part in parts(tensor):
                 tracker.hold(part)
-        before = tracker.now - base  # tensors of the network that are no weights
-        with torch.device("meta"):
+        with torch.device(denoiser.device):
             made = trainer(denoiser)
         watch.begin(tracker)
         made.prepare()
-        adapters = tracker.now - base - before
+        adapters = tracker.now - base
         for runner in made.runners.values():
             runner.move = _Kept(runner, made.settings.optimiser, tracker).move  # type: ignore[method-assign]
-        state = tracker.now - base - before - adapters
+        state = tracker.now - base - adapters
         watch.calls.clear()
         tracker.reset()
         for _ in range(steps):

@@ -102,11 +102,12 @@ def _made(recipe: Any) -> Any:
 class Tracker(TorchDispatchMode):
     """Within it: `now` bytes alive on the card, `peaks` and `flops` by phase; all numbers read from it are 1.
 
-    phase: the name under which things are counted from now on, see `enter`.
+    card: the kind of device that is counted. phase: the name under which things are counted from now on, see `enter`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, card: str = "meta") -> None:
         super().__init__()
+        self.card = card
         self.now = 0
         self.phase = "start"
         self.peaks: dict[str, int] = {}
@@ -127,7 +128,7 @@ class Tracker(TorchDispatchMode):
 
     def hold(self, tensor: Tensor) -> int:
         """Count a tensor that was there before; its new bytes, 0 where its storage is known or not on the card."""
-        if tensor.device.type != "meta":
+        if tensor.device.type != self.card:
             return 0
         storage = tensor.untyped_storage()
         key = storage._cdata

@@ -30,6 +30,11 @@ def weightless(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=META)
 
 
+def bare(network: nn.Module) -> bool:
+    """Whether a network's weights have no numbers."""
+    return all(weight.is_meta for weight in network.parameters())
+
+
 def weightless_copy(
     network: nn.Module,
     cast: Callable[[Tensor], torch.dtype | None] = lambda _: None,

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ...trainers.dataset import Dataset
 from ...trainers.denoiser import Denoiser
 from ...trainers.export import weights_hash
+from ...trainers.weightless import bare
 from .. import conditions
 from ..conditions import Joined, shape_of
 from ..lora_files import LoraNames
@@ -62,7 +63,8 @@ class ComfyDenoiser(Denoiser):
             linear_kinds(network),
         )
         self.names = LoraNames.of_published(network)
-        self.base_hash = self._mark(network)
+        # An outline's weights have no numbers.
+        self.base_hash = "" if bare(network) else weights_hash(network.state_dict())
         self.architecture = ARCHITECTURES.get(kind := type(self._model.model_config).__name__, kind.lower())
         # Patches of attention and blocks stay in force.
         self._options = {
@@ -70,9 +72,6 @@ class ComfyDenoiser(Denoiser):
             "cond_or_uncond": [0],
             "optimized_attention_override": fixed_attention,
         }
-
-    def _mark(self, network: nn.Module) -> str:
-        return weights_hash(network.state_dict())
 
     def _precision(self) -> AbstractContextManager:
         # ComfyUI's layers cast for themselves; autocast on top would take the norms' output back to fp32.

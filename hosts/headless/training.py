@@ -16,6 +16,7 @@ from torch import Tensor
 from ...trainers.dataset import Dataset
 from ...trainers.denoiser import Denoiser
 from ...trainers.export import weights_hash
+from ...trainers.weightless import bare
 from .. import conditions
 from ..conditions import Joined, shape_of
 from ..lora_files import LoraNames
@@ -29,15 +30,17 @@ Keywords = dict[str, Tensor]
 class HeadlessDenoiser(Denoiser):
     """See `objectives.contract.TrainableDenoiser`. A condition is a dict of tensors (1, ...) on the CPU.
 
-    compute: precision of the arithmetic (autocast); None leaves the network's own.
+    compute: precision of the arithmetic (autocast); None leaves the network's own. made: the network, where it is not
+    to be loaded.
     """
 
-    def __init__(self, model: Model, compute: torch.dtype | None = None):
-        self._made: Any = model.source.anew(model.loras)
+    def __init__(self, model: Model, compute: torch.dtype | None = None, made: Any = None):
+        self._made: Any = made or model.source.anew(model.loras)
         module = self._made.module
         super().__init__(module, model.path, model.schedule, model.prediction, self._made.device, compute)
         self.model = model
-        self.base_hash = weights_hash(module.state_dict())
+        # An outline's weights have no numbers.
+        self.base_hash = "" if bare(module) else weights_hash(module.state_dict())
         self.architecture = self._made.architecture
         self.names = LoraNames.of_diffusers(module, self._made.kind, self._made.table)
 

@@ -14,13 +14,6 @@ from ...trainers.weightless import META, weightless_copy
 from .training import ComfyDenoiser, refuse_foreign_patches
 
 
-class DryDenoiser(ComfyDenoiser):
-    """As it would be trained; it has no weights that a run could be recognised by."""
-
-    def _mark(self, network: nn.Module) -> str:
-        return ""
-
-
 class Outline:
     """See `trainers.dry_run.Outline`. compute: see `hosts.api.trainable`."""
 
@@ -35,10 +28,10 @@ class Outline:
         with torch.inference_mode(False):
             self.network = weightless_copy(model.model.diffusion_model, cast)
 
-    def denoiser(self, network: nn.Module) -> DryDenoiser:
+    def denoiser(self, network: nn.Module) -> ComfyDenoiser:
         """See the contract."""
         with torch.inference_mode(False):
-            return DryDenoiser(self._patcher(network))
+            return ComfyDenoiser(self._patcher(network))
 
     def _patcher(self, network: nn.Module) -> Any:
         # Everything but the network is the model's own: levels, scales of latents, what it makes of conditions.
