@@ -60,8 +60,8 @@ def parts(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _storages(network: nn.Module) -> dict[int, int]:
-    """Address and bytes of each storage that a network's parameters and buffers lie in."""
-    tensors = [*network.parameters(), *network.buffers()]
+    """Address and bytes of each storage that a network's parameters and buffers lie in, streamed ones apart."""
+    tensors = [tensor for tensor in (*network.parameters(), *network.buffers()) if not tensor.is_meta]
     found = [part.untyped_storage() for tensor in tensors for part in parts(tensor)]
     return {storage.data_ptr(): storage.nbytes() for storage in found}
 
@@ -102,7 +102,7 @@ class WidestBlock:
     def __init__(self, network: nn.Module, blocks: Iterable[tuple[str, nn.Module]] | None = None):
         self.count = 0
         self._network = network
-        self._blocks = checkpointing.blocks(network) if blocks is None else blocks
+        self._blocks = checkpointing.units(network) if blocks is None else blocks
         self._before: list[tuple[nn.Module, Any]] = []
 
     def __enter__(self) -> WidestBlock:
@@ -118,7 +118,10 @@ class WidestBlock:
                 module.forward = forward
 
     def _measured(self, module: nn.Module) -> Any:
+        wrapped = module.forward
+
         def forward(*args: Any, **kwargs: Any) -> Any:
+            checkpointing.begin(wrapped)  # a streamed block's weights are none of its activations
             saved = SavedBytes(self._network)
             with torch.enable_grad():
                 args, kwargs = tree_map(_differentiable, (args, kwargs))
