@@ -5,16 +5,17 @@ All names come from whoever sent the request. `records` is the host's `search_re
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
+from ..trainers.folder import Inside, inside
+from ..trainers.strangers import read_json
 from .search_record import VIEW
 
 NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 MOST_FILES = 200
+VIEW_BYTES = 2**26
 
 
 def searches(records: Path, saved: Path, pid: int) -> dict[str, Any]:
@@ -23,14 +24,15 @@ def searches(records: Path, saved: Path, pid: int) -> dict[str, Any]:
     pid: of this process; a record of another one that says it goes on was left by a crash.
     """
     found = []
-    for entry in sorted(records.iterdir(), reverse=True) if records.is_dir() else ():
-        if NAME.fullmatch(entry.name) and (entry / VIEW).is_file():
-            view = record(records, entry.name, pid)
+    for name in filter(NAME.fullmatch, reversed(inside(records).folders())):
+        if (inside(records) / name / VIEW).is_file():
+            view = record(records, name, pid)
             for item in filter(None, view["items"]):
                 del item["tree"], item["kept"]
             found.append(view)
-    files = sorted(saved.glob("*.safetensors"), key=lambda path: -path.stat().st_mtime) if saved.is_dir() else []
-    return {"searches": found, "saved": [path.stem for path in files[:MOST_FILES]]}
+    files = [name for name in inside(saved).files() if name.endswith(".safetensors")]
+    files.sort(key=lambda name: -(inside(saved) / name).changed())
+    return {"searches": found, "saved": [name.removesuffix(".safetensors") for name in files[:MOST_FILES]]}
 
 
 def record(records: Path, name: str, pid: int) -> dict[str, Any]:
@@ -38,32 +40,31 @@ def record(records: Path, name: str, pid: int) -> dict[str, Any]:
     path = _folder(records, name) / VIEW
     if not path.is_file():
         raise FileNotFoundError(f"the search {name} has found nothing yet")
-    view = json.loads(path.read_text(encoding="utf-8"))
+    view = read_json(path, VIEW_BYTES, finite=False)
     view["going"] &= view.pop("pid") == pid
     return {"name": name, **view}
 
 
 def picture(records: Path, name: str, item: int, number: int) -> Path:
     """A candidate's picture; errors as of `record`."""
-    return _candidate(records, name, item, number, "jpg")
+    return _candidate(records, name, item, number, "jpg").path
 
 
 def take(records: Path, inputs: Path, name: str, item: int, number: int) -> str:
     """Put a candidate's latent where Load Latent finds it, and return the file's name there; errors as of `record`."""
     source = _candidate(records, name, item, number, "latent")
     file = f"retort_{name}_{item}_{number}.latent"
-    inputs.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, inputs / file)
+    (inside(inputs) / file).write(source.read())
     return file
 
 
-def _folder(records: Path, name: str) -> Path:
+def _folder(records: Path, name: str) -> Inside:
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r:.80} is no search's name")
-    return records / name
+    return inside(records) / name
 
 
-def _candidate(records: Path, name: str, item: int, number: int, ending: str) -> Path:
+def _candidate(records: Path, name: str, item: int, number: int, ending: str) -> Inside:
     path = _folder(records, name) / f"item_{item}" / f"{number}.{ending}"
     if not path.is_file():
         raise FileNotFoundError(f"the search {name} has not kept candidate {number}: only the best are")

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from torch import Tensor
 
+from .config import MOST_STEPS
 from .files import write_atomically
+from .folder import Inside, alone, inside
 
 METRICS = "metrics.jsonl"
+PICTURE_BYTES = 2**27  # of a contact sheet
+ROW_BYTES, MOST = 2**16, 1e300  # of a line; of a number in it
 
 
 class Watcher(Protocol):
@@ -33,7 +38,7 @@ class Watcher(Protocol):
         """A step is done."""
         ...
 
-    def preview(self, images: Tensor, done: int, path: Path) -> None:
+    def preview(self, images: Tensor, done: int, path: Inside) -> None:
         """Pictures (B, H, W, 3) in [0, 1] of the student as it is now, also written to `path`."""
         ...
 
@@ -55,7 +60,7 @@ class Silent:
     def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         """Nobody counts."""
 
-    def preview(self, images: Tensor, done: int, path: Path) -> None:
+    def preview(self, images: Tensor, done: int, path: Inside) -> None:
         """Nobody looks."""
 
     def says(self, text: str) -> None:
@@ -65,13 +70,12 @@ class Silent:
 class Metrics:
     """The log of a run, one JSON object a line; a line that a crash cut off is left out when it is read."""
 
-    def __init__(self, folder: Path, done: int):
+    def __init__(self, folder: Path | Inside, done: int):
         """Open the log of a run that has `done` steps; lines beyond them are from a lost attempt and go."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = path = folder / METRICS
+        self._path = path = inside(folder) / METRICS
         kept = [row for row in read_metrics(path) if row["step"] <= done]
         write_atomically(path, "".join(_line(row) for row in kept).encode())
-        self._handle = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._handle = io.TextIOWrapper(io.BufferedWriter(path.appending()), encoding="utf-8")
         self._flushed = 0.0
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
@@ -105,24 +109,47 @@ def _short(value: Any) -> Any:
     return value
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path | Inside) -> list[dict[str, Any]]:
     """Every whole line of a log, in order of steps; empty when there is none."""
-    rows = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
-    return rows
+    log = alone(path)
+    if not log.is_file():
+        return []
+    with log.open() as handle:
+        return [row for row in map(read_row, numbered(handle)) if row is not None]
 
 
-def save_sheet(images: Tensor, path: Path) -> None:
+def numbered(handle: BinaryIO) -> Iterator[bytes]:
+    """The lines of a log, those left out that are longer than any row."""
+    while line := handle.readline(ROW_BYTES):
+        whole = line.endswith(b"\n") or len(line) < ROW_BYTES
+        while not whole and not (rest := handle.readline(ROW_BYTES)).endswith(b"\n") and rest:
+            pass
+        if whole:
+            yield line
+
+
+def read_row(line: bytes) -> dict[str, Any] | None:
+    """A line of a log: its step, numbers and texts, None for a number that is not finite. None for a line that is no
+    row, as one that a crash cut off; strangers' logs hold lists in lists, and integers of a thousand digits."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict):
+        return None
+    step = row.get("step")
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= MOST_STEPS:
+        return None
+    for name, value in row.items():
+        if isinstance(value, float) and math.isfinite(value):
+            continue
+        if isinstance(value, dict | list) or (isinstance(value, int | float) and not abs(value) < MOST):
+            row[name] = None
+    return row
+
+
+def save_sheet(images: Tensor, path: Path | Inside) -> None:
     """A contact sheet of pictures (B, H, W, 3) in [0, 1], up to eight in a row, as PNG."""
-    import io
-
     from PIL import Image
 
     columns = min(8, len(images))
@@ -138,21 +165,31 @@ def save_sheet(images: Tensor, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def latest_preview(folder: Path) -> Path | None:
+def checkpoints(folder: Path | Inside) -> list[Inside]:
+    """The LoRAs that a run has kept so far, the earliest first."""
+    kept = inside(folder) / "checkpoints"
+    return [kept / name for name in kept.files() if name.startswith("step_") and name.endswith(".safetensors")]
+
+
+def latest_preview(folder: Path | Inside) -> Inside | None:
     """The newest contact sheet of a run, None before the first."""
-    found = sorted((folder / "previews").glob("step_*.png"))
-    return found[-1] if found else None
+    previews = inside(folder) / "previews"
+    found = [name for name in previews.files() if name.startswith("step_") and name.endswith(".png")]
+    return previews / found[-1] if found else None
 
 
-def open_picture(path: Path) -> Any:
-    """A picture as PIL image, read whole."""
+def open_picture(path: Inside) -> Any:
+    """A picture as PIL image, read whole. ValueError for what is none."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    try:
+        with Image.open(io.BytesIO(path.read(PICTURE_BYTES)), formats=["PNG"]) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the picture {path} cannot be read ({error}): delete it") from error
 
 
-def read_picture(path: Path | None) -> Tensor:
+def read_picture(path: Inside | None) -> Tensor:
     """A picture as IMAGE (1, H, W, 3) in [0, 1]; a black one of 64 x 64 where there is none yet."""
     if path is None:
         return torch.zeros(1, 64, 64, 3)
