@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .products import use_input_precision
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -121,6 +123,9 @@ class Adapters:
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             inject_adapter_in_model(peft, self.network, adapter_name=name)
         self._layers = {n: m for n, m in self.network.named_modules() if isinstance(m, BaseTunerLayer)}
+        for layer in self._layers.values():
+            if name in layer.lora_A:
+                use_input_precision(layer, name)
         self._initialise(name, seed)
         self.network.requires_grad_(False)
         self.names.append(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +43,26 @@ def size(count: int) -> str:
 
 def weights(network: nn.Module) -> int:
     """Bytes of a network's parameters and buffers, tied ones once."""
-    found: dict[int, int] = {}
-    for tensor in [*network.parameters(), *network.buffers()]:
-        storage = tensor.untyped_storage()
-        found[storage.data_ptr()] = storage.nbytes()
-    return sum(found.values())
+    return sum(_storages(network).values())
+
+
+def parts(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that a tensor consists of: itself, or a quantised one's numbers and scales.
+
+    Such a tensor has no storage of its own; it says by torch's protocol for subclasses what it is made of.
+    """
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from parts(getattr(tensor, name))
+
+
+def _storages(network: nn.Module) -> dict[int, int]:
+    """Address and bytes of each storage that a network's parameters and buffers lie in, streamed ones apart."""
+    tensors = [tensor for tensor in (*network.parameters(), *network.buffers()) if not tensor.is_meta]
+    found = [part.untyped_storage() for tensor in tensors for part in parts(tensor)]
+    return {storage.data_ptr(): storage.nbytes() for storage in found}
 
 
 def training(players: Iterable[Iterable[Tensor]], config: TrainingConfig) -> int:
@@ -62,14 +77,17 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
     def __init__(self, network: nn.Module):
         self.count = 0
-        self._seen = {t.untyped_storage().data_ptr() for t in [*network.parameters(), *network.buffers()]}
+        self._seen = set(_storages(network))
 
         def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self._seen:
-                self._seen.add(storage.data_ptr())
-                self.count += storage.nbytes()
-            return tensor
+            for part in parts(tensor):
+                storage = part.untyped_storage()
+                if storage.data_ptr() not in self._seen:
+                    self._seen.add(storage.data_ptr())
+                    self.count += storage.nbytes()
+            # Not the tensor itself: an operation that keeps its own output would then be held by what it keeps, a
+            # cycle that Python's collector cannot see, and the graph and the weights would stay for ever.
+            return tensor.detach()
 
         super().__init__(pack, lambda tensor: tensor)
 
@@ -86,7 +104,7 @@ class WidestBlock:
         self._before: list[tuple[nn.Module, Any]] = []
 
     def __enter__(self) -> WidestBlock:
-        for _, module in checkpointing.blocks(self._network):
+        for _, module in checkpointing.units(self._network):
             self._before.append((module, vars(module).get("forward")))
             module.forward = self._measured(module)
         return self
@@ -98,7 +116,10 @@ class WidestBlock:
                 module.forward = forward
 
     def _measured(self, module: nn.Module) -> Any:
+        wrapped = module.forward
+
         def forward(*args: Any, **kwargs: Any) -> Any:
+            checkpointing.begin(wrapped)  # a streamed block's weights are none of its activations
             saved = SavedBytes(self._network)
             with torch.enable_grad(), saved:
                 out = type(module).forward(module, *args, **kwargs)
