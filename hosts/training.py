@@ -27,7 +27,8 @@ from ..trainers.export import VERSION, metadata, read_lora, write_lora
 from ..trainers.files import check_writable, checked_name, write_json
 from ..trainers.folder import Inside, inside
 from ..trainers.job import LOCK
-from ..trainers.job_watch import STATUS, FileWatcher, clear_commands, holding, read_status, started
+from ..trainers.job_watch import STATUS, FileWatcher, clear_commands, has_status, holding, read_status
+from ..trainers.log_file import METRICS, column
 from ..trainers.loop import Reducer, Stopped, Trainer, TrainingFailed
 from ..trainers.methods import METHODS
 from ..trainers.objectives.contract import Batch, Draws, Objective
@@ -36,7 +37,7 @@ from ..trainers.objectives.preference import LOSER, STRENGTH
 from ..trainers.objectives.tdm import TDM
 from ..trainers.origin import origin
 from ..trainers.strangers import read_json
-from ..trainers.watch import METRICS, Watcher, open_picture, read_metrics
+from ..trainers.watch import Watcher, open_picture
 from .rewards import perceptual_network
 
 FAKE_SEED = 1  # added to the run's seed for the fake score's adapter; further adapters count on
@@ -124,8 +125,7 @@ def run(
             timesteps = [round(float(denoiser.schedule.timestep(level)), 3) for level in student_levels(objective)]
         finally:
             denoiser.release()
-    rows = read_metrics(inside(folder) / METRICS)
-    losses = [row["student_loss"] for row in rows if row.get("student_loss") is not None]
+    losses = column(inside(folder) / METRICS, "student_loss")
     if reducer is not None and reducer.rank:
         return Result(lora, losses, None, folder, trainer.done)
     path = None if trainer.done > trainer.begun else written(folder, host.loras_folder(), trainer.done)
@@ -175,7 +175,7 @@ def run_in_node(host: Any, model: Any, request: Request, *, watcher: Watcher, **
 
 def _told(host: Any, model: Any, request: Request, watcher: Watcher, folder: Path, given: dict[str, Any]) -> Result:
     clear_commands(folder)
-    before = read_status(folder) if started(folder) else None
+    before = read_status(folder) if has_status(folder) else None
     with FileWatcher(folder, before, show=watcher) as told:
         try:
             result = run(host, model, request, watcher=told, **given)

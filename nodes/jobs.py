@@ -10,8 +10,9 @@ from ..trainers.chart import draw
 from ..trainers.export import read_lora
 from ..trainers.files import checked_name
 from ..trainers.folder import Inside, inside
-from ..trainers.job_watch import Status, read_status, send, started
-from ..trainers.watch import METRICS, checkpoints, latest_preview, open_picture, read_metrics, read_picture
+from ..trainers.job_watch import Status, has_status, read_status, send
+from ..trainers.log_file import METRICS, column, thinned
+from ..trainers.watch import checkpoints, latest_preview, open_picture, read_picture
 from .method_inputs import DISTILLATION, FEW_SHOT, FLOW, method_input
 from .preference import PREFERENCES, asked
 from .preference_inputs import PREFERENCE
@@ -22,6 +23,7 @@ from .training_inputs import common_inputs, image_inputs, sources
 METHODS = {**DISTILLATION, "flow": FLOW, "few_shot": FEW_SHOT, **PREFERENCE, "instarevive": RESTORER}
 COMMANDS = [NOTHING, "sample", "save", "stop"]
 LOOK_EVERY = 0.5
+MOST_ROWS = 10_000  # of a long log in a chart, which is not as wide
 
 
 def folder_of(run: str) -> Path:
@@ -35,7 +37,7 @@ def folder_of(run: str) -> Path:
 
 def _status(run: str) -> Status | None:
     folder = host.runs_folder() / checked_name(run)
-    return read_status(folder) if started(folder) else None
+    return read_status(folder) if has_status(folder) else None
 
 
 class RetortTrainingJob(io.ComfyNode):
@@ -172,8 +174,7 @@ class RetortCollectJob(io.ComfyNode):
             raise ValueError(f"run {run!r} {status}\n{status.log}".rstrip())
         finished = status.state == "finished"
         lora = read_lora(_finished(status.lora, run) if finished else _checkpoint(folder, run).checked())
-        rows = read_metrics(inside(folder) / METRICS)
-        losses = [row["student_loss"] for row in rows if isinstance(row.get("student_loss"), int | float)]
+        losses = column(inside(folder) / METRICS, "student_loss")
         image = read_picture(latest_preview(folder))
         text = f"{run}: {status}"
         return io.NodeOutput(lora, {"loss": losses}, status.lora, image, text, run, ui=ui.PreviewText(text))
@@ -226,5 +227,6 @@ class RetortLossChart(io.ComfyNode):
 
     @classmethod
     def execute(cls, run, smoothing=25, log_scale=False):
-        image = draw(read_metrics(inside(folder_of(run)) / METRICS), smoothing, log_scale)
+        rows, each = thinned(inside(folder_of(run)) / METRICS, MOST_ROWS)
+        image = draw(rows, smoothing / each, log_scale)
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))

@@ -7,20 +7,19 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .config import MOST_STEPS
 from .files import write_atomically
-from .folder import Inside, alone, inside
+from .folder import Inside, inside
+from .log_file import METRICS as METRICS
+from .log_file import Row, end_of, read_rows
 
-METRICS = "metrics.jsonl"
 PICTURE_BYTES = 2**27  # of a contact sheet
-ROW_BYTES, MOST = 2**16, 1e300  # of a line; of a number in it
 
 
 class Watcher(Protocol):
@@ -72,10 +71,10 @@ class Metrics:
 
     def __init__(self, folder: Path | Inside, done: int):
         """Open the log of a run that has `done` steps; lines beyond them are from a lost attempt and go."""
-        self._path = path = inside(folder) / METRICS
-        kept = [row for row in read_metrics(path) if row["step"] <= done]
-        write_atomically(path, "".join(_line(row) for row in kept).encode())
-        self._handle = io.TextIOWrapper(io.BufferedWriter(path.appending()), encoding="utf-8")
+        self._path = inside(folder) / METRICS
+        log = self._path.appending()
+        log.truncate(end_of(log, done))
+        self._handle = io.TextIOWrapper(io.BufferedWriter(log), encoding="utf-8")
         self._flushed = 0.0
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
@@ -109,43 +108,9 @@ def _short(value: Any) -> Any:
     return value
 
 
-def read_metrics(path: Path | Inside) -> list[dict[str, Any]]:
-    """Every whole line of a log, in order of steps; empty when there is none."""
-    log = alone(path)
-    if not log.is_file():
-        return []
-    with log.open() as handle:
-        return [row for row in map(read_row, numbered(handle)) if row is not None]
-
-
-def numbered(handle: BinaryIO) -> Iterator[bytes]:
-    """The lines of a log, those left out that are longer than any row."""
-    while line := handle.readline(ROW_BYTES):
-        whole = line.endswith(b"\n") or len(line) < ROW_BYTES
-        while not whole and not (rest := handle.readline(ROW_BYTES)).endswith(b"\n") and rest:
-            pass
-        if whole:
-            yield line
-
-
-def read_row(line: bytes) -> dict[str, Any] | None:
-    """A line of a log: its step, numbers and texts, None for a number that is not finite. None for a line that is no
-    row, as one that a crash cut off; strangers' logs hold lists in lists, and integers of a thousand digits."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(row, dict):
-        return None
-    step = row.get("step")
-    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= MOST_STEPS:
-        return None
-    for name, value in row.items():
-        if isinstance(value, float) and math.isfinite(value):
-            continue
-        if isinstance(value, dict | list) or (isinstance(value, int | float) and not abs(value) < MOST):
-            row[name] = None
-    return row
+def read_metrics(path: Path | Inside) -> list[Row]:
+    """Every row of a log, in order of steps; empty when there is none."""
+    return list(read_rows(path))
 
 
 def save_sheet(images: Tensor, path: Path | Inside) -> None:
