@@ -49,7 +49,7 @@ def use_input_precision(layer: Any, name: str) -> None:
     that has no counterpart here.
     """
     for part in (layer.lora_A[name], layer.lora_B[name]):
-        # PEFT takes the class of the layer that it adapts for convolutions, which may be a host's own.
+        # PEFT makes convolutions of the adapted layer's own class, which in ComfyUI stands below torch's.
         kind = next((kind for kind in KINDS if isinstance(part, kind)), None)
         if kind is None or part.bias is not None or getattr(part, "padding_mode", "zeros") != "zeros":
             raise RuntimeError(f"this version of peft makes adapters of {part}: install peft 0.21")
