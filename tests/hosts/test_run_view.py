@@ -11,7 +11,7 @@ import time
 import pytest
 
 from retort.hosts import run_view
-from retort.trainers.job_watch import COMMANDS_FOLDER, Status, started, write_status
+from retort.trainers.job_watch import COMMANDS_FOLDER, Status, note_child, write_status
 from retort.trainers.watch import METRICS
 
 
@@ -163,7 +163,7 @@ def test_no_process_of_others_is_waited_for(run):
     run_view.summary(run)
     assert child.wait() == 7
     ours = subprocess.Popen([sys.executable, "-c", "pass"])
-    started(ours)
+    note_child(ours)
     write_status(run, Status("running", pid=ours.pid, machine=os.uname().nodename))
     os.waitid(os.P_PID, ours.pid, os.WEXITED | os.WNOWAIT)
     assert run_view.summary(run)["state"] == "died"
@@ -198,8 +198,10 @@ def test_names_stay_in_their_folder(run, tmp_path):
         with pytest.raises(ValueError, match="no preview's name"):
             run_view.picture(run, name)
     (run / "previews" / "step_0000003.png").symlink_to("/etc/hostname")
-    with pytest.raises(FileNotFoundError, match="no picture step_0000003"):
+    with pytest.raises(ValueError, match=r"step_0000003\.png is a link"):
         run_view.picture(run, "step_0000003.png")
+    with pytest.raises(FileNotFoundError, match="no picture step_0000004"):
+        run_view.picture(run, "step_0000004.png")
     assert run_view.picture(run, "step_0000002.png").read_bytes() == b"png"
 
 
