@@ -1,13 +1,14 @@
-"""A streamed block's weights while it is away: one flat buffer in host memory, and what stands in their places.
+"""A streamed block's weights in host memory, and what stands in their places while they are away.
 
-Weights are moved as they are stored: a quantised one is the plain tensors that it consists of, put together again by
-torch's own protocol for such classes (`__tensor_flatten__` and `__tensor_unflatten__`).
+They stay where they lie, be that a file that is mapped or memory that another network shares. On the device they lie in
+one flat buffer. They are moved as they are stored: a quantised one is the ordinary tensors that it consists of, put
+together again by torch's own protocol for such classes (`__tensor_flatten__` and `__tensor_unflatten__`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 ALIGNMENT = 512  # bytes; as torch's own allocators, so that kernels see what they see when a weight stands alone
+SMALL = 2**20  # bytes; smaller tensors of a block are gathered, since each copy to a device takes a while
 Pin = Callable[[Tensor], bool]
+Unpin = Callable[[Tensor], Any]
 
 
 class Away(nn.Parameter):
@@ -133,18 +136,30 @@ def planned(weight: Tensor, offset: int) -> tuple[Plain | Composed, int]:
     # Dense strides are kept (channels last computes otherwise); those of a slice or an expanded tensor are not.
     stride = torch.empty_like(weight, device="meta").stride()
     end = offset + _extent(weight.shape, stride) * weight.dtype.itemsize
-    return Plain(offset, tuple(weight.shape), stride, weight.dtype), -(-end // ALIGNMENT) * ALIGNMENT
+    return Plain(offset, tuple(weight.shape), stride, weight.dtype), _aligned(end)
 
 
-def fill(flat: Tensor, plan: Plain | Composed, weight: Tensor) -> None:
-    """Copy a weight into its place in a flat buffer."""
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _matched(plan: Plain | Composed, weight: Tensor) -> Iterator[tuple[Plain, Tensor]]:
+    """The ordinary tensors of a weight, each with its place."""
     if isinstance(plan, Composed):
         apart = _taken_apart(weight)
         assert apart is not None
         for name, part in plan.parts.items():
-            fill(flat, part, apart[0][name])
+            yield from _matched(part, apart[0][name])
     else:
-        plan.view(flat).copy_(weight)
+        yield plan, weight
+
+
+def _built(plan: Plain | Composed, parts: Iterator[Tensor]) -> Tensor:
+    """A weight of its ordinary tensors, in the order of `_matched`."""
+    if isinstance(plan, Plain):
+        return next(parts)
+    inner = {name: _built(part, parts) for name, part in plan.parts.items()}
+    return plan.kind.__tensor_unflatten__(inner, plan.context, plan.shape, plan.stride)
 
 
 Owner = tuple[nn.Module, str]
@@ -169,38 +184,96 @@ class Weight:
 
 
 class Master:
-    """The weights of one block in one flat buffer of host memory; each is let go of as soon as it is copied there.
+    """The weights of one block in host memory; what stood in their places is `Away` from now on.
 
-    Afterwards none of them is where it was, and what stands there refuses (`Away`).
+    Those that are on a device, and small ones, of which a copy costs nothing, lie in one buffer of its own. `size`:
+    bytes of the flat buffer that holds all of them.
     """
 
-    def __init__(self, weights: Sequence[Weight], pin: Pin | None = None):
-        plans, size = [], 0
+    def __init__(self, weights: Sequence[Weight], pin: Pin | None = None, unpin: Unpin | None = None):
+        self._unpin = unpin
+        self._places: list[_Place] = []
+        elsewhere: list[tuple[_Place, int, Tensor, int]] = []
+        self.size = own = 0
         for weight in weights:
-            plan, size = planned(weight.tensor.detach(), size)
-            plans.append(plan)
-        self.flat = torch.empty(size, dtype=torch.uint8)
-        self._places: list[tuple[Weight, Plain | Composed, Away]] = []
-        for weight, plan in zip(weights, plans, strict=True):
-            fill(self.flat, plan, weight.tensor.detach())
-            self._places.append((weight, plan, Away.of(weight.tensor, weight.name)))
-            weight.put(self._places[-1][2])
-        self.registered = bool(pin is not None and size and pin(self.flat))
+            tensor = weight.tensor.detach()
+            plan, self.size = planned(tensor, self.size)
+            place = _Place(weight, plan, Away.of(tensor, weight.name))
+            if tensor.device.type == "cpu":
+                place.before = weight.tensor  # type: ignore[assignment]
+            for plain, part in _matched(plan, tensor):
+                place.sources.append((plain, part))
+                if part.device.type != "cpu" or part.nbytes < SMALL:
+                    elsewhere.append((place, len(place.sources) - 1, part, own))
+                    own += _aligned(part.nbytes)
+            self._places.append(place)
+        flat = torch.empty(own, dtype=torch.uint8)
+        for place, number, part, offset in elsewhere:
+            plain = place.sources[number][0]
+            copy = replace(plain, offset=offset).view(flat)
+            place.sources[number] = (plain, copy.copy_(part))
+        self.put_away()
+        copied = {id(place.sources[number][1]) for place, number, *_ in elsewhere}
+        lying = [source for place in self._places for _, source in place.sources if id(source) not in copied]
+        self._registered: list[Tensor] = []
+        self.pinned = pin is not None and self._pin([flat, *lying], pin)
 
-    @property
-    def pinned(self) -> bool:
-        """Whether a device can fetch it by itself."""
-        return self.registered or self.flat.is_pinned()
+    def _pin(self, tensors: Sequence[Tensor], pin: Pin) -> bool:
+        """Whether a device can fetch all of these by itself now; if not, none is pinned."""
+        for tensor in tensors:
+            if tensor.nbytes and not tensor.is_pinned():
+                if not pin(tensor):
+                    self._give_back()
+                    return False
+                self._registered.append(tensor)
+        return True
+
+    def _give_back(self) -> None:
+        for tensor in self._registered:
+            if self._unpin is not None:
+                self._unpin(tensor)
+        self._registered.clear()
 
     def put_away(self) -> None:
         """Let nobody see these weights."""
-        for weight, _, away in self._places:
-            weight.put(away)
+        for place in self._places:
+            place.weight.put(place.away)
+
+    def copy_to(self, flat: Tensor, non_blocking: bool = False) -> None:
+        """Copy them to their places in a buffer of `size` bytes or more."""
+        for place in self._places:
+            for plain, source in place.sources:
+                plain.view(flat).copy_(source, non_blocking=non_blocking)
 
     def put(self, flat: Tensor) -> None:
-        """Let the network see these weights on a buffer that holds what the flat one does."""
-        for weight, plan, _ in self._places:
-            weight.put(nn.Parameter(plan.view(flat), requires_grad=False))
+        """Let the network see these weights on a buffer that holds them."""
+        for place in self._places:
+            place.weight.put(nn.Parameter(place.plan.view(flat), requires_grad=False))
+
+    def put_back(self) -> None:
+        """Let the network see these weights in host memory, where they lie."""
+        for place in self._places:
+            made = place.before
+            if made is None:
+                sources = iter([source for _, source in place.sources])
+                made = nn.Parameter(_built(place.plan, sources), requires_grad=False)
+            place.weight.put(made)
+
+    def let_go(self) -> None:
+        """Give pinned memory back; the master is of no use afterwards."""
+        self._give_back()
+        self._places.clear()
+
+
+@dataclass
+class _Place:
+    """A weight, where its parts go in a flat buffer, what stands in for it, and where the parts lie meanwhile."""
+
+    weight: Weight
+    plan: Plain | Composed
+    away: Away
+    sources: list[tuple[Plain, Tensor]] = field(default_factory=list)
+    before: nn.Parameter | None = None  # what stood there, if that was in host memory
 
 
 def places(network: nn.Module) -> dict[int, list[tuple[str, Owner]]]:

@@ -1,6 +1,6 @@
 """The frozen base in host memory, and its blocks on the device only while they compute.
 
-A streamed block's weights lie in a master copy in host memory (`masters`). `enter`, the first thing in the function
+A streamed block's weights stay in host memory (`masters`). `enter`, the first thing in the function
 that is checkpointed, brings them: forward pass and recomputation both go through it, so that no hook of the backward
 pass is needed, and the direction in which the next block is fetched follows from the entries themselves.
 
@@ -15,13 +15,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import checkpointing
-from .masters import Master, Pin, Weight, places, size_of, streamable
+from .masters import Master, Pin, Unpin, Weight, places, size_of, streamable
 from .transfers import Arrival, Copies
 
 BUFFERS = 2
@@ -66,7 +65,7 @@ class Ring:
         *,
         buffers: int = BUFFERS,
         pin: Pin | None = None,
-        unpin: Callable[[Tensor], Any] | None = None,
+        unpin: Unpin | None = None,
     ):
         if device.type != "cpu" and device.index is None:
             device = torch.device(device.type, torch.accelerator.current_device_index())
@@ -138,7 +137,7 @@ class Ring:
         self._arrange(set(spread(count, len(self.blocks))), keep=False)
 
     def _arrange(self, chosen: set[int], keep: bool) -> None:
-        """keep: blocks that come to the device keep their master copy, so that they leave it again without a copy."""
+        """keep: blocks that come to the device keep their weights in host memory, and leave it again without a copy."""
         with self._lock, torch.inference_mode(False), torch.no_grad():
             self._forget()
             try:
@@ -178,7 +177,7 @@ class Ring:
         if block.streamed:
             return
         if block.master is None:
-            block.master = Master(block.weights, self._pin)
+            block.master = Master(block.weights, self._pin, self._unpin)
         else:
             block.master.put_away()
         block.streamed = True
@@ -186,20 +185,20 @@ class Ring:
     def _keep_block(self, block: Block, keep: bool) -> None:
         if block.streamed:
             assert block.master is not None
-            block.master.put(block.master.flat.to(self.device))
+            if self.device.type == "cpu":
+                block.master.put_back()
+            else:
+                flat = torch.empty(block.master.size, dtype=torch.uint8, device=self.device)
+                block.master.copy_to(flat)
+                block.master.put(flat)
             block.streamed = False
             if not keep:
-                self._let_go(block)
+                block.master.let_go()
+                block.master = None
             return
         for weight in block.weights:
             if weight.tensor.device != self.device:
                 weight.put(nn.Parameter(weight.tensor.detach().to(self.device), requires_grad=False))
-
-    def _let_go(self, block: Block) -> None:
-        assert block.master is not None
-        if block.master.registered and self._unpin is not None:
-            self._unpin(block.master.flat)
-        block.master = None
 
     def _begin_anew(self) -> None:
         """Expect the streamed blocks in the order in which the network lists them, until it has gone through them."""
@@ -209,7 +208,7 @@ class Ring:
         self._down = False
         self._copying = None
         if self._order:
-            largest = max(block.master.flat.numel() for block in self.blocks if block.streamed and block.master)
+            largest = max(block.master.size for block in self.blocks if block.streamed and block.master)
             self._copying = Copies(self.device, largest)
 
     def _forget(self) -> None:
@@ -283,7 +282,7 @@ class Ring:
         master = self.blocks[number].master
         assert master is not None and self._copying is not None
         self.copies += 1
-        flat = self._copying.empty(master.flat.numel())
+        flat = self._copying.empty(master.size)
         return flat, self._copying.begin(master, flat)
 
     def _evict(self, most: int) -> None:
@@ -309,8 +308,8 @@ class Ring:
                 checkpointing.unprecede(block.module)
                 if block.master is not None:
                     if block.streamed:
-                        block.master.put(block.master.flat)
-                    self._let_go(block)
+                        block.master.put_back()
+                    block.master.let_go()
             self.blocks = []
             self._order = []
             self._copying = None

@@ -35,24 +35,27 @@ class Copies:
     def begin(self, master: Master, flat: Tensor) -> Arrival:
         """Copy a master into fresh device memory, after all work that the device has been given so far."""
         if self.stream is None:
-            flat[: master.flat.numel()].copy_(master.flat)
+            master.copy_to(flat)
             return Arrival()
         # The memory may have been another block's: whatever still reads that has been queued before this moment.
         queued = torch.accelerator.current_stream(self.device).record_event()
         if master.pinned:
-            return Arrival(event=self._copy(master.flat, flat, queued, None))
+            return Arrival(event=self._copy(master, flat, queued, None))
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="retort-staging")
-        return Arrival(staged=self._worker.submit(self._stage, master.flat, flat, queued))
+        return Arrival(staged=self._worker.submit(self._stage, master, flat, queued))
 
-    def _copy(self, source: Tensor, flat: Tensor, queued: Any, event: Any) -> Any:
+    def _copy(self, source: Master | Tensor, flat: Tensor, queued: Any, event: Any) -> Any:
         assert self.stream is not None
         with torch.no_grad(), _on(self.stream):
             self.stream.wait_event(queued)
-            flat[: source.numel()].copy_(source, non_blocking=True)
+            if isinstance(source, Tensor):
+                flat[: source.numel()].copy_(source, non_blocking=True)
+            else:
+                source.copy_to(flat, non_blocking=True)
             return self.stream.record_event(event)
 
-    def _stage(self, master: Tensor, flat: Tensor, queued: Any) -> Any:
+    def _stage(self, master: Master, flat: Tensor, queued: Any) -> Any:
         """Through pinned memory, in the worker's thread: what cannot be pinned itself would halt the device."""
         with torch.inference_mode(False), torch.no_grad():
             if len(self._staging) < STAGES:
@@ -60,17 +63,18 @@ class Copies:
             else:
                 pinned, done = self._staging.pop(0)
                 done.synchronize()  # its last copy to the device
-            pinned[: master.numel()].copy_(master)
-            done = self._copy(pinned[: master.numel()], flat, queued, done)
+            master.copy_to(pinned)
+            done = self._copy(pinned[: master.size], flat, queued, done)
             self._staging.append((pinned, done))
             return done
 
     def close(self) -> None:
-        """Wait for what is under way, and end the thread."""
+        """Wait for what is under way, so that the device reads none of this memory any longer, and end the thread."""
         if self._worker is not None:
             self._worker.shutdown()
             self._worker = None
         if self.stream is not None:
+            self.stream.wait_event(torch.accelerator.current_stream(self.device).record_event())
             self.stream.synchronize()
         self._staging.clear()
 

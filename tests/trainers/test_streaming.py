@@ -1,25 +1,30 @@
 """Streamed weights: the same numbers to the bit as with all of them on the device, whatever the passes and formats.
 
-Memory for a block's weights is filled with bytes of ones before each copy, and again when the ring has let go of it and
-nobody else holds it, so that a weight that is read too early or too late is NaN.
+Memory for a block's weights is filled with bytes of ones before each copy, which is NaN in every format of floating
+point: a weight that is read too early shows.
 """
 
 from __future__ import annotations
 
-import copy
 import gc
+import importlib.util
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from retort.trainers import checkpointing, transfers
-from retort.trainers.adapters import Adapters, LoraConfig
+from retort.trainers import checkpointing, masters, transfers
+from retort.trainers.adapters import Adapters
 from retort.trainers.masters import Away
 from retort.trainers.streaming import Ring, spread
 
+_spec = importlib.util.spec_from_file_location("retort_streamed", Path(__file__).with_name("streamed.py"))
+streamed = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(streamed)
+Network, adapted, network, start = streamed.Network, streamed.adapted, streamed.network, streamed.start
 CPU = torch.device("cpu")
 
 
@@ -39,93 +44,9 @@ def poisoned(monkeypatch):
 
     most = [0]
     monkeypatch.setattr(transfers.Copies, "empty", empty)
+    monkeypatch.setattr(masters, "SMALL", 100)  # biases and scales are gathered, other weights stay where they lie
     empty.alive, empty.most = alive, most
     return empty
-
-
-class Block(nn.Module):
-    """Two layers, a norm, and a table that is no parameter."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.first, self.second = nn.Linear(width, hidden), nn.Linear(hidden, width, bias=False)
-        self.norm = nn.LayerNorm(width)
-        self.register_buffer("table", torch.rand(width))
-
-    def forward(self, x: Tensor, options: dict) -> Tensor:
-        """x (B, N, width)."""
-        return x + self.second(torch.tanh(self.first(self.norm(x) * self.table))) * (1 + options["number"])
-
-
-class Network(nn.Module):
-    """Blocks of two sizes; the second list is registered last and run first. `entered` notes the order."""
-
-    def __init__(self, dtype=torch.float32, counts=(2, 2), width=8):
-        super().__init__()
-        torch.manual_seed(0)
-        self.enter, self.leave = nn.Linear(width, width), nn.Linear(width, width)
-        self.late = nn.ModuleList([Block(width, 12) for _ in range(counts[0])])
-        self.early = nn.ModuleList([Block(width, 20) for _ in range(counts[1])])
-        self.to(dtype).requires_grad_(False)
-
-    def forward(self, x: Tensor, stop: int | None = None) -> Tensor:
-        """x (B, N, width); stop: leave before the block of this number."""
-        x, options = self.enter(x), {}
-        for number, block in enumerate([*self.early, *self.late]):
-            if number == stop:
-                break
-            options["number"] = number
-            x = block(x, options)
-        return self.leave(x)
-
-
-class Halved(torch.Tensor):
-    """A weight stored as whole numbers and a scale, as quantised ones are; it is put together for every product."""
-
-    @staticmethod
-    def __new__(cls, codes: Tensor, scale: Tensor):
-        """codes (...) int8, scale ()."""
-        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32, device=codes.device)
-
-    def __init__(self, codes: Tensor, scale: Tensor):
-        self.codes, self.scale = codes, scale
-
-    def __tensor_flatten__(self):
-        return ["codes", "scale"], None
-
-    @staticmethod
-    def __tensor_unflatten__(inner, context, shape, stride):
-        return Halved(inner["codes"], inner["scale"])
-
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.detach.default:
-            return Halved(args[0].codes.detach(), args[0].scale.detach())
-        plain = [a.codes.float() * a.scale if isinstance(a, Halved) else a for a in args]
-        return func(*plain, **(kwargs or {}))
-
-
-def network(kind: str, **given) -> Network:
-    made = Network(torch.bfloat16 if kind == "bf16" else torch.float32, **given)
-    if kind == "quantised":
-        for module in made.modules():
-            if isinstance(module, nn.Linear) and module not in (made.enter, made.leave):
-                codes = (module.weight.detach() * 100).round().to(torch.int8)
-                module.weight = nn.Parameter(Halved(codes, torch.tensor(0.01)), requires_grad=False)
-    return made
-
-
-def adapted(made: Network) -> Adapters:
-    adapters = Adapters(made)
-    for seed, name in enumerate(("student", "fake")):
-        adapters.add(name, LoraConfig(rank=2), seed)
-        for key, p in adapters.parameters(name).items():
-            nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(len(key) + seed))
-    return adapters
-
-
-def start(dtype=torch.float32, seed=1) -> Tensor:
-    return torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def passes(made: Network, adapters: Adapters) -> dict[str, Tensor]:
@@ -212,28 +133,6 @@ def test_steps_in_two_directions_fetch_each_block_once_and_in_time():
     assert ring.late - late <= 1
 
 
-def test_a_weight_that_is_away_refuses_to_be_read():
-    made = Network()
-    before = copy.deepcopy(made.state_dict())
-    ring = Ring(made, CPU, 6)
-    weight = made.late[0].first.weight
-    assert isinstance(weight, nn.Parameter) and weight.shape == (12, 8) and weight.dtype == torch.float32
-    assert not weight.requires_grad and "late.0.first.weight" in repr(weight)
-    ways = (
-        lambda: weight + 1, lambda: weight.sum(), lambda: nn.functional.linear(start(), weight), lambda: weight[0],
-        lambda: weight.to("cpu"), lambda: weight.detach(), lambda: torch.cat([torch.ones(12, 8), weight]),
-        lambda: weight.data, lambda: weight.untyped_storage(), lambda: weight.data_ptr(), lambda: weight.tolist(),
-        lambda: weight.copy_(torch.ones(12, 8)), lambda: torch.ones(12, 8).copy_(weight), made.state_dict,
-        lambda: copy.deepcopy(made), lambda: made.late.to(torch.bfloat16),
-    )  # fmt: skip
-    for way in ways:
-        with pytest.raises(RuntimeError, match=r"(early|late)\.0\.first\.weight.*streamed"):
-            way()
-    ring.close()
-    for name, value in made.state_dict().items():
-        assert value.equal(before[name]), name
-
-
 def test_gradients_without_checkpoints_are_refused():
     made = Network()
     Ring(made, CPU, 3)
@@ -310,60 +209,6 @@ def test_nothing_is_left_when_it_is_closed(poisoned):
     finally:
         gc.enable()
     made(start()).mean().backward()
-
-
-def test_pinned_memory_is_given_back():
-    pinned: list[int] = []
-
-    def pin(flat: Tensor) -> bool:
-        if len(pinned) == 2:
-            return False  # no more is allowed
-        pinned.append(flat.data_ptr())
-        return True
-
-    made = Network()
-    ring = Ring(made, CPU, 4, pin=pin, unpin=lambda flat: pinned.remove(flat.data_ptr()))
-    assert len(pinned) == 2
-    ring.stream(0)
-    assert not pinned
-    ring.stream(6)
-    assert len(pinned) == 2
-    ring.close()
-    assert not pinned
-
-
-def test_shared_weights_and_those_of_unknown_classes_stay():
-    class Unknown(torch.Tensor):
-        """A class that does not say what it consists of."""
-
-    made = Network()
-    made.early[1].first = made.early[0].first  # in two blocks
-    made.late[0].again = made.late[0].norm  # twice in one
-    made.late[1].first.weight = nn.Parameter(torch.ones(12, 8).as_subclass(Unknown), requires_grad=False)
-    made.requires_grad_(False)
-    x = start()
-    before = made(x)
-    ring = Ring(made, CPU, 6)
-    checkpointing.enable(made)
-    assert not isinstance(made.early[0].first.weight, Away) and isinstance(made.early[0].second.weight, Away)
-    assert made.late[0].again.weight is made.late[0].norm.weight and isinstance(made.late[0].norm.weight, Away)
-    assert isinstance(made.late[1].first.weight, Unknown)
-    assert made(x).equal(before)
-    ring.close()
-    assert made.late[0].again.weight is made.late[0].norm.weight
-
-
-def test_strides_of_a_weight_are_kept():
-    made = nn.ModuleDict({"blocks": nn.ModuleList([nn.Module()])})
-    made["blocks"][0].conv = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
-    made["blocks"][0].wide = nn.Linear(4, 4)
-    made["blocks"][0].wide.weight = nn.Parameter(torch.rand(4, 8)[:, ::2])
-    made.requires_grad_(False)
-    kept = [made["blocks"][0].conv.weight.clone(), made["blocks"][0].wide.weight.clone()]
-    ring = Ring(made, CPU, 1)
-    ring.enter(0)
-    conv, wide = made["blocks"][0].conv.weight, made["blocks"][0].wide.weight
-    assert conv.stride() == kept[0].stride() == (36, 1, 12, 4) and conv.equal(kept[0]) and wide.equal(kept[1])
 
 
 def test_a_network_without_blocks_cannot_be_streamed():
