@@ -13,7 +13,7 @@ from typing import Any
 from ..trainers.dataset import Dataset
 from ..trainers.folder import inside
 from ..trainers.job import DATA, Job, checked_folder
-from ..trainers.job_watch import FileWatcher, Follower, Status, clear_commands, holding, read_status, started
+from ..trainers.job_watch import FileWatcher, Follower, Status, clear_commands, has_status, holding, read_status
 from ..trainers.loop import Reducer, Stopped
 from ..trainers.parallel import launched
 from ..trainers.watch import Watcher
@@ -42,7 +42,7 @@ def run_job(host: Any, path: Path, show: Watcher | None = None) -> Status:
         reducer.close()
         return Status("finished")
     with holding(folder):
-        found = read_status(folder) if started(folder) else None
+        found = read_status(folder) if has_status(folder) else None
         if found is None or found.state != "queued":
             # Whoever queued it has cleared them, and may have sent one since.
             clear_commands(folder)

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..trainers.chart import LEFT_OUT
-from ..trainers.entries import LinkError
 from ..trainers.files import checked_name
 from ..trainers.folder import Inside, inside
 from ..trainers.job import JOB
-from ..trainers.job_watch import COMMANDS, MOST_MESSAGE, STATUS, read_status, send, started
+from ..trainers.job_watch import COMMANDS, MOST_MESSAGE, STATUS, has_status, read_status, send
 from ..trainers.log_file import METRICS, Row, chosen, last_step, row_before, rows_of, sample
 from ..trainers.loop import CONFIG
 from ..trainers.strangers import read_json
@@ -71,6 +70,7 @@ def _when(folder: Path) -> list[tuple[float, str]]:
             times = []
             for name in (STATUS, METRICS):
                 try:
+                    # Of a link itself: whoever opens it is told.
                     times.append(os.lstat(f"{entry.path}{os.sep}{name}").st_mtime)
                 except OSError:
                     continue
@@ -95,17 +95,16 @@ def summary(run: Path) -> dict[str, Any]:
         "base": _texts(base) if isinstance(base, dict) else None,
     }
     try:
-        if started(files):
+        if has_status(files):
             return known | asdict(read_status(files))
-    except LinkError as error:
-        return known | {"state": "failed", "message": str(error), "step": 0}
+        step = last_step(files / METRICS)
     except (ValueError, OSError) as error:
-        return known | {"state": "failed", "message": str(error)[:MOST_MESSAGE], "step": last_step(files / METRICS)}
+        return known | {"state": "failed", "message": str(error)[:MOST_MESSAGE], "step": _step(files / METRICS)}
     training = config.get("training")
     total = training.get("steps", 0) if isinstance(training, dict) else 0
     state = "finished" if result.get("file") else "stopped"
     return known | {
-        "state": state, "step": last_step(files / METRICS), "steps": total if _is_number(total) else 0,
+        "state": state, "step": step, "steps": total if _is_number(total) else 0,
         "lora": str(result.get("file", ""))[:MOST_TEXT], "message": "", "rate": 0.0, "eta": None,
     }  # fmt: skip
 
@@ -200,9 +199,18 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
     return dict(islice(texts.items(), 8))
 
 
+def _step(path: Inside) -> int:
+    """The last step of a log, also where it is a link, which has none."""
+    try:
+        return last_step(path)
+    except (ValueError, OSError):
+        return 0
+
+
 def _numbers(folder: Inside) -> list[int]:
     """The last steps that a folder has a file of."""
-    return sorted(int(match[1]) for match in map(_NUMBERED.fullmatch, folder.files()) if match)[-MOST_FILES:]
+    names = folder.files(20 * MOST_FILES)
+    return sorted(int(match[1]) for match in map(_NUMBERED.fullmatch, names) if match)[-MOST_FILES:]
 
 
 def _object(path: Inside) -> Mapping[str, Any]:

@@ -28,8 +28,8 @@ def searches(records: Path, saved: Path, pid: int) -> dict[str, Any]:
     is left out.
     """
     found: list[dict[str, Any]] = []
-    names = [name for name in reversed(inside(records).folders()) if NAME.fullmatch(name)]
-    for name in names[:MOST_RECORDS]:
+    names = [name for name in inside(records).folders() if NAME.fullmatch(name)]
+    for name in names[: -MOST_RECORDS - 1 : -1]:
         try:
             view = record(records, name, pid)
         except (ValueError, OSError):
@@ -51,11 +51,12 @@ def record(records: Path, name: str, pid: int) -> dict[str, Any]:
     path = _folder(records, name) / VIEW
     if not path.is_file():
         raise FileNotFoundError(f"the search {name} has found nothing yet")
-    told = read_json(path, MOST_VIEW, finite=False)
     try:
-        view = _view(told)
+        view = _view(read_json(path, MOST_VIEW, finite=False))
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"{path}: it is no record of a search ({type(error).__name__}); delete it") from error
+        raise ValueError(
+            f"the record of the search {name} cannot be read ({type(error).__name__}): delete it"
+        ) from error
     view["going"] &= view.pop("pid") == pid
     return {"name": name, **view}
 

@@ -14,7 +14,7 @@ from typing import Any
 from ..trainers.dataset import Dataset
 from ..trainers.folder import inside
 from ..trainers.job import JOB, LOG, Job, checked_folder, refuse_reward
-from ..trainers.job_watch import Status, clear_commands, note_child, read_status, started, write_status
+from ..trainers.job_watch import Status, clear_commands, has_status, read_status, started, write_status
 from ..trainers.methods import METHODS
 from .training import Request
 
@@ -46,7 +46,7 @@ def write_job(host: Any, folder: Path, model: Any, request: Request, vae: Any = 
 
 def refuse_while_going(folder: Path) -> None:
     """ValueError while a process works in the folder."""
-    if started(folder):
+    if has_status(folder):
         status = read_status(folder)
         if status.going:
             raise ValueError(
@@ -83,7 +83,7 @@ def start(folder: Path, arguments: list[str], processes: int = 1) -> int:
             [*command, *entry], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=_environment(),
             **_DETACHED,
         )  # fmt: skip
-    note_child(process)
+    started(process)
     # The process needs seconds before it writes its own.
     write_status(folder, Status(**{**vars(queued), "pid": process.pid}))
     return process.pid

@@ -27,7 +27,7 @@ from ..trainers.export import VERSION, metadata, read_lora, write_lora
 from ..trainers.files import check_writable, checked_name, write_json
 from ..trainers.folder import Inside, inside
 from ..trainers.job import LOCK
-from ..trainers.job_watch import STATUS, FileWatcher, clear_commands, holding, read_status, started
+from ..trainers.job_watch import STATUS, FileWatcher, clear_commands, has_status, holding, read_status
 from ..trainers.log_file import METRICS, column
 from ..trainers.loop import Reducer, Stopped, Trainer, TrainingFailed
 from ..trainers.methods import METHODS
@@ -175,7 +175,7 @@ def run_in_node(host: Any, model: Any, request: Request, *, watcher: Watcher, **
 
 def _told(host: Any, model: Any, request: Request, watcher: Watcher, folder: Path, given: dict[str, Any]) -> Result:
     clear_commands(folder)
-    before = read_status(folder) if started(folder) else None
+    before = read_status(folder) if has_status(folder) else None
     with FileWatcher(folder, before, show=watcher) as told:
         try:
             result = run(host, model, request, watcher=told, **given)

@@ -10,7 +10,7 @@ from ..trainers.chart import draw
 from ..trainers.export import read_lora
 from ..trainers.files import checked_name
 from ..trainers.folder import Inside, inside
-from ..trainers.job_watch import Status, read_status, send, started
+from ..trainers.job_watch import Status, has_status, read_status, send
 from ..trainers.log_file import METRICS, column, thinned
 from ..trainers.watch import checkpoints, latest_preview, open_picture, read_picture
 from .method_inputs import DISTILLATION, FEW_SHOT, FLOW, method_input
@@ -37,7 +37,7 @@ def folder_of(run: str) -> Path:
 
 def _status(run: str) -> Status | None:
     folder = host.runs_folder() / checked_name(run)
-    return read_status(folder) if started(folder) else None
+    return read_status(folder) if has_status(folder) else None
 
 
 class RetortTrainingJob(io.ComfyNode):

@@ -16,6 +16,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -101,9 +102,10 @@ class Inside:
             raise FileNotFoundError(errno.ENOENT, "there is no such file", str(self.path))
         return self.path
 
-    def files(self) -> list[str]:
-        """The names of the plain files in this folder, in order; links are left out."""
-        return sorted(name for name, kind in self._scanned() if kind == "file")
+    def files(self, most: int | None = None) -> list[str]:
+        """The names of the plain files in this folder, in order; links are left out. most: entries that are looked at,
+        in the order in which they happen to lie."""
+        return sorted(name for name, kind in self._scanned(most) if kind == "file")
 
     def folders(self) -> list[str]:
         """The names of the folders in this folder, in order; links are left out."""
@@ -274,11 +276,11 @@ class Inside:
 
     # ---- the way there ---------------------------------------------------------------------------
 
-    def _scanned(self) -> list[tuple[str, str]]:
+    def _scanned(self, most: int | None = None) -> list[tuple[str, str]]:
         """(name, "file", "folder", "link" or "other") of what is in this folder, nothing where it is none."""
         try:
             with (self / "_")._entry() as entry, os.scandir(entry.folder) as found:
-                return [(one.name, kind_of(one)) for one in found]
+                return [(one.name, kind_of(one)) for one in islice(found, most)]
         except (FileNotFoundError, NotADirectoryError):
             return []
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -86,7 +86,7 @@ def write_status(folder: Path | Inside, status: Status) -> None:
     write_json(inside(folder) / STATUS, dataclasses.asdict(replace(status, time=time.time())))
 
 
-def started(folder: Path | Inside) -> bool:
+def has_status(folder: Path | Inside) -> bool:
     """Whether a folder says how a run stands."""
     return (inside(folder) / STATUS).is_file()
 
@@ -108,16 +108,16 @@ def read_status(folder: Path | Inside) -> Status:
 
 
 def _checked(status: Status) -> Status:
-    """A status with numbers that processes and clocks have, and texts as they may be shown. ValueError names one."""
+    """A status with numbers that processes and clocks have, and texts as long as one is shown. ValueError names one."""
     bounds = {"pid": MOST_PID, "step": MOST_NUMBER, "steps": MOST_NUMBER, "rate": 1e12, "eta": math.inf, "time": 1e12}
     for name, most in bounds.items():
         value = getattr(status, name)
         if value is not None and not 0 <= value <= most:
             raise ValueError(f"status.{name} must be a number from 0 to {most}, got {value!r:.40}")
     eta = status.eta if status.eta is not None and math.isfinite(status.eta) else None
-    # A stranger's file may speak to the terminal that shows it, and at length.
-    texts = {name: plain(getattr(status, name)[:MOST_NAME]) for name in ("machine", "lora", "preview")}
-    return replace(status, eta=eta, message=plain(status.message[:MOST_MESSAGE]), log="", **texts)
+    # A stranger's file may speak to the terminal that shows it.
+    cut: dict[str, Any] = {name: plain(getattr(status, name)[:MOST_NAME]) for name in ("machine", "lora", "preview")}
+    return replace(status, eta=eta, message=plain(status.message[:MOST_MESSAGE]), log="", **cut)
 
 
 def log_tail(folder: Path | Inside) -> str:
@@ -163,7 +163,7 @@ def holding(folder: Path | Inside) -> Iterator[None]:
         yield
 
 
-def note_child(process: subprocess.Popen[bytes]) -> None:
+def started(process: subprocess.Popen[bytes]) -> None:
     """Tell of a process of a job that this one has started, so that its end is seen at once."""
     _children[process.pid] = process
 

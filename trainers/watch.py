@@ -71,10 +71,10 @@ class Metrics:
 
     def __init__(self, folder: Path | Inside, done: int):
         """Open the log of a run that has `done` steps; lines beyond them are from a lost attempt and go."""
-        self._path = path = inside(folder) / METRICS
-        with path.appending() as handle:
-            handle.truncate(end_of(handle, done))
-        self._handle = io.TextIOWrapper(io.BufferedWriter(path.appending()), encoding="utf-8")
+        self._path = inside(folder) / METRICS
+        log = self._path.appending()
+        log.truncate(end_of(log, done))
+        self._handle = io.TextIOWrapper(io.BufferedWriter(log), encoding="utf-8")
         self._flushed = 0.0
 
     def add(self, step: int, values: Mapping[str, float]) -> None:

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from retort.hosts import run_view
-from retort.trainers.job_watch import COMMANDS_FOLDER, Status, note_child, write_status
+from retort.trainers.job_watch import COMMANDS_FOLDER, Status, started, write_status
 from retort.trainers.watch import METRICS
 
 
@@ -163,7 +163,7 @@ def test_no_process_of_others_is_waited_for(run):
     run_view.summary(run)
     assert child.wait() == 7
     ours = subprocess.Popen([sys.executable, "-c", "pass"])
-    note_child(ours)
+    started(ours)
     write_status(run, Status("running", pid=ours.pid, machine=os.uname().nodename))
     os.waitid(os.P_PID, ours.pid, os.WEXITED | os.WNOWAIT)
     assert run_view.summary(run)["state"] == "died"
