@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from .adapters import LoraConfig
+from .offload import checked
 
 Settings = TypeVar("Settings")
 Decay = Literal["constant", "linear", "cosine"]
@@ -19,7 +20,9 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 # Of the training's settings these may differ between a run and its continuation: they change no gradient. A method's
 # own `steps` are the student's grid, and may not.
-FREE = ("steps", "save_every", "save_minutes", "preview_every", "previews", "gradient_checkpointing", "keep")
+FREE = (
+    "steps", "save_every", "save_minutes", "preview_every", "previews", "gradient_checkpointing", "keep", "offload",
+)  # fmt: skip
 MOST_STEPS = 10_000_000
 
 
@@ -36,6 +39,8 @@ class TrainingConfig:
     preview_every: steps (0 = never); previews: how many pictures. fake_rank: rank of the fake score's adapter (0 = the
     student's). slow_repeats: how often images come in each lap that are still learnt badly after slow_after steps (1 =
     as often as others; see `slow`). importance: share of draws by how much a sample teaches (0 = in turn; see `order`).
+    offload: blocks of the base that wait in host memory, "none", a number, or "auto" for as many as the memory asks
+    (see `offload`).
     """
 
     steps: int = 1000
@@ -65,6 +70,7 @@ class TrainingConfig:
     slow_repeats: int = 1
     slow_after: int = 100
     importance: float = 0.0
+    offload: str = "auto"
 
     def __post_init__(self) -> None:
         whole = {
@@ -85,6 +91,7 @@ class TrainingConfig:
         for name, kind in (("decay", Decay), ("optimiser", Optimiser), ("precision", Precision)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        checked(self.offload, self.gradient_checkpointing)
         if self.noise_scale_target and self.accumulation < 2:
             raise ValueError("noise_scale_target compares the micro-batches of a step: set accumulation to at least 2")
         if self.accumulation_cap < self.accumulation:
