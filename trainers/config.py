@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from .adapters import LoraConfig
-from .offload import checked
 
 Settings = TypeVar("Settings")
 Decay = Literal["constant", "linear", "cosine"]
@@ -23,6 +22,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 FREE = (
     "steps", "save_every", "save_minutes", "preview_every", "previews", "gradient_checkpointing", "keep", "offload",
 )  # fmt: skip
+AUTO, NONE = "auto", "none"  # of offload
 MOST_STEPS = 10_000_000
 
 
@@ -70,7 +70,7 @@ class TrainingConfig:
     slow_repeats: int = 1
     slow_after: int = 100
     importance: float = 0.0
-    offload: str = "auto"
+    offload: str = AUTO
 
     def __post_init__(self) -> None:
         whole = {
@@ -91,12 +91,24 @@ class TrainingConfig:
         for name, kind in (("decay", Decay), ("optimiser", Optimiser), ("precision", Precision)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
-        checked(self.offload, self.gradient_checkpointing)
+        self._check_offload()
         if self.noise_scale_target and self.accumulation < 2:
             raise ValueError("noise_scale_target compares the micro-batches of a step: set accumulation to at least 2")
         if self.accumulation_cap < self.accumulation:
             raise ValueError(
                 f"accumulation_cap {self.accumulation_cap} is below accumulation {self.accumulation}: raise it"
+            )
+
+    def _check_offload(self) -> None:
+        offload = self.offload
+        if offload in (AUTO, NONE):
+            return
+        if not (offload.isascii() and offload.isdigit() and len(offload) <= 5):
+            raise ValueError(f"offload must be auto, none or a number of blocks such as 20, got {offload!r:.40}")
+        if int(offload) and not self.gradient_checkpointing:
+            raise ValueError(
+                f"offload {offload} needs gradient_checkpointing: a block's weights leave the device before the "
+                "backward pass, which computes the block again when they are back; turn it on, or set offload to none"
             )
 
     def rate(self, step: int) -> float:

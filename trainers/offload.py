@@ -1,4 +1,4 @@
-"""How much of the frozen base waits in host memory: what the user asks for, and what is done when memory ends."""
+"""How much of the frozen base waits in host memory, decided before it is on the device and when memory ends there."""
 
 from __future__ import annotations
 
@@ -7,55 +7,77 @@ from typing import TypeVar
 
 import torch
 
+from .config import AUTO, NONE, TrainingConfig
+from .memory import Estimate, ran_out, too_much
 from .streaming import Ring
 
-AUTO, NONE = "auto", "none"
 Outcome = TypeVar("Outcome")
 
 
-def checked(offload: str, checkpoints: bool) -> None:
-    """ValueError for anything but auto, none and a number of blocks, and for a number without checkpoints."""
-    if offload in (AUTO, NONE):
-        return
-    if not (offload.isascii() and offload.isdigit() and len(offload) <= 5):
-        raise ValueError(f"offload must be auto, none or a number of blocks such as 20, got {offload!r:.40}")
-    if int(offload) and not checkpoints:
-        raise ValueError(
-            f"offload {offload} needs gradient_checkpointing: a block's weights leave the device before the backward "
-            "pass, which computes the block again when they are back; turn it on, or set offload to none"
-        )
+def blocks_to_stream(config: TrainingConfig, blocks: int, weights: int, free: int | None) -> int:
+    """How many of a network's blocks are streamed from the beginning.
 
-
-def blocks_to_stream(offload: str, checkpoints: bool, blocks: int, weights: int, beside: int, free: int | None) -> int:
-    """How many of a network's blocks are streamed.
-
-    weights: bytes of the whole base, none of which is on the device yet; beside: bytes that the run needs besides, as
-    far as that is known; free: bytes on the device, None where it is not known and where there is none.
+    weights: bytes of the base, none of which is on the device yet. free: bytes on the device, None where there is none.
     """
-    if offload == NONE:
-        return 0
-    if offload != AUTO:
-        return min(int(offload), blocks)
-    fits = free is None or weights + beside <= free
-    return 0 if fits or not checkpoints else blocks
+    if config.offload not in (AUTO, NONE):
+        return min(int(config.offload), blocks)
+    fits = free is None or weights <= free
+    return 0 if fits or config.offload == NONE or not config.gradient_checkpointing else blocks
 
 
-def with_more_room(step: Callable[[], Outcome], ring: Ring | None, ran_out: Callable[[BaseException], bool],
-                   before_again: Callable[[], None], says: Callable[[str], None]) -> Outcome:
-    """Do something, once more with a quarter of the blocks streamed besides as often as memory ends meanwhile.
+def settled(
+    ring: Ring | None, estimate: Callable[[], Estimate], free: Callable[[], int | None], config: TrainingConfig
+) -> tuple[Estimate, str | None]:
+    """What a run will need beside its weights, and what to tell the user where that does not fit.
 
-    before_again: lets go of what was left. Raises what `step` does when nothing is left to be streamed.
+    With auto all blocks are streamed before that is said.
+    """
+
+    def tried() -> tuple[Estimate, str | None]:
+        found, left = estimate(), free()
+        return found, None if left is None else too_much(found, left, config)
+
+    if ring is None or config.offload != AUTO or not config.gradient_checkpointing or ring.count == len(ring.blocks):
+        return tried()
+    try:
+        found, problem = tried()
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        problem = "memory ran out"
+    if problem:
+        ring.stream(len(ring.blocks))
+        forget_unused(ring.device)
+        return tried()
+    return found, None
+
+
+def enough_room(
+    work: Callable[[], Outcome],
+    spare: Callable[[], Ring | None],
+    before_again: Callable[[], None],
+    says: Callable[[str], None],
+) -> Outcome:
+    """Do something; whenever memory ends meanwhile, once more, with a quarter of the blocks streamed besides.
+
+    spare: the ring, None when nothing can be begun again. before_again: lets go of what was left. Raises what `work`
+    does where no more can be streamed.
     """
     while True:
         try:
-            return step()
+            return work()
         except (RuntimeError, MemoryError) as error:
+            ring = spare()
             if ring is None or not ran_out(error) or ring.count == len(ring.blocks):
                 raise
-        # Here nothing refers to the error any longer, which would hold on to all that was being computed.
-        assert ring is not None
+        # By now nothing refers to the error, which held on to all that was being computed.
         before_again()
-        if torch.accelerator.is_available():
-            torch.accelerator.empty_cache()
+        forget_unused(ring.device)
         ring.more()
         says(f"memory ran out: {ring.count} of {len(ring.blocks)} blocks are streamed from host memory from now on")
+
+
+def forget_unused(device: torch.device) -> None:
+    """Give memory that torch keeps for later back to the device."""
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
