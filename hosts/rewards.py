@@ -283,7 +283,7 @@ def _judge(host: Any, boldness: float = 0.0) -> Reward:
 
 
 def _remote(host: Any, url: str = "") -> Reward:
-    return RemoteReward(url)
+    return RemoteReward(url, host.check_cancelled)
 
 
 KINDS: dict[str, Callable[..., Reward]] = {

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -28,8 +27,9 @@ from ..trainers.dataset import Dataset, Entry
 from ..trainers.decoder import Decoder
 from ..trainers.export import VERSION, metadata, read_lora, write_lora
 from ..trainers.files import check_writable, checked_name, write_json
+from ..trainers.folder import Inside, inside
 from ..trainers.job import LOCK
-from ..trainers.job_watch import STATUS, FileWatcher, clear_commands, holding, read_status
+from ..trainers.job_watch import STATUS, FileWatcher, clear_commands, has_status, holding, read_status
 from ..trainers.log_file import METRICS, column
 from ..trainers.loop import Reducer, Stopped, Trainer, TrainingFailed
 from ..trainers.memory import size, weights
@@ -40,6 +40,7 @@ from ..trainers.objectives.preference import LOSER, STRENGTH
 from ..trainers.objectives.tdm import TDM
 from ..trainers.offload import blocks_to_stream
 from ..trainers.origin import origin
+from ..trainers.strangers import read_json
 from ..trainers.watch import Watcher, open_picture
 from .rewards import perceptual_network
 
@@ -90,6 +91,7 @@ def run(
     """
     name = checked_name(request.name)
     folder = folder or host.runs_folder() / name
+    inside(folder).refuse_links()
     config = request.config
     if second is not None and (config.method != "align_prop" or reward is None):
         raise ValueError(
@@ -143,7 +145,7 @@ def run(
             timesteps = [round(float(denoiser.schedule.timestep(level)), 3) for level in student_levels(objective)]
         finally:
             denoiser.release()
-    losses = column(folder / METRICS, "student_loss")
+    losses = column(inside(folder) / METRICS, "student_loss")
     if reducer is not None and reducer.rank:
         return Result(lora, losses, None, folder, trainer.done)
     path = None if trainer.done > trainer.begun else written(folder, host.loras_folder(), trainer.done)
@@ -154,7 +156,7 @@ def run(
             "file": path.name, "sha256": _hash(path), "steps": trainer.done, "timesteps": timesteps,
             "base": _base(host, model),
         }  # fmt: skip
-        write_json(folder / RESULT, written_down)
+        write_json(inside(folder) / RESULT, written_down)
     changed = host.output_change(model, path, request.dataset)
     if not changed > 0:
         path.unlink()
@@ -176,15 +178,16 @@ def run_in_node(host: Any, model: Any, request: Request, *, watcher: Watcher, **
     """
     folder = host.runs_folder() / checked_name(request.name)
     new = [each for each in (folder, *folder.parents) if not each.exists()]
+    inside(folder).refuse_links()
     check_writable(folder)
     try:
         with holding(folder):
             return _told(host, model, request, watcher, folder, given)
     finally:
         # What was refused before it began is no run.
-        if new and not (folder / METRICS).exists():
+        if new and not (inside(folder) / METRICS).is_file():
             for name in (STATUS, LOCK):
-                (folder / name).unlink(missing_ok=True)
+                (inside(folder) / name).remove()
             with contextlib.suppress(OSError):
                 for each in new:
                     each.rmdir()
@@ -192,7 +195,7 @@ def run_in_node(host: Any, model: Any, request: Request, *, watcher: Watcher, **
 
 def _told(host: Any, model: Any, request: Request, watcher: Watcher, folder: Path, given: dict[str, Any]) -> Result:
     clear_commands(folder)
-    before = read_status(folder) if (folder / STATUS).is_file() else None
+    before = read_status(folder) if has_status(folder) else None
     with FileWatcher(folder, before, show=watcher) as told:
         try:
             result = run(host, model, request, watcher=told, **given)
@@ -222,7 +225,7 @@ def precision(config: RunConfig) -> torch.dtype | None:
 def written(folder: Path, loras: Path, steps: int) -> Path | None:
     """The LoRA that a run has written after so many steps, None when there is none or it is no longer as it was."""
     try:
-        noted = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        noted = read_json(inside(folder) / RESULT)
         path = loras / f"{checked_name(noted['file'])}.safetensors"
         return path if noted["steps"] == steps and _hash(path) == noted["sha256"] else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -369,7 +372,7 @@ class HostWatcher:
         text = "" if loss is None else f"step {done} of {total}, loss {loss:.4g}, {rate:.3g} steps/s"
         self._progress.step(done, text=text)
 
-    def preview(self, images: Tensor, done: int, path: Path) -> None:
+    def preview(self, images: Tensor, done: int, path: Inside) -> None:
         """Show the contact sheet on the node."""
         self._progress.step(done, preview=open_picture(path))
         self.shown = True
