@@ -43,6 +43,11 @@ def enable(network: nn.Module) -> int:
     return len(found)
 
 
+def enabled(network: nn.Module) -> bool:
+    """Whether the network's blocks are checkpointed."""
+    return any("forward" in vars(module) for _, module in blocks(network))
+
+
 def disable(network: nn.Module) -> None:
     """Take the checkpoints off again."""
     for _, module in blocks(network):
