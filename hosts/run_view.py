@@ -6,24 +6,31 @@ All names come from whoever sent the request. `folder` is the host's `runs_folde
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..trainers.chart import LEFT_OUT
 from ..trainers.files import checked_name
 from ..trainers.job import JOB, read_json
-from ..trainers.job_watch import COMMANDS, STATUS, read_status, send
+from ..trainers.job_watch import COMMANDS, MOST_MESSAGE, STATUS, read_status, send
+from ..trainers.log_file import METRICS, Row, chosen, last_step, row_before, rows_of, sample
 from ..trainers.loop import CONFIG
-from ..trainers.watch import METRICS
 from .training import RESULT
 
 MOST_RUNS = 200
-# Of a log in one answer: about four megabytes.
-CHUNK = 1 << 22
-TAIL = 4096
+MOST_LIST = 800_000  # bytes of the list as JSON
+# Of a log in one answer: bytes that are read, and numbers that are sent.
+CHUNK, MOST_NUMBERS = 1 << 19, 36_000
+# A log that has grown by more since the last look is thinned to so many rows, but for its end.
+LONG, MOST_ROWS = 1 << 22, 2000
+MOST_FILES = 1000  # save points and pictures that are named
+MOST_TEXT, MOST_TIMESTEPS = 255, 100
 _NUMBERED = re.compile(r"step_(\d{1,12})\.(?:png|safetensors)")
 _PICTURE = re.compile(r"step_\d{1,12}\.png")
 
@@ -39,14 +46,34 @@ def run_folder(folder: Path, name: str) -> Path:
 
 
 def runs(folder: Path) -> list[dict[str, Any]]:
-    """The runs, latest first: name, `when` (seconds since 1970), method, base and what `summary` gives."""
-    found: list[tuple[float, Path]] = []
-    for entry in folder.iterdir() if folder.is_dir() else ():
-        times = [path.stat().st_mtime for path in (entry / STATUS, entry / METRICS) if path.is_file()]
-        if times and not entry.is_symlink():
-            found.append((max(times), entry))
-    latest = sorted(found, key=lambda pair: pair[0], reverse=True)[:MOST_RUNS]
-    return [{"name": entry.name, "when": when, **summary(entry)} for when, entry in latest]
+    """The runs, latest first: name, `when` (seconds since 1970), method, base and what `summary` gives, but logs."""
+    found = sorted(_when(folder), reverse=True)[:MOST_RUNS] if folder.is_dir() else []
+    listed, size = [], 0
+    for when, name in found:
+        entry = {"name": name, "when": when, **summary(folder / name)}
+        entry.pop("log", None)
+        size += len(json.dumps(entry))
+        if size > MOST_LIST:
+            break
+        listed.append(entry)
+    return listed
+
+
+def _when(folder: Path) -> list[tuple[float, str]]:
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                continue
+            times = []
+            for name in (STATUS, METRICS):
+                try:
+                    times.append(os.stat(f"{entry.path}{os.sep}{name}").st_mtime)
+                except OSError:
+                    continue
+            if times:
+                found.append((max(times), entry.name))
+    return found
 
 
 def summary(run: Path) -> dict[str, Any]:
@@ -59,21 +86,22 @@ def summary(run: Path) -> dict[str, Any]:
     base = result.get("base") or _object(run / JOB).get("base")
     steps = result.get("timesteps")
     known: dict[str, Any] = {
-        "method": str(config.get("method", "")),
-        "timesteps": [step for step in steps if _is_number(step)] if isinstance(steps, list) else [],
-        "base": base if isinstance(base, dict) else None,
+        "method": str(config.get("method", ""))[:MOST_TEXT],
+        "timesteps": [step for step in steps[:MOST_TIMESTEPS] if _is_number(step)] if isinstance(steps, list) else [],
+        "base": _texts(base) if isinstance(base, dict) else None,
     }
     if (run / STATUS).is_file():
         try:
             return known | asdict(read_status(run))
-        except ValueError as error:
-            return known | {"state": "failed", "message": str(error), "step": last_step(run / METRICS)}
+        except (ValueError, OSError) as error:
+            message = str(error)[:MOST_MESSAGE]
+            return known | {"state": "failed", "message": message, "step": last_step(run / METRICS)}
     training = config.get("training")
     total = training.get("steps", 0) if isinstance(training, dict) else 0
     state = "finished" if result.get("file") else "stopped"
     return known | {
-        "state": state, "step": last_step(run / METRICS), "steps": total, "lora": str(result.get("file", "")),
-        "message": "", "rate": 0.0, "eta": None,
+        "state": state, "step": last_step(run / METRICS), "steps": total if _is_number(total) else 0,
+        "lora": str(result.get("file", ""))[:MOST_TEXT], "message": "", "rate": 0.0, "eta": None,
     }  # fmt: skip
 
 
@@ -82,32 +110,58 @@ def log(run: Path, offset: int, step: int) -> dict[str, Any]:
 
     step: the last one before `offset`, 0 at the beginning. Where the log has another line there, as when a run went on
     from an earlier save, the answer begins anew and says `restart`. `more`: the answer ends before the log does.
+    `thinned`: how many bytes were looked at here and there only, since there were many.
     """
     path = run / METRICS
-    rows, end, more, restart = [], 0, False, False
+    rows: list[Row] = []
+    end, more, restart, thinned = 0, False, False, 0
     if path.is_file():
         with open(path, "rb") as handle:
             size = handle.seek(0, 2)
-            restart = offset > 0 and (offset > size or _step_before(handle, offset) != step)
+            restart = offset > 0 and (offset > size or _other(handle, offset, step))
             start = 0 if restart else offset
-            handle.seek(start)
-            data = handle.read(CHUNK)
-            # The line that is being written now is for the next look.
-            end = start + data.rfind(b"\n") + 1
-            more = len(data) == CHUNK and end > start
-        rows = [row for row in map(_row, data[: end - start].splitlines()) if row is not None]
-    names = sorted({key for row in rows for key, value in row.items() if _is_number(value)} - {"step"})
+            if size - start > LONG:
+                handle.seek(size - CHUNK)
+                end = size - CHUNK + len(handle.readline(CHUNK))
+                rows, more, thinned = [one for _, one in sample(handle, start, end, MOST_ROWS)], True, end - start
+            else:
+                rows, end, more = _part(handle, start)
+    names = chosen(rows)
     return {
         "restart": restart or offset == 0,
         "offset": end,
         "more": more,
+        "thinned": thinned,
         "steps": [row["step"] for row in rows],
-        "values": {name: [row.get(name) if _is_number(row.get(name)) else None for row in rows] for name in names},
+        "values": {name: [row.get(name) for row in rows] for name in sorted(names)},
         "hidden": sorted(LEFT_OUT & set(names)),
         "saves": _numbers(run / "checkpoints"),
         "pictures": _numbers(run / "previews"),
         "status": summary(run),
     }
+
+
+def _part(handle: BinaryIO, start: int) -> tuple[list[Row], int, bool]:
+    """(rows, where they end, whether there are more) of one answer's worth of a log, from a byte on."""
+    handle.seek(start)
+    data = handle.read(CHUNK)
+    # The line that is being written now is for the next look; one that fills an answer is no row.
+    end = data.rfind(b"\n") + 1
+    if not end and len(data) == CHUNK:
+        end = len(data)
+    more = len(data) == CHUNK
+    rows = rows_of(data[:end])
+    while len(rows) * (1 + len(chosen(rows))) > MOST_NUMBERS:
+        # About half as many lines, whatever they hold.
+        end, more = data.rfind(b"\n", 0, end // 2) + 1 or data.find(b"\n") + 1, True
+        rows = rows_of(data[:end])
+    return rows, start + end, more
+
+
+def _other(handle: BinaryIO, offset: int, step: int) -> bool:
+    """Whether the last row before a byte is of another step. Where long lines of no use stand, nobody can tell."""
+    before = row_before(handle, offset)
+    return before is not None and before["step"] != step
 
 
 def picture(run: Path, name: str) -> Path:
@@ -130,38 +184,23 @@ def command(run: Path, wish: str) -> None:
     send(run, wish)
 
 
-def last_step(path: Path) -> int:
-    """The last step in a log, 0 where there is none."""
-    if not path.is_file():
-        return 0
-    with open(path, "rb") as handle:
-        return _step_before(handle, handle.seek(0, 2)) or 0
-
-
-def _step_before(handle: Any, offset: int) -> int | None:
-    """The step of the last whole line that ends at or before `offset`."""
-    start = max(0, offset - TAIL)
-    handle.seek(start)
-    lines = handle.read(offset - start).split(b"\n")[:-1]
-    row = _row(lines[-1]) if lines else None
-    return None if row is None else row["step"]
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
-
-
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """What a file says in short texts."""
+    texts = {name[:MOST_TEXT]: text[:MOST_TEXT] for name, text in values.items() if isinstance(text, str)}
+    return dict(islice(texts.items(), 8))
 
 
 def _numbers(folder: Path) -> list[int]:
-    names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
-    return sorted(int(match[1]) for match in map(_NUMBERED.fullmatch, names) if match)
+    """The last steps that a folder has a file of."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in islice(entries, 20 * MOST_FILES)]
+    return sorted(int(match[1]) for match in map(_NUMBERED.fullmatch, names) if match)[-MOST_FILES:]
 
 
 def _object(path: Path) -> Mapping[str, Any]:

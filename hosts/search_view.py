@@ -14,33 +14,87 @@ from typing import Any
 from .search_record import VIEW
 
 NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
-MOST_FILES = 200
+MOST_FILES, MOST_RECORDS = 200, 50
+MOST_VIEW = 1 << 25  # bytes of a record
+# What a page is told of all items of a search together.
+MOST_ITEMS, MOST_PAIRS, MOST_NODES, MOST_TEXT = 64, 3000, 16_000, 4000
+TREE = ("parent", "place", "value", "number")
 
 
 def searches(records: Path, saved: Path, pid: int) -> dict[str, Any]:
     """The searches that this process has records of, latest first, without their trees; and the saved ones by name.
 
-    pid: of this process; a record of another one that says it goes on was left by a crash.
+    pid: of this process; a record of another one that says it goes on was left by a crash. A record that cannot be read
+    is left out.
     """
-    found = []
-    for entry in sorted(records.iterdir(), reverse=True) if records.is_dir() else ():
-        if NAME.fullmatch(entry.name) and (entry / VIEW).is_file():
-            view = record(records, entry.name, pid)
-            for item in filter(None, view["items"]):
-                del item["tree"], item["kept"]
-            found.append(view)
+    found: list[dict[str, Any]] = []
+    names = sorted((entry.name for entry in records.iterdir()), reverse=True) if records.is_dir() else []
+    for name in [one for one in names if NAME.fullmatch(one)][:MOST_RECORDS]:
+        try:
+            view = record(records, name, pid)
+        except (ValueError, OSError):
+            continue
+        for item in filter(None, view["items"]):
+            del item["tree"], item["kept"]
+            item["history"], item["best"] = item["history"][-1:], item["best"][:1]
+        found.append({**view, "prompt": view["prompt"][:MOST_TEXT]})
     files = sorted(saved.glob("*.safetensors"), key=lambda path: -path.stat().st_mtime) if saved.is_dir() else []
     return {"searches": found, "saved": [path.stem for path in files[:MOST_FILES]]}
 
 
 def record(records: Path, name: str, pid: int) -> dict[str, Any]:
-    """A search whole, its name with it. ValueError for a name that is none, FileNotFoundError where it is not there."""
+    """A search whole, its name with it.
+
+    ValueError for a name that is none or a record that cannot be read, FileNotFoundError where it is not there.
+    """
     path = _folder(records, name) / VIEW
     if not path.is_file():
         raise FileNotFoundError(f"the search {name} has found nothing yet")
-    view = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        with open(path, "rb") as handle:
+            data = handle.read(MOST_VIEW + 1)
+        if len(data) > MOST_VIEW:
+            raise ValueError(f"it is larger than {MOST_VIEW} bytes")
+        view = _view(json.loads(data))
+    except (ValueError, RecursionError, KeyError, TypeError, OverflowError) as error:
+        raise ValueError(
+            f"the record of the search {name} cannot be read ({type(error).__name__}): delete it"
+        ) from error
     view["going"] &= view.pop("pid") == pid
     return {"name": name, **view}
+
+
+def _view(told: Any) -> dict[str, Any]:
+    """A record in the types that `search_record` writes, no longer than a page can use. Any error for another one."""
+    items = told["items"][:MOST_ITEMS]
+    view: dict[str, Any] = {name: str(told[name])[:MOST_TEXT] for name in ("prompt", "reward")}
+    view |= {"begun": _number(told.get("begun", 0)), "pid": int(told["pid"]), "going": told["going"] is True}
+    return view | {"items": [None if item is None else _item(item, len(items)) for item in items]}
+
+
+def _item(told: Any, items: int) -> dict[str, Any]:
+    view: dict[str, Any] = {"method": str(told["method"])[:MOST_TEXT], "tree": None}
+    for name in ("calls", "rewards", "seconds"):
+        view[name] = _number(told[name])
+    for name in ("history", "best", "kept"):
+        view[name] = [[_number(a), _number(b)] for a, b in told[name][: max(16, MOST_PAIRS // items)]]
+    if (tree := told["tree"]) is not None:
+        lists = {name: [_number(v) for v in tree[name][: max(16, MOST_NODES // items)]] for name in TREE}
+        parents = lists["parent"]
+        if len({len(values) for values in lists.values()}) > 1 or not all(
+            isinstance(parent, int) and parent < node for node, parent in enumerate(parents)
+        ):
+            raise ValueError("a node hangs on a later one")
+        sigmas = [_number(sigma) for sigma in tree["sigmas"][:MOST_FILES]]
+        view["tree"] = {"size": int(tree["size"]), "stops": int(tree["stops"]), "sigmas": sigmas, **lists}
+    return view
+
+
+def _number(value: Any) -> float | int:
+    """A number of a record; one that is not finite is 0. Any error for what is no number."""
+    if isinstance(value, str | bool):
+        raise TypeError("it is no number")
+    return value if abs(value) < 2**53 else 0
 
 
 def picture(records: Path, name: str, item: int, number: int) -> Path:

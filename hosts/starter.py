@@ -13,7 +13,7 @@ from typing import Any
 
 from ..trainers.dataset import Dataset
 from ..trainers.job import JOB, LOG, Job, checked_folder, refuse_reward
-from ..trainers.job_watch import STATUS, Status, clear_commands, read_status, write_status
+from ..trainers.job_watch import STATUS, Status, clear_commands, read_status, started, write_status
 from ..trainers.methods import METHODS
 from .training import Request
 
@@ -82,6 +82,7 @@ def start(folder: Path, arguments: list[str], processes: int = 1) -> int:
             [*command, *entry], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=_environment(),
             **_DETACHED,
         )  # fmt: skip
+    started(process)
     # The process needs seconds before it writes its own.
     write_status(folder, Status(**{**vars(queued), "pid": process.pid}))
     return process.pid

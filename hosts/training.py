@@ -28,6 +28,7 @@ from ..trainers.export import VERSION, metadata, read_lora, write_lora
 from ..trainers.files import check_writable, checked_name, write_json
 from ..trainers.job import LOCK
 from ..trainers.job_watch import STATUS, FileWatcher, clear_commands, holding, read_status
+from ..trainers.log_file import METRICS, column
 from ..trainers.loop import Reducer, Stopped, Trainer, TrainingFailed
 from ..trainers.methods import METHODS
 from ..trainers.objectives.contract import Batch, Draws, Objective
@@ -35,7 +36,7 @@ from ..trainers.objectives.dmd2 import DMD2
 from ..trainers.objectives.preference import LOSER, STRENGTH
 from ..trainers.objectives.tdm import TDM
 from ..trainers.origin import origin
-from ..trainers.watch import METRICS, Watcher, open_picture, read_metrics
+from ..trainers.watch import Watcher, open_picture
 from .rewards import perceptual_network
 
 FAKE_SEED = 1  # added to the run's seed for the fake score's adapter; further adapters count on
@@ -122,8 +123,7 @@ def run(
             timesteps = [round(float(denoiser.schedule.timestep(level)), 3) for level in student_levels(objective)]
         finally:
             denoiser.release()
-    rows = read_metrics(folder / METRICS)
-    losses = [row["student_loss"] for row in rows if row.get("student_loss") is not None]
+    losses = column(folder / METRICS, "student_loss")
     if reducer is not None and reducer.rank:
         return Result(lora, losses, None, folder, trainer.done)
     path = None if trainer.done > trainer.begun else written(folder, host.loras_folder(), trainer.done)

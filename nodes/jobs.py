@@ -10,7 +10,8 @@ from ..trainers.chart import draw
 from ..trainers.export import read_lora
 from ..trainers.files import checked_name
 from ..trainers.job_watch import STATUS, Status, read_status, send
-from ..trainers.watch import METRICS, latest_preview, open_picture, read_metrics, read_picture
+from ..trainers.log_file import METRICS, column, thinned
+from ..trainers.watch import latest_preview, open_picture, read_picture
 from .method_inputs import DISTILLATION, FEW_SHOT, FLOW, method_input
 from .preference import PREFERENCES, asked
 from .preference_inputs import PREFERENCE
@@ -21,6 +22,7 @@ from .training_inputs import common_inputs, image_inputs, sources
 METHODS = {**DISTILLATION, "flow": FLOW, "few_shot": FEW_SHOT, **PREFERENCE, "instarevive": RESTORER}
 COMMANDS = [NOTHING, "sample", "save", "stop"]
 LOOK_EVERY = 0.5
+MOST_ROWS = 10_000  # of a long log in a chart, which is not as wide
 
 
 def folder_of(run: str) -> Path:
@@ -166,7 +168,7 @@ class RetortCollectJob(io.ComfyNode):
         if status.state in ("failed", "died"):
             raise ValueError(f"run {run!r} {status}\n{status.log}".rstrip())
         lora = read_lora(host.loras_folder() / status.lora if status.state == "finished" else _checkpoint(folder, run))
-        losses = [row["student_loss"] for row in read_metrics(folder / METRICS) if row.get("student_loss") is not None]
+        losses = column(folder / METRICS, "student_loss")
         image = read_picture(latest_preview(folder))
         text = f"{run}: {status}"
         return io.NodeOutput(lora, {"loss": losses}, status.lora, image, text, run, ui=ui.PreviewText(text))
@@ -211,5 +213,6 @@ class RetortLossChart(io.ComfyNode):
 
     @classmethod
     def execute(cls, run, smoothing=25, log_scale=False):
-        image = draw(read_metrics(folder_of(run) / METRICS), smoothing, log_scale)
+        rows, each = thinned(folder_of(run) / METRICS, MOST_ROWS)
+        image = draw(rows, smoothing / each, log_scale)
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))

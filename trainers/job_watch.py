@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -34,8 +36,11 @@ SILENT_AFTER = 120.0  # a process that has written nothing for so long is gone, 
 LOG_EVERY = 30.0
 LOG_LINES, LOG_BYTES = 15, 8192
 LETTING_GO = 2.0
+MOST_PID, MOST_NUMBER = 2**31 - 1, 2**53
+MOST_MESSAGE, MOST_NAME = 2000, 255  # characters of a text that a stranger's status may hold
 
 _log = logging.getLogger("retort.job")
+_children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 @dataclass(frozen=True)
@@ -85,13 +90,25 @@ def read_status(folder: Path) -> Status:
     if not path.is_file():
         raise ValueError(f"{folder} holds no job that was started; start it with `retort train {folder}`")
     try:
-        status = read(Status, read_json(path), "status")
+        status = _checked(read(Status, read_json(path), "status"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if status.going and not _alive(folder, status):
         text = f"the process ended without a word at step {status.step}; start it again to go on from its last save"
         return replace(status, state="died", message=text, log=log_tail(folder))
     return replace(status, log=log_tail(folder)) if status.state == "failed" else status
+
+
+def _checked(status: Status) -> Status:
+    """A status with numbers that processes and clocks have, and texts as long as one is shown. ValueError names one."""
+    bounds = {"pid": MOST_PID, "step": MOST_NUMBER, "steps": MOST_NUMBER, "rate": 1e12, "eta": math.inf, "time": 1e12}
+    for name, most in bounds.items():
+        value = getattr(status, name)
+        if value is not None and not 0 <= value <= most:
+            raise ValueError(f"status.{name} must be a number from 0 to {most}, got {value!r:.40}")
+    eta = status.eta if status.eta is not None and math.isfinite(status.eta) else None
+    cut = {name: getattr(status, name)[:MOST_NAME] for name in ("machine", "lora", "preview")}
+    return replace(status, eta=eta, message=status.message[:MOST_MESSAGE], log="", **cut)
 
 
 def log_tail(folder: Path) -> str:
@@ -137,10 +154,20 @@ def holding(folder: Path) -> Iterator[None]:
         yield
 
 
+def started(process: subprocess.Popen[bytes]) -> None:
+    """Tell of a process of a job that this one has started, so that its end is seen at once."""
+    _children[process.pid] = process
+
+
 def _alive(folder: Path, status: Status) -> bool:
     fresh = abs(time.time() - status.time) < SILENT_AFTER
     if status.machine != socket.gethostname():
         return fresh
+    child = _children.get(status.pid)
+    # A child that has ended stays in the system's table until someone asks for it. Other programs' are theirs to ask.
+    if child is not None and child.poll() is not None:
+        _children.pop(status.pid, None)
+        return False
     if not _exists(status.pid):
         return False
     # A number is given again one day: then the lock, which its process holds, tells.
@@ -172,12 +199,6 @@ else:
     def _exists(pid: int) -> bool:
         if pid <= 0:
             return False
-        try:
-            # A child of ours that has ended stays in the table until someone asks for it.
-            if os.waitpid(pid, os.WNOHANG)[0] == pid:
-                return False
-        except ChildProcessError:
-            pass
         try:
             os.kill(pid, 0)
         except ProcessLookupError:

@@ -59,8 +59,8 @@ def parts(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _storages(network: nn.Module) -> dict[int, int]:
-    """Address and bytes of each storage that a network's parameters and buffers lie in."""
-    tensors = [*network.parameters(), *network.buffers()]
+    """Address and bytes of each storage that a network's parameters and buffers lie in, streamed ones apart."""
+    tensors = [tensor for tensor in (*network.parameters(), *network.buffers()) if not tensor.is_meta]
     found = [part.untyped_storage() for tensor in tensors for part in parts(tensor)]
     return {storage.data_ptr(): storage.nbytes() for storage in found}
 
@@ -104,7 +104,7 @@ class WidestBlock:
         self._before: list[tuple[nn.Module, Any]] = []
 
     def __enter__(self) -> WidestBlock:
-        for _, module in checkpointing.blocks(self._network):
+        for _, module in checkpointing.units(self._network):
             self._before.append((module, vars(module).get("forward")))
             module.forward = self._measured(module)
         return self
@@ -116,7 +116,10 @@ class WidestBlock:
                 module.forward = forward
 
     def _measured(self, module: nn.Module) -> Any:
+        wrapped = module.forward
+
         def forward(*args: Any, **kwargs: Any) -> Any:
+            checkpointing.begin(wrapped)  # a streamed block's weights are none of its activations
             saved = SavedBytes(self._network)
             with torch.enable_grad(), saved:
                 out = type(module).forward(module, *args, **kwargs)

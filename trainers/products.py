@@ -49,7 +49,9 @@ def use_input_precision(layer: Any, name: str) -> None:
     that has no counterpart here.
     """
     for part in (layer.lora_A[name], layer.lora_B[name]):
-        if type(part) not in KINDS or part.bias is not None or getattr(part, "padding_mode", "zeros") != "zeros":
+        # PEFT makes convolutions of the adapted layer's own class, which in ComfyUI stands below torch's.
+        kind = next((kind for kind in KINDS if isinstance(part, kind)), None)
+        if kind is None or part.bias is not None or getattr(part, "padding_mode", "zeros") != "zeros":
             raise RuntimeError(f"this version of peft makes adapters of {part}: install peft 0.21")
-        part.__class__ = KINDS[type(part)]
+        part.__class__ = KINDS[kind]
     layer.cast_input_dtype_enabled = False

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .files import write_atomically
-
-METRICS = "metrics.jsonl"
+from .log_file import METRICS as METRICS
+from .log_file import Row, end_of, read_rows
 
 
 class Watcher(Protocol):
@@ -69,8 +69,9 @@ class Metrics:
         """Open the log of a run that has `done` steps; lines beyond them are from a lost attempt and go."""
         folder.mkdir(parents=True, exist_ok=True)
         self._path = path = folder / METRICS
-        kept = [row for row in read_metrics(path) if row["step"] <= done]
-        write_atomically(path, "".join(_line(row) for row in kept).encode())
+        if path.is_file():
+            with open(path, "r+b") as handle:
+                handle.truncate(end_of(handle, done))
         self._handle = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
         self._flushed = 0.0
 
@@ -105,18 +106,9 @@ def _short(value: Any) -> Any:
     return value
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of a log, in order of steps; empty when there is none."""
-    rows = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
-    return rows
+def read_metrics(path: Path) -> list[Row]:
+    """Every row of a log, in order of steps; empty when there is none."""
+    return list(read_rows(path))
 
 
 def save_sheet(images: Tensor, path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import comfy.cli_args
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
@@ -20,6 +21,7 @@ from ...sampling.teleport import Teleport
 from ..methods import Method
 from . import (
     base,
+    guard,
     guiders,
     job_base,
     picker_routes,
@@ -187,6 +189,7 @@ def add_routes(sets: Callable[[], Path]) -> None:
     from server import PromptServer
 
     if "instance" in vars(PromptServer):
+        guard.listen_at(comfy.cli_args.args.listen.split(","))
         table = PromptServer.instance.routes
         picker_routes.add(table, sets)
         preference_routes.add(table, sets)

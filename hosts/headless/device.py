@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 import torch
 
+from .errors import UsageError
+
+CHOSEN = "RETORT_DEVICE"  # environment variable: a device as torch names it, for all networks of the process
+
 
 def device() -> torch.device:
-    """The CUDA device that was taken, else the first, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device that RETORT_DEVICE names, else the CUDA device that was taken or the first, else the CPU.
+
+    UsageError for a name that torch does not know.
+    """
+    chosen = os.environ.get(CHOSEN)
+    if not chosen:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(chosen)
+    except RuntimeError as error:
+        raise UsageError(f"{CHOSEN}={chosen} is no device of this torch: use cpu, cuda, cuda:1, xpu or mps") from error
 
 
 def take(number: int) -> None:
@@ -20,7 +34,7 @@ def take(number: int) -> None:
 
 def dtype(preferred: torch.dtype) -> torch.dtype:
     """`preferred` on a GPU; fp32 on the CPU, where half precision is slow and ComfyUI does not use it either."""
-    return preferred if device().type == "cuda" else torch.float32
+    return torch.float32 if device().type == "cpu" else preferred
 
 
 def has_xformers() -> bool:

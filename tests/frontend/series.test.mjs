@@ -21,6 +21,16 @@ test("a series grows, keeps gaps, and begins anew", () => {
   assert.deepEqual(series.steps, [1]);
 });
 
+test("a long log is known to be thinned, and only so many numbers are kept", () => {
+  const series = new Series();
+  series.add(answer([1, 90], { student_loss: [3, 4] }, { restart: true, thinned: 5000 }));
+  for (let i = 0; i < 200; i++) series.add(answer([91 + i], { [`k${i}`]: [1] }, { thinned: 0 }));
+  assert.equal(series.thinned, true);
+  assert.equal(series.values.size, 64);
+  series.add(answer([1], {}, { restart: true, thinned: 0 }));
+  assert.equal(series.thinned, false);
+});
+
 test("the running mean is unbiased from the first point", () => {
   assert.deepEqual(smooth([2, 2, 2], 25), [2, 2, 2]);
   const [, second] = smooth([0, 1], 2);

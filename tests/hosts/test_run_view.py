@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 
 import pytest
 
 from retort.hosts import run_view
-from retort.trainers.job_watch import COMMANDS_FOLDER, Status, write_status
+from retort.trainers.job_watch import COMMANDS_FOLDER, Status, started, write_status
 from retort.trainers.watch import METRICS
 
 
@@ -68,6 +70,103 @@ def test_lines_of_rubbish_are_left_out(run):
     (run / METRICS).write_bytes(b'\xff\xfe\n[1]\n{"step": "x"}\n' + b"[" * 5000 + b"\n" + line(7, a=True, b=2).encode())
     found = run_view.log(run, 0, 0)
     assert found["steps"] == [7] and found["values"] == {"b": [2]}
+
+
+def test_many_names_and_numbers_that_are_none_stay_small(run):
+    """A log of few bytes must not become an answer of many."""
+    (run / METRICS).write_text("".join(line(i, **{f"k{i}": 1}) for i in range(1, 8001)))
+    steps, offset, more = [], 0, True
+    while more:
+        part = run_view.log(run, offset, steps[-1] if steps else 0)
+        assert len(part["values"]) <= 64 and len(json.dumps(part)) < 1_000_000
+        steps, offset, more = steps + part["steps"], part["offset"], part["more"]
+    assert steps == list(range(1, 8001))
+    odd = '{"step": 1, "a": NaN, "b": Infinity, "c": 1e999, "d": HUGE, "e": 5}\n{"step": HUGE, "e": 1}\n{"step": -1}\n'
+    (run / METRICS).write_text(odd.replace("HUGE", "9" * 400) + '{"step": 2, "e": ' + "9" * 5000 + "}\n")
+    found = run_view.log(run, 0, 0)
+    assert found["steps"] == [1] and found["values"] == {"e": [5]}
+    json.dumps(found, allow_nan=False)
+
+
+def test_lines_of_any_length_are_passed(run):
+    (run / METRICS).write_bytes(
+        b"x" * (run_view.CHUNK + 9) + b"\n" + line(1, a=1).encode() + b"[" * 9000 + b"\n" + line(2, a=2).encode()
+    )
+    steps, offset, looks = [], 0, 0
+    while True:
+        part = run_view.log(run, offset, steps[-1] if steps else 0)
+        assert not part["restart"] or not offset
+        steps, offset, looks = steps + part["steps"], part["offset"], looks + 1
+        if not part["more"]:
+            break
+    assert steps == [1, 2] and looks <= 3 and offset == (run / METRICS).stat().st_size
+    # Far behind the last row, nobody can tell which step it was; nothing begins anew for that.
+    with open(run / METRICS, "ab") as handle:
+        handle.write(b"y" * 5000 + b"\n")
+    offset = run_view.log(run, offset, 2)["offset"]
+    with open(run / METRICS, "ab") as handle:
+        handle.write(line(3).encode())
+    part = run_view.log(run, offset, 2)
+    assert part["steps"] == [3] and not part["restart"]
+
+
+def test_a_very_long_log_is_thinned_but_for_its_end(run, monkeypatch):
+    for name, value in {"LONG": 20_000, "CHUNK": 4000, "MOST_ROWS": 50}.items():
+        monkeypatch.setattr(run_view, name, value)
+    (run / METRICS).write_text("".join(line(i, student_loss=float(i)) for i in range(1, 2001)))
+    first = run_view.log(run, 0, 0)
+    assert first["thinned"] and first["more"] and 45 <= len(first["steps"]) <= 52 and first["steps"][0] == 1
+    gaps = {b - a for a, b in zip(first["steps"], first["steps"][1:], strict=False)}
+    assert max(gaps) < 50 and sorted(first["steps"]) == first["steps"]
+    rest, offset, more = [], first["offset"], True
+    while more:
+        part = run_view.log(run, offset, (first["steps"] + rest)[-1])
+        assert not part["restart"] and not part["thinned"]
+        rest, offset, more = rest + part["steps"], part["offset"], part["more"]
+    assert rest == list(range(first["steps"][-1] + 1, 2001)) and len(rest) > 80
+
+
+def test_one_bad_status_breaks_no_list(run):
+    """A pid that no system has, and other numbers out of range."""
+    for number, status in enumerate(({"pid": 2**40}, {"pid": -1}, {"step": 10**18}, {"rate": 1e300}, {"time": -1})):
+        folder = run.parent / f"bad{number}"
+        folder.mkdir()
+        machine = os.uname().nodename
+        (folder / "status.json").write_text(json.dumps({"state": "running", "machine": machine, **status}))
+    listed = {one["name"]: one for one in run_view.runs(run.parent)}
+    assert len(listed) == 6
+    for name, one in listed.items():
+        assert name == "mine" or (one["state"] == "failed" and "must be a number from 0 to" in one["message"])
+
+
+def test_what_a_file_says_is_cut(run):
+    (run / "config.json").write_text(json.dumps({"method": "x" * 10_000, "training": {"steps": "many"}}))
+    (run / "result.json").write_text(
+        json.dumps({"base": {f"k{i}": "y" * 9000 for i in range(90)}, "timesteps": [1] * 9000})
+    )
+    assert len(json.dumps(run_view.summary(run))) < 10_000
+    for number in range(200):
+        folder = run.parent / f"r{number}"
+        folder.mkdir()
+        (folder / METRICS).write_text(line(1))
+        (folder / "status.json").write_text(json.dumps({"state": "failed", "message": "m" * 90_000}))
+        (folder / "job.log").write_text("l" * 8000)
+    listed = run_view.runs(run.parent)
+    assert len(json.dumps(listed)) < 1_000_000 and len(listed) == 200
+
+
+def test_no_process_of_others_is_waited_for(run):
+    """The number in a stranger's file may be that of a child of ComfyUI, whose end ComfyUI itself wants to hear."""
+    child = subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    write_status(run, Status("running", pid=child.pid, machine=os.uname().nodename))
+    run_view.summary(run)
+    assert child.wait() == 7
+    ours = subprocess.Popen([sys.executable, "-c", "pass"])
+    started(ours)
+    write_status(run, Status("running", pid=ours.pid, machine=os.uname().nodename))
+    os.waitid(os.P_PID, ours.pid, os.WEXITED | os.WNOWAIT)
+    assert run_view.summary(run)["state"] == "died"
 
 
 def test_runs_with_and_without_a_status(run):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 
 import pytest
@@ -78,6 +80,47 @@ def test_a_record_that_a_crash_left_does_not_go_on(records):
     (folder,) = records.iterdir()
     assert search_view.record(records, folder.name, os.getpid())["going"]
     assert not search_view.record(records, folder.name, os.getpid() + 1)["going"]
+
+
+def test_a_record_of_another_shape_breaks_no_list(records, tmp_path):
+    with Record(records, "a seven", "mine", 1) as record:
+        searched(record, TreeConfig(leaves=4))
+    (name,) = (entry.name for entry in records.iterdir())
+    whole = json.loads((records / name / "view.json").read_text())
+    tree = whole["items"][0]["tree"]
+    item = whole["items"][0]
+    wrong = [
+        [], {}, None, 7, {**whole, "items": 5}, {**whole, "items": [7]}, {**whole, "pid": "x"},
+        {k: v for k, v in whole.items() if k != "items"}, {**whole, "items": [{**item, "history": [1]}]},
+        # A page would walk from a node to its parent for ever.
+        {**whole, "items": [{**item, "tree": {**tree, "parent": [0] * len(tree["parent"])}}]},
+        {**whole, "items": [{**item, "tree": {**tree, "value": []}}]}, {**whole, "items": [{**item, "tree": []}]},
+        {**whole, "items": [{**item, "calls": "many"}]},
+    ]  # fmt: skip
+    texts = [json.dumps(one) for one in wrong] + ["[" * 100_000, "{", '{"pid": ' + "9" * 5000 + "}"]
+    for number, text in enumerate(texts):
+        folder = records / f"20200101-000000-{number:08x}"
+        folder.mkdir()
+        (folder / "view.json").write_text(text)
+        with pytest.raises(ValueError, match="cannot be read"):
+            search_view.record(records, folder.name, 0)
+    assert [s["name"] for s in search_view.searches(records, tmp_path / "none", 0)["searches"]] == [name]
+
+
+def test_a_large_record_is_cut(records):
+    item = {
+        "method": "dts", "calls": 1, "rewards": 1, "seconds": math.inf, "history": [[1, math.nan]] * 20_000, "best": [],
+        "kept": [], "tree": {"size": 9, "stops": 2, "sigmas": [1.0], "parent": [-1, *[0] * 19_999],
+        "place": [0] * 20_000, "value": [0.123456] * 20_000, "number": [123_456] * 20_000},
+    }  # fmt: skip
+    folder = records / "20200101-000000-00000000"
+    folder.mkdir(parents=True)
+    whole = {"pid": 0, "going": True, "prompt": "p" * 90_000, "reward": "r", "begun": 0, "items": [item] * 9}
+    (folder / "view.json").write_text(json.dumps(whole))
+    text = json.dumps(search_view.record(records, folder.name, 0), allow_nan=False)
+    assert len(text) < 1_000_000
+    listed = search_view.searches(records, records, 0)["searches"][0]["items"][0]
+    assert len(json.dumps(listed)) < 500
 
 
 def test_old_records_go(records):

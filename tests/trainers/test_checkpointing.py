@@ -66,6 +66,46 @@ def test_blocks_are_the_first_modules_inside_lists():
     assert names == ["input_blocks.0.0", "input_blocks.1.0", "input_blocks.1.1", "deep.blocks.0"]
 
 
+class Spatial(nn.Module):
+    """As SDXL's blocks of attention: transformer blocks in a list, between two layers of its own."""
+
+    def __init__(self, depth: int):
+        super().__init__()
+        self.proj_in, self.proj_out = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.transformer_blocks = nn.ModuleList(Block() for _ in range(depth))
+
+
+def test_what_is_checkpointed_are_the_smallest_blocks_that_hold_most_of_a_blocks_weights():
+    network = nn.ModuleDict({
+        "input_blocks": nn.ModuleList([nn.Sequential(Block(), Spatial(4)), nn.Sequential(Block(), Spatial(2))]),
+    })  # fmt: skip
+    outer = ["input_blocks.0.0", "input_blocks.0.1", "input_blocks.1.0", "input_blocks.1.1"]
+    assert [name for name, _ in checkpointing.blocks(network)] == outer  # where a discriminator looks
+    names = [name for name, _ in checkpointing.units(network)]
+    # Two inner blocks of two layers beside two layers hold but two thirds.
+    assert names == [outer[0], *(f"{outer[1]}.transformer_blocks.{i}" for i in range(4)), *outer[2:]]
+
+
+def test_what_precedes_a_block_is_inside_its_checkpoint_and_goes_alone():
+    network, entered = Network(2), []
+    plain = gradients(network)
+    for number, block in enumerate(network.blocks):
+        checkpointing.precede(block, lambda number=number: entered.append(number))
+    checkpointing.enable(network)
+    with pytest.raises(RuntimeError, match="before `enable`"):
+        checkpointing.precede(network.blocks[0], list)
+    for again, first in zip(gradients(network), plain, strict=True):
+        torch.testing.assert_close(again, first, rtol=0, atol=0)
+    assert entered == [0, 1, 1, 0]
+    checkpointing.unprecede(network.blocks[0])
+    checkpointing.disable(network)
+    assert "forward" not in vars(network.blocks[0]) and not checkpointing.checkpointed(network.blocks[1])
+    gradients(network)
+    assert entered == [0, 1, 1, 0, 1]
+    checkpointing.unprecede(network.blocks[1])
+    assert "forward" not in vars(network.blocks[1])
+
+
 class Quantised(nn.Module):
     """A linear layer that torch would not call one, as ComfyUI's with quantised weights."""
 

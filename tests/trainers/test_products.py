@@ -129,3 +129,21 @@ def test_no_fp32_copy_of_an_input_is_kept():
     # What the loss itself keeps is one of them.
     assert copies(kept) == 1
     assert copies(theirs) == 1 + 4 * 4 + 1
+
+
+class HostsConv1d(nn.Conv1d):
+    """A host's own convolution, as ComfyUI's is, of which PEFT makes the adapter too."""
+
+    def reset_parameters(self):
+        """Nothing: weights come from a file."""
+
+
+def test_a_hosts_own_convolutions_are_adapted_alike():
+    network, host = Gated(), Gated()
+    host.enter.__class__ = HostsConv1d
+    for one in (network, host):
+        adapters = Adapters(one)
+        adapters.add("student", LoraConfig(rank=4), 0)
+        fill(adapters.parameters("student"))
+    assert type(host.enter.lora_A["student"]) is type(network.enter.lora_A["student"]) is not nn.Conv1d
+    assert torch.equal(network(X), host(X))

@@ -62,6 +62,7 @@ export class Chart {
     const scaled = (list) => (this.logged ? list.map(Math.log10) : list);
     this.data = { name, steps, values, mean, raw: scaled(values), line: scaled(mean) };
     this.range = bounds(this.data.raw);
+    this.canvas.title = this.series.thinned ? "A long log: of its older part, some of the steps are shown" : "";
     this.thinned = null;
     const last = values.length - 1;
     this.canvas.setAttribute(

@@ -1,5 +1,7 @@
 // The numbers of a run and how a chart shows them; no page is needed here.
 
+const MOST_NAMES = 64;
+
 /** A run's log by columns: it grows by what the server's /log answers. */
 export class Series {
   constructor() {
@@ -13,6 +15,7 @@ export class Series {
     this.saves = [];
     this.pictures = [];
     this.offset = 0;
+    this.thinned = false;
   }
 
   get last() {
@@ -32,7 +35,7 @@ export class Series {
     for (const step of answer.steps) this.steps.push(step);
     for (const name of Object.keys(answer.values)) {
       // A number that came late has gaps before, one that left has gaps after.
-      if (!this.values.has(name)) this.values.set(name, new Array(before).fill(null));
+      if (!this.values.has(name) && this.values.size < MOST_NAMES) this.values.set(name, new Array(before).fill(null));
     }
     for (const [name, column] of this.values) {
       const more = answer.values[name];
@@ -42,6 +45,7 @@ export class Series {
     this.saves = answer.saves;
     this.pictures = answer.pictures;
     this.offset = answer.offset;
+    this.thinned ||= answer.thinned > 0;
   }
 
   /** Steps and values of a name without its gaps. */
