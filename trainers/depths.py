@@ -85,7 +85,9 @@ def roles(kinds: Sequence[Kind], kept: Sequence[int]) -> dict[str, str]:
     Rows of one list move up where another of the list has become shorter.
     """
     found: dict[str, str] = {}
-    rows = sorted((row.owner, row.begin, row.count, count) for kind, count in zip(kinds, kept, strict=True) for row in kind.rows)
+    rows = sorted(
+        (row.owner, row.begin, row.count, count) for kind, count in zip(kinds, kept, strict=True) for row in kind.rows
+    )
     moved: dict[str, int] = {}
     for owner, begin, count, left in rows:
         start = begin - moved.get(owner, 0)
@@ -96,9 +98,7 @@ def roles(kinds: Sequence[Kind], kept: Sequence[int]) -> dict[str, str]:
     return found
 
 
-def extrapolated(
-    count: Callable[[Sequence[int]], Mapping[str, float]], real: Sequence[int]
-) -> dict[str, float]:
+def extrapolated(count: Callable[[Sequence[int]], Mapping[str, float]], real: Sequence[int]) -> dict[str, float]:
     """Numbers by place at the real depths, from those that `count` gives at small ones.
 
     Places are those of the smallest network; what lies between a row's first and last is not among them.

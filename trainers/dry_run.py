@@ -1,67 +1,27 @@
 """A training step without numbers: what it takes in memory, place by place, and how much arithmetic, before a weight is
 loaded.
 
-Everything that counts is the real thing: the network's own modules, adapters, checkpoints, the method's passes, clipping
-and what the optimiser keeps. Only the weights are missing (`weightless`). Deep networks are told by shallow ones
-(`depths`), so that it takes seconds.
+Everything that counts is the real thing: the network's own modules, adapters, checkpoints, the method's passes,
+clipping and what the optimiser keeps. Only the weights are missing (`weightless`). Deep networks are told by shallow
+ones (`depths`), so that it takes seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from . import checkpointing, depths
+from .counted import AT, BETWEEN, OPTIMISER, Counted
 from .denoiser import Denoiser
 from .loop import Trainer
 from .memory import parts
 from .players import Runner
 from .tracker import Tracker, block_bytes
 from .weightless import as_on_the_card, weightless_copy
-
-OPTIMISER, BETWEEN = "optimiser", "between"
-# Between a phase and the block in which something happens.
-AT = " @ "
-
-
-@dataclass(frozen=True)
-class Counted:
-    """Bytes and operations of one step.
-
-    base: of the frozen weights; blocks: those of each block among them, in order. adapters: of the trained weights;
-    state: of the optimisers. peaks: by place (a phase, " @ ", a block), what is alive beyond base, adapters and state.
-    flops, calls (of the network): by phase.
-    """
-
-    base: int
-    blocks: tuple[int, ...]
-    adapters: int
-    state: int
-    peaks: Mapping[str, int]
-    flops: Mapping[str, int] = field(default_factory=dict)
-    calls: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def beside(self) -> int:
-        """The most that is alive beyond the base."""
-        return self.adapters + self.state + max(self.peaks.values())
-
-    @property
-    def operations(self) -> int:
-        """Of the whole step."""
-        return sum(self.flops.values())
-
-    def phases(self) -> dict[str, int]:
-        """The most that is alive beyond base, adapters and state, by phase."""
-        found: dict[str, int] = {}
-        for place, peak in self.peaks.items():
-            phase = place.partition(AT)[0]
-            found[phase] = max(found.get(phase, 0), peak)
-        return found
 
 
 class Outline(Protocol):
@@ -174,7 +134,7 @@ def measure(
 
 
 class _Watch:
-    """Tells a tracker where a step is: whose adapter computes, with a graph or not, forwards or back, in which block."""
+    """Tells a tracker where a step is: whose adapter computes, with a graph or not, forwards or back, and the block."""
 
     def __init__(self, denoiser: Denoiser, roles: Mapping[str, str]):
         self._denoiser, self._roles = denoiser, roles
@@ -194,11 +154,12 @@ class _Watch:
             self._phase = f"{who} forward" if graph else f"{who} pass"
             self.calls[self._phase] = self.calls.get(self._phase, 0) + 1
             tracker.enter(self._phase)
-            out = call(x, sigma, cond)
-            # What follows a call with a graph is, sooner or later, its backward pass.
-            self._phase = f"{who} backward" if graph else BETWEEN
-            tracker.enter(self._phase)
-            return out
+            try:  # a call for features is left by an exception
+                return call(x, sigma, cond)
+            finally:
+                # What follows a call with a graph is, sooner or later, its backward pass.
+                self._phase = f"{who} backward" if graph else BETWEEN
+                tracker.enter(self._phase)
 
         self._denoiser.call = counted  # type: ignore[method-assign]
 

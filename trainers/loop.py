@@ -17,14 +17,13 @@ from . import checkpointing, memory, offload, pairs, previews, slow, state
 from .accumulation import Accumulation, square
 from .config import NONE, RunConfig, TrainingConfig
 from .data import Data
-from .decoder import Decoder
 from .denoiser import Denoiser
 from .files import locked, tensors, write_atomically, write_json
 from .folder import Inside, inside
 from .objectives.contract import Batch, Loss, Objective, swapped
-from .objectives.sampled import Sampled
 from .order import Order
 from .origin import recognise
+from .planning import Forecast, Truth, corrected
 from .players import Runner
 from .processes import Alone, Reducer
 from .streaming import Ring
@@ -49,8 +48,8 @@ class Trainer:
     denoiser: with the adapters that the objective's players name. folder: the run's own, where state, metrics and
     previews lie; a state found there is continued (ValueError when its settings differ). decode: latents in the
     network's scale to pictures (B, H, W, 3), for previews. free: bytes of memory left on the device. origin: what the
-    run is started on (`trainers.origin`); a run that was started on something else is not continued. decoder: what the
-    objective's gradients of pictures pass, to be counted. `done` counts steps, `begun` is where this attempt began.
+    run is started on (`trainers.origin`); a run that was started on something else is not continued. forecast: of its
+    memory, which the first step corrects. `done` counts steps, `begun` is where this attempt began.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class Trainer:
         free: Callable[[], int | None] = lambda: None,
         reducer: Reducer | None = None,
         origin: Mapping[str, Any] | None = None,
-        decoder: Decoder | None = None,
+        forecast: Forecast | None = None,
     ):
         self.denoiser, self.objective, self.data, self.config = denoiser, objective, data, config
         self.files = inside(folder)  # no link in it is followed
@@ -73,7 +72,7 @@ class Trainer:
         self.watcher: Watcher = watcher or Silent()
         self.decode, self.free = decode, free
         self.reducer: Reducer = reducer or Alone()
-        self.origin, self.decoder = origin, decoder
+        self.origin, self.forecast = origin, forecast
         self.settings: TrainingConfig = config.training
         self.done = self.begun = self.position = 0
         self.accumulation = Accumulation(self.settings)
@@ -204,12 +203,6 @@ class Trainer:
             if self.settings.slow_repeats > 1:
                 self.data.repeat(slow.repeats(self._scout, self.objective, self.config, self.files, self.watcher))
             self.prepare()
-            # Before resuming, whose averages would count twice.
-            if self.free() is not None:
-                found, problem = offload.settled(self.denoiser.ring, self._estimate, self.free, self.settings)
-                if problem:
-                    raise TrainingFailed(problem)
-                self.watcher.says(f"memory: {found}")
             going_on = self.resume()
             self._agree()
             if not going_on and not self.reducer.rank:
@@ -222,15 +215,11 @@ class Trainer:
                     log.close()
             return self.lora()
 
-    def _estimate(self) -> memory.Estimate:
-        calls = self.objective.held if isinstance(self.objective, Sampled) else 1
-        return memory.estimate(self.denoiser, self.data, self.runners.values(), self.settings, calls, self.decoder)
-
     def _scout(self, config: RunConfig, folder: Inside, watcher: Watcher) -> Trainer:
         """A run of its own with the same network and data."""
         return Trainer(
             self.denoiser, self.objective, self.data, config, folder, watcher,
-            free=self.free, reducer=self.reducer, origin=self.origin, decoder=self.decoder,
+            free=self.free, reducer=self.reducer, origin=self.origin, forecast=self.forecast,
         )  # fmt: skip
 
     def _agree(self) -> None:
@@ -265,8 +254,11 @@ class Trainer:
         settings, saved_at = self.settings, time.monotonic()
         saved = self.done  # before the first step there is nothing to lose
         try:
+            truth = Truth(self.denoiser.device)
             while self.done < settings.steps:
                 metrics = offload.enough_room(self.step, self._spare, self._begin_again, self.watcher.says)
+                if self.done == self.begun + 1:
+                    self._correct(truth)
                 if log:
                     log.add(self.done, metrics)
                 self.watcher.step(self.done, settings.steps, metrics)
@@ -286,6 +278,17 @@ class Trainer:
             # Also on cancel and on error: the weights are those of the last whole step.
             if saved != self.done and not self._moving:
                 self.save()
+
+    def _correct(self, truth: Truth) -> None:
+        """Compare the forecast with what the first step took, and stream as many blocks as that asks for."""
+        ring = self.denoiser.ring
+        if self.forecast is None or ring is None or truth.peak is None:
+            return
+        self.forecast, count = corrected(self.forecast, ring.count, truth.peak)
+        if count != ring.count and self._spare() is not None:
+            ring.stream(count)
+            offload.forget_unused(ring.device)
+        self.watcher.says(f"memory after the first step: {self.forecast.with_streamed(ring.count)}")
 
     def _spare(self) -> Ring | None:
         """What can make room for a step to begin again: not where weights have moved, nor where others wait."""

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from .config import AUTO, NONE, TrainingConfig
-from .memory import Estimate, ran_out, too_much
+from .memory import ran_out
 from .streaming import Ring
 
 Outcome = TypeVar("Outcome")
@@ -23,33 +23,6 @@ def blocks_to_stream(config: TrainingConfig, blocks: int, weights: int, free: in
         return min(int(config.offload), blocks)
     fits = free is None or weights <= free
     return 0 if fits or config.offload == NONE or not config.gradient_checkpointing else blocks
-
-
-def settled(
-    ring: Ring | None, estimate: Callable[[], Estimate], free: Callable[[], int | None], config: TrainingConfig
-) -> tuple[Estimate, str | None]:
-    """What a run will need beside its weights, and what to tell the user where that does not fit.
-
-    With auto all blocks are streamed before that is said.
-    """
-
-    def tried() -> tuple[Estimate, str | None]:
-        found, left = estimate(), free()
-        return found, None if left is None else too_much(found, left, config)
-
-    if ring is None or config.offload != AUTO or not config.gradient_checkpointing or ring.count == len(ring.blocks):
-        return tried()
-    try:
-        found, problem = tried()
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
-            raise
-        problem = "memory ran out"
-    if problem:
-        ring.stream(len(ring.blocks))
-        forget_unused(ring.device)
-        return tried()
-    return found, None
 
 
 def enough_room(

@@ -1,4 +1,4 @@
-"""A ComfyUI MODEL without weights, for a dry run: its own modules and settings, and not a byte of its weights."""
+"""A ComfyUI MODEL and VAE without weights, for a dry run: their own modules and settings, and nothing of a weight."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import copy
 from typing import Any
 
 import comfy.model_patcher
+import comfy.ops
 import comfy.utils
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ...trainers.decoder import Decoder
 from ...trainers.weightless import META, weightless_copy
+from .own_network import set_precision
 from .training import ComfyDenoiser, refuse_foreign_patches
+from .work import decoder_of
 
 
 class Outline:
@@ -19,30 +23,45 @@ class Outline:
 
     def __init__(self, model, compute: torch.dtype | None = None):
         refuse_foreign_patches(model)
-        self._model, self._compute = model, compute
-
-        def cast(weight: Tensor) -> torch.dtype | None:
-            # Loaded once in the precision of its arithmetic, where that is another 16 bits than the file's.
-            return compute if compute is not None and weight.dtype in (torch.float16, torch.bfloat16) else None
-
+        self._model = model
         with torch.inference_mode(False):
-            self.network = weightless_copy(model.model.diffusion_model, cast)
+            # Everything but the network is the model's own: levels, scales of latents, what it makes of conditions.
+            self._base = _with_network(model.model, _weightless(model.model.diffusion_model))
+            for name, patch in model.object_patches.items():
+                comfy.utils.set_attr(self._base, name, copy.deepcopy(patch))
+            set_precision(self._base, compute)
+        self.network: nn.Module = self._base.diffusion_model
 
     def denoiser(self, network: nn.Module) -> ComfyDenoiser:
         """See the contract."""
         with torch.inference_mode(False):
-            return ComfyDenoiser(self._patcher(network))
+            base = _with_network(self._base, network)
+            patcher = comfy.model_patcher.ModelPatcher(base, load_device=META, offload_device=META)
+            patcher.model_options = comfy.model_patcher.create_model_options_clone(self._model.model_options)
+            return ComfyDenoiser(patcher)
 
-    def _patcher(self, network: nn.Module) -> Any:
-        # Everything but the network is the model's own: levels, scales of latents, what it makes of conditions.
-        base = copy.copy(self._model.model)
-        base.__dict__ = dict(base.__dict__)
-        base._modules = dict(base._modules)
-        base.diffusion_model, base.current_patcher = network, None
-        for name, patch in self._model.object_patches.items():
-            comfy.utils.set_attr(base, name, copy.deepcopy(patch))
-        if self._compute is not None and self._compute != base.get_dtype_inference():
-            base.manual_cast_dtype = self._compute
-        patcher = comfy.model_patcher.ModelPatcher(base, load_device=META, offload_device=META)
-        patcher.model_options = comfy.model_patcher.create_model_options_clone(self._model.model_options)
-        return patcher
+
+def _weightless(network: nn.Module) -> nn.Module:
+    made = weightless_copy(network)
+    for module in made.modules():
+        if isinstance(module, comfy.ops.CastWeightBiasOp):
+            # A MODEL that is loaded in part brings its patches here.
+            comfy.model_patcher.wipe_lowvram_weight(module)
+            module.comfy_force_cast_weights = False
+    return made
+
+
+def _with_network(base: Any, network: nn.Module) -> Any:
+    made = copy.copy(base)
+    made.__dict__ = dict(base.__dict__)
+    made._modules = dict(base._modules)
+    made.diffusion_model, made.current_patcher = network, None
+    return made
+
+
+def outlined_decoder(vae) -> Decoder:
+    """See `hosts.api`."""
+    with torch.inference_mode(False):
+        here = copy.copy(vae)
+        here.device = META
+        return decoder_of(here, _weightless(vae.first_stage_model))

@@ -167,7 +167,8 @@ class Clip:
 class Vae:
     """VAE: images to stored latents and back. The two functions take and give (B, C, H, W), images in [0, 1].
 
-    network: what they run; none of its own where latents are pixels.
+    network: what they run; none of its own where latents are pixels. decodes: what such a network, or one like it,
+    makes of latents.
     """
 
     encoder: Callable[[Tensor], Tensor]
@@ -177,6 +178,7 @@ class Vae:
     batch: int = 64
     origin: sources.Vae | None = None
     network: Callable[[], torch.nn.Module] = torch.nn.Identity
+    decodes: Callable[[Any, Tensor], Tensor] = lambda network, latents: network(latents)
 
     def encode(self, images: Tensor) -> Tensor:
         """IMAGE (B, H, W, C) -> latents (B, channels, H/8, W/8); sides are cut, from the middle, to multiples of 8."""

@@ -6,10 +6,11 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ...trainers.decoder import Decoder
 from ...trainers.weightless import META, weightless_copy
-from .model import Model
+from .model import Model, Vae
 from .training import HeadlessDenoiser
 
 
@@ -27,3 +28,13 @@ class Outline:
         made = copy.deepcopy(self._made, {**known, id(self._made.module): network})
         made.device = META
         return HeadlessDenoiser(self._model, self._compute, made)
+
+
+def outlined_decoder(vae: Vae) -> Decoder:
+    """See `hosts.api`."""
+    network = weightless_copy(vae.network())
+
+    def decode(latents: Tensor) -> Tensor:
+        return vae.decodes(network, latents).movedim(1, -1)
+
+    return Decoder(network, decode)

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from retort.sampling.path import FLOW, VE
-from retort.trainers import loop, masters, offload, transfers, watch
+from retort.trainers import masters, offload, transfers, watch
 from retort.trainers.adapters import LoraConfig
 from retort.trainers.config import TrainingConfig
 from retort.trainers.data import Data
 from retort.trainers.loop import Stopped, Trainer, TrainingFailed
-from retort.trainers.memory import Estimate
 from retort.trainers.methods import METHODS, read_config
 from retort.trainers.objectives.preference import LOSER, STRENGTH
 
@@ -155,36 +154,3 @@ def test_auto_streams_what_does_not_fit(trainer, monkeypatch):
     assert offload.blocks_to_stream(replace(settings, offload="none"), 57, 12 * GB, 8 * GB) == 0
     assert offload.blocks_to_stream(replace(settings, offload="20"), 57, 12 * GB, 80 * GB) == 20
     assert offload.blocks_to_stream(replace(settings, offload="99"), 57, 12 * GB, 80 * GB) == 57
-    # The weights fit and the run besides does not: they go before anybody is told to change a setting.
-    run = trainer("auto", 0, free=10**9)
-    needs = [2 * 10**9, 10**8]
-    monkeypatch.setattr(loop.memory, "estimate", lambda *_: Estimate(0, 0, needs.pop(0)))
-    run.train()
-    assert run.denoiser.ring.count == 4 and not needs
-    needs += [2 * 10**9] * 2
-    with pytest.raises(TrainingFailed, match="this run needs about"):
-        trainer("large", 0, free=10**9).train()
-    needs[:] = [2 * 10**9]
-    with pytest.raises(TrainingFailed, match="this run needs about"):
-        trainer("pinned", 0, free=10**9, offload="none").train()
-
-
-def test_the_estimate_of_a_streamed_run_counts_no_weights_as_activations(trainer):
-    counted = []
-    for folder, count in (("resident", 0), ("all", 4)):
-        watcher = Interrupted()
-        trainer(folder, count, steps=1, free=10**9, watcher=watcher).train()
-        counted.append(watcher.said[0].split("activations")[1])
-    assert counted[0] == counted[1]
-
-
-@pytest.mark.parametrize("value", ["", "all", "-1", "1.5", "²", "1000000", "None"])
-def test_offload_is_auto_none_or_a_number(value):
-    with pytest.raises(ValueError, match="offload must be auto, none or a number of blocks such as 20"):
-        TrainingConfig(offload=value, gradient_checkpointing=True)
-
-
-def test_streaming_needs_checkpoints_and_says_so():
-    with pytest.raises(ValueError, match="offload 3 needs gradient_checkpointing.*turn it on"):
-        TrainingConfig(offload="3")
-    assert TrainingConfig(offload="0").offload == "0"
