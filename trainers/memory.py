@@ -70,7 +70,7 @@ def _storages(network: nn.Module) -> dict[int, int]:
 def training(players: Iterable[Iterable[Tensor]], config: TrainingConfig) -> int:
     """Bytes of gradients and of what the optimiser keeps."""
     weights = [weight for player in players for weight in player]
-    return sum(weight.numel() * weight.element_size() + state_bytes(config.optimiser, weight) for weight in weights)
+    return sum(4 * weight.numel() + state_bytes(config.optimiser, weight) for weight in weights)
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):

@@ -318,7 +318,6 @@ class DMD2:
         with self._judging():
             logits = self.critic(dataclasses.replace(batch, cond=both.cond), both.x, both.sigma).split(len(x))
         one, other = self._judged(logits[0], "fake"), self._judged(logits[1], "real")
-        del logits
         yield Loss("fake", one.value + other.value, one.metrics | other.metrics)
 
     def _critic(self, batch: Batch, x0: Tensor | None, kind: Kind) -> Loss:
