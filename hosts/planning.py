@@ -76,7 +76,13 @@ def counted(
 
     def trainer(denoiser: Denoiser) -> Trainer:
         # Accumulated batches take no more than two: from the second on, gradients are there already.
-        training = replace(config.training, accumulation=min(2, config.training.accumulation), noise_scale_target=0.0)
+        # Whatever keeps the optimiser may not be installed, so that its state is counted by itself.
+        training = replace(
+            config.training,
+            accumulation=min(2, config.training.accumulation),
+            noise_scale_target=0.0,
+            optimiser="adamw",
+        )
         objective = METHODS[config.method].objective(config.objective, denoiser)
         add_adapters(denoiser, config, objective, None)
         data = encode(denoiser, sample)
@@ -87,7 +93,7 @@ def counted(
         return Trainer(denoiser, objective, data, replace(config, training=training), Path())
 
     with host.training_session():
-        found = dry_run.count(outline, trainer)
+        found = dry_run.count(outline, trainer, optimiser=config.training.optimiser)
     if remembered is not None:
         known[key] = asdict(found)
         remembered.parent.mkdir(parents=True, exist_ok=True)

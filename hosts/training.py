@@ -118,7 +118,6 @@ def run(
                 folder,
                 watcher,
                 decode,
-                host.free_memory,
                 reducer,
                 started_on,
                 forecast,

@@ -19,6 +19,7 @@ from .counted import AT, BETWEEN, OPTIMISER, Counted
 from .denoiser import Denoiser
 from .loop import Trainer
 from .memory import parts
+from .optimisers import Optimiser, state_bytes
 from .players import Runner
 from .tracker import Tracker, block_bytes
 from .weightless import as_on_the_card, weightless_copy
@@ -41,15 +42,18 @@ class Outline(Protocol):
 MakeTrainer = Callable[[Denoiser], Trainer]
 
 
-def count(outline: Outline, trainer: MakeTrainer, steps: int = 1) -> Counted:
-    """What steps of a run take, from shallow copies of the network where it is deep."""
+def count(outline: Outline, trainer: MakeTrainer, steps: int = 1, optimiser: Optimiser | None = None) -> Counted:
+    """What steps of a run take, from shallow copies of the network where it is deep.
+
+    optimiser: whose state is counted, None for the trainer's own.
+    """
     found = depths.kinds(outline.network)
     if not found:
-        return run(outline, trainer, steps=steps)
+        return run(outline, trainer, steps=steps, optimiser=optimiser)
     shallow: list[Counted] = []
 
     def numbers(kept: Sequence[int]) -> dict[str, float]:
-        counted = run(outline, trainer, found, kept, steps)
+        counted = run(outline, trainer, found, kept, steps, optimiser)
         shallow.append(counted)
         out: dict[str, float] = {"adapters": counted.adapters, "state": counted.state}
         out |= {f"peak {place}": peak for place, peak in counted.peaks.items()}
@@ -59,7 +63,7 @@ def count(outline: Outline, trainer: MakeTrainer, steps: int = 1) -> Counted:
         real = depths.extrapolated(numbers, [kind.count for kind in found])
     except (KeyError, IndexError, RuntimeError, ValueError, TypeError, AttributeError):
         # A network whose code counts its blocks, or names one, does not run without some of them.
-        return run(outline, trainer, steps=steps)
+        return run(outline, trainer, steps=steps, optimiser=optimiser)
 
     def told(word: str) -> dict[str, int]:
         return {k.removeprefix(f"{word} "): round(v) for k, v in real.items() if k.startswith(f"{word} ")}
@@ -94,15 +98,21 @@ def run(
     kinds: Sequence[depths.Kind] = (),
     kept: Sequence[int] = (),
     steps: int = 1,
+    optimiser: Optimiser | None = None,
 ) -> Counted:
     """Run steps of a run on the network, of each kind of block so many in a row. RuntimeError where one is not run."""
     network = weightless_copy(outline.network, without=depths.left_out(outline.network, kinds, kept))
     with as_on_the_card():
-        return measure(outline.denoiser(network), trainer, Tracker(), depths.roles(kinds, kept), steps)
+        return measure(outline.denoiser(network), trainer, Tracker(), depths.roles(kinds, kept), steps, optimiser)
 
 
 def measure(
-    denoiser: Denoiser, trainer: MakeTrainer, tracker: Tracker, roles: Mapping[str, str] | None = None, steps: int = 1
+    denoiser: Denoiser,
+    trainer: MakeTrainer,
+    tracker: Tracker,
+    roles: Mapping[str, str] | None = None,
+    steps: int = 1,
+    optimiser: Optimiser | None = None,
 ) -> Counted:
     """Run steps of a run on a denoiser, which is of no use afterwards. roles: see `depths.roles`."""
     network, watch = denoiser.network, _Watch(denoiser, roles or {})
@@ -117,7 +127,7 @@ def measure(
         made.prepare()
         adapters = tracker.now - base
         for runner in made.runners.values():
-            runner.move = _Kept(runner, made.settings.optimiser, tracker).move  # type: ignore[method-assign]
+            runner.move = _Kept(runner, optimiser or made.settings.optimiser, tracker).move  # type: ignore[method-assign]
         state = tracker.now - base - adapters
         watch.calls.clear()
         tracker.reset()
@@ -181,19 +191,10 @@ class _Watch:
             raise RuntimeError(f"{idle[0]} did not run")
 
 
-def state_bytes(optimiser: str, weight: Tensor) -> int:
-    """What an optimiser keeps of one weight in memory."""
-    numbers = weight.numel()
-    # bitsandbytes leaves small weights in 32 bits, and keeps a scale for each 256 numbers of the others.
-    if optimiser == "adamw8bit" and numbers >= 4096:
-        return 2 * (numbers + -(-numbers // 256) * 4)
-    return 2 * numbers * weight.element_size()
-
-
 class _Kept:
     """A player's optimiser that has its state and moves nothing: a fused step takes no memory of its own."""
 
-    def __init__(self, runner: Runner, optimiser: str, tracker: Tracker):
+    def __init__(self, runner: Runner, optimiser: Optimiser, tracker: Tracker):
         self.state = [
             torch.empty(state_bytes(optimiser, w), dtype=torch.uint8, device=w.device) for w in runner.weights.values()
         ]

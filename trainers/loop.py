@@ -23,7 +23,7 @@ from .folder import Inside, inside
 from .objectives.contract import Batch, Loss, Objective, swapped
 from .order import Order
 from .origin import recognise
-from .planning import Forecast, Truth, corrected
+from .planning import Forecast, Truth
 from .players import Runner
 from .processes import Alone, Reducer
 from .streaming import Ring
@@ -47,7 +47,7 @@ class Trainer:
 
     denoiser: with the adapters that the objective's players name. folder: the run's own, where state, metrics and
     previews lie; a state found there is continued (ValueError when its settings differ). decode: latents in the
-    network's scale to pictures (B, H, W, 3), for previews. free: bytes of memory left on the device. origin: what the
+    network's scale to pictures (B, H, W, 3), for previews. origin: what the
     run is started on (`trainers.origin`); a run that was started on something else is not continued. forecast: of its
     memory, which the first step corrects. `done` counts steps, `begun` is where this attempt began.
     """
@@ -61,7 +61,6 @@ class Trainer:
         folder: Path | Inside,
         watcher: Watcher | None = None,
         decode: Callable[[Tensor], Tensor] | None = None,
-        free: Callable[[], int | None] = lambda: None,
         reducer: Reducer | None = None,
         origin: Mapping[str, Any] | None = None,
         forecast: Forecast | None = None,
@@ -70,7 +69,7 @@ class Trainer:
         self.files = inside(folder)  # no link in it is followed
         self.folder = self.files.path
         self.watcher: Watcher = watcher or Silent()
-        self.decode, self.free = decode, free
+        self.decode = decode
         self.reducer: Reducer = reducer or Alone()
         self.origin, self.forecast = origin, forecast
         self.settings: TrainingConfig = config.training
@@ -219,7 +218,7 @@ class Trainer:
         """A run of its own with the same network and data."""
         return Trainer(
             self.denoiser, self.objective, self.data, config, folder, watcher,
-            free=self.free, reducer=self.reducer, origin=self.origin, forecast=self.forecast,
+            reducer=self.reducer, origin=self.origin, forecast=self.forecast,
         )  # fmt: skip
 
     def _agree(self) -> None:
@@ -258,7 +257,8 @@ class Trainer:
             while self.done < settings.steps:
                 metrics = offload.enough_room(self.step, self._spare, self._begin_again, self.watcher.says)
                 if self.done == self.begun + 1:
-                    self._correct(truth)
+                    ring, spare = self.denoiser.ring, self._spare()
+                    self.forecast = offload.corrected(self.forecast, ring, spare, truth.peak, self.watcher.says)
                 if log:
                     log.add(self.done, metrics)
                 self.watcher.step(self.done, settings.steps, metrics)
@@ -278,17 +278,6 @@ class Trainer:
             # Also on cancel and on error: the weights are those of the last whole step.
             if saved != self.done and not self._moving:
                 self.save()
-
-    def _correct(self, truth: Truth) -> None:
-        """Compare the forecast with what the first step took, and stream as many blocks as that asks for."""
-        ring = self.denoiser.ring
-        if self.forecast is None or ring is None or truth.peak is None:
-            return
-        self.forecast, count = corrected(self.forecast, ring.count, truth.peak)
-        if count != ring.count and self._spare() is not None:
-            ring.stream(count)
-            offload.forget_unused(ring.device)
-        self.watcher.says(f"memory after the first step: {self.forecast.with_streamed(ring.count)}")
 
     def _spare(self) -> Ring | None:
         """What can make room for a step to begin again: not where weights have moved, nor where others wait."""

@@ -48,7 +48,7 @@ def advice(config: TrainingConfig) -> str:
         ways.append(f"lower batch_size from {config.batch_size} and raise accumulation by as much")
     ways.append("make the latents smaller (a lower resolution)")
     if config.optimiser == "adamw":
-        ways.append("choose optimiser adamw8bit")
+        ways.append("choose optimiser adafactor or adamw8bit")
     ways.append("lower the rank, or train fewer layers (targets)")
     return "; ".join(ways)
 

@@ -7,8 +7,10 @@ from typing import TypeVar
 
 import torch
 
+from . import planning
 from .config import AUTO, NONE, TrainingConfig
 from .memory import ran_out
+from .planning import Forecast
 from .streaming import Ring
 
 Outcome = TypeVar("Outcome")
@@ -48,6 +50,23 @@ def enough_room(
         forget_unused(ring.device)
         ring.more()
         says(f"memory ran out: {ring.count} of {len(ring.blocks)} blocks are streamed from host memory from now on")
+
+
+def corrected(
+    forecast: Forecast | None, ring: Ring | None, spare: Ring | None, measured: int | None, says: Callable[[str], None]
+) -> Forecast | None:
+    """The forecast by what a run's first step took, after which as many blocks are streamed as that asks for.
+
+    spare: the ring where more may be streamed now, else None. measured: bytes, None where nothing measures them.
+    """
+    if forecast is None or ring is None or measured is None:
+        return forecast
+    found, count = planning.corrected(forecast, ring.count, measured)
+    if spare is not None and count != ring.count:
+        ring.stream(count)
+        forget_unused(ring.device)
+    says(f"memory after the first step: {found.with_streamed(ring.count)}")
+    return found
 
 
 def forget_unused(device: torch.device) -> None:

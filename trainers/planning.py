@@ -52,7 +52,7 @@ class Plan:
             parts.append("the base stays on the card")
         parts.append(f"peak about {size(self.peak)}")
         if self.seconds is not None:
-            parts.append(f"about {self.seconds:.0f} s a step" if self.seconds >= 10 else f"{self.seconds:.2g} s a step")
+            parts.append(f"about {self.seconds:.{0 if self.seconds >= 10 else 2}f} s a step")
         if self.streamed and self.hidden is not None:
             parts.append("transfer hidden" if self.hidden else "waiting for transfers")
         return ", ".join(parts)

@@ -18,15 +18,15 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 META = torch.device("meta")
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 # Since torch 2.9 CUDA's kernel keeps its input and a number for each row; elsewhere the norm is taken apart.
-_FUSED_NORM = torch.__version__ >= (2, 9)
+_FUSED_NORM = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9)
 
 
 def weightless(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor of the same shape and type without numbers; a quantised one keeps its parts, each of as many bytes."""
     if is_traceable_wrapper_subclass(tensor):
-        names, context = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+        names, context = tensor.__tensor_flatten__()
         parts = {name: weightless(getattr(tensor, name)) for name in names}
-        return type(tensor).__tensor_unflatten__(parts, context, tensor.shape, tensor.stride())  # type: ignore[attr-defined]
+        return type(tensor).__tensor_unflatten__(parts, context, tensor.shape, tensor.stride())
     return torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=META)
 
 
@@ -107,4 +107,4 @@ def _attention(
 
 
 def _norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    return _Norm.apply(input, weight, input.shape[: -len(normalized_shape)])  # type: ignore[no-any-return]
+    return _Norm.apply(input, weight, input.shape[: -len(normalized_shape)])

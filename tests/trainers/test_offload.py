@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from retort.sampling.path import FLOW, VE
-from retort.trainers import masters, offload, transfers, watch
+from retort.trainers import masters, offload, planning, transfers, watch
 from retort.trainers.adapters import LoraConfig
 from retort.trainers.config import TrainingConfig
+from retort.trainers.counted import Counted
 from retort.trainers.data import Data
 from retort.trainers.loop import Stopped, Trainer, TrainingFailed
 from retort.trainers.methods import METHODS, read_config
@@ -65,7 +66,7 @@ class Interrupted(watch.Silent):
 def trainer(tmp_path):
     """trainer(folder, count, ...) -> a Trainer whose network streams `count` of its four blocks, None: has no ring."""
 
-    def make(folder, count, method="flow", path=FLOW, dtype=torch.float32, watcher=None, free=None, **training):
+    def make(folder, count, method="flow", path=FLOW, dtype=torch.float32, watcher=None, **training):
         denoiser = streamed.StreamedDenoiser(path, dtype)
         if count is not None:
             denoiser.place(count)
@@ -87,7 +88,6 @@ def trainer(tmp_path):
             objective.reward = lambda x0, prompts, batch: -(x0 - 0.5).square().flatten(1).mean(1)
         return Trainer(
             denoiser, objective, data, config, tmp_path / folder, watcher, lambda x0: x0[:, :3].movedim(1, -1),
-            lambda: free,
         )  # fmt: skip
 
     return make
@@ -154,3 +154,18 @@ def test_auto_streams_what_does_not_fit(trainer, monkeypatch):
     assert offload.blocks_to_stream(replace(settings, offload="none"), 57, 12 * GB, 8 * GB) == 0
     assert offload.blocks_to_stream(replace(settings, offload="20"), 57, 12 * GB, 80 * GB) == 20
     assert offload.blocks_to_stream(replace(settings, offload="99"), 57, 12 * GB, 80 * GB) == 57
+
+
+def test_a_first_step_that_took_more_streams_more_and_the_run_stays_the_same(trainer, monkeypatch):
+    expected = trainer("whole", None, steps=3).train()
+    watcher = Interrupted()
+    run = trainer("corrected", 1, steps=3, watcher=watcher)
+    size = run.denoiser.ring.blocks[0].size
+    counted = Counted(5 * size, (size,) * 4, size, size, {"student backward": size, "optimiser": 0})
+    run.forecast = planning.Forecast(counted, run.settings, free=int(9 * size / 0.95))
+    assert run.forecast.plan.streamed == 0
+    # Twice as much beside the base.
+    monkeypatch.setattr(planning.Truth, "peak", property(lambda _: 5 * size + 4 * size))
+    same(run.train(), expected)
+    assert run.denoiser.ring.count == 4 and run.forecast.factor == pytest.approx(2)
+    assert any(said.startswith("memory after the first step: 4 of 4 blocks streamed") for said in watcher.said)

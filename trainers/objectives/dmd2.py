@@ -150,10 +150,7 @@ class DMD2:
 
     @property
     def keeps_call(self) -> bool:
-        """Whether the student's call keeps its graph until the student learns, which spares a second one.
-
-        Not where a second graph is made meanwhile, so that never two exist.
-        """
+        """Whether the student's call keeps its graph until it learns, which spares a second: never beside others."""
         return self.matches_without_graph and not self.config.gan_weight
 
     @property
@@ -253,17 +250,15 @@ class DMD2:
             guiding = [Asked(x_t, sigma, batch.cond), Asked(x_t, sigma, batch.uncond)]
         elif config.cfg != 1:
             guiding = [Asked(x_t, sigma, batch.uncond)]
-        adapters = ["fake", None, *(None for _ in guiding)]
-        fake, real, *guides = denoiser.predict_each([matched, matched, *guiding], adapters)
+        asked = [matched, matched, *guiding]
+        fake, real, *guides = denoiser.predict_each(asked, ["fake", *[None] * (len(asked) - 1)])
         # Taken apart, so that matching is zero while the fake score is the teacher.
-        matching, guidance = fake - real, torch.zeros_like(real)
+        matching = fake - real
         if not config.decoupled:
-            if guides:
-                guidance = (config.cfg - 1) * (real - guides[0])
+            guidance = (config.cfg - 1) * (real - guides[0]) if guides else torch.zeros_like(real)
             return self._normalised(matching - guidance, x, real + guidance)
-        matching = self._normalised(matching, x, real)
         guidance = (config.cfg - 1) * (guides[0] - guides[1])
-        return matching - self._normalised(guidance, x, guides[0] + guidance)
+        return self._normalised(matching, x, real) - self._normalised(guidance, x, guides[0] + guidance)
 
     def _normalised(self, g: Tensor, x: Tensor, teacher: Tensor) -> Tensor:
         if self.config.normalise:
@@ -315,8 +310,7 @@ class DMD2:
 
     def _critics(self, batch: Batch, x: Tensor) -> Iterator[Loss]:
         """The discriminator's loss on fakes x (B, ...) and on the batch's images, of one call where both fit in one."""
-        fakes, reals = self._shown(batch, x, "fake"), self._shown(batch, batch.latents, "real")
-        both = self.denoiser.joined([fakes, reals])
+        both = self.denoiser.joined([self._shown(batch, x, "fake"), self._shown(batch, batch.latents, "real")])
         if both is None:
             yield self._critic(batch, x, "fake")
             yield self._critic(batch, batch.latents, "real")
@@ -324,7 +318,6 @@ class DMD2:
         with self._judging():
             logits = self.critic(dataclasses.replace(batch, cond=both.cond), both.x, both.sigma).split(len(x))
         one, other = self._judged(logits[0], "fake"), self._judged(logits[1], "real")
-        del logits
         yield Loss("fake", one.value + other.value, one.metrics | other.metrics)
 
     def _critic(self, batch: Batch, x0: Tensor | None, kind: Kind) -> Loss:
