@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,13 +14,14 @@ from torch import Tensor
 
 from ..sampling.accounts import seed_of
 from . import checkpointing, memory, pairs, previews, slow, state
-from .accumulation import Accumulation
+from .accumulation import Accumulation, square
 from .config import RunConfig, TrainingConfig
 from .data import Data
 from .decoder import Decoder
 from .denoiser import Denoiser
 from .files import locked, tensors, write_atomically, write_json
 from .folder import Inside, inside
+from .host_inputs import HostInputs
 from .objectives.contract import Batch, Loss, Objective, swapped
 from .objectives.sampled import Sampled
 from .order import Order
@@ -78,6 +80,8 @@ class Trainer:
         self.order = Order(denoiser, data, self.settings, self.reducer)
         self.seconds = 0.0
         self._moving = False  # true while some players have moved and others have not
+        # Against little memory, and without a change of any number; whoever plans a run sets them before it begins.
+        self.host_state = self.host_inputs = False
         self._check_data()
 
     def _check_data(self) -> None:
@@ -126,6 +130,10 @@ class Trainer:
             name: Runner.of(name, player, self.denoiser, self.settings)
             for name, player in self.objective.players.items()
         }
+        self.denoiser.host_inputs = HostInputs(self.denoiser.device) if self.host_inputs else None
+        for runner in self.runners.values():
+            # Where gradients are compared or added up between processes, they have to be at hand.
+            runner.in_host = self.host_state and self.reducer.world == 1 and not self.accumulation.grows
         student = self.runners["student"]
         self.average = {k: w.detach().clone() for k, w in student.weights.items()} if self.settings.ema else {}
 
@@ -255,6 +263,7 @@ class Trainer:
                 raise
             raise TrainingFailed(f"memory ran out ({str(error)[:200]}): {memory.advice(self.settings)}") from error
         finally:
+            self.denoiser.host_inputs = None
             if self.settings.gradient_checkpointing:
                 checkpointing.disable(self.denoiser.network)
 
@@ -299,17 +308,17 @@ class Trainer:
             before = self._student_gradient() if self.accumulation.grows else None
             for loss in self._losses(batch, step):
                 name, value, metrics = loss.player, self.order.weighted(loss, batch), loss.metrics
-                with self.denoiser.adapter(self.runners[name].player.adapter):
+                with self.denoiser.adapter(self.runners[name].player.adapter), self.runners[name].turn():
                     (value * share).backward()
                 moving[name] = None
                 for key, number in {f"{name}_loss": value.detach(), **metrics}.items():
                     totals[key] = totals.get(key, 0.0) + share * number
                 del loss, value
             if before is not None:
-                squares.append(_square(self._student_gradient(), before) / share**2)
+                squares.append(square(self._student_gradient(), before) / share**2)
         numbers = self._reduced(totals, list(moving))
         norms = {name: float(self.runners[name].clip(settings.max_grad_norm)) for name in moving}
-        if not all(map(_finite, (*norms.values(), *(v for k, v in numbers.items() if k.endswith("_loss"))))):
+        if not all(map(math.isfinite, (*norms.values(), *(v for k, v in numbers.items() if k.endswith("_loss"))))):
             self._zero()
             kept = f"{self.state_file} holds the weights after step {step}" if step else "Nothing was learnt yet"
             raise TrainingFailed(
@@ -362,7 +371,7 @@ class Trainer:
 
     def _zero(self) -> None:
         for runner in self.runners.values():
-            runner.optimiser.zero_grad(set_to_none=True)
+            runner.forget_gradients()
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
@@ -387,11 +396,3 @@ class Trainer:
         path = self.files / "previews" / f"step_{self.done:07d}.png"
         save_sheet(images, path)
         self.watcher.preview(images, self.done, path)
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
-
-
-def _square(after: list[Tensor], before: list[Tensor]) -> Tensor:
-    return torch.stack([(a - b).square().sum() for a, b in zip(after, before, strict=True)]).sum()
