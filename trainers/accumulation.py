@@ -56,5 +56,5 @@ class Accumulation:
 
 
 def square(after: list[Tensor], before: list[Tensor]) -> Tensor:
-    """0-d squared norm of what gradients have gained."""
+    """The squared length () of what was added to a gradient, given in parts."""
     return torch.stack([(a - b).square().sum() for a, b in zip(after, before, strict=True)]).sum()

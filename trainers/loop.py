@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..sampling.accounts import seed_of
-from . import checkpointing, memory, pairs, previews, slow, state
+from . import checkpointing, memory, offload, pairs, previews, slow, state
 from .accumulation import Accumulation, square
-from .config import RunConfig, TrainingConfig
+from .config import NONE, RunConfig, TrainingConfig
 from .data import Data
 from .decoder import Decoder
 from .denoiser import Denoiser
@@ -28,6 +28,7 @@ from .order import Order
 from .origin import recognise
 from .players import Runner
 from .processes import Alone, Reducer
+from .streaming import Ring
 from .watch import METRICS, Metrics, Silent, Watcher, checkpoints, save_sheet
 
 STATE = "state.safetensors"
@@ -80,8 +81,7 @@ class Trainer:
         self.order = Order(denoiser, data, self.settings, self.reducer)
         self.seconds = 0.0
         self._moving = False  # true while some players have moved and others have not
-        # Against little memory, and without a change of any number; whoever plans a run sets them before it begins.
-        self.host_state = self.host_inputs = False
+        self.host_state = self.host_inputs = False  # against little memory; set before the run, they change no number
         self._check_data()
 
     def _check_data(self) -> None:
@@ -126,14 +126,13 @@ class Trainer:
         # The same samples on every process and after every resume: heads and means are made from them. One at a time,
         # since sizes and lengths of prompts differ.
         self.objective.prepare(self._first_samples())
+        # Gradients that are compared, or added up between processes, have to be at hand.
+        in_host = self.host_state and self.reducer.world == 1 and not self.accumulation.grows
         self.runners = {
-            name: Runner.of(name, player, self.denoiser, self.settings)
+            name: Runner.of(name, player, self.denoiser, self.settings, in_host)
             for name, player in self.objective.players.items()
         }
         self.denoiser.host_inputs = HostInputs(self.denoiser.device) if self.host_inputs else None
-        for runner in self.runners.values():
-            # Where gradients are compared or added up between processes, they have to be at hand.
-            runner.in_host = self.host_state and self.reducer.world == 1 and not self.accumulation.grows
         student = self.runners["student"]
         self.average = {k: w.detach().clone() for k, w in student.weights.items()} if self.settings.ema else {}
 
@@ -210,12 +209,8 @@ class Trainer:
                 self.data.repeat(slow.repeats(self._scout, self.objective, self.config, self.files, self.watcher))
             self._prepare()
             # Before resuming, whose averages would count twice.
-            free = self.free()
-            if free is not None:
-                calls = self.objective.held if isinstance(self.objective, Sampled) else 1
-                runners = list(self.runners.values())
-                found = memory.estimate(self.denoiser, self.data, runners, self.settings, calls, self.decoder)
-                problem = memory.too_much(found, free, self.settings)
+            if self.free() is not None:
+                found, problem = offload.settled(self.denoiser.ring, self._estimate, self.free, self.settings)
                 if problem:
                     raise TrainingFailed(problem)
                 self.watcher.says(f"memory: {found}")
@@ -230,6 +225,10 @@ class Trainer:
                 if log:
                     log.close()
             return self.lora()
+
+    def _estimate(self) -> memory.Estimate:
+        calls = self.objective.held if isinstance(self.objective, Sampled) else 1
+        return memory.estimate(self.denoiser, self.data, self.runners.values(), self.settings, calls, self.decoder)
 
     def _scout(self, config: RunConfig, folder: Inside, watcher: Watcher) -> Trainer:
         """A run of its own with the same network and data."""
@@ -272,7 +271,7 @@ class Trainer:
         saved = self.done  # before the first step there is nothing to lose
         try:
             while self.done < settings.steps:
-                metrics = self._step()
+                metrics = offload.enough_room(self._step, self._spare, self._begin_again, self.watcher.says)
                 if log:
                     log.add(self.done, metrics)
                 self.watcher.step(self.done, settings.steps, metrics)
@@ -293,6 +292,16 @@ class Trainer:
             if saved != self.done and not self._moving:
                 self.save()
 
+    def _spare(self) -> Ring | None:
+        """What can make room for a step to begin again: not where weights have moved, nor where others wait."""
+        can = self.settings.gradient_checkpointing and self.settings.offload != NONE and self.reducer.world == 1
+        return self.denoiser.ring if can and not self._moving else None
+
+    def _begin_again(self) -> None:
+        self._zero()
+        if self.done > self.begun:
+            self.save()
+
     def _step(self) -> dict[str, float]:
         began = time.perf_counter()
         step, settings = self.done, self.settings
@@ -305,7 +314,7 @@ class Trainer:
         for batch in batches:
             self.watcher.check()
             share = len(batch) / whole
-            before = self._student_gradient() if self.accumulation.grows else None
+            before = self.runners["student"].gradient() if self.accumulation.grows else None
             for loss in self._losses(batch, step):
                 name, value, metrics = loss.player, self.order.weighted(loss, batch), loss.metrics
                 with self.denoiser.adapter(self.runners[name].player.adapter), self.runners[name].turn():
@@ -315,7 +324,7 @@ class Trainer:
                     totals[key] = totals.get(key, 0.0) + share * number
                 del loss, value
             if before is not None:
-                squares.append(square(self._student_gradient(), before) / share**2)
+                squares.append(square(self.runners["student"].gradient(), before) / share**2)
         numbers = self._reduced(totals, list(moving))
         norms = {name: float(self.runners[name].clip(settings.max_grad_norm)) for name in moving}
         if not all(map(math.isfinite, (*norms.values(), *(v for k, v in numbers.items() if k.endswith("_loss"))))):
@@ -342,11 +351,7 @@ class Trainer:
         spent = time.perf_counter() - began
         self.seconds += spent
         numbers |= {f"{name}_grad": value for name, value in norms.items()}
-        numbers |= {
-            "rate": settings.learning_rate * settings.rate(step),
-            "seconds": spent,
-            "data": data_seconds / spent,
-        }
+        numbers |= {"rate": rate, "seconds": spent, "data": data_seconds / spent}
         if self.denoiser.device.type == "cuda":
             numbers["memory"] = float(torch.cuda.max_memory_allocated(self.denoiser.device))
         return numbers
@@ -380,10 +385,6 @@ class Trainer:
             rate = min(self.settings.ema, (step + 1) / (step + 10))
             weights = self.runners["student"].weights
             torch._foreach_lerp_(list(self.average.values()), [weights[k] for k in self.average], 1 - rate)
-
-    def _student_gradient(self) -> list[Tensor]:
-        weights = self.runners["student"].weights.values()
-        return [torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in weights]
 
     # ---- previews --------------------------------------------------------------------------------
 

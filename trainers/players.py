@@ -66,7 +66,9 @@ class Runner:
         self.optimiser.zero_grad(set_to_none=True)
 
     @classmethod
-    def of(cls, name: str, player: Player, denoiser: Denoiser, settings: TrainingConfig) -> Runner:
+    def of(
+        cls, name: str, player: Player, denoiser: Denoiser, settings: TrainingConfig, in_host: bool = False
+    ) -> Runner:
         """A player ready to move. ImportError when its optimiser is not installed."""
         weights: dict[str, Tensor] = dict(denoiser.adapters.parameters(player.adapter))
         if player.modules is not None:
@@ -79,7 +81,7 @@ class Runner:
             player.betas or (settings.beta1, settings.beta2),
             settings.weight_decay,
         )
-        return cls(name, player, weights, optimiser)
+        return cls(name, player, weights, optimiser, in_host)
 
     def move(self, rate: float) -> None:
         """One step at this learning rate, which uses the gradients up."""
@@ -92,6 +94,10 @@ class Runner:
         """The gradient's norm, 0-d, before it is clipped to `most` (0 = not at all)."""
         with self.turn():
             return torch.nn.utils.clip_grad_norm_(list(self.weights.values()), most or float("inf"))
+
+    def gradient(self) -> list[Tensor]:
+        """Copies of the weights' gradients as they stand, zeros where there is none."""
+        return [torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in self.weights.values()]
 
     def saved(self) -> dict[str, Mapping[str, Tensor]]:
         """Groups of tensors for `state.save`."""
@@ -113,4 +119,10 @@ def _there(tensor: Tensor, device: torch.device) -> Tensor:
     if hasattr(tensor, "__tensor_flatten__"):  # 8-bit state, which knows `to` alone
         return tensor.to(device)
     pin = device.type == "cpu" and tensor.device.type not in ("cpu", "meta")
-    return torch.empty_like(tensor, device=device, pin_memory=pin).copy_(tensor, non_blocking=True)
+    try:
+        copy = torch.empty_like(tensor, device=device, pin_memory=pin)
+    except RuntimeError:
+        if not pin:
+            raise
+        copy = torch.empty_like(tensor, device=device)  # no more memory may be pinned, or on this device none
+    return copy.copy_(tensor, non_blocking=True)
