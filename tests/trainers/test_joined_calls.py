@@ -306,6 +306,26 @@ def test_a_step_is_the_one_whose_calls_are_made_by_themselves(name):
 # ---- work --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("length", "most", "visits"), [(5, None, 5), (7, None, 6), (5, 0, 7)])
+def test_visits_of_a_block_in_a_dmd2_step(length, most, visits):
+    """Student, fake score with both of the teacher's, student backwards, fake score and it backwards.
+
+    An empty prompt of another length takes a call of its own; with none joined fake score and teacher take three.
+    """
+    denoiser = Tokens()
+    if most is not None:
+        denoiser.most_places = most
+    checkpointing.enable(denoiser.network)
+    seen, block = [], denoiser.network.blocks[4]
+    block.up.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    batch = dataclasses.replace(batch_of(), uncond=text(2, 1, length=length))
+    objective = DMD2(DMD2Config(steps=1, ratio=1), denoiser)
+    for loss in objective.losses(batch, 0):
+        with denoiser.adapter(loss.player):
+            loss.value.backward()
+    assert len(seen) == visits
+
+
 def work(objective, batch):
     """Floating-point operations of a step."""
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
