@@ -23,6 +23,7 @@ from ..trainers.adapters import LoraConfig
 from ..trainers.config import RunConfig
 from ..trainers.data import Data, Degrade
 from ..trainers.dataset import Dataset, Entry
+from ..trainers.decoder import Decoder
 from ..trainers.export import VERSION, metadata, read_lora, write_lora
 from ..trainers.files import check_writable, checked_name, write_json
 from ..trainers.folder import Inside, inside
@@ -102,22 +103,37 @@ def run(
     with host.training_session():
         denoiser = host.trainable(model, precision(config))
         try:
-            objective = METHODS[config.method].objective(config.objective, denoiser)
+            objective, decoder = METHODS[config.method].objective(config.objective, denoiser), None
             add_adapters(denoiser, config, objective, request.start)
             data = encode(denoiser, request.dataset)
             if METHODS[config.method].pictures:
                 data.degrade = _degrade(host, objective, denoiser, request.dataset, vae)
                 if config.objective.feature_weight:
-                    objective.features = _feature_distance(host, config.objective.features, vae, denoiser)
+                    decoder = host.differentiable_decoder(vae)
+                    objective.features = _feature_distance(host, config.objective.features, decoder, denoiser)
             decode = denoiser.preview if vae is None else (lambda x0: host.decode(vae, denoiser.latents_out(x0)))
+            if METHODS[config.method].reward == "differentiable" and reward is not None:
+                decoder = host.differentiable_decoder(vae)
+            # Without a gradient, the VAE that everybody uses, where the host places it.
+            pictures = decoder or (lambda samples: host.decode(vae, samples))
             if reward is not None:
-                objective.reward = _latent_reward(host, reward, vae, denoiser, config.method)
+                objective.reward = _latent_reward(reward, pictures, denoiser)
             if second is not None:
-                objective.second = _latent_reward(host, second, vae, denoiser, config.method)
+                objective.second = _latent_reward(second, pictures, denoiser)
             names = [each.name for each in (reward, second) if each is not None]
             started_on = origin(denoiser.base_hash, request.dataset, request.start, " and ".join(names) or None)
             trainer = Trainer(
-                denoiser, objective, data, config, folder, watcher, decode, host.free_memory, reducer, started_on
+                denoiser,
+                objective,
+                data,
+                config,
+                folder,
+                watcher,
+                decode,
+                host.free_memory,
+                reducer,
+                started_on,
+                decoder,
             )
             lora = denoiser.to_file(trainer.train())
             base_hash, architecture = denoiser.base_hash, denoiser.architecture
@@ -198,9 +214,8 @@ def student_levels(objective: Objective) -> list[Tensor]:
 
 
 def precision(config: RunConfig) -> torch.dtype | None:
-    """The network's arithmetic, None as the host samples; fp16's gradients would overflow, so "auto" is never that."""
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return PRECISION.get(config.training.precision, torch.bfloat16 if bf16 else None)
+    """The network's arithmetic; None leaves it as the host samples, as far as gradients allow."""
+    return PRECISION.get(config.training.precision)
 
 
 def written(folder: Path, loras: Path, steps: int) -> Path | None:
@@ -291,16 +306,9 @@ def _check_reward(reward: Reward, vae: Any, request: Request) -> None:
         )
 
 
-def _latent_reward(host: Any, reward: Reward, vae: Any, denoiser: Any, method: str) -> Callable[..., Tensor]:
-    if METHODS[method].reward == "differentiable":
-        decode = host.differentiable_decoder(vae)
-    else:
-        # The VAE that everybody uses, where the host places it: no second copy is needed without a gradient.
-        def decode(samples: Tensor) -> Tensor:
-            return host.decode(vae, samples)
-
+def _latent_reward(reward: Reward, pictures: Callable[[Tensor], Tensor], denoiser: Any) -> Callable[..., Tensor]:
     def scored(x0: Tensor, prompts: tuple[str, ...], batch: Batch) -> Tensor:
-        return score(reward, decode(denoiser.latents_out(x0)), list(prompts)).to(x0.device)
+        return score(reward, pictures(denoiser.latents_out(x0)), list(prompts)).to(x0.device)
 
     return scored
 
@@ -316,9 +324,8 @@ def _degrade(host: Any, objective: Any, denoiser: Any, dataset: Dataset, vae: An
     return degraded
 
 
-def _feature_distance(host: Any, name: str, vae: Any, denoiser: Any) -> Callable[[Tensor, Tensor], Tensor]:
+def _feature_distance(host: Any, name: str, decode: Decoder, denoiser: Any) -> Callable[[Tensor, Tensor], Tensor]:
     network = perceptual_network(host, name).to(denoiser.device)
-    decode = host.differentiable_decoder(vae)
 
     def distance(x0: Tensor, clean: Tensor) -> Tensor:
         with torch.no_grad():

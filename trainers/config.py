@@ -12,16 +12,18 @@ from functools import lru_cache
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from .adapters import LoraConfig
+from .optimisers import Optimiser
 
 Settings = TypeVar("Settings")
 Decay = Literal["constant", "linear", "cosine"]
-Optimiser = Literal["adamw", "adamw8bit"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 # Of the training's settings these may differ between a run and its continuation: they change no gradient. A method's
 # own `steps` are the student's grid, and may not.
 FREE = ("steps", "save_every", "save_minutes", "preview_every", "previews", "gradient_checkpointing", "keep")
 MOST_STEPS = 10_000_000
+# A rate meant for AdamW would stop Prodigy, whose own estimate stands beside it.
+LEAST_PRODIGY = 0.05
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,11 @@ class TrainingConfig:
         for name, kind in (("decay", Decay), ("optimiser", Optimiser), ("precision", Precision)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        if self.optimiser == "prodigy" and self.learning_rate < LEAST_PRODIGY:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate!r}, and optimiser prodigy multiplies with it the rate that it "
+                "finds by itself: set learning_rate to 1"
+            )
         if self.noise_scale_target and self.accumulation < 2:
             raise ValueError("noise_scale_target compares the micro-batches of a step: set accumulation to at least 2")
         if self.accumulation_cap < self.accumulation:

@@ -16,6 +16,7 @@ from . import checkpointing, memory, pairs, previews, slow, state
 from .accumulation import Accumulation
 from .config import RunConfig, TrainingConfig
 from .data import Data
+from .decoder import Decoder
 from .denoiser import Denoiser
 from .files import locked, tensors, write_atomically, write_json
 from .folder import Inside, inside
@@ -46,8 +47,8 @@ class Trainer:
     denoiser: with the adapters that the objective's players name. folder: the run's own, where state, metrics and
     previews lie; a state found there is continued (ValueError when its settings differ). decode: latents in the
     network's scale to pictures (B, H, W, 3), for previews. free: bytes of memory left on the device. origin: what the
-    run is started on (`trainers.origin`); a run that was started on something else is not continued. `done` counts
-    steps, `begun` is where this attempt began.
+    run is started on (`trainers.origin`); a run that was started on something else is not continued. decoder: what the
+    objective's gradients of pictures pass, to be counted. `done` counts steps, `begun` is where this attempt began.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Trainer:
         free: Callable[[], int | None] = lambda: None,
         reducer: Reducer | None = None,
         origin: Mapping[str, Any] | None = None,
+        decoder: Decoder | None = None,
     ):
         self.denoiser, self.objective, self.data, self.config = denoiser, objective, data, config
         self.files = inside(folder)  # no link in it is followed
@@ -69,7 +71,7 @@ class Trainer:
         self.watcher: Watcher = watcher or Silent()
         self.decode, self.free = decode, free
         self.reducer: Reducer = reducer or Alone()
-        self.origin = origin
+        self.origin, self.decoder = origin, decoder
         self.settings: TrainingConfig = config.training
         self.done = self.begun = self.position = 0
         self.accumulation = Accumulation(self.settings)
@@ -204,7 +206,7 @@ class Trainer:
             if free is not None:
                 calls = self.objective.held if isinstance(self.objective, Sampled) else 1
                 runners = list(self.runners.values())
-                found = memory.estimate(self.denoiser, self.data, runners, self.settings, calls)
+                found = memory.estimate(self.denoiser, self.data, runners, self.settings, calls, self.decoder)
                 problem = memory.too_much(found, free, self.settings)
                 if problem:
                     raise TrainingFailed(problem)
@@ -225,7 +227,7 @@ class Trainer:
         """A run of its own with the same network and data."""
         return Trainer(
             self.denoiser, self.objective, self.data, config, folder, watcher,
-            free=self.free, reducer=self.reducer, origin=self.origin,
+            free=self.free, reducer=self.reducer, origin=self.origin, decoder=self.decoder,
         )  # fmt: skip
 
     def _agree(self) -> None:
