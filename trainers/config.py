@@ -151,7 +151,7 @@ def read(kind: type[Settings], values: Any, where: str) -> Settings:
     unknown = [str(name)[:80] for name in values if name not in fields]
     if unknown:
         raise ValueError(f"{where}.{unknown[0]} is not a setting; {where} has {', '.join(fields)}")
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     given = {name: _typed(hints[name], value, f"{where}.{name}") for name, value in values.items()}
     missing = [
         n for n, f in fields.items()

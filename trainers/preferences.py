@@ -160,7 +160,7 @@ class Book:
         return self._found
 
     def _counted(self) -> Preferences:
-        latest: dict[tuple[str, str, str, str], Pair | None] = {}
+        latest: dict[tuple[str, ...], Pair | None] = {}
         problems: list[str] = []
         known: dict[str, str] = {}
         there = self._rooms.there
