@@ -63,7 +63,7 @@ def runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def _ended(run: Path) -> dict[str, Any]:
-    """The summary of a run, kept while none of its files changes, unless a process works on it, which may end."""
+    """The summary of a run, kept of one that has ended well while none of its files changes."""
     stamp = tuple(_stamp(f"{run}{os.sep}{name}") for name in (STATUS, METRICS, CONFIG, RESULT, JOB))
     before = _kept.get(run)
     if before is not None and before[0] == stamp:
@@ -71,7 +71,7 @@ def _ended(run: Path) -> dict[str, Any]:
     found = summary(run)
     with _keeping:
         _kept.pop(run, None)
-        if found["state"] not in ("queued", "running"):
+        if found["state"] in ("finished", "stopped"):
             _kept[run] = stamp, found
             while len(_kept) > 2 * MOST_RUNS:
                 del _kept[next(iter(_kept))]

@@ -55,6 +55,8 @@ class Ticket:
         for name, text, most in (("prompt", self.prompt, PROMPT_LENGTH), ("by", self.by, NAME_LENGTH)):
             if not isinstance(text, str) or len(text) > most:
                 raise ValueError(f"{name} must be a text of at most {most} characters, got {text!r:.40}")
+            if not text.isascii() and text != text.encode(errors="replace").decode():
+                raise ValueError(f"{name} holds half a character (a lone surrogate): {text!r:.40}")
         _check("candidates", self.candidates, PICTURE)
         if self.latents:
             _check("latents", self.latents, LATENT)
