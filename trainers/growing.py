@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
+from .entries import LinkError
 from .folder import Inside
 
 BLOCK = 1 << 18
@@ -105,13 +106,23 @@ class Rooms:
 
     def look(self) -> bool:
         """Look, and tell whether anything may have changed since the last time."""
-        stamps = [0 if (found := room.stat()) is None else found.st_mtime_ns for room in self._rooms]
+        stamps = [_written(room) for room in self._rooms]
         if stamps == self._stamps:
             return False
         # A clock ticks: of a folder that has just changed, a further change might not be seen.
         self._stamps = stamps if time.time_ns() - max(stamps) > SETTLED else None
-        self.there = frozenset(f"{room.name}/{name}" for room in self._rooms for name in room.files())
+        rooms = [room for room, stamp in zip(self._rooms, stamps, strict=True) if stamp]
+        self.there = frozenset(f"{room.name}/{name}" for room in rooms for name in room.files())
         return True
+
+
+def _written(room: Inside) -> int:
+    """When a folder was changed; 0 where there is none, or a link, behind which nothing is looked for."""
+    try:
+        found = room.stat()
+    except LinkError:
+        return 0
+    return 0 if found is None else found.st_mtime_ns
 
 
 class Kept(Protocol):
