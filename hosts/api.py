@@ -27,18 +27,20 @@
 For training:
 
 * `trainable(model, compute=None)`: a `trainers.denoiser.Denoiser` on a network of its own, the model's LoRAs in its
-  weights; compute: precision of its arithmetic, None as the host samples. Besides the contract it has
+  weights; compute: precision of its arithmetic, None as the host samples, but bf16 or fp32 in place of fp16, in which
+  gradients overflow. Besides the contract it has
   `encode(conditioning, shape, input="positive")` (what `join` takes; shape (1, C, H, W)), `latents_in(samples)`,
   `latents_out(x0)`, `preview(x0) -> IMAGE` without a VAE, `to_file(lora)` and `from_file(state)` (names in LoRA files),
   `base_hash`, `architecture` and `release()`. ValueError for patches that cannot be trained through.
 * `training_session()`: context in which gradients flow, under whatever mode the node runs.
 * `empty_latent_shape(model, samples) -> (C, ...)`: of the latents that an empty LATENT stands for.
 * `encode_text(clip, text) -> CONDITIONING`, `encode_images(vae, images) -> LATENT`, `decode(vae, samples) -> IMAGE`.
-* `differentiable_decoder(vae)`: function from stored latents to images, with gradients.
+* `differentiable_decoder(vae) -> trainers.decoder.Decoder`: function from stored latents to images, with gradients.
 * `output_change(model, path, dataset) -> float`: largest change that a LoRA file makes to one output of the model.
 * `progress(total)`: object with `step(done, preview=None, text="")`; preview is a PIL image.
 * `check_cancelled()`: raises the host's own exception when the user has cancelled.
 * `free_memory() -> bytes | None`: of the accelerator; None where there is none.
+* `bf16() -> bool`: whether networks had better compute in bf16 here; where a device only emulates it, they had not.
 * `lora_names() -> list[str]`, `read_lora(name) -> dict`: the LoRA files that the host lists, and one's tensors.
 * `loras_folder() -> Path`, `runs_folder() -> Path`: where LoRAs and runs are written.
 * For jobs: `describe_base(model) -> Base | None`, `describe_vae(vae) -> Vae | None` (`trainers.sources`; None for what

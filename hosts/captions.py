@@ -53,7 +53,7 @@ class Transformers:
         place = _find(host.captioners_folders(), model)
         files.config_of(place)
         network = files.load_model(place, AutoModelForImageTextToText, _UNUSED, precise=False)
-        self._network = network.to(torch.bfloat16) if torch.cuda.is_available() else network.float()
+        self._network = network.to(torch.bfloat16) if host.bf16() else network.float()
         self._prepare, self._read = _processing(place, question.strip())
         self._tokens = max_tokens
         self.holder = host.hold(self._network)

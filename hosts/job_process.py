@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..trainers.dataset import Dataset
+from ..trainers.folder import inside
 from ..trainers.job import DATA, Job, checked_folder
-from ..trainers.job_watch import STATUS, FileWatcher, Follower, Status, clear_commands, holding, read_status
+from ..trainers.job_watch import FileWatcher, Follower, Status, clear_commands, has_status, holding, read_status
 from ..trainers.loop import Reducer, Stopped
 from ..trainers.parallel import launched
 from ..trainers.watch import Watcher
@@ -41,7 +42,7 @@ def run_job(host: Any, path: Path, show: Watcher | None = None) -> Status:
         reducer.close()
         return Status("finished")
     with holding(folder):
-        found = read_status(folder) if (folder / STATUS).is_file() else None
+        found = read_status(folder) if has_status(folder) else None
         if found is None or found.state != "queued":
             # Whoever queued it has cleared them, and may have sent one since.
             clear_commands(folder)
@@ -79,7 +80,7 @@ def _train(host: Any, folder: Path, job: Job, watcher: Watcher, reducer: Reducer
             f"started_by is {job.started_by!r}, and this process runs {host.NAME}: {remedy}, so that the base is the "
             "same"
         )
-    dataset = Dataset.load(folder / DATA)
+    dataset = Dataset.load(inside(folder) / DATA)
     watcher.says("loading the base model")
     model = host.load_base(job.base, folder)
     vae = None if job.vae is None else host.load_vae(job.vae)

@@ -8,7 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..trainers.entries import LinkError
 from ..trainers.files import checked_name
+from ..trainers.folder import inside
 from ..trainers.preferences import PAIRS, is_latent, read
 
 MOST_SETS, LATEST = 200, 12
@@ -17,9 +19,13 @@ MOST_SETS, LATEST = 200, 12
 def every(sets: Path) -> list[dict[str, Any]]:
     """The sets, those that grew last first: name and `when` (seconds since 1970)."""
     found = []
-    for entry in sets.iterdir() if sets.is_dir() else ():
-        if (entry / PAIRS).is_file() and not entry.is_symlink():
-            found.append({"name": entry.name, "when": (entry / PAIRS).stat().st_mtime})
+    for name in inside(sets).folders():
+        try:
+            when = (inside(sets) / name / PAIRS).changed()
+        except LinkError:
+            when = 1  # whoever opens it is told
+        if when:
+            found.append({"name": name, "when": when / 1e9})
     return sorted(found, key=lambda one: -one["when"])[:MOST_SETS]
 
 
@@ -29,7 +35,7 @@ def one(sets: Path, name: str) -> dict[str, Any]:
     ValueError for a name that leads elsewhere, FileNotFoundError where there is no such set.
     """
     folder = sets / checked_name(name)
-    if not (folder / PAIRS).is_file() or folder.is_symlink():
+    if folder.is_symlink() or not (inside(folder) / PAIRS).is_file():
         raise FileNotFoundError(f"there is no set called {name!r:.140}")
     found = read(folder)
     pictures = [pair for pair in found.pairs if not is_latent(pair.winner) and not is_latent(pair.loser)]

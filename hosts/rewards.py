@@ -206,7 +206,7 @@ def _deqa(host: Any, model: str = "") -> Reward:
         ) from error
     network = files.load_model(place, AutoModelForImageTextToText, ("lm_head.",), precise=False)
     # Seven billion parameters in fp32 fit few cards; on a CPU half precision is slow.
-    network = network.to(torch.bfloat16) if torch.cuda.is_available() else network.float()
+    network = network.to(torch.bfloat16) if host.bf16() else network.float()
     take = files.processor(place)
     tokens = deqa.level_tokens(lambda text: take.tokenizer(text, add_special_tokens=False)["input_ids"])
     text = asked(take, place)
@@ -283,7 +283,7 @@ def _judge(host: Any, boldness: float = 0.0) -> Reward:
 
 
 def _remote(host: Any, url: str = "") -> Reward:
-    return RemoteReward(url)
+    return RemoteReward(url, host.check_cancelled)
 
 
 KINDS: dict[str, Callable[..., Reward]] = {

@@ -17,10 +17,12 @@ from typing import Any, BinaryIO
 
 from ..trainers.chart import LEFT_OUT
 from ..trainers.files import checked_name
-from ..trainers.job import JOB, read_json
-from ..trainers.job_watch import COMMANDS, MOST_MESSAGE, STATUS, read_status, send
+from ..trainers.folder import Inside, inside
+from ..trainers.job import JOB
+from ..trainers.job_watch import COMMANDS, MOST_MESSAGE, STATUS, has_status, read_status, send
 from ..trainers.log_file import METRICS, Row, chosen, last_step, row_before, rows_of, sample
 from ..trainers.loop import CONFIG
+from ..trainers.strangers import read_json
 from .training import RESULT
 
 MOST_RUNS = 200
@@ -68,7 +70,8 @@ def _when(folder: Path) -> list[tuple[float, str]]:
             times = []
             for name in (STATUS, METRICS):
                 try:
-                    times.append(os.stat(f"{entry.path}{os.sep}{name}").st_mtime)
+                    # Of a link itself: whoever opens it is told.
+                    times.append(os.lstat(f"{entry.path}{os.sep}{name}").st_mtime)
                 except OSError:
                     continue
             if times:
@@ -82,25 +85,26 @@ def summary(run: Path) -> dict[str, Any]:
     method; timesteps: a few-step student's, empty for others; base: as job.json names it, None
     where no file is the whole of it.
     """
-    config, result = _object(run / CONFIG), _object(run / RESULT)
-    base = result.get("base") or _object(run / JOB).get("base")
+    files = inside(run)
+    config, result = _object(files / CONFIG), _object(files / RESULT)
+    base = result.get("base") or _object(files / JOB).get("base")
     steps = result.get("timesteps")
     known: dict[str, Any] = {
         "method": str(config.get("method", ""))[:MOST_TEXT],
         "timesteps": [step for step in steps[:MOST_TIMESTEPS] if _is_number(step)] if isinstance(steps, list) else [],
         "base": _texts(base) if isinstance(base, dict) else None,
     }
-    if (run / STATUS).is_file():
-        try:
-            return known | asdict(read_status(run))
-        except (ValueError, OSError) as error:
-            message = str(error)[:MOST_MESSAGE]
-            return known | {"state": "failed", "message": message, "step": last_step(run / METRICS)}
+    try:
+        if has_status(files):
+            return known | asdict(read_status(files))
+        step = last_step(files / METRICS)
+    except (ValueError, OSError) as error:
+        return known | {"state": "failed", "message": str(error)[:MOST_MESSAGE], "step": _step(files / METRICS)}
     training = config.get("training")
     total = training.get("steps", 0) if isinstance(training, dict) else 0
     state = "finished" if result.get("file") else "stopped"
     return known | {
-        "state": state, "step": last_step(run / METRICS), "steps": total if _is_number(total) else 0,
+        "state": state, "step": step, "steps": total if _is_number(total) else 0,
         "lora": str(result.get("file", ""))[:MOST_TEXT], "message": "", "rate": 0.0, "eta": None,
     }  # fmt: skip
 
@@ -112,11 +116,11 @@ def log(run: Path, offset: int, step: int) -> dict[str, Any]:
     from an earlier save, the answer begins anew and says `restart`. `more`: the answer ends before the log does.
     `thinned`: how many bytes were looked at here and there only, since there were many.
     """
-    path = run / METRICS
+    path = inside(run) / METRICS
     rows: list[Row] = []
     end, more, restart, thinned = 0, False, False, 0
     if path.is_file():
-        with open(path, "rb") as handle:
+        with path.open() as handle:
             size = handle.seek(0, 2)
             restart = offset > 0 and (offset > size or _other(handle, offset, step))
             start = 0 if restart else offset
@@ -135,8 +139,8 @@ def log(run: Path, offset: int, step: int) -> dict[str, Any]:
         "steps": [row["step"] for row in rows],
         "values": {name: [row.get(name) for row in rows] for name in sorted(names)},
         "hidden": sorted(LEFT_OUT & set(names)),
-        "saves": _numbers(run / "checkpoints"),
-        "pictures": _numbers(run / "previews"),
+        "saves": _numbers(inside(run) / "checkpoints"),
+        "pictures": _numbers(inside(run) / "previews"),
         "status": summary(run),
     }
 
@@ -168,16 +172,17 @@ def picture(run: Path, name: str) -> Path:
     """A preview's file. ValueError for a name that is none, FileNotFoundError where it is not there."""
     if not _PICTURE.fullmatch(name):
         raise ValueError(f"{name!r:.80} is no preview's name: they are called step_0000100.png")
-    path = run / "previews" / name
-    if path.is_symlink() or not path.is_file():
+    path = inside(run) / "previews" / name
+    if not path.is_file():
         raise FileNotFoundError(f"the run {run.name} has no picture {name}")
-    return path
+    return path.path
 
 
 def command(run: Path, wish: str) -> None:
     """Ask a run that goes on to stop, save or sample. ValueError for another wish, or a run that has ended."""
     if wish not in COMMANDS:
         raise ValueError(f"command {wish!r:.40} is not known; use one of {', '.join(COMMANDS)}")
+    inside(run).refuse_links()
     status = read_status(run)
     if not status.going:
         raise ValueError(f"the run {run.name} does not go on ({status.state}), so it cannot {wish}")
@@ -194,19 +199,24 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
     return dict(islice(texts.items(), 8))
 
 
-def _numbers(folder: Path) -> list[int]:
+def _step(path: Inside) -> int:
+    """The last step of a log, also where it is a link, which has none."""
+    try:
+        return last_step(path)
+    except (ValueError, OSError):
+        return 0
+
+
+def _numbers(folder: Inside) -> list[int]:
     """The last steps that a folder has a file of."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in islice(entries, 20 * MOST_FILES)]
+    names = folder.files(20 * MOST_FILES)
     return sorted(int(match[1]) for match in map(_NUMBERED.fullmatch, names) if match)[-MOST_FILES:]
 
 
-def _object(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
+def _object(path: Inside) -> Mapping[str, Any]:
     try:
+        if not path.is_file():
+            return {}
         value = read_json(path)
     except ValueError:
         # A stranger's run, or one that is being written: what is known of it without the file is shown.

@@ -24,6 +24,7 @@ from ..sampling.transition import Transition
 from ..sampling.tree import Tree, TreeConfig
 from ..trainers.config import read
 from ..trainers.files import checked_name, tensors, write_new
+from ..trainers.folder import inside
 from .search_wish import Absent, Saved, Wish
 
 FORMAT = "retort search 1"
@@ -72,21 +73,20 @@ def rescue(host: Any, saved: Saved) -> Path:
 
 def written(host: Any, name: str) -> int:
     """When the file of that name was written, in nanoseconds; 0 where there is none."""
-    path = folder(host) / f"{checked_name(name)}.safetensors"
-    return path.stat().st_mtime_ns if path.is_file() else 0
+    return (inside(folder(host)) / f"{checked_name(name)}.safetensors").changed()
 
 
 def load(host: Any, name: str) -> Saved:
     """The search of that name. ValueError where there is none, or the file is broken, forged or something else's."""
-    path = folder(host) / f"{checked_name(name)}.safetensors"
+    path = inside(folder(host)) / f"{checked_name(name)}.safetensors"
     if not path.is_file():
-        there = sorted(p.stem for p in path.parent.glob("*.safetensors")) if path.parent.is_dir() else []
+        there = [n.removesuffix(".safetensors") for n in path.parent.files() if n.endswith(".safetensors")]
         raise ValueError(
             f"file: there is no search {name!r} in {path.parent} (found there: {', '.join(there[:8]) or 'nothing'}); "
             "Save Search writes them"
         )
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path.checked(), framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError("it is no search that this version wrote")

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,9 @@ from torch import Tensor
 
 from ..sampling.search import State
 from ..sampling.tree import Tree
+from ..trainers.entries import LinkError
 from ..trainers.files import tensors
+from ..trainers.folder import Inside, inside
 
 VIEW = "view.json"
 KEPT, RECORDS = 64, 12
@@ -38,7 +39,7 @@ class Record:
     """The record of one search of `items` latents, to be entered around it; without a folder it keeps nothing."""
 
     def __init__(self, records: Path | None, prompt: str, reward: str, items: int):
-        self.folder: Path | None = None
+        self.folder: Inside | None = None
         self._view: dict[str, Any] = {
             "prompt": prompt, "reward": reward, "begun": time.time(), "pid": os.getpid(), "going": True,
             "items": [None] * items,
@@ -50,14 +51,13 @@ class Record:
         if records is None:
             return
         try:
-            records.mkdir(parents=True, exist_ok=True)
-            there = sorted(entry for entry in records.iterdir() if entry.is_dir())
+            there = inside(records).folders()
             for old in there[: max(0, len(there) - RECORDS + 1)]:
-                shutil.rmtree(old)
-            self.folder = records / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+                (inside(records) / old).remove_tree()
+            self.folder = inside(records) / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
             for item in range(items):
-                (self.folder / f"item_{item}").mkdir(parents=True)
-        except OSError as error:
+                (self.folder / f"item_{item}").make()
+        except (OSError, LinkError) as error:
             self._lose(error)
 
     def scored(self, images: Tensor, samples: Tensor, rewards: Tensor) -> None:
@@ -77,7 +77,7 @@ class Record:
             if time.monotonic() - self._written > WRITE_EVERY:
                 self._view["items"][item] = seen(state, self._kept[item])
                 self._write(self.folder)
-        except OSError as error:
+        except (OSError, LinkError) as error:
             self._lose(error)
 
     def __enter__(self) -> Record:
@@ -93,21 +93,19 @@ class Record:
                 self._view["items"][item] = seen(state, self._kept[item])
         try:
             self._write(self.folder)
-        except OSError as error:
+        except (OSError, LinkError) as error:
             self._lose(error)
 
-    def _lose(self, error: OSError) -> None:
+    def _lose(self, error: Exception) -> None:
         self.folder = None
         _log.warning("the panel will not show this search: %s", error)
 
-    def _write(self, folder: Path) -> None:
-        part = folder / f"{VIEW}.part"
-        part.write_text(json.dumps(self._view), encoding="utf-8")
-        os.replace(part, folder / VIEW)
+    def _write(self, folder: Inside) -> None:
+        (folder / VIEW).write(json.dumps(self._view).encode(), synced=False)
         self._written = time.monotonic()
 
     def _keep(
-        self, folder: Path, kept: dict[int, float], numbers: Sequence[int], images: Tensor, samples: Tensor,
+        self, folder: Inside, kept: dict[int, float], numbers: Sequence[int], images: Tensor, samples: Tensor,
         rewards: Sequence[float],
     ) -> None:  # fmt: skip
         for number, image, sample, reward in zip(numbers, images, samples, rewards, strict=True):
@@ -117,12 +115,12 @@ class Record:
                     continue
                 del kept[worst]
                 for ending in ("jpg", "latent"):
-                    (folder / f"{worst}.{ending}").unlink(missing_ok=True)
+                    (folder / f"{worst}.{ending}").remove()
             kept[number] = reward
-            (folder / f"{number}.jpg").write_bytes(_small(image))
+            (folder / f"{number}.jpg").write(_small(image), synced=False)
             single = sample.detach().float().unsqueeze(0)
             latent = {"latent_tensor": single, "latent_format_version_0": torch.tensor([])}
-            (folder / f"{number}.latent").write_bytes(tensors(latent))
+            (folder / f"{number}.latent").write(tensors(latent), synced=False)
 
 
 def seen(state: State, kept: dict[int, float]) -> dict[str, Any]:

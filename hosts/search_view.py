@@ -5,12 +5,12 @@ All names come from whoever sent the request. `records` is the host's `search_re
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
+from ..trainers.folder import Inside, inside
+from ..trainers.strangers import read_json
 from .search_record import VIEW
 
 NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
@@ -28,8 +28,8 @@ def searches(records: Path, saved: Path, pid: int) -> dict[str, Any]:
     is left out.
     """
     found: list[dict[str, Any]] = []
-    names = sorted((entry.name for entry in records.iterdir()), reverse=True) if records.is_dir() else []
-    for name in [one for one in names if NAME.fullmatch(one)][:MOST_RECORDS]:
+    names = [name for name in inside(records).folders() if NAME.fullmatch(name)]
+    for name in names[: -MOST_RECORDS - 1 : -1]:
         try:
             view = record(records, name, pid)
         except (ValueError, OSError):
@@ -38,8 +38,9 @@ def searches(records: Path, saved: Path, pid: int) -> dict[str, Any]:
             del item["tree"], item["kept"]
             item["history"], item["best"] = item["history"][-1:], item["best"][:1]
         found.append({**view, "prompt": view["prompt"][:MOST_TEXT]})
-    files = sorted(saved.glob("*.safetensors"), key=lambda path: -path.stat().st_mtime) if saved.is_dir() else []
-    return {"searches": found, "saved": [path.stem for path in files[:MOST_FILES]]}
+    files = [name for name in inside(saved).files() if name.endswith(".safetensors")]
+    files.sort(key=lambda name: -(inside(saved) / name).changed())
+    return {"searches": found, "saved": [name.removesuffix(".safetensors") for name in files[:MOST_FILES]]}
 
 
 def record(records: Path, name: str, pid: int) -> dict[str, Any]:
@@ -51,12 +52,8 @@ def record(records: Path, name: str, pid: int) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"the search {name} has found nothing yet")
     try:
-        with open(path, "rb") as handle:
-            data = handle.read(MOST_VIEW + 1)
-        if len(data) > MOST_VIEW:
-            raise ValueError(f"it is larger than {MOST_VIEW} bytes")
-        view = _view(json.loads(data))
-    except (ValueError, RecursionError, KeyError, TypeError, OverflowError) as error:
+        view = _view(read_json(path, MOST_VIEW, finite=False))
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(
             f"the record of the search {name} cannot be read ({type(error).__name__}): delete it"
         ) from error
@@ -99,25 +96,24 @@ def _number(value: Any) -> float | int:
 
 def picture(records: Path, name: str, item: int, number: int) -> Path:
     """A candidate's picture; errors as of `record`."""
-    return _candidate(records, name, item, number, "jpg")
+    return _candidate(records, name, item, number, "jpg").path
 
 
 def take(records: Path, inputs: Path, name: str, item: int, number: int) -> str:
     """Put a candidate's latent where Load Latent finds it, and return the file's name there; errors as of `record`."""
     source = _candidate(records, name, item, number, "latent")
     file = f"retort_{name}_{item}_{number}.latent"
-    inputs.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, inputs / file)
+    (inside(inputs) / file).write(source.read())
     return file
 
 
-def _folder(records: Path, name: str) -> Path:
+def _folder(records: Path, name: str) -> Inside:
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r:.80} is no search's name")
-    return records / name
+    return inside(records) / name
 
 
-def _candidate(records: Path, name: str, item: int, number: int, ending: str) -> Path:
+def _candidate(records: Path, name: str, item: int, number: int, ending: str) -> Inside:
     path = _folder(records, name) / f"item_{item}" / f"{number}.{ending}"
     if not path.is_file():
         raise FileNotFoundError(f"the search {name} has not kept candidate {number}: only the best are")

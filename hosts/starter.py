@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..trainers.dataset import Dataset
+from ..trainers.folder import inside
 from ..trainers.job import JOB, LOG, Job, checked_folder, refuse_reward
-from ..trainers.job_watch import STATUS, Status, clear_commands, read_status, started, write_status
+from ..trainers.job_watch import Status, clear_commands, has_status, read_status, started, write_status
 from ..trainers.methods import METHODS
 from .training import Request
 
@@ -29,7 +30,8 @@ def write_job(host: Any, folder: Path, model: Any, request: Request, vae: Any = 
     dataset: Dataset = request.dataset
     # Before a base is merged, which takes long and leaves a large file.
     refuse_reward(request.config)
-    folder.mkdir(parents=True, exist_ok=True)
+    inside(folder).make()
+    inside(folder).refuse_links()
     refuse_while_going(folder)
     base = host.describe_base(model) or host.merge_base(model, folder)
     decoder = None if vae is None else host.describe_vae(vae)
@@ -44,7 +46,7 @@ def write_job(host: Any, folder: Path, model: Any, request: Request, vae: Any = 
 
 def refuse_while_going(folder: Path) -> None:
     """ValueError while a process works in the folder."""
-    if (folder / STATUS).is_file():
+    if has_status(folder):
         status = read_status(folder)
         if status.going:
             raise ValueError(
@@ -75,9 +77,8 @@ def start(folder: Path, arguments: list[str], processes: int = 1) -> int:
             "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
         ]  # fmt: skip
     queued = Status("queued", steps=job.config.training.steps, machine=socket.gethostname(), message="starting")
-    with open(folder / LOG, "ab") as log:
+    with (inside(folder) / LOG).appending() as log:
         log.write(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.name}: {job.config.method}\n".encode())
-        log.flush()
         process = subprocess.Popen(
             [*command, *entry], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=_environment(),
             **_DETACHED,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -24,10 +23,12 @@ from ..trainers.adapters import LoraConfig
 from ..trainers.config import RunConfig
 from ..trainers.data import Data, Degrade
 from ..trainers.dataset import Dataset, Entry
+from ..trainers.decoder import Decoder
 from ..trainers.export import VERSION, metadata, read_lora, write_lora
 from ..trainers.files import check_writable, checked_name, write_json
+from ..trainers.folder import Inside, inside
 from ..trainers.job import LOCK
-from ..trainers.job_watch import STATUS, FileWatcher, clear_commands, holding, read_status
+from ..trainers.job_watch import STATUS, FileWatcher, clear_commands, has_status, holding, read_status
 from ..trainers.log_file import METRICS, column
 from ..trainers.loop import Reducer, Stopped, Trainer, TrainingFailed
 from ..trainers.methods import METHODS
@@ -36,6 +37,7 @@ from ..trainers.objectives.dmd2 import DMD2
 from ..trainers.objectives.preference import LOSER, STRENGTH
 from ..trainers.objectives.tdm import TDM
 from ..trainers.origin import origin
+from ..trainers.strangers import read_json
 from ..trainers.watch import Watcher, open_picture
 from .rewards import perceptual_network
 
@@ -86,6 +88,7 @@ def run(
     """
     name = checked_name(request.name)
     folder = folder or host.runs_folder() / name
+    inside(folder).refuse_links()
     config = request.config
     if second is not None and (config.method != "align_prop" or reward is None):
         raise ValueError(
@@ -100,22 +103,37 @@ def run(
     with host.training_session():
         denoiser = host.trainable(model, precision(config))
         try:
-            objective = METHODS[config.method].objective(config.objective, denoiser)
+            objective, decoder = METHODS[config.method].objective(config.objective, denoiser), None
             add_adapters(denoiser, config, objective, request.start)
             data = encode(denoiser, request.dataset)
             if METHODS[config.method].pictures:
                 data.degrade = _degrade(host, objective, denoiser, request.dataset, vae)
                 if config.objective.feature_weight:
-                    objective.features = _feature_distance(host, config.objective.features, vae, denoiser)
+                    decoder = host.differentiable_decoder(vae)
+                    objective.features = _feature_distance(host, config.objective.features, decoder, denoiser)
             decode = denoiser.preview if vae is None else (lambda x0: host.decode(vae, denoiser.latents_out(x0)))
+            if METHODS[config.method].reward == "differentiable" and reward is not None:
+                decoder = host.differentiable_decoder(vae)
+            # Without a gradient, the VAE that everybody uses, where the host places it.
+            pictures = decoder or (lambda samples: host.decode(vae, samples))
             if reward is not None:
-                objective.reward = _latent_reward(host, reward, vae, denoiser, config.method)
+                objective.reward = _latent_reward(reward, pictures, denoiser)
             if second is not None:
-                objective.second = _latent_reward(host, second, vae, denoiser, config.method)
+                objective.second = _latent_reward(second, pictures, denoiser)
             names = [each.name for each in (reward, second) if each is not None]
             started_on = origin(denoiser.base_hash, request.dataset, request.start, " and ".join(names) or None)
             trainer = Trainer(
-                denoiser, objective, data, config, folder, watcher, decode, host.free_memory, reducer, started_on
+                denoiser,
+                objective,
+                data,
+                config,
+                folder,
+                watcher,
+                decode,
+                host.free_memory,
+                reducer,
+                started_on,
+                decoder,
             )
             lora = denoiser.to_file(trainer.train())
             base_hash, architecture = denoiser.base_hash, denoiser.architecture
@@ -123,7 +141,7 @@ def run(
             timesteps = [round(float(denoiser.schedule.timestep(level)), 3) for level in student_levels(objective)]
         finally:
             denoiser.release()
-    losses = column(folder / METRICS, "student_loss")
+    losses = column(inside(folder) / METRICS, "student_loss")
     if reducer is not None and reducer.rank:
         return Result(lora, losses, None, folder, trainer.done)
     path = None if trainer.done > trainer.begun else written(folder, host.loras_folder(), trainer.done)
@@ -134,7 +152,7 @@ def run(
             "file": path.name, "sha256": _hash(path), "steps": trainer.done, "timesteps": timesteps,
             "base": _base(host, model),
         }  # fmt: skip
-        write_json(folder / RESULT, written_down)
+        write_json(inside(folder) / RESULT, written_down)
     changed = host.output_change(model, path, request.dataset)
     if not changed > 0:
         path.unlink()
@@ -156,15 +174,16 @@ def run_in_node(host: Any, model: Any, request: Request, *, watcher: Watcher, **
     """
     folder = host.runs_folder() / checked_name(request.name)
     new = [each for each in (folder, *folder.parents) if not each.exists()]
+    inside(folder).refuse_links()
     check_writable(folder)
     try:
         with holding(folder):
             return _told(host, model, request, watcher, folder, given)
     finally:
         # What was refused before it began is no run.
-        if new and not (folder / METRICS).exists():
+        if new and not (inside(folder) / METRICS).is_file():
             for name in (STATUS, LOCK):
-                (folder / name).unlink(missing_ok=True)
+                (inside(folder) / name).remove()
             with contextlib.suppress(OSError):
                 for each in new:
                     each.rmdir()
@@ -172,7 +191,7 @@ def run_in_node(host: Any, model: Any, request: Request, *, watcher: Watcher, **
 
 def _told(host: Any, model: Any, request: Request, watcher: Watcher, folder: Path, given: dict[str, Any]) -> Result:
     clear_commands(folder)
-    before = read_status(folder) if (folder / STATUS).is_file() else None
+    before = read_status(folder) if has_status(folder) else None
     with FileWatcher(folder, before, show=watcher) as told:
         try:
             result = run(host, model, request, watcher=told, **given)
@@ -195,15 +214,14 @@ def student_levels(objective: Objective) -> list[Tensor]:
 
 
 def precision(config: RunConfig) -> torch.dtype | None:
-    """The network's arithmetic, None as the host samples; fp16's gradients would overflow, so "auto" is never that."""
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return PRECISION.get(config.training.precision, torch.bfloat16 if bf16 else None)
+    """The network's arithmetic; None leaves it as the host samples, as far as gradients allow."""
+    return PRECISION.get(config.training.precision)
 
 
 def written(folder: Path, loras: Path, steps: int) -> Path | None:
     """The LoRA that a run has written after so many steps, None when there is none or it is no longer as it was."""
     try:
-        noted = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        noted = read_json(inside(folder) / RESULT)
         path = loras / f"{checked_name(noted['file'])}.safetensors"
         return path if noted["steps"] == steps and _hash(path) == noted["sha256"] else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -288,16 +306,9 @@ def _check_reward(reward: Reward, vae: Any, request: Request) -> None:
         )
 
 
-def _latent_reward(host: Any, reward: Reward, vae: Any, denoiser: Any, method: str) -> Callable[..., Tensor]:
-    if METHODS[method].reward == "differentiable":
-        decode = host.differentiable_decoder(vae)
-    else:
-        # The VAE that everybody uses, where the host places it: no second copy is needed without a gradient.
-        def decode(samples: Tensor) -> Tensor:
-            return host.decode(vae, samples)
-
+def _latent_reward(reward: Reward, pictures: Callable[[Tensor], Tensor], denoiser: Any) -> Callable[..., Tensor]:
     def scored(x0: Tensor, prompts: tuple[str, ...], batch: Batch) -> Tensor:
-        return score(reward, decode(denoiser.latents_out(x0)), list(prompts)).to(x0.device)
+        return score(reward, pictures(denoiser.latents_out(x0)), list(prompts)).to(x0.device)
 
     return scored
 
@@ -313,9 +324,8 @@ def _degrade(host: Any, objective: Any, denoiser: Any, dataset: Dataset, vae: An
     return degraded
 
 
-def _feature_distance(host: Any, name: str, vae: Any, denoiser: Any) -> Callable[[Tensor, Tensor], Tensor]:
+def _feature_distance(host: Any, name: str, decode: Decoder, denoiser: Any) -> Callable[[Tensor, Tensor], Tensor]:
     network = perceptual_network(host, name).to(denoiser.device)
-    decode = host.differentiable_decoder(vae)
 
     def distance(x0: Tensor, clean: Tensor) -> Tensor:
         with torch.no_grad():
@@ -348,7 +358,7 @@ class HostWatcher:
         text = "" if loss is None else f"step {done} of {total}, loss {loss:.4g}, {rate:.3g} steps/s"
         self._progress.step(done, text=text)
 
-    def preview(self, images: Tensor, done: int, path: Path) -> None:
+    def preview(self, images: Tensor, done: int, path: Inside) -> None:
         """Show the contact sheet on the node."""
         self._progress.step(done, preview=open_picture(path))
         self.shown = True

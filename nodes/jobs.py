@@ -9,9 +9,10 @@ from ..hosts.api import host, io, starter, ui
 from ..trainers.chart import draw
 from ..trainers.export import read_lora
 from ..trainers.files import checked_name
-from ..trainers.job_watch import STATUS, Status, read_status, send
+from ..trainers.folder import Inside, inside
+from ..trainers.job_watch import Status, has_status, read_status, send
 from ..trainers.log_file import METRICS, column, thinned
-from ..trainers.watch import latest_preview, open_picture, read_picture
+from ..trainers.watch import checkpoints, latest_preview, open_picture, read_picture
 from .method_inputs import DISTILLATION, FEW_SHOT, FLOW, method_input
 from .preference import PREFERENCES, asked
 from .preference_inputs import PREFERENCE
@@ -30,12 +31,13 @@ def folder_of(run: str) -> Path:
     folder = host.runs_folder() / checked_name(run)
     if not folder.is_dir():
         raise ValueError(f"run: there is no run called {run!r} in {host.runs_folder()}; connect the trainer's `run`")
+    inside(folder).refuse_links()
     return folder
 
 
 def _status(run: str) -> Status | None:
     folder = host.runs_folder() / checked_name(run)
-    return read_status(folder) if (folder / STATUS).is_file() else None
+    return read_status(folder) if has_status(folder) else None
 
 
 class RetortTrainingJob(io.ComfyNode):
@@ -146,7 +148,10 @@ class RetortCollectJob(io.ComfyNode):
         if not isinstance(run, str):
             return time.time()
         status = _status(run) if run else None
-        return "none" if status is None else f"{status.state} {status.step} {time.time() if status.going else ''}"
+        if status is None:
+            return "none"
+        # A job that was trained anew, to as many steps, has another time.
+        return f"{status.state} {status.step} {time.time() if status.going else status.time} {status.lora}"
 
     @classmethod
     def execute(cls, run, wait=True, command=NOTHING):
@@ -167,15 +172,25 @@ class RetortCollectJob(io.ComfyNode):
             shown = latest
         if status.state in ("failed", "died"):
             raise ValueError(f"run {run!r} {status}\n{status.log}".rstrip())
-        lora = read_lora(host.loras_folder() / status.lora if status.state == "finished" else _checkpoint(folder, run))
-        losses = column(folder / METRICS, "student_loss")
+        finished = status.state == "finished"
+        lora = read_lora(_finished(status.lora, run) if finished else _checkpoint(folder, run).checked())
+        losses = column(inside(folder) / METRICS, "student_loss")
         image = read_picture(latest_preview(folder))
         text = f"{run}: {status}"
         return io.NodeOutput(lora, {"loss": losses}, status.lora, image, text, run, ui=ui.PreviewText(text))
 
 
-def _checkpoint(folder: Path, run: str) -> Path:
-    found = sorted((folder / "checkpoints").glob("step_*.safetensors"))
+def _finished(name: str, run: str) -> Path:
+    """The file of a finished job. A stranger's status may name any: it must be one of the folder of LoRAs itself."""
+    if not name.endswith(".safetensors") or f"{checked_name(name)}.safetensors" != name:
+        raise ValueError(
+            f"run {run!r} says that its LoRA is {name!r:.140}, which is no file's name: Retort did not write that"
+        )
+    return host.loras_folder() / name
+
+
+def _checkpoint(folder: Path, run: str) -> Inside:
+    found = checkpoints(folder)
     if not found:
         raise ValueError(f"run {run!r} has no checkpoint yet: wait, or send it the command save")
     return found[-1]
@@ -208,11 +223,10 @@ class RetortLossChart(io.ComfyNode):
         """Again whenever the log has grown; always where the name is connected, which is not known here."""
         if not isinstance(run, str):
             return time.time()
-        path = host.runs_folder() / checked_name(run) / METRICS if run else None
-        return path.stat().st_mtime_ns if path is not None and path.is_file() else 0
+        return (inside(host.runs_folder() / checked_name(run)) / METRICS).changed() if run else 0
 
     @classmethod
     def execute(cls, run, smoothing=25, log_scale=False):
-        rows, each = thinned(folder_of(run) / METRICS, MOST_ROWS)
+        rows, each = thinned(inside(folder_of(run)) / METRICS, MOST_ROWS)
         image = draw(rows, smoothing / each, log_scale)
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))

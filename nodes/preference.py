@@ -14,6 +14,7 @@ from ..rewards.scoring import score
 from ..trainers import preference_files, preferences
 from ..trainers.dataset import Dataset, Entry, entries_of, latents_of
 from ..trainers.files import checked_name
+from ..trainers.folder import inside
 from ..trainers.methods import read_config
 from ..trainers.preferences import Preferences
 from .method_inputs import method_input
@@ -119,8 +120,7 @@ class RetortPreferenceSet(io.ComfyNode):
         """Again whenever the set has grown; always where the name is connected, which is not known here."""
         if not isinstance(name, str):
             return time.time()
-        path = set_folder(name) / preferences.PAIRS if name else None
-        return path.stat().st_mtime_ns if path is not None and path.is_file() else 0
+        return (inside(set_folder(name)) / preferences.PAIRS).changed() if name else 0
 
     @classmethod
     def execute(
@@ -272,7 +272,7 @@ class RetortLabelPairs(io.ComfyNode):
         # Two candidates may be one picture, whose scores differ in the last bits.
         named = [{**pair, "winner": files[a], "loser": files[b]} for a, b, pair in judged if files[a] != files[b]]
         added = preferences.append(folder, named)
-        if not (folder / preferences.PAIRS).is_file():
+        if not (inside(folder) / preferences.PAIRS).is_file():
             raise ValueError(
                 f"no two of the {len(items)} candidates differ by more than {margin:g}, and the set is new: lower "
                 "margin, or connect more candidates for each prompt"
@@ -383,8 +383,8 @@ def dataset(pairs: Preferences, clip: Any, vae: Any) -> tuple[Dataset, list[str]
 
 def _latent(folder: Path, name: str, vae: Any) -> Tensor:
     if preferences.is_latent(name):
-        return preferences.load_latent(folder / name)
-    image = preferences.load_image(folder / name)
+        return preferences.load_latent(inside(folder) / name)
+    image = preferences.load_image(inside(folder) / name)
     if vae is None:
         raise ValueError("it is a pair of pictures, which a VAE encodes: connect `vae`")
     return host.encode_images(vae, image[None])["samples"][0].float().clone()

@@ -114,7 +114,7 @@ def run(
     picture = latest_preview(result.folder)
     # A picture that the node shows from the run itself stays there; Nodes 2.0 would show it twice.
     if picture is not None and not watcher.shown:
-        below = picture.parent.relative_to(host.runs_folder().parent).as_posix()
+        below = picture.parent.path.relative_to(host.runs_folder().parent).as_posix()
         shows["images"] = [ui.SavedResult(picture.name, below, io.FolderType.output)]
     return io.NodeOutput(result.lora, {"loss": result.losses}, result.path.name, result.folder.name, ui=shows)
 

@@ -14,9 +14,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .files import tensors, write_atomically
+from .folder import Inside, alone
+from .strangers import parse
 
 FORMAT = 1
 MOST = 1_000_000
+HEADER_BYTES = 100_000_000  # as much as a safetensors file may have
 # One entry of a CONDITIONING: token states (1, L, C) and what else the network is told.
 Entry = tuple[Tensor, dict[str, Any]]
 PLAIN = (bool, int, float, str)
@@ -71,7 +74,7 @@ class Dataset:
                 if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != torch.uint8:
                     raise ValueError(f"picture {i} is {tuple(picture.shape)} of {picture.dtype}; give (H, W, 3) bytes")
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | Inside) -> None:
         """Write the file. ValueError for a conditioning that holds more than tensors, numbers and texts."""
         flat: dict[str, Tensor] = {}
         notes: dict[str, Any] = {}
@@ -115,10 +118,10 @@ class Dataset:
         write_atomically(path, tensors({k: v.detach().clone() for k, v in flat.items()}, metadata))
 
     @classmethod
-    def load(cls, path: Path) -> Dataset:
+    def load(cls, path: Path | Inside) -> Dataset:
         """Read a file that `save` wrote. ValueError names what is wrong with any other."""
         try:
-            with safe_open(path, "pt") as handle:
+            with safe_open(alone(path).checked(), "pt") as handle:
                 metadata = handle.metadata() or {}
                 flat = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
@@ -126,7 +129,7 @@ class Dataset:
         if metadata.get("retort_dataset") != str(FORMAT):
             raise ValueError(f"{path} is no data set of this version of Retort")
         try:
-            header = json.loads(metadata["header"])
+            header = parse(metadata["header"].encode(), HEADER_BYTES)
             notes: dict[int, dict[str, Any]] = {}
             for key, value in header["notes"].items():
                 number, _, name = key.partition("/")
@@ -158,8 +161,10 @@ class Dataset:
                 flat["strengths"].tolist() if header.get("losers") else None,
                 [flat[f"picture/{i}"] for i in range(int(count))] if header.get("pictures") else None,
             )
-        except (KeyError, TypeError, AttributeError, OverflowError, RecursionError, json.JSONDecodeError) as error:
-            raise ValueError(f"data set {path} is damaged ({type(error).__name__}: {error})") from error
+        except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
+            raise ValueError(
+                f"data set {path} is damaged ({type(error).__name__}: {error}); write the job anew"
+            ) from error
 
 
 def entries_of(conditionings: Sequence[Any], where: str) -> list[Entry]:

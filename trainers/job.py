@@ -6,9 +6,7 @@ stranger: it names files inside the model folders of whoever runs it, and can ch
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,13 +14,14 @@ from typing import Any, Literal, get_args
 from .config import RunConfig, read
 from .dataset import Dataset
 from .files import checked_name, write_json
+from .folder import Inside, inside
 from .methods import NEED_REWARD, read_config
 from .objectives.di_star import DIStarConfig
 from .sources import Base, Vae, checked_path, read_base
+from .strangers import read_json
 
 FORMAT = 1
 JOB, DATA, LOG, LOCK = "job.json", "data.safetensors", "job.log", "job.lock"
-MOST_BYTES = 1_000_000
 
 Starter = Literal["comfyui", "headless"]
 
@@ -85,18 +84,19 @@ class Job:
         )
 
     @classmethod
-    def load(cls, folder: Path) -> Job:
+    def load(cls, folder: Path | Inside) -> Job:
         """The job of a folder. ValueError says what is wrong with its file, and in which field."""
-        path = folder / JOB
+        path = inside(folder) / JOB
+        found = read_json(path)
         try:
-            return cls.from_json(read_json(path))
+            return cls.from_json(found)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
-    def save(self, folder: Path, dataset: Dataset) -> None:
+    def save(self, folder: Path | Inside, dataset: Dataset) -> None:
         """Write the data, then the job, so that a folder with a job has its data. OSError names the file."""
-        dataset.save(folder / DATA)
-        write_json(folder / JOB, self.to_json())
+        dataset.save(inside(folder) / DATA)
+        write_json(inside(folder) / JOB, self.to_json())
 
 
 def refuse_reward(config: RunConfig) -> None:
@@ -112,69 +112,15 @@ def refuse_reward(config: RunConfig) -> None:
         )
 
 
-def read_json(path: Path) -> Any:
-    """Strict JSON of at most a megabyte: no NaN, no repeated names, no number beyond 64 bits. ValueError says what."""
-    try:
-        with open(path, "rb") as handle:
-            data = handle.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise ValueError(f"it cannot be read: {error.strerror}") from error
-    if len(data) > MOST_BYTES:
-        raise ValueError(f"it is larger than {MOST_BYTES} bytes, which no such file is")
-
-    def whole(text: str) -> int:
-        if len(text) > 20 or abs(int(text)) >= 2**64:
-            raise ValueError(f"the number {text:.24}... is too large")
-        return int(text)
-
-    def number(text: str) -> float:
-        if not math.isfinite(float(text)):
-            raise ValueError(f"the number {text:.24} is too large")
-        return float(text)
-
-    def constant(text: str) -> float:
-        raise ValueError(f"{text} is no number that a setting can have")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [key for key, _ in pairs]
-            raise ValueError(f"{next(k for k in names if names.count(k) > 1):.80} is given twice")
-        return found
-
-    try:
-        return json.loads(
-            data.decode(), parse_int=whole, parse_float=number, parse_constant=constant, object_pairs_hook=unique
-        )
-    except json.JSONDecodeError as error:
-        raise ValueError(f"it is no JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError("it is no text in UTF-8") from error
-    except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
-
-
 def checked_folder(path: Path) -> Path:
-    """A job's folder, from its path or that of its job.json; nothing in it may lead out of it.
+    """A job's folder, from its path or that of its job.json; it holds no link, at any depth.
 
     ValueError names the link: what is written through one, or removed, would be someone else's file.
     """
     folder = (path if path.is_dir() else path.parent).resolve()
-    if not (folder / JOB).is_file():
+    inside(folder).refuse_links()
+    if not (inside(folder) / JOB).is_file():
         raise ValueError(f"{path} is no job: there is no {JOB}")
     if path.name != JOB and not path.is_dir():
         raise ValueError(f"{path} is no job: its file is called {JOB}")
-    for entry in _entries(folder):
-        if entry.is_symlink():
-            target = entry.resolve()
-            if folder not in target.parents:
-                raise ValueError(f"{entry} is a link to {target}, outside the job's folder; put the file itself there")
     return folder
-
-
-def _entries(folder: Path) -> Iterator[Path]:
-    for entry in folder.iterdir():
-        yield entry
-        # One level is all that a run writes to.
-        if entry.is_dir() and not entry.is_symlink():
-            yield from entry.iterdir()

@@ -15,14 +15,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from .config import read
 from .files import locked, write_atomically, write_json
-from .job import LOCK, LOG, read_json
+from .folder import Inside, inside
+from .job import LOCK, LOG
 from .loop import Stopped, TrainingFailed
+from .strangers import plain, read_json
 from .watch import Silent, Watcher
 
 STATUS, COMMANDS_FOLDER = "status.json", "commands"
@@ -79,20 +81,26 @@ class Status:
         return ", ".join(parts) + (f": {self.message}" if self.message else "")
 
 
-def write_status(folder: Path, status: Status) -> None:
+def write_status(folder: Path | Inside, status: Status) -> None:
     """Write status.json, atomically. OSError names the file."""
-    write_json(folder / STATUS, dataclasses.asdict(replace(status, time=time.time())))
+    write_json(inside(folder) / STATUS, dataclasses.asdict(replace(status, time=time.time())))
 
 
-def read_status(folder: Path) -> Status:
+def has_status(folder: Path | Inside) -> bool:
+    """Whether a folder says how a run stands."""
+    return (inside(folder) / STATUS).is_file()
+
+
+def read_status(folder: Path | Inside) -> Status:
     """Where the job in a folder stands, a process that vanished included. ValueError when none was ever started."""
-    path = folder / STATUS
+    path = inside(folder) / STATUS
     if not path.is_file():
         raise ValueError(f"{folder} holds no job that was started; start it with `retort train {folder}`")
+    found = read_json(path)
     try:
-        status = _checked(read(Status, read_json(path), "status"))
+        status = _checked(read(Status, found, "status"))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {error}; delete the file, and start the run again to go on") from error
     if status.going and not _alive(folder, status):
         text = f"the process ended without a word at step {status.step}; start it again to go on from its last save"
         return replace(status, state="died", message=text, log=log_tail(folder))
@@ -107,36 +115,37 @@ def _checked(status: Status) -> Status:
         if value is not None and not 0 <= value <= most:
             raise ValueError(f"status.{name} must be a number from 0 to {most}, got {value!r:.40}")
     eta = status.eta if status.eta is not None and math.isfinite(status.eta) else None
-    cut = {name: getattr(status, name)[:MOST_NAME] for name in ("machine", "lora", "preview")}
-    return replace(status, eta=eta, message=status.message[:MOST_MESSAGE], log="", **cut)
+    # A stranger's file may speak to the terminal that shows it.
+    cut: dict[str, Any] = {name: plain(getattr(status, name)[:MOST_NAME]) for name in ("machine", "lora", "preview")}
+    return replace(status, eta=eta, message=plain(status.message[:MOST_MESSAGE]), log="", **cut)
 
 
-def log_tail(folder: Path) -> str:
+def log_tail(folder: Path | Inside) -> str:
     """The last lines of a job's log, empty when there is none."""
-    path = folder / LOG
+    path = inside(folder) / LOG
     if not path.is_file():
         return ""
-    with open(path, "rb") as handle:
-        handle.seek(max(0, path.stat().st_size - LOG_BYTES))
-        lines = handle.read().decode(errors="replace").splitlines()
-    return "\n".join(lines[-LOG_LINES:])
+    with path.open() as handle:
+        handle.seek(max(0, handle.seek(0, os.SEEK_END) - LOG_BYTES))
+        lines = handle.read(LOG_BYTES).decode(errors="replace").splitlines()
+    return plain("\n".join(lines[-LOG_LINES:]))
 
 
-def send(folder: Path, command: str) -> None:
+def send(folder: Path | Inside, command: str) -> None:
     """Ask a job's process to "stop" (it saves first), "save" or "sample". ValueError for any other wish."""
     if command not in COMMANDS:
         raise ValueError(f"command {command!r} is not known; use one of {', '.join(COMMANDS)}")
-    write_atomically(folder / COMMANDS_FOLDER / command, b"")
+    write_atomically(inside(folder) / COMMANDS_FOLDER / command, b"")
 
 
-def clear_commands(folder: Path) -> None:
+def clear_commands(folder: Path | Inside) -> None:
     """Forget wishes that an earlier process did not live to hear."""
     for command in COMMANDS:
-        (folder / COMMANDS_FOLDER / command).unlink(missing_ok=True)
+        (inside(folder) / COMMANDS_FOLDER / command).remove()
 
 
 @contextmanager
-def holding(folder: Path) -> Iterator[None]:
+def holding(folder: Path | Inside) -> Iterator[None]:
     """Be the one who writes a run's status; BlockingIOError while another is.
 
     A process that has just written how it ended needs a moment to let go.
@@ -159,7 +168,7 @@ def started(process: subprocess.Popen[bytes]) -> None:
     _children[process.pid] = process
 
 
-def _alive(folder: Path, status: Status) -> bool:
+def _alive(folder: Path | Inside, status: Status) -> bool:
     fresh = abs(time.time() - status.time) < SILENT_AFTER
     if status.machine != socket.gethostname():
         return fresh
@@ -171,15 +180,7 @@ def _alive(folder: Path, status: Status) -> bool:
     if not _exists(status.pid):
         return False
     # A number is given again one day: then the lock, which its process holds, tells.
-    return fresh or _held(folder)
-
-
-def _held(folder: Path) -> bool:
-    try:
-        with locked(folder, LOCK):
-            return False
-    except BlockingIOError:
-        return True
+    return fresh or (inside(folder) / LOCK).held()
 
 
 if sys.platform == "win32":
@@ -216,8 +217,10 @@ class FileWatcher:
     Entering raises OSError where the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, before: Status | None = None, alone: bool = True, show: Watcher | None = None):
-        self._folder, self._alone, self._show = folder, alone, show or Silent()
+    def __init__(
+        self, folder: Path | Inside, before: Status | None = None, alone: bool = True, show: Watcher | None = None
+    ):
+        self._folder, self._alone, self._show = inside(folder), alone, show or Silent()
         begun = replace(before or Status(), state="running", message="loading", rate=0.0, eta=None, lora="", log="")
         self.status = replace(begun, pid=os.getpid(), machine=socket.gethostname())
         self._written = self.status
@@ -283,10 +286,10 @@ class FileWatcher:
             self._logged = now
             _log.info("step %d of %d, loss %.6g, %.3g steps/s", done, total, metrics.get("student_loss", 0.0), rate)
 
-    def preview(self, images: Tensor, done: int, path: Path) -> None:
+    def preview(self, images: Tensor, done: int, path: Inside) -> None:
         """Name it."""
         self._show.preview(images, done, path)
-        self.status = replace(self.status, preview=path.relative_to(self._folder).as_posix())
+        self.status = replace(self.status, preview="/".join(path.parts))
 
     def says(self, text: str) -> None:
         """Into the status and the log."""
@@ -301,9 +304,7 @@ class FileWatcher:
         self._looked = now
         found = set()
         for command in COMMANDS:
-            path = self._folder / COMMANDS_FOLDER / command
-            if path.exists():
-                path.unlink(missing_ok=True)
+            if (self._folder / COMMANDS_FOLDER / command).remove():
                 found.add(command)
         self._asked_to_stop |= "stop" in found
         return found

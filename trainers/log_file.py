@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .folder import Inside, alone
+
 METRICS = "metrics.jsonl"
 MOST_NAMES = 64  # different numbers of one log that are looked at
 MOST_STEP = 2**53  # what a page's numbers hold
@@ -42,11 +44,12 @@ def rows_of(data: bytes) -> list[Row]:
     return [one for one in found if one is not None]
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path | Inside) -> Iterator[Row]:
     """The rows of a log from the first on; none where there is no log."""
-    if not path.is_file():
+    log = alone(path)
+    if not log.is_file():
         return
-    with open(path, "rb") as handle:
+    with log.open() as handle:
         rest = b""
         while data := handle.read(BLOCK):
             end = data.rfind(b"\n") + 1
@@ -58,19 +61,20 @@ def read_rows(path: Path) -> Iterator[Row]:
         yield from rows_of(rest)
 
 
-def column(path: Path, name: str) -> list[float]:
+def column(path: Path | Inside, name: str) -> list[float]:
     """A number of every row that has it."""
     return [one[name] for one in read_rows(path) if name in one]
 
 
-def thinned(path: Path, most: int) -> tuple[list[Row], float]:
+def thinned(path: Path | Inside, most: int) -> tuple[list[Row], float]:
     """(rows, how many lines of the log one of them stands for): all of a short log, about `most` of a long one.
 
     Those of a long one lie evenly in the file; the first and the last are among them.
     """
-    if not path.is_file():
+    log = alone(path)
+    if not log.is_file():
         return [], 1.0
-    with open(path, "rb") as handle:
+    with log.open() as handle:
         size = handle.seek(0, io.SEEK_END)
         if size <= EXACT:
             return list(read_rows(path)), 1.0
@@ -111,11 +115,12 @@ def row_before(handle: BinaryIO, end: int) -> Row | None:
     return next((one for one in map(row, reversed(lines[1 if start else 0 :])) if one is not None), None)
 
 
-def last_step(path: Path) -> int:
+def last_step(path: Path | Inside) -> int:
     """The last step in a log, 0 where there is none."""
-    if not path.is_file():
+    log = alone(path)
+    if not log.is_file():
         return 0
-    with open(path, "rb") as handle:
+    with log.open() as handle:
         found = row_before(handle, handle.seek(0, io.SEEK_END))
     return 0 if found is None else found["step"]
 

@@ -16,15 +16,17 @@ from . import checkpointing, memory, pairs, previews, slow, state
 from .accumulation import Accumulation
 from .config import RunConfig, TrainingConfig
 from .data import Data
+from .decoder import Decoder
 from .denoiser import Denoiser
-from .files import forget_parts, locked, tensors, write_atomically, write_json
+from .files import locked, tensors, write_atomically, write_json
+from .folder import Inside, inside
 from .objectives.contract import Batch, Loss, Objective, swapped
 from .objectives.sampled import Sampled
 from .order import Order
 from .origin import recognise
 from .players import Runner
 from .processes import Alone, Reducer
-from .watch import METRICS, Metrics, Silent, Watcher, save_sheet
+from .watch import METRICS, Metrics, Silent, Watcher, checkpoints, save_sheet
 
 STATE = "state.safetensors"
 CONFIG = "config.json"
@@ -45,8 +47,8 @@ class Trainer:
     denoiser: with the adapters that the objective's players name. folder: the run's own, where state, metrics and
     previews lie; a state found there is continued (ValueError when its settings differ). decode: latents in the
     network's scale to pictures (B, H, W, 3), for previews. free: bytes of memory left on the device. origin: what the
-    run is started on (`trainers.origin`); a run that was started on something else is not continued. `done` counts
-    steps, `begun` is where this attempt began.
+    run is started on (`trainers.origin`); a run that was started on something else is not continued. decoder: what the
+    objective's gradients of pictures pass, to be counted. `done` counts steps, `begun` is where this attempt began.
     """
 
     def __init__(
@@ -55,18 +57,21 @@ class Trainer:
         objective: Objective,
         data: Data,
         config: RunConfig,
-        folder: Path,
+        folder: Path | Inside,
         watcher: Watcher | None = None,
         decode: Callable[[Tensor], Tensor] | None = None,
         free: Callable[[], int | None] = lambda: None,
         reducer: Reducer | None = None,
         origin: Mapping[str, Any] | None = None,
+        decoder: Decoder | None = None,
     ):
-        self.denoiser, self.objective, self.data, self.config, self.folder = denoiser, objective, data, config, folder
+        self.denoiser, self.objective, self.data, self.config = denoiser, objective, data, config
+        self.files = inside(folder)  # no link in it is followed
+        self.folder = self.files.path
         self.watcher: Watcher = watcher or Silent()
         self.decode, self.free = decode, free
         self.reducer: Reducer = reducer or Alone()
-        self.origin = origin
+        self.origin, self.decoder = origin, decoder
         self.settings: TrainingConfig = config.training
         self.done = self.begun = self.position = 0
         self.accumulation = Accumulation(self.settings)
@@ -108,7 +113,7 @@ class Trainer:
             if self.reducer.rank:  # they are made by the first process, and read by the others
                 self.reducer.any(False)
             self.data.pairs = pairs.make(
-                self.objective, self.denoiser, self.data, self.folder, self.settings.seed, self.settings.batch_size,
+                self.objective, self.denoiser, self.data, self.files, self.settings.seed, self.settings.batch_size,
                 self.watcher, {"objective": self.config.to_json()["objective"], "origin": self.origin,
                                "seed": self.settings.seed, "batch_size": self.settings.batch_size},
             )  # fmt: skip
@@ -134,7 +139,7 @@ class Trainer:
     @property
     def state_file(self) -> Path:
         """Where the run's state lies."""
-        return self.folder / STATE
+        return (self.files / STATE).path
 
     def save(self) -> None:
         """Write the whole state, and the LoRA so far as a checkpoint."""
@@ -148,18 +153,18 @@ class Trainer:
             "done": self.done, "position": self.position, "seconds": self.seconds,
             "accumulation": self.accumulation.saved(),
         }  # fmt: skip
-        state.save(self.state_file, self.config, groups, counters)
+        state.save(self.files / STATE, self.config, groups, counters)
         if self.settings.keep:
-            path = self.folder / "checkpoints" / f"step_{self.done:07d}.safetensors"
+            path = self.files / "checkpoints" / f"step_{self.done:07d}.safetensors"
             write_atomically(path, tensors(self.denoiser.to_file(self.lora())))
-            for old in sorted(path.parent.glob("step_*.safetensors"))[: -self.settings.keep]:
-                old.unlink()
+            for old in checkpoints(self.files)[: -self.settings.keep]:
+                old.remove()
 
     def resume(self) -> bool:
         """Continue the state in the folder, if there is one. ValueError when it belongs to another run."""
-        if not self.state_file.is_file():
+        if not (self.files / STATE).is_file():
             return False
-        groups, counters = state.load(self.state_file, self.config)
+        groups, counters = state.load(self.files / STATE, self.config)
         state.restore(self.objective.buffers(), groups.get("buffers", {}), "state of the objective")
         state.restore(self.average, groups.get("average", {}), "average")
         state.restore(self.order.saved(), groups.get("order", {}), "order of samples")
@@ -183,25 +188,25 @@ class Trainer:
         Stopped when a watcher wishes it, TrainingFailed when the numbers are no longer finite or memory ends, and
         whatever a watcher's check raises; in every case the state of the last whole step is on disk.
         """
-        lock = contextlib.nullcontext() if self.reducer.rank else locked(self.folder)
+        lock = contextlib.nullcontext() if self.reducer.rank else locked(self.files)
         with lock, self._careful():
             self.reducer.any(False)  # nobody touches the folder before the first process holds it
             if not self.reducer.rank:
                 for name in (STATE, CONFIG, METRICS):  # not all: others write a job's status meanwhile
-                    forget_parts(self.folder, name)
+                    self.files.forget_parts(name)
                 for inner in ("checkpoints", "pairs", "previews"):
-                    forget_parts(self.folder / inner)
+                    (self.files / inner).forget_parts()
                 if self.origin is not None:
-                    recognise(self.folder, self.origin, self.state_file.is_file())
+                    recognise(self.files, self.origin, (self.files / STATE).is_file())
             if self.settings.slow_repeats > 1:
-                self.data.repeat(slow.repeats(self._scout, self.objective, self.config, self.folder, self.watcher))
+                self.data.repeat(slow.repeats(self._scout, self.objective, self.config, self.files, self.watcher))
             self._prepare()
             # Before resuming, whose averages would count twice.
             free = self.free()
             if free is not None:
                 calls = self.objective.held if isinstance(self.objective, Sampled) else 1
                 runners = list(self.runners.values())
-                found = memory.estimate(self.denoiser, self.data, runners, self.settings, calls)
+                found = memory.estimate(self.denoiser, self.data, runners, self.settings, calls, self.decoder)
                 problem = memory.too_much(found, free, self.settings)
                 if problem:
                     raise TrainingFailed(problem)
@@ -209,8 +214,8 @@ class Trainer:
             going_on = self.resume()
             self._agree()
             if not going_on and not self.reducer.rank:
-                write_json(self.folder / CONFIG, self.config.to_json())
-            log = Metrics(self.folder, self.done) if not self.reducer.rank else None
+                write_json(self.files / CONFIG, self.config.to_json())
+            log = Metrics(self.files, self.done) if not self.reducer.rank else None
             try:
                 self._run(log)
             finally:
@@ -218,11 +223,11 @@ class Trainer:
                     log.close()
             return self.lora()
 
-    def _scout(self, config: RunConfig, folder: Path, watcher: Watcher) -> Trainer:
+    def _scout(self, config: RunConfig, folder: Inside, watcher: Watcher) -> Trainer:
         """A run of its own with the same network and data."""
         return Trainer(
             self.denoiser, self.objective, self.data, config, folder, watcher,
-            free=self.free, reducer=self.reducer, origin=self.origin,
+            free=self.free, reducer=self.reducer, origin=self.origin, decoder=self.decoder,
         )  # fmt: skip
 
     def _agree(self) -> None:
@@ -379,7 +384,7 @@ class Trainer:
             return
         with swapped(self.runners["student"].weights, self.average):
             images = previews.draw(self.denoiser, self.objective, self.data, self.settings, self.decode)
-        path = self.folder / "previews" / f"step_{self.done:07d}.png"
+        path = self.files / "previews" / f"step_{self.done:07d}.png"
         save_sheet(images, path)
         self.watcher.preview(images, self.done, path)
 

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from . import checkpointing
 from .config import TrainingConfig
 from .data import Data
+from .decoder import Decoder
 from .denoiser import Denoiser
 from .objectives.preference import LOSER
 from .players import Runner
@@ -98,13 +99,14 @@ class WidestBlock:
     That is what a checkpointed block makes again in backward. A pass under no_grad, which holds one block at a time.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, blocks: Iterable[tuple[str, nn.Module]] | None = None):
         self.count = 0
         self._network = network
+        self._blocks = checkpointing.units(network) if blocks is None else blocks
         self._before: list[tuple[nn.Module, Any]] = []
 
     def __enter__(self) -> WidestBlock:
-        for _, module in checkpointing.units(self._network):
+        for _, module in self._blocks:
             self._before.append((module, vars(module).get("forward")))
             module.forward = self._measured(module)
         return self
@@ -121,21 +123,46 @@ class WidestBlock:
         def forward(*args: Any, **kwargs: Any) -> Any:
             checkpointing.begin(wrapped)  # a streamed block's weights are none of its activations
             saved = SavedBytes(self._network)
-            with torch.enable_grad(), saved:
-                out = type(module).forward(module, *args, **kwargs)
+            with torch.enable_grad():
+                args, kwargs = tree_map(_differentiable, (args, kwargs))
+                with saved:
+                    out = type(module).forward(module, *args, **kwargs)
             self.count = max(self.count, saved.count)
             return tree_map(lambda part: part.detach() if isinstance(part, Tensor) else part, out)
 
         return forward
 
 
+def _differentiable(value: Any) -> Any:
+    """As a block is given it where gradients come from before the block, for it may change its inputs in place."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().requires_grad_().clone()
+    return value
+
+
+def decoding(decoder: Decoder, latents: Tensor) -> tuple[int, int]:
+    """Bytes that a decoder keeps of these latents for backward, and those that its widest block makes again there."""
+    saved, widest = SavedBytes(decoder.network), WidestBlock(decoder.network, decoder.blocks)
+    with torch.enable_grad(), saved:
+        decoder(latents.detach().requires_grad_())
+    with torch.no_grad(), widest:
+        decoder(latents)
+    return saved.count, widest.count
+
+
 def estimate(
-    denoiser: Denoiser, data: Data, runners: Iterable[Runner], config: TrainingConfig, calls: int = 1
+    denoiser: Denoiser,
+    data: Data,
+    runners: Iterable[Runner],
+    config: TrainingConfig,
+    calls: int = 1,
+    decoder: Decoder | None = None,
 ) -> Estimate:
     """Memory of a run; the activations are those of one sample's student pass times the batch, twice for pairs.
 
-    calls: how many such passes keep their graphs at once; a VAE's and a reward's are not counted. With checkpoints they
-    are what the blocks are given, and what the widest of them makes again in backward.
+    calls: how many such passes keep their graphs at once. decoder: what gradients of pictures pass; a reward's own
+    network is not counted. With checkpoints they are what the blocks are given, and what the widest of them makes again
+    in backward.
     """
     batch = data.batch(denoiser, [0], [0], config.seed, 0, 0.0)
     sigma = torch.full((1,), denoiser.sigma_range[1], device=denoiser.device)
@@ -143,14 +170,16 @@ def estimate(
     saved, widest = SavedBytes(denoiser.network), WidestBlock(denoiser.network)
     with denoiser.adapter("student"):
         with saved:
-            denoiser.predict_x0(x, sigma, batch.cond)
+            x0 = denoiser.predict_x0(x, sigma, batch.cond)
         if config.gradient_checkpointing:
             with torch.no_grad(), widest:
                 denoiser.predict_x0(x, sigma, batch.cond)
     trained = training([list(runner.weights.values()) for runner in runners], config)
     passes = calls * (2 if LOSER in data.columns else 1)
-    each = saved.count + widest.count
-    return Estimate(weights(denoiser.network), trained, each * config.batch_size * passes)
+    # While the decoder's blocks are made again, those of the network wait, and the other way round.
+    pictures = 0 if decoder is None else sum(decoding(decoder, denoiser.latents_out(x0.detach())))
+    each = passes * saved.count + max(passes * widest.count, pictures)
+    return Estimate(weights(denoiser.network), trained, each * config.batch_size)
 
 
 def advice(config: TrainingConfig) -> str:

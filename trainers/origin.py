@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -15,12 +14,15 @@ from torch import Tensor
 from .dataset import Dataset
 from .export import weights_hash
 from .files import write_json
+from .folder import Inside, inside
+from .strangers import read_json
 
 ORIGIN = "origin.json"
 # Encoded again, on another day or device, a text or an image differs in its last bits: marks are compared within this
 # share of the tensor's size. Two prompts, or two images, differ by ten times as much in one mark of four at least.
 TOLERANCE = 0.02
 MARKS, MOST = 4, 65_536
+MOST_BYTES = 2**28  # of the file: a few hundred bytes for each image
 
 
 def origin(
@@ -70,17 +72,21 @@ def alike(a: Any, b: Any) -> bool:
 
 
 def _is_mark(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and isinstance(value[0], list) and isinstance(value[1], float)
+    if not (isinstance(value, list) and len(value) == 3 and isinstance(value[0], list) and isinstance(value[2], list)):
+        return False
+    return len(value[2]) == MARKS and all(isinstance(number, float) for number in (value[1], *value[2]))
 
 
-def recognise(folder: Path, now: Mapping[str, Any], going_on: bool) -> None:
+def recognise(folder: Path | Inside, now: Mapping[str, Any], going_on: bool) -> None:
     """Note what a run starts on; ValueError, naming the inputs, when one that goes on was started on something else."""
-    path = folder / ORIGIN
+    path = inside(folder) / ORIGIN
     if going_on and path.is_file():
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = read_json(path, MOST_BYTES, finite=False)  # a pair may be infinitely certain
+            if not isinstance(before, dict):
+                raise ValueError(f"{path}: it is no object with names and values")
         except ValueError as error:
-            raise ValueError(f"{path} cannot be read ({error}): give the run another name") from error
+            raise ValueError(f"{error}: what the run was started with is not known, so give it another name") from error
         other = [name for name, value in now.items() if not alike(before.get(name), value)]
         if other:
             raise ValueError(

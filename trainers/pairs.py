@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from .data import Data
 from .denoiser import Denoiser
 from .files import tensors, write_atomically
+from .folder import Inside, inside
 from .objectives.contract import Draws
 from .watch import Watcher
 
@@ -39,7 +40,7 @@ def make(
     maker: PairMaker,
     denoiser: Denoiser,
     data: Data,
-    folder: Path,
+    folder: Path | Inside,
     seed: int,
     batch_size: int,
     watcher: Watcher,
@@ -51,7 +52,8 @@ def make(
     They are written batch by batch, so that a run that was stopped here goes on where it was. made_for: the settings
     and data that they depend on; pairs that were made for others are made again.
     """
-    _forget_others(folder / "pairs", made_for)
+    kept = inside(folder) / "pairs"
+    _forget_others(kept, made_for)
     each = -(-maker.pairs // len(data))
     total = each * len(data)
     parts: dict[str, list[Tensor]] = {"noise": [], "target": []}
@@ -62,9 +64,12 @@ def make(
         while end < min(total, begin + batch_size) and data.shape_of(end // each) == shape:
             end += 1
         places = tuple(range(begin, end))
-        path = folder / "pairs" / f"{begin:07d}.safetensors"
+        path = kept / f"{begin:07d}.safetensors"
         if path.is_file():
-            found = load_file(path)
+            try:
+                found = load_file(path.checked())
+            except (OSError, SafetensorError) as error:
+                raise ValueError(f"{path} cannot be read ({error}); delete the folder {path.parent}") from error
             wanted = (len(places), *shape)
             if any(name not in found or tuple(found[name].shape) != wanted for name in parts):
                 raise ValueError(f"{path} holds no teacher pairs of this run; delete the folder {path.parent}")
@@ -83,9 +88,9 @@ def make(
     return parts
 
 
-def _forget_others(folder: Path, made_for: Mapping[str, Any]) -> None:
+def _forget_others(folder: Inside, made_for: Mapping[str, Any]) -> None:
     """Delete pairs of other settings: a run that was stopped before its first step may come back with new ones."""
     note, mine = folder / NOTE, json.dumps(made_for, sort_keys=True)
-    if note.is_file() and note.read_text(encoding="utf-8") != mine:
-        shutil.rmtree(folder)
+    if note.is_file() and note.read() != mine.encode():
+        folder.remove_tree()
     write_atomically(note, mine.encode())

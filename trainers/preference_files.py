@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .files import write_atomically
+from .folder import Inside, inside
 from .preferences import (
     LINE_BYTES,
     MOST_LINES,
@@ -28,6 +28,7 @@ from .preferences import (
     numbered_lines,
     trouble,
 )
+from .strangers import parse
 
 METADATA = "train/metadata.jsonl"
 MOST_BYTES = 2**27  # of one picture
@@ -88,32 +89,25 @@ def _row(number: int, caption: Any, pictures: list[bytes], label: Any) -> Row | 
 
 
 def _folder_rows(source: Path) -> Iterator[Row | str]:
-    path = next((p for p in (source / METADATA, source / PurePosixPath(METADATA).name) if p.is_file()), None)
+    places = (inside(source) / METADATA, inside(source) / PurePosixPath(METADATA).name)
+    path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise ValueError(f"{source} holds no pairs: there is no {METADATA}")
     for number, line in numbered_lines(path):
         try:
             if line is None:
                 raise ValueError(f"it is not finished, or longer than {LINE_BYTES} bytes")
-            found = json.loads(line.decode())
+            found = parse(line)
             names = [found["jpg_0_file_name"], found["jpg_1_file_name"]]
             for name in names:
                 if not isinstance(name, str):
                     raise ValueError(f"{name!r:.80} is no file's name")
                 if wrong := trouble(path.parent, name):
                     raise ValueError(wrong)
-            pictures = [_bytes(path.parent / name) for name in names]
+            pictures = [(path.parent / name).read(MOST_BYTES) for name in names]
             yield _row(number, found["caption"], pictures, found["label_0"])
-        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OSError) as error:
             yield f"row {number}: {type(error).__name__}: {str(error)[:200]}"
-
-
-def _bytes(path: Path) -> bytes:
-    with open(path, "rb") as handle:
-        data = handle.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise ValueError(f"{path.name} is larger than {MOST_BYTES} bytes")
-    return data
 
 
 def _pyarrow() -> Any:
@@ -131,7 +125,7 @@ def _parquet_rows(source: Path) -> Iterator[Row | str]:
     arrow = _pyarrow()
     wanted = ["caption", "jpg_0", "jpg_1", "label_0"]
     try:
-        with arrow.parquet.ParquetFile(source) as file:
+        with (inside(source.parent) / source.name).open() as opened, arrow.parquet.ParquetFile(opened) as file:
             missing = [name for name in wanted if name not in file.schema_arrow.names]
             if missing:
                 raise ValueError(f"{source} has no column {missing[0]}; it needs {', '.join(wanted)}")
@@ -149,28 +143,30 @@ def _parquet_rows(source: Path) -> Iterator[Row | str]:
                         yield _row(number, found["caption"], pictures, found["label_0"])
                     else:
                         yield f"row {number}: it does not hold the bytes of two pictures"
-    except (arrow.ArrowException, OSError) as error:
-        raise ValueError(f"{source} cannot be read: {error}") from error
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source} cannot be read: {error}; export it anew, or remove the row") from error
 
 
-def _rows_out(preferences: Preferences) -> Iterator[tuple[Pair, list[Path], float]]:
+def _rows_out(preferences: Preferences) -> Iterator[tuple[Pair, list[Inside], float]]:
     """(pair, its pictures, label_0); every other pair with the loser first, so that no order tells the winner."""
     for number, pair in enumerate(preferences.pairs):
         names = [pair.winner, pair.loser]
         if any(is_latent(name) for name in names):
             raise ValueError(f"line {pair.line}: latents are no plain files that others read; store pictures")
         label = 0.5 if pair.certainty == 0 else float(number % 2 == 0)
-        yield pair, [preferences.folder / name for name in (names[::-1] if number % 2 else names)], label
+        folder = inside(preferences.folder)
+        yield pair, [folder / name for name in (names[::-1] if number % 2 else names)], label
 
 
 def write_folder(preferences: Preferences, target: Path) -> int:
     """The pairs as a folder with train/metadata.jsonl; how many. ValueError for latents."""
-    lines = []
+    lines, folder = [], inside(target.parent) / target.name  # which a stranger may have made a link
+
     for pair, paths, label in _rows_out(preferences):
-        names = [keep_file(target / "train", path.read_bytes(), path.suffix.lower()) for path in paths]
+        names = [keep_file(folder / "train", path.read(MOST_BYTES), path.path.suffix.lower()) for path in paths]
         row = {"caption": pair.prompt, "jpg_0_file_name": names[0], "jpg_1_file_name": names[1]}
         lines.append(json.dumps({**row, "label_0": label, "label_1": 1 - label}) + "\n")
-    write_atomically(target / METADATA, "".join(lines).encode())
+    (folder / METADATA).write("".join(lines).encode())
     return len(lines)
 
 
@@ -182,21 +178,16 @@ def write_parquet(preferences: Preferences, target: Path) -> int:
         {"caption": arrow.string(), "jpg_0": picture, "jpg_1": picture, "label_0": arrow.float64(),
          "label_1": arrow.float64()}
     )  # fmt: skip
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
     count, rows = 0, []
-    try:
-        with arrow.parquet.ParquetWriter(part, schema) as writer:
-            for pair, paths, label in _rows_out(preferences):
-                first, second = (path.read_bytes() for path in paths)
-                rows.append(
-                    {"caption": pair.prompt, "jpg_0": first, "jpg_1": second, "label_0": label, "label_1": 1 - label}
-                )
-                if len(rows) == ROWS:
-                    writer.write_table(arrow.Table.from_pylist(rows, schema))
-                    count, rows = count + len(rows), []
-            writer.write_table(arrow.Table.from_pylist(rows, schema))
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    file = inside(target.parent) / target.name
+    with file.fresh() as handle, arrow.parquet.ParquetWriter(handle, schema) as writer:
+        for pair, paths, label in _rows_out(preferences):
+            first, second = (path.read(MOST_BYTES) for path in paths)
+            rows.append(
+                {"caption": pair.prompt, "jpg_0": first, "jpg_1": second, "label_0": label, "label_1": 1 - label}
+            )
+            if len(rows) == ROWS:
+                writer.write_table(arrow.Table.from_pylist(rows, schema))
+                count, rows = count + len(rows), []
+        writer.write_table(arrow.Table.from_pylist(rows, schema))
     return count + len(rows)

@@ -27,13 +27,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..sampling.accounts import seed_of
-from .files import append_lines, tensors, write_atomically
+from .entries import LinkError
+from .files import tensors
+from .folder import Inside, alone, inside
+from .strangers import parse
 
 PAIRS = "pairs.jsonl"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LATENT, KEY = ".safetensors", "latent"
 MOST_LINES, LINE_BYTES, PROMPT_LENGTH, NAME_LENGTH = 1_000_000, 65_536, 8192, 200
-PIXELS, NUMBERS = 2**26, 2**28
+PIXELS, NUMBERS, PICTURE_BYTES = 2**26, 2**28, 2**28
 SHOWN = 20
 
 
@@ -105,7 +108,7 @@ class Preferences:
 
 def read(folder: Path) -> Preferences:
     """The set in a folder. ValueError when there is none; what is wrong with single lines is in `problems`."""
-    path = folder / PAIRS
+    path = inside(folder) / PAIRS
     if not path.is_file():
         raise ValueError(f"{folder} holds no preferences: there is no {PAIRS}")
     latest: dict[tuple[str, frozenset[str], str], Pair | None] = {}
@@ -130,9 +133,9 @@ def read(folder: Path) -> Preferences:
     return Preferences(folder, tuple(p for p in latest.values() if p is not None), tuple(problems))
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+def numbered_lines(path: Inside) -> Iterator[tuple[int, bytes | None]]:
     """(number, line) of every line that holds something; None for one that is too long, or not finished."""
-    with open(path, "rb") as handle:
+    with path.open() as handle:
         for number in range(1, MOST_LINES + 1):
             line = handle.readline(LINE_BYTES + 1)
             if not line:
@@ -149,10 +152,7 @@ def _judgement(number: int, line: bytes | None) -> tuple[Pair, bool]:
     """(the judgement, whether it is taken back). ValueError says what is wrong with the line."""
     if line is None:
         raise ValueError(f"it is not finished, or longer than {LINE_BYTES} bytes")
-    try:
-        row = json.loads(line.decode())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"it is no JSON ({error})") from error
+    row = parse(line, LINE_BYTES, finite=False)
     if not isinstance(row, dict):
         raise ValueError("it is no object with prompt, winner and loser")
     texts: dict[str, str] = {}
@@ -174,22 +174,22 @@ def _judgement(number: int, line: bytes | None) -> tuple[Pair, bool]:
     return Pair(number, texts["prompt"], texts["winner"], texts["loser"], strength, texts["by"]), undone
 
 
-def trouble(folder: Path, name: str) -> str:
+def trouble(folder: Path | Inside, name: str) -> str:
     """What is wrong with a file's name in a set, "" when nothing is."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or set("\\:\0") & set(name):
         return f"{name!r:.80} leads out of the set's folder"
     if path.suffix.lower() not in (*FORMATS, LATENT):
         return f"{name!r:.80} is no picture ({', '.join(FORMATS)}) and no latent ({LATENT})"
-    found = folder / path
-    if not found.is_file():
-        return f"{name!r:.80} is missing"
-    if folder.resolve() not in found.resolve().parents:
-        return f"{name!r:.80} is a link out of the set's folder"
-    return ""
+    try:
+        return "" if (inside(folder) / path.as_posix()).is_file() else f"{name!r:.80} is missing"
+    except LinkError:
+        return f"{name!r:.80} is a link, or lies behind one, and none is followed in a set"
+    except (OSError, ValueError) as error:
+        return f"{name!r:.80} cannot be looked at ({error})"
 
 
-def append(folder: Path, judgements: Iterable[Mapping[str, Any]]) -> int:
+def append(folder: Path | Inside, judgements: Iterable[Mapping[str, Any]]) -> int:
     """Append lines, each with the fields of a `Pair` (and "undo"), and wait until they are on the disk; their number.
 
     ValueError for a line that no reader would take; then nothing is written.
@@ -204,11 +204,11 @@ def append(folder: Path, judgements: Iterable[Mapping[str, Any]]) -> int:
         lines.append(line)
     if not lines:
         return 0
-    append_lines(folder / PAIRS, lines)
+    (inside(folder) / PAIRS).append(lines)
     return len(lines)
 
 
-def keep_image(folder: Path, image: Tensor) -> str:
+def keep_image(folder: Path | Inside, image: Tensor) -> str:
     """Store a picture (H, W, 3) in [0, 1] as PNG; the name that its content has in the set."""
     from PIL import Image
 
@@ -218,17 +218,18 @@ def keep_image(folder: Path, image: Tensor) -> str:
     return keep_file(folder, buffer.getvalue(), ".png")
 
 
-def keep_latent(folder: Path, latent: Tensor) -> str:
+def keep_latent(folder: Path | Inside, latent: Tensor) -> str:
     """Store a latent (C, H, W) or (C, T, H, W); the name that its content has in the set."""
     return keep_file(folder, tensors({KEY: latent.detach().float()}), LATENT)
 
 
-def keep_file(folder: Path, data: bytes, suffix: str) -> str:
+def keep_file(folder: Path | Inside, data: bytes, suffix: str) -> str:
     """Store a file's content under a name made of it, so that the same one is there once; that name."""
     room = "latents" if suffix == LATENT else "images"
     name = f"{room}/{hashlib.blake2b(data, digest_size=16).hexdigest()}{suffix}"
-    if not (folder / name).is_file():
-        write_atomically(folder / name, data)
+    kept = inside(folder) / name
+    if not kept.is_file():
+        kept.write(data)
     return name
 
 
@@ -237,27 +238,28 @@ def is_latent(name: str) -> bool:
     return name.lower().endswith(LATENT)
 
 
-def load_image(source: Path | bytes) -> Tensor:
+def load_image(source: Path | Inside | bytes) -> Tensor:
     """A picture (H, W, 3) in [0, 1]. ValueError for anything else, and for one of more than 64 million pixels."""
     from PIL import Image
 
     where = "a picture" if isinstance(source, bytes) else str(source)
     try:
-        opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=[*FORMATS.values()])
+        data = source if isinstance(source, bytes) else alone(source).read(PICTURE_BYTES)
+        opened = Image.open(io.BytesIO(data), formats=[*FORMATS.values()])
         with opened as image:
             if image.width * image.height > PIXELS:
                 raise ValueError(f"it has {image.width} x {image.height} pixels, more than {PIXELS}")
             plain = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{where} cannot be read: {error}") from error
-    data = torch.frombuffer(bytearray(plain.tobytes()), dtype=torch.uint8)
-    return data.view(plain.height, plain.width, 3).float() / 255
+    pixels = torch.frombuffer(bytearray(plain.tobytes()), dtype=torch.uint8)
+    return pixels.view(plain.height, plain.width, 3).float() / 255
 
 
-def load_latent(path: Path) -> Tensor:
+def load_latent(path: Path | Inside) -> Tensor:
     """A latent (C, H, W) or (C, T, H, W). ValueError for a file that holds none."""
     try:
-        with safe_open(path, "pt") as handle:
+        with safe_open(alone(path).checked(), "pt") as handle:
             shape = handle.get_slice(KEY).get_shape()
             if not (2 < len(shape) < 5 and 0 < math.prod(shape) <= NUMBERS):
                 raise ValueError(f"its shape {shape} is not that of a latent")

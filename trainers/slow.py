@@ -10,10 +10,8 @@ broken is learnt late too, and would come more often.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,8 +19,10 @@ from torch import Tensor
 
 from .config import RunConfig
 from .files import write_json
+from .folder import Inside
 from .objectives.contract import Objective
 from .previews import without_dropout
+from .strangers import read_json
 from .watch import Watcher
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FOLDER, FOUND = "slow", "slow.json"
 GRID = 8
+MOST_BYTES = 2**26
 DRAWN = -3  # the step whose draws they are; -1 and -2 are of pairs and previews
 
 
@@ -49,10 +50,10 @@ def clusters(values: Tensor) -> Tensor:
 
 
 def repeats(
-    begin: Callable[[RunConfig, Path, Watcher], Trainer],
+    begin: Callable[[RunConfig, Inside, Watcher], Trainer],
     objective: Objective,
     config: RunConfig,
-    folder: Path,
+    folder: Inside,
     watcher: Watcher,
 ) -> list[int]:
     """How often each sample of the data comes in a lap; the network is left as it was.
@@ -86,8 +87,11 @@ def repeats(
     return [often if slow else 1 for slow in high.tolist()]
 
 
-def _read(path: Path, count: int) -> list[float]:
-    found = json.loads(path.read_text(encoding="utf-8"))["losses"]
+def _read(path: Inside, count: int) -> list[float]:
+    row = read_json(path, MOST_BYTES)
+    found = row.get("losses") if isinstance(row, dict) else None
+    if not isinstance(found, list) or not all(type(value) in (int, float) for value in found):
+        raise ValueError(f"{path} holds no losses: delete the folder {path.parent}")
     if len(found) != count:
         raise ValueError(f"{path} is of {len(found)} images, and there are {count}: delete the folder {path.parent}")
     return found
@@ -137,7 +141,7 @@ class Scouting:
         """In words, since it is no step of the real run."""
         self._watcher.says(f"looking for slow images: step {done} of {total}")
 
-    def preview(self, images: Tensor, done: int, path: Path) -> None:
+    def preview(self, images: Tensor, done: int, path: Inside) -> None:
         """There is none."""
 
     def says(self, text: str) -> None:

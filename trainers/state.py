@@ -13,12 +13,14 @@ from torch import Tensor
 
 from .config import MOST_STEPS, RunConfig, differences
 from .files import tensors, write_atomically
+from .folder import Inside, alone
+from .strangers import parse
 
 FORMAT = 1
 
 
 def save(
-    path: Path, config: RunConfig, groups: Mapping[str, Mapping[str, Tensor]], counters: Mapping[str, Any]
+    path: Path | Inside, config: RunConfig, groups: Mapping[str, Mapping[str, Tensor]], counters: Mapping[str, Any]
 ) -> None:
     """Write named groups of tensors, numbers and the configuration, atomically. OSError names the file."""
     flat = {f"{group}/{key}": value for group, values in groups.items() for key, value in values.items()}
@@ -30,10 +32,10 @@ def save(
     write_atomically(path, tensors(flat, metadata))
 
 
-def load(path: Path, config: RunConfig | None) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def load(path: Path | Inside, config: RunConfig | None) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Groups and counters of a state file. ValueError when it is damaged, foreign, or of another configuration."""
     try:
-        with safe_open(path, "pt") as handle:
+        with safe_open(alone(path).checked(), "pt") as handle:
             metadata = handle.metadata() or {}
             flat = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
@@ -41,7 +43,8 @@ def load(path: Path, config: RunConfig | None) -> tuple[dict[str, dict[str, Tens
     if metadata.get("retort_state") != str(FORMAT):
         raise ValueError(f"{path} is no training state of this version of Retort; start anew under another name")
     try:
-        before, counters = json.loads(metadata["config"]), _counters(json.loads(metadata["counters"]))
+        before = parse(metadata["config"].encode())
+        counters = _counters(parse(metadata["counters"].encode(), finite=False))
         changed = [] if config is None else differences(before, config.to_json())
     except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
         raise ValueError(

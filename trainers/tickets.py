@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
-from .files import append_lines, locked
+from .folder import Inside, inside
 from .preferences import NAME_LENGTH, PAIRS, PROMPT_LENGTH, append, numbered_lines
 
 TICKETS, LOCK = "tickets.jsonl", "tickets.lock"
@@ -99,23 +98,23 @@ class Said:
 class Desk:
     """What waits and what was answered in a folder, as its two files say at this moment; `by`: who is asked."""
 
-    def __init__(self, folder: Path, by: str):
-        self.folder, self.by = folder, by
+    def __init__(self, folder: Path | Inside, by: str):
+        self.folder, self.by = inside(folder), by
         self.tickets: dict[str, Ticket] = {}
         self.problems: list[str] = []
         self.turn = 0  # the last one
         self._skips: dict[str, int] = {}
         self._said: dict[str, dict[frozenset[str], Said]] = {}
-        for number, row in _rows(folder / TICKETS):
+        for number, row in _rows(self.folder / TICKETS):
             try:
                 self._read_ticket(row)
             except ValueError as error:
                 self.problems.append(f"{TICKETS}, line {number}: {str(error)[:200]}")
-        for _, row in _rows(folder / PAIRS, b'"ticket"'):
+        for _, row in _rows(self.folder / PAIRS, b'"ticket"'):
             self._read_pair(row)
         self.answers: dict[str, tuple[Choice, int]] = {}
         self.waiting: list[Ticket] = []  # the oldest first
-        there = _files(folder)
+        there = _files(self.folder)
         for id, ticket in self.tickets.items():
             if (found := self._answer(id, ticket)) is not None:
                 self.answers[id] = found
@@ -210,7 +209,7 @@ class Desk:
         return {**known, "by": self.by, "ticket": id, "turn": turn, **more}
 
 
-def _rows(path: Path, holding: bytes = b"") -> Iterator[tuple[int, dict[str, Any] | None]]:
+def _rows(path: Inside, holding: bytes = b"") -> Iterator[tuple[int, dict[str, Any] | None]]:
     """(number, object) of a file's lines that hold some bytes; None for a line that is no object."""
     if not path.is_file():
         return
@@ -229,7 +228,7 @@ def _turn(row: Mapping[str, Any]) -> int:
     return turn if isinstance(turn, int) and not isinstance(turn, bool) and 0 < turn < MOST_TURNS else 0
 
 
-def ask(folder: Path, tickets: Sequence[Ticket]) -> list[str]:
+def ask(folder: Path | Inside, tickets: Sequence[Ticket]) -> list[str]:
     """Let tickets wait whose files the folder holds; the ids of those that had not been asked.
 
     ValueError for a file that is not there; then none waits.
@@ -245,11 +244,11 @@ def ask(folder: Path, tickets: Sequence[Ticket]) -> list[str]:
             row = {"id": id, "prompt": ticket.prompt, "candidates": ticket.candidates, "by": ticket.by}
             lines.append(_line(row | ({"latents": ticket.latents} if ticket.latents else {})))
         if lines:
-            append_lines(folder / TICKETS, lines)
+            (inside(folder) / TICKETS).append(lines)
     return list(new)
 
 
-def answer(folder: Path, id: str, choice: Choice, by: str) -> None:
+def answer(folder: Path | Inside, id: str, choice: Choice, by: str) -> None:
     """Write an answer; the same one again changes nothing.
 
     ValueError for a ticket or a choice that there is not, AnsweredError when it has another answer.
@@ -262,10 +261,10 @@ def answer(folder: Path, id: str, choice: Choice, by: str) -> None:
             raise AnsweredError(f"it was answered already: {_words(desk.answers[id][0])}")
         append(folder, rows)
         if choice == SKIP:
-            append_lines(folder / TICKETS, [_line({"skip": id, "turn": desk.turn + 1})])
+            (desk.folder / TICKETS).append([_line({"skip": id, "turn": desk.turn + 1})])
 
 
-def take_back(folder: Path, id: str, by: str) -> None:
+def take_back(folder: Path | Inside, id: str, by: str) -> None:
     """Take the answer of a ticket back, which then waits again.
 
     ValueError for a ticket that there is not, AnsweredError when it has no answer.
@@ -274,14 +273,13 @@ def take_back(folder: Path, id: str, by: str) -> None:
         if id not in desk.answers:
             raise AnsweredError("there is no answer to take back")
         if desk.answers[id][0] == SKIP:
-            append_lines(folder / TICKETS, [_line({"skip": id, "turn": desk.turn + 1, "undo": True})])
+            (desk.folder / TICKETS).append([_line({"skip": id, "turn": desk.turn + 1, "undo": True})])
         append(folder, desk.undone(id))
 
 
-def _files(folder: Path) -> set[str]:
+def _files(folder: Path | Inside) -> set[str]:
     """The plain files that a set holds; one look at a folder, not at each file."""
-    rooms = [folder / room for room in ("images", "latents") if (folder / room).is_dir()]
-    return {f"{room.name}/{e.name}" for room in rooms for e in os.scandir(room) if e.is_file(follow_symlinks=False)}
+    return {f"{room}/{name}" for room in ("images", "latents") for name in (inside(folder) / room).files()}
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
@@ -293,10 +291,10 @@ def _words(choice: Choice) -> str:
 
 
 @contextlib.contextmanager
-def _held(folder: Path, id: str, by: str) -> Iterator[Desk]:
+def _held(folder: Path | Inside, id: str, by: str) -> Iterator[Desk]:
     """The desk that a ticket lies on, with nobody else writing."""
     # Asked before the lock, which would make the folder.
-    if isinstance(id, str) and (folder / TICKETS).is_file():
+    if isinstance(id, str) and (inside(folder) / TICKETS).is_file():
         with _alone(folder):
             desk = Desk(folder, by)
             if id in desk.tickets:
@@ -306,13 +304,13 @@ def _held(folder: Path, id: str, by: str) -> Iterator[Desk]:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path | Inside) -> Iterator[None]:
     """Hold the folder's tickets, waiting for another writer. BlockingIOError when that takes too long."""
     end = time.monotonic() + PATIENCE
     with contextlib.ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(locked(folder, LOCK))
+                stack.enter_context((inside(folder) / LOCK).locked())
                 break
             except BlockingIOError as error:
                 if time.monotonic() > end:

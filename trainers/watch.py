@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import time
@@ -14,8 +15,11 @@ import torch
 from torch import Tensor
 
 from .files import write_atomically
+from .folder import Inside, inside
 from .log_file import METRICS as METRICS
 from .log_file import Row, end_of, read_rows
+
+PICTURE_BYTES = 2**27  # of a contact sheet
 
 
 class Watcher(Protocol):
@@ -33,7 +37,7 @@ class Watcher(Protocol):
         """A step is done."""
         ...
 
-    def preview(self, images: Tensor, done: int, path: Path) -> None:
+    def preview(self, images: Tensor, done: int, path: Inside) -> None:
         """Pictures (B, H, W, 3) in [0, 1] of the student as it is now, also written to `path`."""
         ...
 
@@ -55,7 +59,7 @@ class Silent:
     def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         """Nobody counts."""
 
-    def preview(self, images: Tensor, done: int, path: Path) -> None:
+    def preview(self, images: Tensor, done: int, path: Inside) -> None:
         """Nobody looks."""
 
     def says(self, text: str) -> None:
@@ -65,14 +69,12 @@ class Silent:
 class Metrics:
     """The log of a run, one JSON object a line; a line that a crash cut off is left out when it is read."""
 
-    def __init__(self, folder: Path, done: int):
+    def __init__(self, folder: Path | Inside, done: int):
         """Open the log of a run that has `done` steps; lines beyond them are from a lost attempt and go."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = path = folder / METRICS
-        if path.is_file():
-            with open(path, "r+b") as handle:
-                handle.truncate(end_of(handle, done))
-        self._handle = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._path = inside(folder) / METRICS
+        log = self._path.appending()
+        log.truncate(end_of(log, done))
+        self._handle = io.TextIOWrapper(io.BufferedWriter(log), encoding="utf-8")
         self._flushed = 0.0
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
@@ -106,15 +108,13 @@ def _short(value: Any) -> Any:
     return value
 
 
-def read_metrics(path: Path) -> list[Row]:
+def read_metrics(path: Path | Inside) -> list[Row]:
     """Every row of a log, in order of steps; empty when there is none."""
     return list(read_rows(path))
 
 
-def save_sheet(images: Tensor, path: Path) -> None:
+def save_sheet(images: Tensor, path: Path | Inside) -> None:
     """A contact sheet of pictures (B, H, W, 3) in [0, 1], up to eight in a row, as PNG."""
-    import io
-
     from PIL import Image
 
     columns = min(8, len(images))
@@ -130,21 +130,31 @@ def save_sheet(images: Tensor, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def latest_preview(folder: Path) -> Path | None:
+def checkpoints(folder: Path | Inside) -> list[Inside]:
+    """The LoRAs that a run has kept so far, the earliest first."""
+    kept = inside(folder) / "checkpoints"
+    return [kept / name for name in kept.files() if name.startswith("step_") and name.endswith(".safetensors")]
+
+
+def latest_preview(folder: Path | Inside) -> Inside | None:
     """The newest contact sheet of a run, None before the first."""
-    found = sorted((folder / "previews").glob("step_*.png"))
-    return found[-1] if found else None
+    previews = inside(folder) / "previews"
+    found = [name for name in previews.files() if name.startswith("step_") and name.endswith(".png")]
+    return previews / found[-1] if found else None
 
 
-def open_picture(path: Path) -> Any:
-    """A picture as PIL image, read whole."""
+def open_picture(path: Inside) -> Any:
+    """A picture as PIL image, read whole. ValueError for what is none."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    try:
+        with Image.open(io.BytesIO(path.read(PICTURE_BYTES)), formats=["PNG"]) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the picture {path} cannot be read ({error}): delete it") from error
 
 
-def read_picture(path: Path | None) -> Tensor:
+def read_picture(path: Inside | None) -> Tensor:
     """A picture as IMAGE (1, H, W, 3) in [0, 1]; a black one of 64 x 64 where there is none yet."""
     if path is None:
         return torch.zeros(1, 64, 64, 3)

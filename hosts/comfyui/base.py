@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ import torch
 from comfy.model_sampling import ModelSamplingFlux
 from safetensors.torch import save_file
 
+from ...trainers.folder import inside
 from . import embedded, photographs
 from .coordinates import path_of, prediction_of, with_shift
-from .training import reread
+from .own_network import own_network
+from .training import refuse_foreign_patches
 
 LOADERS = {
     "checkpoint": comfy.sd.load_checkpoint_guess_config,
@@ -41,14 +42,14 @@ def save_merged(model, path: Path) -> dict[str, Any]:
         "file": str(path),
         "shift": _shift(model),
     }
-    patcher = reread(model)
+    refuse_foreign_patches(model)
+    base = own_network(model).model
     with torch.inference_mode(False):
-        made = patcher.model.state_dict_for_saving(patcher.model.diffusion_model.state_dict())
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in made.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    save_file(tensors, part)
-    os.replace(part, path)
+        made = base.state_dict_for_saving(base.diffusion_model.state_dict())
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in made.items()}
+    with (inside(path.parent) / path.name).fresh() as handle:
+        # By the name of the file that was just made: the library writes no open file, and the bytes may be many.
+        save_file(tensors, handle.name)
     return what
 
 

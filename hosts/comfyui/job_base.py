@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from ...models.loader import CHECKPOINTS, FOLDER
 from ...trainers import sources
+from ...trainers.folder import inside
 from . import base as named
 
 KINDS: dict[str, tuple[Any, str]] = {
@@ -67,7 +68,7 @@ def load_base(base: sources.Base, folder: Path):
     if base.variant.startswith("eps"):
         loader = "embedded eps"
     if base.kind == "merged":
-        file = folder / base.file
+        file = (inside(folder) / base.file).checked()
     elif base.kind == "embedded":
         if base.variant not in CHECKPOINTS:
             raise ValueError(f"base.variant {base.variant!r} is not known; use one of {', '.join(CHECKPOINTS)}")

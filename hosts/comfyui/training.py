@@ -1,8 +1,7 @@
-"""A ComfyUI MODEL made trainable: its file read once more outside inference mode, the user's patches in its weights."""
+"""A ComfyUI MODEL made trainable: a network of its own over the MODEL's weights, the user's patches in them."""
 
 from __future__ import annotations
 
-import copy
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,7 +21,7 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.patcher_extension import WrappersMP
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...trainers.dataset import Dataset
 from ...trainers.denoiser import Denoiser
@@ -32,7 +31,9 @@ from ..conditions import Joined, shape_of
 from ..lora_files import LoraNames
 from . import work
 from .coordinates import path_of, prediction_of
+from .exact import exact_layers
 from .in_place import keep_inputs
+from .own_network import linear_kinds, own_network, set_precision
 
 # The Stability metadata convention's names; others are called as ComfyUI calls them.
 ARCHITECTURES = {
@@ -45,12 +46,13 @@ Conds = dict[str, comfy.conds.CONDRegular]
 class ComfyDenoiser(Denoiser):
     """See `objectives.contract.TrainableDenoiser`. A condition is the model's own conds of one sample, on the CPU.
 
-    patcher: a ModelPatcher of its own (`reread`), loaded whole. compute: see `trainable`.
+    patcher: a ModelPatcher of its own (`own_network`).
     """
 
     def __init__(self, patcher):
         self._patcher, self._model = patcher, patcher.model
         keep_inputs(self._model.diffusion_model)
+        exact_layers(self._model.diffusion_model)
         network, sampling = self._model.diffusion_model, self._model.model_sampling
         super().__init__(
             network,
@@ -146,8 +148,6 @@ class ComfyDenoiser(Denoiser):
     def release(self) -> None:
         """Let go of the network and its adapters; the denoiser cannot be used afterwards."""
         self._model.current_patcher = None
-        # The backup holds the weights from before the patches, under names that adapters have changed.
-        self._patcher.backup.clear()
         del self.network, self.adapters, self.schedule, self._model, self._patcher
         gc.collect()
         comfy.model_management.soft_empty_cache()
@@ -158,18 +158,6 @@ def fixed_attention(_, *args, **kwargs):
     splits its work by the memory that is free, so that two runs would differ.
     """
     return attention_pytorch(*args, **kwargs)
-
-
-def linear_kinds(network: nn.Module) -> tuple[type[nn.Module], ...]:
-    """ComfyUI's linear layers that torch would not call one: those with quantised weights."""
-    kinds = {type(module) for module in network.modules()}
-    return tuple(
-        kind
-        for kind in kinds
-        if issubclass(kind, comfy.ops.CastWeightBiasOp)
-        and kind.__name__ == "Linear"
-        and not issubclass(kind, nn.Linear)
-    )
 
 
 def _moved(value: Any, device: torch.device | None) -> Any:
@@ -207,51 +195,35 @@ def refuse_foreign_patches(model) -> None:
         )
 
 
-def reread(model, compute: torch.dtype | None = None):
-    """A ModelPatcher of its own for a MODEL, outside inference mode, loaded whole with its patches in the weights.
-
-    compute: precision of its arithmetic; None leaves ComfyUI's choice. ValueError for patches that cannot be kept, and
-    for a MODEL whose loader does not say how to read it again.
-    """
+def trainable(model, compute: torch.dtype | None = None) -> ComfyDenoiser:
+    """See `hosts.api`."""
     refuse_foreign_patches(model)
-    path_of(model.get_model_object("model_sampling"))
-    if model.cached_patcher_init is None:
-        raise ValueError(
-            "model cannot be read a second time, because its loader does not tell ComfyUI how (cached_patcher_init): "
-            "load it with Load Checkpoint, Load Diffusion Model or RetortEmbeddedModel"
-        )
     with torch.inference_mode(False):
-        patcher = model.clone(disable_dynamic=True, force_deepcopy=True)
-        # Made in a node, its tensors belong to inference mode; and the training must not share it with the MODEL.
-        patcher.object_patches = {name: copy.deepcopy(patch) for name, patch in patcher.object_patches.items()}
-        if compute is not None and compute != patcher.model.get_dtype_inference():
-            patcher.set_model_compute_dtype(compute)
+        patcher = own_network(model)
+        patcher.pre_run()
+        denoiser = ComfyDenoiser(patcher)
         device = patcher.load_device
         if device.type != "cpu":
             # Nothing else has to stay: prompts and images are encoded by now.
             comfy.model_management.free_memory(1e30, device)
         # Not through load_models_gpu: what it keeps account of, it unloads again when a VAE asks for room.
-        patcher.patch_model(device, lowvram_model_memory=0)
-        patcher.pre_run()
-    return patcher
-
-
-def trainable(model, compute: torch.dtype | None = None) -> ComfyDenoiser:
-    """See `hosts.api`."""
-    with torch.inference_mode(False):
-        return ComfyDenoiser(reread(model, compute))
+        patcher.model.to(device)
+        set_precision(patcher.model, compute)
+        return denoiser
 
 
 @contextmanager
 def training_session() -> Iterator[None]:
     """See `hosts.api`."""
-    before = comfy.model_management.in_training
-    comfy.model_management.in_training = True
+    management = comfy.model_management
+    before = management.in_training, management.training_fp8_bwd
+    # The second one, which core's trainer sets and leaves set, makes layers keep inputs where no checkpoint sees them.
+    management.in_training, management.training_fp8_bwd = True, False
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
-        comfy.model_management.in_training = before
+        management.in_training, management.training_fp8_bwd = before
 
 
 def empty_latent_shape(model, samples: Tensor) -> tuple[int, ...]:

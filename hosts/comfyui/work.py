@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import comfy.model_management
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...models.loader import FOLDER
+from ...trainers.decoder import Decoder
 from .. import search_files
 
 # As large as ComfyUI shows a preview on a node.
@@ -68,20 +68,24 @@ def encode_images(vae, images: Tensor) -> dict[str, Tensor]:
         return {"samples": vae.encode(images[..., :3])}
 
 
-def differentiable_decoder(vae) -> Callable[[Tensor], Tensor]:
+def differentiable_decoder(vae) -> Decoder:
     """See `hosts.api`."""
     if vae.patcher.cached_patcher_init is None:
         raise ValueError("vae cannot be read a second time: load it with Load VAE or Load Checkpoint")
     with torch.inference_mode(False):
         patcher = vae.patcher.clone(disable_dynamic=True, force_deepcopy=True)
-        network = patcher.patch_model(vae.device, lowvram_model_memory=0).requires_grad_(False)
+        return decoder_of(vae, patcher.patch_model(vae.device, lowvram_model_memory=0).requires_grad_(False))
+
+
+def decoder_of(vae, network) -> Decoder:
+    """A VAE's decoder on a network of its kind."""
 
     def decode_with_gradients(latents: Tensor) -> Tensor:
         pixels = network.decode(latents.to(vae.device, vae.vae_dtype)).float()
         # ComfyUI maps to 0..1 in place, which the graph forbids on the network's own output.
         return vae.process_output(pixels.clone()).movedim(1, -1)[..., :3]
 
-    return decode_with_gradients
+    return Decoder(network, decode_with_gradients)
 
 
 class Progress:
@@ -122,6 +126,11 @@ def free_memory() -> int | None:
     """See `hosts.api`."""
     device = comfy.model_management.get_torch_device()
     return None if device.type == "cpu" else int(comfy.model_management.get_free_memory(device))
+
+
+def bf16() -> bool:
+    """See `hosts.api`."""
+    return bool(comfy.model_management.should_use_bf16(comfy.model_management.get_torch_device()))
 
 
 def loras_folder() -> Path:

@@ -37,6 +37,19 @@ def dtype(preferred: torch.dtype) -> torch.dtype:
     return torch.float32 if device().type == "cpu" else preferred
 
 
+def has_bf16() -> bool:
+    """Whether the GPU computes in bf16 rather than emulate it; False on the CPU, where it is slow.
+
+    torch itself counts emulation, with which every CUDA device has it.
+    """
+    if device().type != "cuda":
+        return False
+    if torch.version.hip is not None:
+        kind = torch.cuda.get_device_properties(device()).gcnArchName
+        return kind.startswith(("gfx9", "gfx11", "gfx12")) and not kind.startswith(("gfx900", "gfx906"))
+    return torch.cuda.get_device_capability(device()) >= (8, 0)
+
+
 def has_xformers() -> bool:
     """Whether xformers' attention can be used: it has kernels for CUDA only."""
     return device().type == "cuda" and find_spec("xformers") is not None

@@ -128,4 +128,4 @@ def _vae() -> Vae:
         with threads(_threads()):
             return network().decode(LATENT.process_in(latents))
 
-    return Vae(encode, decode, autoencoder.CHANNELS)
+    return Vae(encode, decode, autoencoder.CHANNELS, network=network)

@@ -41,6 +41,7 @@ encode_text = work.encode_text
 progress = work.Progress
 check_cancelled = work.check_cancelled
 free_memory = work.free_memory
+bf16 = work.bf16
 lora_names = work.lora_names
 loras_folder = work.loras_folder
 read_lora = work.read_lora

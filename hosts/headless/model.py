@@ -155,7 +155,10 @@ class Clip:
 
 @dataclass(frozen=True, eq=False)
 class Vae:
-    """VAE: images to stored latents and back. The two functions take and give (B, C, H, W), images in [0, 1]."""
+    """VAE: images to stored latents and back. The two functions take and give (B, C, H, W), images in [0, 1].
+
+    network: what they run; none of its own where latents are pixels.
+    """
 
     encoder: Callable[[Tensor], Tensor]
     decoder: Callable[[Tensor], Tensor]
@@ -163,6 +166,7 @@ class Vae:
     downscale: int = 8
     batch: int = 64
     origin: sources.Vae | None = None
+    network: Callable[[], torch.nn.Module] = torch.nn.Identity
 
     def encode(self, images: Tensor) -> Tensor:
         """IMAGE (B, H, W, C) -> latents (B, channels, H/8, W/8); sides are cut, from the middle, to multiples of 8."""

@@ -29,15 +29,23 @@ Keywords = dict[str, Tensor]
 class HeadlessDenoiser(Denoiser):
     """See `objectives.contract.TrainableDenoiser`. A condition is a dict of tensors (1, ...) on the CPU.
 
-    compute: precision of the arithmetic (autocast); None leaves the network's own.
+    compute: precision of the arithmetic; None leaves the network's own, unless that is fp16.
     """
 
     def __init__(self, model: Model, compute: torch.dtype | None = None):
         self._made: Any = model.source.anew(model.loras)
         module = self._made.module
+        self.base_hash = weights_hash(module.state_dict())
+        held = next(module.parameters()).dtype
+        if compute is None and held == torch.float16:  # its gradients overflow
+            compute = torch.bfloat16 if work.bf16() else torch.float32
+        if compute not in (None, held) and held != torch.float32:
+            # Once, and not in every call; fp32 weights are left to autocast, which keeps the norms precise.
+            self._made.dtype = compute
+            module.to(compute)
+            compute = None
         super().__init__(module, model.path, model.schedule, model.prediction, self._made.device, compute)
         self.model = model
-        self.base_hash = weights_hash(module.state_dict())
         self.architecture = self._made.architecture
         self.names = LoraNames.of_diffusers(module, self._made.kind, self._made.table)
 

@@ -42,7 +42,7 @@ def from_module(module: Any) -> Vae:
         return ((module.decode(latents.to(device()), return_dict=False)[0] + 1.0) / 2.0).cpu()
 
     downscale = 2 ** (len(module.config["block_out_channels"]) - 1)
-    return Vae(encode, decode, module.config["latent_channels"], downscale, batch=4)
+    return Vae(encode, decode, module.config["latent_channels"], downscale, batch=4, network=lambda: module)
 
 
 def _taesd(state: dict[str, Tensor]) -> Vae:
@@ -58,4 +58,5 @@ def _taesd(state: dict[str, Tensor]) -> Vae:
         encoder=lambda images: form.process_out(module.encode(images.to(device()))).cpu(),
         decoder=lambda latents: module.decode(form.process_in(latents.to(device()))).cpu(),
         channels=channels,
+        network=lambda: module,
     )

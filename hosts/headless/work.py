@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...trainers.decoder import Decoder
 from . import files, folders, progress
-from .device import device
+from .device import device, has_bf16
 from .errors import UsageError
 from .model import Clip, Conditioning, Model, Vae
 
@@ -47,9 +47,9 @@ def decode(vae: Vae, samples: Tensor) -> Tensor:
     return vae.decode(samples)
 
 
-def differentiable_decoder(vae: Vae) -> Callable[[Tensor], Tensor]:
+def differentiable_decoder(vae: Vae) -> Decoder:
     """See `hosts.api`."""
-    return vae.decode
+    return Decoder(vae.network(), vae.decode)
 
 
 class Progress:
@@ -77,6 +77,11 @@ def check_cancelled() -> None:
 def free_memory() -> int | None:
     """See `hosts.api`."""
     return torch.cuda.mem_get_info()[0] if device().type == "cuda" else None
+
+
+def bf16() -> bool:
+    """See `hosts.api`."""
+    return has_bf16()
 
 
 def loras_folder() -> Path:

@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer  # noqa: E402
 
 from retort.hosts.comfyui import picker_routes  # noqa: E402
 from retort.trainers import preferences, tickets  # noqa: E402
+from retort.trainers.files import locked  # noqa: E402
 
 URL = "/retort/picker/taste"
 
@@ -178,7 +179,7 @@ def test_who_picks_has_a_length(ask):
 def test_a_held_or_full_disk_is_told_and_may_be_tried_again(ask, folder, monkeypatch):
     id = ask("/tickets?by=pick")[1]["tickets"][0]["id"]
     monkeypatch.setattr(tickets, "PATIENCE", 0.05)
-    with tickets.locked(folder, tickets.LOCK):
+    with locked(folder, tickets.LOCK):
         assert ask("/answer?by=pick", {"id": id, "choice": 0})[0] == 503
     monkeypatch.setattr(tickets, "append", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     status, said = ask("/answer?by=pick", {"id": id, "choice": 0})

@@ -198,8 +198,10 @@ def test_names_stay_in_their_folder(run, tmp_path):
         with pytest.raises(ValueError, match="no preview's name"):
             run_view.picture(run, name)
     (run / "previews" / "step_0000003.png").symlink_to("/etc/hostname")
-    with pytest.raises(FileNotFoundError, match="no picture step_0000003"):
+    with pytest.raises(ValueError, match=r"step_0000003\.png is a link"):
         run_view.picture(run, "step_0000003.png")
+    with pytest.raises(FileNotFoundError, match="no picture step_0000004"):
+        run_view.picture(run, "step_0000004.png")
     assert run_view.picture(run, "step_0000002.png").read_bytes() == b"png"
 
 

@@ -86,7 +86,8 @@ def host(rewards_folder):
         counted.held.append(Held(network))
         return counted.held[-1]
 
-    return SimpleNamespace(hold=hold, rewards_folders=lambda: [rewards_folder], counted=counted)
+    here = {"rewards_folders": lambda: [rewards_folder], "check_cancelled": lambda: None}
+    return SimpleNamespace(hold=hold, counted=counted, **here)
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_a_run_that_goes_on_must_have_begun_alike(tmp_path):
         recognise(tmp_path, started([entry(2)]), True)
     recognise(tmp_path, started([entry(2)]), False)  # nothing of the first is left to go on with
     (tmp_path / ORIGIN).write_text("{")
-    with pytest.raises(ValueError, match="cannot be read.*another name"):
+    with pytest.raises(ValueError, match="origin.json: it is no JSON.*another name"):
         recognise(tmp_path, started([entry(2)]), True)
 
 

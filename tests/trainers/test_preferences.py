@@ -82,14 +82,17 @@ def test_bad_lines_are_named_and_the_good_ones_used(tmp_path, names):
     (tmp_path / "link.png").symlink_to(tmp_path.parent / "other.png")
     (tmp_path / "note.txt").write_text("no picture")
     bad = {
-        "is no JSON": ['{"prompt": "a', "[" * 60_000, '{"prompt": ' + "9" * 6000 + "}"],
+        "is no JSON": ['{"prompt": "a'],
+        "nested too deep": ["[" * 60_000, "[" * 40 + "]" * 40],
+        "is too large": ['{"prompt": ' + "9" * 6000 + "}", line(a, b, strength=10**400)],
+        "half a character": [line(a, b, prompt="\ud800")],
         "is no object": ["[1]"],
         "not finished, or longer": [json.dumps(line(a, b, prompt="x" * 10_000_000))],
         "prompt must be a text": [{"winner": a, "loser": b}, line(a, b, prompt="x" * 8193), line(a, b, prompt=3)],
         "winner must be a text": [line(None, b), line(["x"], b)],
         "strength must be": [
             line(a, b, strength=-1), line(a, b, strength=True), line(a, b, strength="1"),
-            line(a, b, strength=math.nan), line(a, b, strength=math.inf), line(a, b, strength=10**400),
+            line(a, b, strength=math.nan), line(a, b, strength=math.inf),
         ],
         "same picture": [line(a, a)],
         "leads out": [
@@ -98,7 +101,7 @@ def test_bad_lines_are_named_and_the_good_ones_used(tmp_path, names):
         ],
         "no picture": [line("note.txt", b), line(a, "pairs.jsonl")],
         "is missing": [line("images/none.png", b)],
-        "is a link out": [line(a, "link.png")],
+        "is a link, or lies behind one": [line(a, "link.png")],
         "undo must be": [line(a, b, undo=1)],
     }  # fmt: skip
     rows = [(reason, row) for reason, given in bad.items() for row in given]

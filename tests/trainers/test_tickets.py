@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from retort.trainers import preferences, tickets
+from retort.trainers.files import locked
 from retort.trainers.tickets import AnsweredError, Desk, Ticket, answer, ask, take_back
 
 BY = "pick"
@@ -302,5 +303,5 @@ def test_tickets_are_asked_while_others_are_answered(tmp_path, names):
 
 def test_a_holder_that_does_not_let_go_is_told(tmp_path, two, monkeypatch):
     monkeypatch.setattr(tickets, "PATIENCE", 0.05)
-    with tickets.locked(tmp_path, tickets.LOCK), pytest.raises(BlockingIOError, match="try again"):
+    with locked(tmp_path, tickets.LOCK), pytest.raises(BlockingIOError, match="try again"):
         answer(tmp_path, two[0], 0, BY)

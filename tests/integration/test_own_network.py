@@ -1,0 +1,255 @@
+"""The network that is trained on: over the MODEL's own weights, in a precision that gradients survive, exact."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+pytest.importorskip("peft")
+pytestmark = pytest.mark.integration
+_spec = importlib.util.spec_from_file_location("retort_tiny_training", Path(__file__).with_name("tiny_training.py"))
+tiny = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tiny)
+files, loaded, host, sampled = tiny.files, tiny.loaded, tiny.host, tiny.sampled
+close, level, ready, x_of = tiny.close, tiny.level, tiny.ready, tiny.x_of
+FORMATS = ["float8_e4m3fn", "int8_tensorwise", "nvfp4", "mxfp8", "plain fp8"]
+
+
+def addresses(network):
+    return {p.data_ptr() for p in network.parameters()}
+
+
+def gradients(denoiser, one, kind):
+    with denoiser.adapter("student"):
+        x0 = denoiser.predict_x0(x_of(kind), torch.tensor([level(denoiser)]), denoiser.join([one]))
+        (x0 - 0.5).square().mean().backward()
+    return {k: w.grad.clone() for k, w in denoiser.adapters.parameters("student").items()}
+
+
+@pytest.mark.parametrize("kind", ["digits eps", "sd3", "sd15", "flux", "wan"])
+def test_the_base_lies_in_memory_once_and_the_model_stays_as_it_is(ours, host, loaded, sampled, kind):
+    model, positive = loaded(kind)
+    network = model.model.diffusion_model
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    picture = sampled(model, positive, x_of(kind), 0.7)
+    with torch.inference_mode(), host.training_session():
+        denoiser, one = ready(ours, host, model, positive, kind)
+        mine = {p.data_ptr() for n, p in denoiser.network.named_parameters() if ".lora_" not in n}
+        assert mine == addresses(network)
+        assert not [p for p in denoiser.network.parameters() if p.is_inference()]
+        assert any(g.any() for g in gradients(denoiser, one, kind).values())
+        ends = [weakref.ref(denoiser.network), *map(weakref.ref, denoiser.adapters.parameters("student").values())]
+        denoiser.release()
+        del denoiser, one
+        assert not [end for end in ends if end() is not None]
+    after = network.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[k], v) for k, v in before.items())
+    assert torch.equal(sampled(model, positive, x_of(kind), 0.7), picture)
+
+
+def test_only_what_patches_change_is_new(comfy, ours, host, loaded, sampled):
+    model, positive = loaded("sd3")
+    with host.training_session():
+        denoiser, _ = ready(ours, host, model, positive, "sd3", targets="*qkv")
+        state = denoiser.to_file(denoiser.adapters.lora("student"))
+        denoiser.release()
+        patched = comfy.sd.load_lora_for_models(model, None, state, 0.7, 0.0)[0]
+        expected = sampled(patched, positive, x_of("sd3"), 0.7)  # loaded with its patches in place
+        denoiser = host.trainable(patched)
+        new = addresses(denoiser.network) - addresses(model.model.diffusion_model)
+        assert len(new) == len(patched.patches) > 0
+        one = denoiser.encode(positive, x_of("sd3").shape)
+        got = denoiser.predict_x0(x_of("sd3"), torch.tensor([0.7]), denoiser.join([one]))
+        denoiser.release()
+    assert close(got, expected)
+    assert torch.equal(sampled(patched, positive, x_of("sd3"), 0.7), expected)
+
+
+def test_nothing_stays_of_a_merged_network(comfy, ours, host, loaded, tmp_path):
+    """It was a second network on the card while the job started, until the garbage collector came by."""
+    model, positive = loaded("sd3")
+    with host.training_session():
+        denoiser, _ = ready(ours, host, model, positive, "sd3")
+        state = denoiser.to_file(denoiser.adapters.lora("student"))
+        denoiser.release()
+    patched = comfy.sd.load_lora_for_models(model, None, state, 0.7, 0.0)[0]
+    own, made = ours("hosts.comfyui.base").own_network, []
+
+    def noted(given):
+        patcher = own(given)
+        made.append(weakref.ref(patcher.model))
+        return patcher
+
+    gc.collect()
+    gc.disable()
+    try:
+        ours("hosts.comfyui.base").own_network = noted
+        host.save_merged(patched, tmp_path / "merged.safetensors")
+        assert len(made) == 1 and made[0]() is None
+    finally:
+        gc.enable()
+        ours("hosts.comfyui.base").own_network = own
+
+
+@pytest.fixture
+def half(comfy, files, monkeypatch):
+    """A MODEL that ComfyUI holds and computes in fp16, as it does on every GPU for Stable Diffusion."""
+    with monkeypatch.context() as patch:
+        patch.setattr(comfy.model_management, "should_use_fp16", lambda *args, **kwargs: True)
+        with torch.inference_mode():
+            model = comfy.sd.load_diffusion_model(files("sd15"))
+    assert model.model.get_dtype() == model.model.get_dtype_inference() == torch.float16
+    return model
+
+
+@pytest.mark.parametrize(("able", "wanted"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_fp16_is_loaded_once_in_a_precision_that_gradients_survive(
+    comfy, host, half, loaded, monkeypatch, able, wanted
+):
+    monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda *args, **kwargs: able)
+    _, positive = loaded("sd15")
+    with host.training_session():
+        denoiser = host.trainable(half)
+        assert {p.dtype for p in denoiser.network.parameters()} == {wanted}
+        assert not [m for m in denoiser.network.modules() if getattr(m, "comfy_cast_weights", False)]
+        one = denoiser.encode(positive, x_of("sd15").shape)
+        got = denoiser.predict_x0(x_of("sd15"), torch.tensor([level(denoiser)]), denoiser.join([one]))
+        assert got.dtype == torch.float32 and got.isfinite().all()
+        marks = denoiser.base_hash
+        denoiser.release()
+        exact = host.trainable(half, torch.float32)
+        assert exact.base_hash == marks  # of the weights as they are stored
+        expected = exact.predict_x0(x_of("sd15"), torch.tensor([level(exact)]), exact.join([one]))
+        exact.release()
+    assert close(got, expected, 0.05) and torch.equal(got, expected) == (wanted == torch.float32)
+    assert {p.dtype for p in half.model.diffusion_model.parameters()} == {torch.float16}
+
+
+def test_bf16_is_asked_of_comfyui(comfy, ours, host, loaded, monkeypatch):
+    """On a machine with a card, `--cpu` trained in bf16, and so did cards that only emulate it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
+    assert host.bf16() is False
+    config = ours("trainers.config")
+    training = ours("hosts.training")
+    run = config.RunConfig("flow", ours("trainers.methods").METHODS["flow"].config())
+    assert training.precision(run) is None
+    model, _ = loaded("sd15")
+    with host.training_session():
+        denoiser = host.trainable(model, training.precision(run))
+        assert {p.dtype for p in denoiser.network.parameters()} == {torch.float32}
+        denoiser.release()
+
+
+def test_a_session_undoes_what_cores_trainer_leaves_set(comfy, host, monkeypatch):
+    monkeypatch.setattr(comfy.model_management, "training_fp8_bwd", True)
+    with host.training_session():
+        assert comfy.model_management.in_training and not comfy.model_management.training_fp8_bwd
+    assert comfy.model_management.training_fp8_bwd and not comfy.model_management.in_training
+
+
+def quantised(comfy, weights, kind):
+    """A file's weights in one of ComfyUI's formats, and the same numbers multiplied out."""
+    ops = importlib.import_module("comfy.quant_ops")
+    out, exact = dict(weights), dict(weights)
+    names = [n for n, v in weights.items() if v.ndim == 2 and "block" in n and not (v.shape[0] % 64 or v.shape[1] % 64)]
+    if kind == "plain fp8":
+        out = {name: value.to(torch.float8_e4m3fn) for name, value in weights.items()}
+        return out, {name: value.float() for name, value in out.items()}
+    for name in names:
+        given = {} if kind in ("nvfp4", "mxfp8", "int8_tensorwise") else {"scale": "recalculate"}
+        layout = ops.QUANT_ALGOS[kind]["comfy_tensor_layout"]
+        value = weights[name].bfloat16() if kind in ("nvfp4", "mxfp8") else weights[name]
+        small = ops.QuantizedTensor.from_float(value, layout, **given)
+        del out[name]
+        out |= {key: part.contiguous() for key, part in small.state_dict(name).items()}
+        layer = name.removesuffix("weight")
+        out[f"{layer}comfy_quant"] = torch.tensor(list(json.dumps({"format": kind}).encode()), dtype=torch.uint8)
+        exact[name] = small.dequantize().float()
+    return out, exact
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_gradient_on_small_weights_is_that_of_their_numbers(comfy, ours, host, files, loaded, tmp_path, kind):
+    _, positive = loaded("sd3")
+    found = []
+    with host.training_session():
+        for name, state in zip(("small", "exact"), quantised(comfy, load_file(files("sd3")), kind), strict=True):
+            save_file(state, tmp_path / f"{name}.safetensors")
+            with torch.inference_mode():
+                options = {"dtype": torch.float8_e4m3fn} if (name, kind) == ("small", "plain fp8") else {}
+                model = comfy.sd.load_diffusion_model(str(tmp_path / f"{name}.safetensors"), options)
+            denoiser, one = ready(ours, host, model, positive, "sd3")
+            if name == "small":
+                layers = [m for m in denoiser.network.modules() if ours("hosts.comfyui.exact").small(m)]
+                assert len(layers) > 8
+                assert addresses(denoiser.network) & addresses(model.model.diffusion_model)
+                memory = ours("trainers.memory")
+                # In one storage for each part: numbers, and scales.
+                total = sum(v.nbytes for k, v in state.items() if not k.endswith("comfy_quant"))
+                base = memory.weights(denoiser.network) - sum(
+                    w.nbytes for w in denoiser.adapters.parameters("student").values()
+                )
+                assert abs(base - total) < 0.02 * total + 4096
+            found.append(gradients(denoiser, one, "sd3"))
+            denoiser.release()
+    ours_, true = (torch.cat([g.flatten() for g in grads.values()]).double() for grads in found)
+    assert float(torch.cosine_similarity(ours_, true, 0)) > (0.999 if kind == "int8_tensorwise" else 0.9999)
+    assert float((ours_ - true).norm() / true.norm()) < 0.02
+
+
+def test_small_weights_are_exact_also_where_a_card_has_kernels_for_them(comfy, ours, host, files, loaded, tmp_path):
+    """Such kernels round the inputs: 3 to 9 % of the output, and gradients to match."""
+    weights = quantised(comfy, load_file(files("sd3")), "float8_e4m3fn")[0]
+    save_file(weights, tmp_path / "small.safetensors")
+    with torch.inference_mode():
+        model = comfy.sd.load_diffusion_model(str(tmp_path / "small.safetensors"))
+    _, positive = loaded("sd3")
+    found = []
+    for native in (False, True):
+        for layer in model.model.diffusion_model.modules():
+            if ours("hosts.comfyui.exact").small(layer):
+                layer._full_precision_mm = not native
+        with host.training_session():
+            denoiser, one = ready(ours, host, model, positive, "sd3")
+            with (saved := ours("trainers.memory").SavedBytes(denoiser.network)):
+                got = gradients(denoiser, one, "sd3")
+            denoiser.release()
+        found.append((got, saved.count))
+    (first, kept), (second, again) = found
+    assert all(torch.equal(first[name], second[name]) for name in first) and kept == again
+
+
+def test_a_decoder_forgets_its_blocks(comfy, ours, host):
+    """Stable Diffusion's own decoder, narrow: the same gradient to the bit, a small part kept."""
+    model = importlib.import_module("comfy.ldm.models.autoencoder")
+    settings = {
+        "double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
+        "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    network = model.AutoencoderKL(ddconfig=settings, embed_dim=4).requires_grad_(False).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    decoder = ours("trainers.decoder").Decoder(network, network.decode)
+    z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    memory = ours("trainers.memory")
+    grads, counts = [], []
+    for decode in (network.decode, decoder):
+        x = z.clone().requires_grad_()
+        with (saved := memory.SavedBytes(network)):
+            out = decode(x)
+        counts.append(saved.count)
+        out = decode(x)
+        out.square().mean().backward()
+        grads.append(x.grad)
+    kept, again = memory.decoding(decoder, z)
+    assert torch.equal(*grads) and kept == counts[1]
+    assert kept < 0.3 * counts[0] and kept + again < 0.5 * counts[0]
