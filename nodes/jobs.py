@@ -18,7 +18,7 @@ from .preference import PREFERENCES, asked
 from .preference_inputs import PREFERENCE
 from .train_restorer import RESTORER
 from .training import ALIASES, CATEGORY, NOTHING, one, read
-from .training_inputs import common_inputs, image_inputs, sources
+from .training_inputs import common_inputs, image_inputs, offload_input, sources
 
 METHODS = {**DISTILLATION, "flow": FLOW, "few_shot": FEW_SHOT, **PREFERENCE, "instarevive": RESTORER}
 COMMANDS = [NOTHING, "sample", "save", "stop"]
@@ -71,6 +71,7 @@ class RetortTrainingJob(io.ComfyNode):
                     "pairs", optional=True, tooltip="dpo, smpo and mapo: the pairs to learn from, instead of images."
                 ),
                 *image_inputs(),
+                offload_input(),
             ],
             outputs=[
                 io.String.Output(id="run", display_name="run", tooltip="For Collect Job and Loss Chart."),

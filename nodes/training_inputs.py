@@ -268,6 +268,19 @@ def image_inputs() -> list:
     ]
 
 
+def offload_input() -> Any:
+    """Where the frozen base lies while it does not compute."""
+    return io.String.Input(
+        "offload",
+        default="auto",
+        advanced=True,
+        tooltip=(
+            "Blocks of the base that wait in the computer's memory and come to the GPU to compute: auto when they do "
+            "not all fit, none, or how many. Needs gradient_checkpointing; changes no result."
+        ),
+    )
+
+
 def training_settings(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The parts of a run's configuration that common inputs spell."""
     return {

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from ..sampling.path import NoisePath
 from . import checkpointing
 from .adapters import Adapters
+from .masters import Pin, Unpin
 from .objectives.contract import Cond, Prediction, Schedule
+from .streaming import Ring
 
 # Where a discriminator looks: how deep into the blocks (half way, and three quarters).
 DEPTHS = (0.5, 0.75)
@@ -39,8 +41,22 @@ class Denoiser:
         self.network, self.path, self.schedule, self.prediction = network.eval(), path, schedule, prediction
         self.device, self.compute = device, compute
         self.adapters = Adapters(network, linear)
+        self.ring: Ring | None = None
         sigmas = schedule.sigmas
         self.sigma_range = (float(sigmas[0]), float(sigmas[-1]))
+
+    def place(self, count: int, pin: Pin | None = None, unpin: Unpin | None = None) -> None:
+        """Bring the network to its device, but for `count` of its blocks, which are streamed from now on; see `Ring`.
+
+        Once, when the adapters are there and before a first call.
+        """
+        self.ring = Ring(self.network, self.device, count, pin=pin, unpin=unpin)
+
+    def end_streaming(self) -> None:
+        """Put streamed weights back where they came from, in host memory; nothing without any."""
+        if self.ring is not None:
+            self.ring.close()
+            self.ring = None
 
     def call(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """x0 of x (B, C, ...) at sigma (B,), fp32; the host's own way to run the network."""

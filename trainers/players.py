@@ -47,6 +47,10 @@ class Runner:
         """The gradient's norm, 0-d, before it is clipped to `most` (0 = not at all)."""
         return torch.nn.utils.clip_grad_norm_(list(self.weights.values()), most or float("inf"))
 
+    def gradient(self) -> list[Tensor]:
+        """Copies of the weights' gradients as they stand, zeros where there is none."""
+        return [torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in self.weights.values()]
+
     def saved(self) -> dict[str, Mapping[str, Tensor]]:
         """Groups of tensors for `state.save`."""
         optimiser = state.optimiser_tensors(self.optimiser, list(self.weights))

@@ -147,6 +147,7 @@ class ComfyDenoiser(Denoiser):
 
     def release(self) -> None:
         """Let go of the network and its adapters; the denoiser cannot be used afterwards."""
+        self.end_streaming()
         self._model.current_patcher = None
         del self.network, self.adapters, self.schedule, self._model, self._patcher
         gc.collect()
@@ -202,13 +203,16 @@ def trainable(model, compute: torch.dtype | None = None) -> ComfyDenoiser:
         patcher = own_network(model)
         patcher.pre_run()
         denoiser = ComfyDenoiser(patcher)
+        set_precision(patcher.model, compute)
         device = patcher.load_device
         if device.type != "cpu":
             # Nothing else has to stay: prompts and images are encoded by now.
             comfy.model_management.free_memory(1e30, device)
-        # Not through load_models_gpu: what it keeps account of, it unloads again when a VAE asks for room.
-        patcher.model.to(device)
-        set_precision(patcher.model, compute)
+        # Not through load_models_gpu: what it keeps account of, it unloads again when a VAE asks for room. The network
+        # itself is brought where it is needed, whole or in part, when its adapters are there.
+        for part in patcher.model.children():
+            if part is not denoiser.network:
+                part.to(device)
         return denoiser
 
 

@@ -128,6 +128,16 @@ def free_memory() -> int | None:
     return None if device.type == "cpu" else int(comfy.model_management.get_free_memory(device))
 
 
+def pin(tensor: Tensor) -> bool:
+    """See `hosts.api`; within the budget that ComfyUI keeps."""
+    return bool(comfy.model_management.pin_memory(tensor))
+
+
+def unpin(tensor: Tensor) -> None:
+    """See `hosts.api`."""
+    comfy.model_management.unpin_memory(tensor)
+
+
 def bf16() -> bool:
     """See `hosts.api`."""
     return bool(comfy.model_management.should_use_bf16(comfy.model_management.get_torch_device()))

@@ -124,6 +124,7 @@ class HeadlessDenoiser(Denoiser):
 
     def release(self) -> None:
         """Let go of the network and its adapters; the denoiser cannot be used afterwards."""
+        self.end_streaming()
         del self.network, self.adapters, self._made
         gc.collect()
         if self.device.type == "cuda":
