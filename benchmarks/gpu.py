@@ -1,6 +1,6 @@
 """On a GPU: memory and time of trainings at true size, resident and streamed, sampling beside core's, bf16.
 
-`python -m retort.benchmarks.gpu --comfyui DIR [--small] [--minutes 10] [--json FILE]`, in ComfyUI's environment. The
+`python -m retort.benchmarks.gpu --comfyui DIR [--small] [--minutes 10] [--only TEXT]`, in ComfyUI's environment. The
 networks are ComfyUI's own classes at their published sizes (`layouts.TRUE`), with random weights that are written to a
 temporary folder (up to 12 GB at a time): no file from outside is needed. The rows of one network share a process; one
 that ends, or a row that takes too long, costs that row alone, and what time does not suffice for is named. Every row
@@ -102,9 +102,8 @@ class Process:
 class Bench:
     """All rows, those that have been measured, and why others were not."""
 
-    def __init__(self, checkout: Path, small: bool, minutes: float, rows: list[list[Row]] | None = None):
-        self.checkout, self.small, self.minutes = checkout, small, minutes
-        self.groups = groups() if rows is None else rows
+    def __init__(self, checkout: Path, small: bool, minutes: float, rows: list[list[Row]]):
+        self.checkout, self.small, self.minutes, self.groups = checkout, small, minutes, rows
         self.rows = [row for group in self.groups for row in group]
         self.card: dict[str, Any] = {}
         self.found: dict[int, dict[str, Any]] = {}
@@ -288,10 +287,10 @@ def _size(count: int) -> str:
 
 def put(path: Path, text: str) -> None:
     """Put the section into RESULTS.md, in place of what it said before, else at its end."""
-    whole = path.read_text(encoding="utf-8")
+    whole = path.read_text(encoding="utf-8") if path.exists() else ""
     begin = whole.find(f"{TITLE}\n")
     if begin < 0:
-        path.write_text(f"{whole.rstrip()}\n\n{text}", encoding="utf-8")
+        path.write_text(f"{whole.rstrip()}\n\n{text}".lstrip(), encoding="utf-8")
         return
     end = whole.find("\n## ", begin)
     rest = "" if end < 0 else whole[end:]
@@ -306,14 +305,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10.0, help="for all of it; the default is 10")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument("--results", type=Path, metavar="FILE", help="write the section into FILE, not RESULTS.md")
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose names hold it, such as 'SDXL, flow'")
     return parser.parse_args()
 
 
 def main() -> None:
     """Measure, write and print."""
     options, console = arguments(), Console()
-    bench = Bench(options.comfyui.resolve(), options.small, options.minutes)
-    results = options.results or (None if options.small else RESULTS)
+    rows = [[row for row in group if options.only in str(row)] for group in groups()]
+    bench = Bench(options.comfyui.resolve(), options.small, options.minutes, rows)
+    # What is small or a part does not take the place of the whole.
+    results = options.results or (None if options.small or options.only else RESULTS)
     for row in bench.run():
         console.print(f"{row}: {'done' if bench.of(row) else bench.why(row)}")
         if results:

@@ -40,9 +40,9 @@ from .layouts import SMALL, TRUE, Layout
 from .sampling import paired
 from .search_overhead import BesideCore
 from .training import peak
+from .training_comfyui import ALL
 
 SPARE = 2**30  # bytes that a disk must have beyond a file
-ALL = "99999"  # blocks: more than any network has
 # Both of DMD2's players move in every step.
 SETTINGS = {"flow": FlowMatchingConfig(), "dmd2": DMD2Config(ratio=1), "tdm": TDMConfig(), "dpo": DPOConfig()}
 
