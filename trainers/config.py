@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from .adapters import LoraConfig
+from .optimisers import Optimiser
 
 Settings = TypeVar("Settings")
 Decay = Literal["constant", "linear", "cosine"]
-Optimiser = Literal["adamw", "adamw8bit"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 # Of the training's settings these may differ between a run and its continuation: they change no gradient. A method's
@@ -24,6 +24,8 @@ FREE = (
 )  # fmt: skip
 AUTO, NONE = "auto", "none"  # of offload
 MOST_STEPS = 10_000_000
+# A rate meant for AdamW would stop Prodigy, whose own estimate stands beside it.
+LEAST_PRODIGY = 0.05
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ class TrainingConfig:
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
         self._check_offload()
+        if self.optimiser == "prodigy" and self.learning_rate < LEAST_PRODIGY:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate!r}, and optimiser prodigy multiplies with it the rate that it "
+                "finds by itself: set learning_rate to 1"
+            )
         if self.noise_scale_target and self.accumulation < 2:
             raise ValueError("noise_scale_target compares the micro-batches of a step: set accumulation to at least 2")
         if self.accumulation_cap < self.accumulation:

@@ -27,7 +27,7 @@ from ...trainers.dataset import Dataset
 from ...trainers.denoiser import Denoiser
 from ...trainers.export import weights_hash
 from .. import conditions
-from ..conditions import Joined, shape_of
+from ..conditions import Joined, Rejoins, shape_of
 from ..lora_files import LoraNames
 from . import work
 from .coordinates import path_of, prediction_of
@@ -43,7 +43,7 @@ ARCHITECTURES = {
 Conds = dict[str, comfy.conds.CONDRegular]
 
 
-class ComfyDenoiser(Denoiser):
+class ComfyDenoiser(Rejoins, Denoiser):
     """See `objectives.contract.TrainableDenoiser`. A condition is the model's own conds of one sample, on the CPU.
 
     patcher: a ModelPatcher of its own (`own_network`).
@@ -110,10 +110,10 @@ class ComfyDenoiser(Denoiser):
 
         return conditions.join(conds, comfy.samplers.cond_equal_size, merged)
 
-    def predict_with_features(self, x: Tensor, sigma: Tensor, cond: Joined) -> tuple[Tensor, list[Tensor]]:
+    def features(self, x: Tensor, sigma: Tensor, cond: Joined) -> list[Tensor]:
         """See the contract; ValueError where the batch's prompts differ in length."""
         conditions.require_one_group(cond)
-        return super().predict_with_features(x, sigma, cond)
+        return super().features(x, sigma, cond)
 
     def latents_in(self, samples: Tensor) -> Tensor:
         """Stored LATENT samples (B, C, ...) in the network's scale, fp32 on the CPU; ValueError for other channels."""

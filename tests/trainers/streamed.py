@@ -111,6 +111,12 @@ class StreamedDenoiser(Denoiser):
         """{"mean": (B,)}."""
         return {"mean": torch.cat([c["mean"] for c in conds])}
 
+    together = join
+
+    def chosen(self, cond, rows):
+        """Those samples' means."""
+        return {"mean": cond["mean"][list(rows)]}
+
     def call(self, x, sigma, cond):
         """x0 by a mild residual."""
         a, s = (broadcast(v, x) for v in alpha_sigma(self.path, sigma))
