@@ -183,10 +183,14 @@ class RetortCollectJob(io.ComfyNode):
 
 def _finished(name: str, run: str) -> Path:
     """The file of a finished job. A stranger's status may name any: it must be one of the folder of LoRAs itself."""
-    if not name.endswith(".safetensors") or f"{checked_name(name)}.safetensors" != name:
+    try:
+        if f"{checked_name(name)}.safetensors" != name:
+            raise ValueError
+    except ValueError:
         raise ValueError(
-            f"run {run!r} says that its LoRA is {name!r:.140}, which is no file's name: Retort did not write that"
-        )
+            f"run {run!r} says that its LoRA is {name!r:.140}, which is no file's name: Retort did not write that. "
+            "Start the job again to go on"
+        ) from None
     return host.loras_folder() / name
 
 

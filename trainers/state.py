@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .config import MOST_STEPS, RunConfig, differences
-from .files import tensors, write_atomically
+from .files import refuse_types, tensors, write_atomically
 from .folder import Inside, alone
 from .optimisers import LEARNT, WHOLE, expected_state, rebuilt
 from .strangers import parse
@@ -44,6 +44,7 @@ def load(path: Path | Inside, config: RunConfig | None) -> tuple[dict[str, dict[
     if metadata.get("retort_state") != str(FORMAT):
         raise ValueError(f"{path} is no training state of this version of Retort; start anew under another name")
     try:
+        refuse_types(flat)
         before = parse(metadata["config"].encode())
         counters = _counters(parse(metadata["counters"].encode(), finite=False))
         changed = [] if config is None else differences(before, config.to_json())

@@ -14,7 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from ...models.loader import FOLDER
+from ...trainers import export
 from ...trainers.decoder import Decoder
+from ...trainers.sources import ENDINGS, checked_path
 from .. import search_files
 
 # As large as ComfyUI shows a preview on a node.
@@ -195,10 +197,11 @@ def input_folders() -> list[Path]:
 
 def lora_names() -> list[str]:
     """See `hosts.api`."""
-    return folder_paths.get_filename_list("loras")
+    return [name for name in folder_paths.get_filename_list("loras") if name.lower().endswith(ENDINGS)]
 
 
 def read_lora(name: str) -> dict[str, Tensor]:
     """See `hosts.api`."""
+    checked_path(name, "LoRA")
     with torch.inference_mode(False):
-        return comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("loras", name), safe_load=True)
+        return export.read_lora(Path(folder_paths.get_full_path_or_raise("loras", name)))
