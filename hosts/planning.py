@@ -25,7 +25,7 @@ from ..trainers.export import VERSION
 from ..trainers.files import write_json
 from ..trainers.loop import Trainer
 from ..trainers.methods import METHODS
-from ..trainers.planning import Forecast
+from ..trainers.planning import INPUTS, MEASURES, STATE, Forecast
 from ..trainers.weightless import META, weightless_copy
 from .assembly import add_adapters, encode, furnish, precision
 
@@ -38,15 +38,20 @@ def forecast(
     host: Any, model: Any, config: RunConfig, dataset: Dataset, vae: Any = None, rewards: Sequence[Reward | None] = ()
 ) -> Forecast | None:
     """What a run takes on this machine; None where there is no accelerator, or the network cannot be run dry."""
-    if host.free_memory() is None:
+    free = host.free_memory()
+    if free is None:
         return None
     try:
-        found = counted(host, model, config, dataset, vae, rewards, remembered=host.runs_folder() / REMEMBERED)
+        known = host.runs_folder() / REMEMBERED
+        found = counted(host, model, config, dataset, vae, rewards, remembered=known)
+        made = Forecast(found, config.training, free)
+        if not made.plan.fits:
+            made = replace(made, more=with_measures(host, model, config, dataset, vae, rewards, remembered=known))
     except (RuntimeError, NotImplementedError, TypeError, AttributeError, KeyError, IndexError) as error:
         # Whatever a network does that needs its numbers, the run itself can still be tried.
         _log.warning("memory could not be counted beforehand: %s", str(error).partition("\n")[0])
         return None
-    return Forecast(found, config.training)
+    return made
 
 
 def counted(
@@ -58,17 +63,19 @@ def counted(
     rewards: Sequence[Reward | None] = (),
     compute: torch.dtype | None = None,
     remembered: Path | None = None,
+    measures: Sequence[str] = (),
 ) -> Counted:
     """A step of this run without its weights, as its largest picture and longest prompt make it.
 
     compute: precision of the arithmetic, where this machine's own is not meant. remembered: a file of earlier counts.
+    measures: of `planning.MEASURES`, what waits in host memory.
     Not counted: a VAE and rewards that are asked without a gradient, which the host places and frees, and previews.
     Raises what the run itself would raise for settings that cannot be, and RuntimeError and the like for a network that
     cannot be run without numbers.
     """
     outline = host.outline(model, compute or precision(config))
     sample = largest(dataset)
-    key = _key(outline.network, config, sample, vae, rewards)
+    key = _key(outline.network, config, sample, vae, rewards, measures)
     known = _read(remembered)
     if key in known:
         return Counted(**{**known[key], "blocks": tuple(known[key]["blocks"])})
@@ -90,7 +97,9 @@ def counted(
         if objective.pairs:
             each = torch.zeros(data.shape_of(0), dtype=torch.float16)
             data.pairs = {name: [each] * len(data) for name in ("noise", "target")}
-        return Trainer(denoiser, objective, data, replace(config, training=training), Path())
+        made = Trainer(denoiser, objective, data, replace(config, training=training), Path())
+        furnish_measures(made, measures)
+        return made
 
     with host.training_session():
         found = dry_run.count(outline, trainer, optimiser=config.training.optimiser)
@@ -99,6 +108,16 @@ def counted(
         remembered.parent.mkdir(parents=True, exist_ok=True)
         write_json(remembered, dict(list(known.items())[-_MOST:]))
     return found
+
+
+def with_measures(*given: Any, **named: Any) -> tuple[tuple[tuple[str, ...], Counted], ...]:
+    """`counted` once more for each of `planning.MEASURES`, with what it is given."""
+    return tuple((measures, counted(*given, **named, measures=measures)) for measures in MEASURES)
+
+
+def furnish_measures(trainer: Trainer, measures: Sequence[str]) -> None:
+    """Let a trainer keep these in host memory."""
+    trainer.host_inputs, trainer.host_state = INPUTS in measures, STATE in measures
 
 
 def largest(dataset: Dataset) -> Dataset:
@@ -187,7 +206,7 @@ def weightless_reward(reward: Reward) -> Reward:
     return copy.deepcopy(reward, known)
 
 
-def _key(network: nn.Module, config: RunConfig, sample: Dataset, vae: Any, rewards: Sequence[Any]) -> str:
+def _key(network: nn.Module, config: RunConfig, sample: Dataset, vae: Any, rewards: Sequence[Any], *more: Any) -> str:
     """What a count depends on: architecture, format, sizes, settings and versions."""
     layers = [(name, tuple(w.shape), str(w.dtype)) for name, w in network.named_parameters()]
     settings = config.to_json()
@@ -197,7 +216,7 @@ def _key(network: nn.Module, config: RunConfig, sample: Dataset, vae: Any, rewar
     shape = sample.shape if sample.latents is None else tuple(sample.latents[0].shape)
     tokens = [tuple(entry[0].shape) for entry in (*sample.entries, *([sample.negative] if sample.negative else []))]
     with_rewards = [each.name for each in rewards if each is not None]
-    parts = [layers, settings, shape, tokens, with_rewards, vae is not None, VERSION, str(torch.__version__)]
+    parts = [layers, settings, shape, tokens, with_rewards, vae is not None, *more, VERSION, str(torch.__version__)]
     return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()[:24]
 
 

@@ -122,6 +122,8 @@ def run(
                 started_on,
                 forecast,
             )
+            if forecast is not None:
+                planning.furnish_measures(trainer, forecast.measures)
             lora = denoiser.to_file(trainer.train())
             base_hash, architecture = denoiser.base_hash, denoiser.architecture
             # Where a few-step student is called; whoever samples with the LoRA needs them.
@@ -233,7 +235,7 @@ def place(host: Any, denoiser: Any, config: RunConfig, forecast: Forecast | None
     if forecast is None:
         count = blocks_to_stream(config.training, len(units(network)), weights(network), free)
     else:
-        forecast = replace(forecast, free=free)
+        forecast = replace(forecast, free=free).settled
         refused = problem(forecast.plan, config.training)
         if refused:
             raise TrainingFailed(refused)

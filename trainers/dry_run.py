@@ -195,10 +195,17 @@ class _Kept:
     """A player's optimiser that has its state and moves nothing: a fused step takes no memory of its own."""
 
     def __init__(self, runner: Runner, optimiser: Optimiser, tracker: Tracker):
-        self.state = [
-            torch.empty(state_bytes(optimiser, w), dtype=torch.uint8, device=w.device) for w in runner.weights.values()
-        ]
-        self._tracker = tracker
+        self._runner, self._optimiser, self._tracker = runner, optimiser, tracker
+        self._state = [] if runner.in_host else self._made()
+
+    def _made(self) -> list[Tensor]:
+        weights = self._runner.weights.values()
+        return [torch.empty(state_bytes(self._optimiser, w), dtype=torch.uint8, device=w.device) for w in weights]
 
     def move(self, rate: float) -> None:
+        """With what is in host memory between two steps brought here."""
         self._tracker.enter(OPTIMISER)
+        with self._runner.turn():
+            state = self._state or self._made()
+            self._runner.forget_gradients()
+            del state

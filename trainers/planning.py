@@ -16,6 +16,9 @@ from .streaming import BUFFERS, spread
 CONTEXT = int(0.8 * 2**30)
 # Of the free memory this share is left alone: the allocator cannot use every gap, and kernels want some room.
 MARGIN = 0.05
+# What may wait in host memory besides, in the order in which it is taken: neither changes a number of the run.
+INPUTS, STATE = "block inputs", "idle optimiser states"
+MEASURES = ((INPUTS,), (INPUTS, STATE))
 # Bytes a second over PCIe 4 x16 from pinned memory, as cards of that kind reach it.
 BUS = 25e9
 
@@ -24,9 +27,9 @@ BUS = 25e9
 class Plan:
     """What a run takes with so many of its blocks streamed.
 
-    peak: bytes on the card; host: bytes of host memory that the streamed blocks take. free, host_free: what there is,
-    None where nobody knows. seconds: of a step, None where nobody knows how fast the card is. hidden: whether the
-    copies take less time than the arithmetic, None likewise.
+    peak: bytes on the card; host: bytes of host memory that the streamed blocks take, and what else waits there
+    (`measures`). free, host_free: what there is, None where nobody knows. seconds: of a step, None where nobody knows
+    how fast the card is. hidden: whether the copies take less time than the arithmetic, None likewise.
     """
 
     streamed: int
@@ -37,6 +40,7 @@ class Plan:
     host_free: int | None = None
     seconds: float | None = None
     hidden: bool | None = None
+    measures: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -47,9 +51,12 @@ class Plan:
     def __str__(self) -> str:
         parts = []
         if self.streamed:
-            parts.append(f"{self.streamed} of {self.blocks} blocks streamed, {size(self.host)} of host memory")
+            parts.append(f"{self.streamed} of {self.blocks} blocks streamed")
         else:
             parts.append("the base stays on the card")
+        parts += [f"{measure} in host memory" for measure in self.measures]
+        if self.host:
+            parts.append(f"{size(self.host)} of host memory")
         parts.append(f"peak about {size(self.peak)}")
         if self.seconds is not None:
             parts.append(f"about {self.seconds:.{0 if self.seconds >= 10 else 2}f} s a step")
@@ -69,7 +76,7 @@ class Forecast:
 
     free, host_free: bytes, None where they are not known. speed: operations a second that the card reaches, None where
     nobody measured. context: bytes to add for what CUDA takes, where `free` is a whole card. factor: measured bytes
-    over counted ones on this machine.
+    over counted ones on this machine. measures: with which it was counted; more: the same run with others, in order.
     """
 
     counted: Counted
@@ -79,6 +86,18 @@ class Forecast:
     speed: float | None = None
     context: int = 0
     factor: float = 1.0
+    measures: tuple[str, ...] = ()
+    waiting: int = 0  # bytes that these keep in host memory
+    more: tuple[tuple[tuple[str, ...], Counted], ...] = ()
+
+    @property
+    def settled(self) -> Forecast:
+        """With as few measures as fit: none, where streaming alone does; all of them, where nothing does."""
+        if self.plan.fits or not self.more:
+            return self
+        (measures, counted), *rest = self.more
+        away = max(0, self.counted.beside - counted.beside)
+        return replace(self, counted=counted, measures=measures, more=tuple(rest), waiting=self.waiting + away).settled
 
     def peak(self, streamed: int) -> int:
         """Bytes on the card at the most: what stays there, the buffers, and all beside the base."""
@@ -105,8 +124,9 @@ class Forecast:
         # A pass enters each block once, and a pass with a graph once more on the way back.
         visits = sum(n * (2 if phase.endswith("forward") else 1) for phase, n in self.counted.calls.items())
         hidden = None if seconds is None else away * visits / BUS <= seconds
+        blocks, host = len(self.counted.blocks), away + self.waiting
         return Plan(
-            streamed, len(self.counted.blocks), self.peak(streamed), away, self.free, self.host_free, seconds, hidden
+            streamed, blocks, self.peak(streamed), host, self.free, self.host_free, seconds, hidden, self.measures
         )
 
     @property
@@ -139,9 +159,16 @@ def corrected(forecast: Forecast, streamed: int, measured: int) -> tuple[Forecas
     return found, wanted if wanted > streamed or low else streamed
 
 
-def on_cards(counted: Counted, training: TrainingConfig, cards: Sequence[int]) -> list[tuple[int, Plan]]:
-    """(GB, plan) for cards of so many GB that have nothing else to hold."""
-    return [(card, Forecast(counted, training, card * 2**30, context=CONTEXT).plan) for card in cards]
+def on_cards(
+    counted: Counted,
+    training: TrainingConfig,
+    cards: Sequence[int],
+    more: tuple[tuple[tuple[str, ...], Counted], ...] = (),
+) -> list[tuple[int, Plan]]:
+    """(GB, plan) for cards of so many GB that have nothing else to hold. more: see Forecast."""
+    return [
+        (card, Forecast(counted, training, card * 2**30, context=CONTEXT, more=more).settled.plan) for card in cards
+    ]
 
 
 def problem(plan: Plan, training: TrainingConfig) -> str | None:

@@ -87,3 +87,19 @@ def test_a_first_step_corrects_the_forecast(wrong, streamed):
     assert found.peak(7) == pytest.approx(forecast.base(7) + COUNTED.beside * wrong, rel=1e-6)
     pinned = replace(forecast, training=replace(CHECKPOINTED, offload="7"))
     assert planning.corrected(pinned, 7, measured)[1] == 7
+
+
+def test_what_waits_in_host_memory_besides_is_taken_last_and_said():
+    inputs = replace(COUNTED, peaks={"student backward": GB, "optimiser": GB // 2})
+    both = replace(inputs, state=0, peaks={"student backward": GB // 2, "optimiser": 2 * GB})
+    more = (((planning.INPUTS,), inputs), (planning.MEASURES[1], both))
+    forecast = Forecast(COUNTED, CHECKPOINTED, 12 * GB, more=more)
+    assert forecast.settled is forecast
+    inputs = replace(forecast, free=8 * GB).settled.plan
+    assert (inputs.measures, inputs.streamed, inputs.host) == ((planning.INPUTS,), 9, 11 * GB)
+    assert str(inputs) == (
+        "9 of 10 blocks streamed, block inputs in host memory, 11.0 GB of host memory, peak about 7.0 GB"
+    )
+    least = replace(forecast, free=6 * GB).settled
+    assert least.measures == planning.MEASURES[1] and least.plan.streamed == 10 and least.plan.fits
+    assert not replace(forecast, free=4 * GB).settled.plan.fits
