@@ -34,6 +34,8 @@ For training:
   `base_hash`, `architecture` and `release()`. ValueError for patches that cannot be trained through.
 * `outline(model, compute=None) -> trainers.dry_run.Outline`: the same without its weights, none of which is read, and
   `outlined_decoder(vae)` likewise: for counting what a run takes (`hosts.planning`).
+* `from_header(path, width, height, frames, tokens)`: (MODEL without weights, a CONDITIONING entry of so many tokens, 0
+  for the usual number, shape of its latents), from a file's header alone. ValueError for one that is not known.
 * `training_session()`: context in which gradients flow, under whatever mode the node runs.
 * `empty_latent_shape(model, samples) -> (C, ...)`: of the latents that an empty LATENT stands for.
 * `encode_text(clip, text) -> CONDITIONING`, `encode_images(vae, images) -> LATENT`, `decode(vae, samples) -> IMAGE`.
@@ -104,6 +106,7 @@ from . import (
     statistics,
     training,
 )
+from . import plan_report as plans
 
 # The process tells who runs us: ComfyUI has imported its API long before it loads packs. That ComfyUI could be imported
 # says nothing, since the command line may be started inside a ComfyUI checkout.
@@ -118,6 +121,6 @@ else:
     from .comfyui import host
 
 __all__ = [
-    "IN_COMFYUI", "ComfyExtension", "captions", "compare", "host", "io", "methods", "noise", "picture_compare",
+    "IN_COMFYUI", "ComfyExtension", "captions", "compare", "host", "io", "methods", "noise", "picture_compare", "plans",
     "reflection", "restoration", "rewards", "search", "starter", "statistics", "training", "ui",
 ]  # fmt: skip

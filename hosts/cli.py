@@ -1,4 +1,4 @@
-"""The command line: `retort run`, `search`, `train`, `job`, `nodes` and `doctor`.
+"""The command line: `retort run`, `search`, `train`, `plan`, `job`, `nodes` and `doctor`.
 
 Mistakes that the user can mend are one message on stderr and exit code 2; --debug adds where they arose.
 """
@@ -6,12 +6,13 @@ Mistakes that the user can mend are one message on stderr and exit code 2; --deb
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -22,12 +23,14 @@ from ..trainers.job import checked_folder
 from ..trainers.loop import TrainingFailed
 from ..trainers.parallel import place
 from ..trainers.watch import Silent
+from . import plan_report
 from .headless import device, folders, host, registry
 from .headless import doctor as headless_doctor
 from .headless.errors import UsageError
 from .headless.folders import Folders
 from .headless.run import run as run_workflow
 from .headless.search_prompts import read_prompts, search_prompts
+from .job import enter_comfyui
 from .job_process import run_job
 from .terminal import Plain, cell
 
@@ -241,6 +244,42 @@ def train(
         _err.print(str(status), style="yellow", markup=False, highlight=False)
         raise typer.Exit(3)
     _out.print(str(lora), markup=False, highlight=False)
+
+
+@app.command()
+def plan(
+    model: Annotated[Path, typer.Argument(help="File of a model, or a pipeline's folder; only its header is read.")],
+    method: Annotated[str, typer.Option("--method", help="Training method, such as flow, dmd2 or dpo.")] = "flow",
+    width: Annotated[int, typer.Option("--width", min=16, help="Pixels.")] = 1024,
+    height: Annotated[int, typer.Option("--height", min=16, help="Pixels.")] = 1024,
+    frames: Annotated[int, typer.Option("--frames", min=1, help="Of a video.")] = 1,
+    rank: Annotated[int, typer.Option("--rank", help="Size of the LoRA.")] = 16,
+    batch: Annotated[int, typer.Option("--batch", help="Samples on the GPU at once.")] = 1,
+    optimiser: Annotated[str, typer.Option("--optimiser", help="adamw, adamw8bit, adafactor or prodigy.")] = "adamw",
+    tokens: Annotated[int, typer.Option("--tokens", min=0, help="Length of a prompt; 0 for the usual one.")] = 0,
+    cards: Annotated[str, typer.Option("--cards", help="Sizes in GB, with commas between.")] = plan_report.CARDS,
+    comfyui: Annotated[
+        Path | None, typer.Option("--comfyui", help="Folder of ComfyUI, which knows more models.")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose.")] = False,
+) -> None:
+    """Say what a training would take in memory, and on which cards it fits; no weight is read."""
+    try:
+        found: Any = host
+        if comfyui is not None:
+            enter_comfyui(comfyui, None, [], [])
+            found = importlib.import_module("..hosts.comfyui.host", __package__)
+        if not model.exists():
+            raise ValueError(f"there is no {model}")
+        made, entry, shape = found.from_header(model, width, height, frames, tokens)
+        config = plan_report.settings(method, rank, batch, optimiser)
+        dataset = plan_report.sample(method, entry, shape)
+        text = plan_report.report(found, made, config, dataset, plan_report.sizes(cards))
+    except (ValueError, OSError, ImportError) as error:
+        if debug:
+            _err.print_exception()
+        _fail(str(error))
+    _out.print(text, markup=False, highlight=False)
 
 
 JobFolder = Annotated[Path, typer.Argument(help="Folder of the job.")]

@@ -64,11 +64,12 @@ def counted(
     compute: torch.dtype | None = None,
     remembered: Path | None = None,
     measures: Sequence[str] = (),
+    whole: bool = False,
 ) -> Counted:
     """A step of this run without its weights, as its largest picture and longest prompt make it.
 
     compute: precision of the arithmetic, where this machine's own is not meant. remembered: a file of earlier counts.
-    measures: of `planning.MEASURES`, what waits in host memory.
+    measures: of `planning.MEASURES`, what waits in host memory. whole: count every block, not shallow copies.
     Not counted: a VAE and rewards that are asked without a gradient, which the host places and frees, and previews.
     Raises what the run itself would raise for settings that cannot be, and RuntimeError and the like for a network that
     cannot be run without numbers.
@@ -102,7 +103,8 @@ def counted(
         return made
 
     with host.training_session():
-        found = dry_run.count(outline, trainer, optimiser=config.training.optimiser)
+        count = dry_run.run if whole else dry_run.count
+        found = count(outline, trainer, optimiser=config.training.optimiser)
     if remembered is not None:
         known[key] = asdict(found)
         remembered.parent.mkdir(parents=True, exist_ok=True)

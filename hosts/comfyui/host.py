@@ -19,6 +19,7 @@ from ...sampling.path import NoisePath
 from ...sampling.presets import Preset
 from ...sampling.teleport import Teleport
 from ..methods import Method
+from . import bare as _bare
 from . import (
     base,
     guard,
@@ -46,6 +47,7 @@ NAME = "comfyui"
 embedded = _embedded.load
 trainable = training.trainable
 outline = _outline.Outline
+from_header = _bare.from_header
 outlined_decoder = _outline.outlined_decoder
 training_session = training.training_session
 empty_latent_shape = training.empty_latent_shape

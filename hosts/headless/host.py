@@ -34,6 +34,7 @@ embedded = _embedded.load
 trainable = training.trainable
 outline = _outline.Outline
 outlined_decoder = _outline.outlined_decoder
+from_header = _outline.from_header
 training_session = training.training_session
 empty_latent_shape = training.empty_latent_shape
 output_change = training.output_change

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,3 +39,28 @@ def outlined_decoder(vae: Vae) -> Decoder:
         return vae.decodes(network, latents).movedim(1, -1)
 
     return Decoder(network, decode)
+
+
+# Tokens that a family's text encoders make of a prompt of usual length, by the width of their tokens.
+_LENGTHS = {768: 77, 2048: 77, 4096: 512}
+
+
+def from_header(path: Path, width: int, height: int, frames: int = 1, tokens: int = 0) -> Any:
+    """See `hosts.api`."""
+    from .diffusers_folder import Folder
+    from .diffusers_loader import load_diffusion_model
+    from .families import require_diffusers
+
+    require_diffusers()
+    model = Folder(path).model() if path.is_dir() else load_diffusion_model(path)
+    if frames != 1:
+        raise ValueError("frames: videos are counted with --comfyui alone")
+    settings = model.source.bare().module.config
+    wide = settings.get("joint_attention_dim") or settings["cross_attention_dim"]
+    pooled = settings.get("pooled_projection_dim")
+    if settings.get("addition_embed_type") == "text_time":
+        pooled = settings["projection_class_embeddings_input_dim"] - 6 * settings["addition_time_embed_dim"]
+    length = tokens or (154 if "pos_embed_max_size" in settings else _LENGTHS.get(wide, 256))
+    entry = torch.zeros(1, length, wide), {"pooled_output": torch.zeros(1, pooled)} if pooled else {}
+    side = model.latent.downscale
+    return model, entry, (model.latent.channels, height // side, width // side)

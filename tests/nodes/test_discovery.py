@@ -30,6 +30,7 @@ WORDS = {
     "alignprop": "RetortTrainReward",
     "background": "RetortTrainingJob",
     "multi gpu": "RetortTrainingJob",
+    "vram": "RetortTrainingPlan",
     "loss": "RetortLossChart",
     "metrics": "RetortLossChart",
     "best of n": "RetortTreeSearch",

@@ -16,10 +16,10 @@ DOCS = ROOT / WEB_DIRECTORY / "docs"
 PICTURES = DOCS / "pictures"
 SECTIONS = ["When to use it", "Inputs", "Outputs", "Cost"]
 # No workflow of theirs draws on the embedded model yet.
-WITHOUT_PICTURE = {"RetortFewShotAdapt", "RetortPreferencePicker", "RetortPromptQueue"}
+WITHOUT_PICTURE = {"RetortTrainingPlan", "RetortFewShotAdapt", "RetortPreferencePicker", "RetortPromptQueue"}
 # They carry files, numbers or several methods about; the pages of the methods name the papers.
 WITHOUT_PAPER = {
-    "RetortEmbeddedModel", "RetortCollectJob", "RetortLossChart", "RetortCombineRewards", "RetortScoreImages",
+    "RetortTrainingPlan", "RetortEmbeddedModel", "RetortCollectJob", "RetortLossChart", "RetortCombineRewards", "RetortScoreImages",
     "RetortCompareModels", "RetortPreferenceSet", "RetortLabelPairs", "RetortSaveSearch", "RetortLoadSearch",
     "RetortLoadGaussianStatistics", "RetortPreferencePicker", "RetortPromptQueue", "RetortCaption",
     "RetortCompareImages",

@@ -91,6 +91,9 @@ INPUTS = {
     "RetortPromptQueue": ["prompts", "index", "begin_again"],
     "RetortCollectJob": ["run", "wait", "command"],
     "RetortLossChart": ["run", "smoothing", "log_scale"],
+    "RetortTrainingPlan": [
+        "model", "positive", "latent", "method", "rank", "batch_size", "optimiser", "cards", "vae", "reward",
+    ],  # fmt: skip
     "RetortReward": ["kind"],
     "RetortCombineRewards": [
         *(f"reward_{i}" for i in range(1, 5)),
@@ -163,6 +166,7 @@ OUTPUTS = {
     "RetortTrainingJob": ["STRING", "STRING"],
     "RetortCollectJob": ["LORA_MODEL", "LOSS_MAP", "STRING", "IMAGE", "STRING", "STRING"],
     "RetortLossChart": ["IMAGE"],
+    "RetortTrainingPlan": ["STRING"],
     "RetortReward": ["REWARD"],
     "RetortCombineRewards": ["REWARD"],
     "RetortScoreImages": ["FLOAT", "INT", "IMAGE", "IMAGE", "STRING"],
