@@ -40,6 +40,7 @@ For training:
 * `progress(total)`: object with `step(done, preview=None, text="")`; preview is a PIL image.
 * `check_cancelled()`: raises the host's own exception when the user has cancelled.
 * `free_memory() -> bytes | None`: of the accelerator; None where there is none.
+* `make_room()`: gives back what the host itself holds of the accelerator's memory, for another process.
 * `bf16() -> bool`: whether networks had better compute in bf16 here; where a device only emulates it, they had not.
 * `lora_names() -> list[str]`, `read_lora(name) -> dict`: the LoRA files that the host lists, and one's tensors.
 * `loras_folder() -> Path`, `runs_folder() -> Path`: where LoRAs and runs are written.

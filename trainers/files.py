@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from .folder import Inside, alone, inside, part_name
@@ -33,6 +33,17 @@ def write_json(path: Path | Inside, value: Mapping[str, Any]) -> None:
 
 def tensors(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """A safetensors file's content; tensors that share memory are written once each."""
+    return save(_plain(state), dict(metadata) if metadata else None)
+
+
+def write_tensors(path: Path | Inside, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file of these tensors, atomically and without a second copy of them. OSError names the file."""
+    with alone(path).fresh() as handle:
+        # By the name of the file that was just made: the library writes no open file.
+        save_file(_plain(state), handle.name, dict(metadata) if metadata else None)
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     plain: dict[str, Tensor] = {}
     seen: set[int] = set()
     for key, value in state.items():
@@ -40,7 +51,7 @@ def tensors(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = No
         place = tensor.untyped_storage().data_ptr()
         plain[key] = tensor.clone() if place in seen else tensor
         seen.add(place)
-    return save(plain, dict(metadata) if metadata else None)
+    return plain
 
 
 def write_new(folder: Path | Inside, name: str, data: bytes) -> Path:

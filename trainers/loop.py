@@ -18,7 +18,7 @@ from .config import RunConfig, TrainingConfig
 from .data import Data
 from .decoder import Decoder
 from .denoiser import Denoiser
-from .files import locked, tensors, write_atomically, write_json
+from .files import locked, write_json, write_tensors
 from .folder import Inside, inside
 from .objectives.contract import Batch, Loss, Objective, swapped
 from .objectives.sampled import Sampled
@@ -156,7 +156,7 @@ class Trainer:
         state.save(self.files / STATE, self.config, groups, counters)
         if self.settings.keep:
             path = self.files / "checkpoints" / f"step_{self.done:07d}.safetensors"
-            write_atomically(path, tensors(self.denoiser.to_file(self.lora())))
+            write_tensors(path, self.denoiser.to_file(self.lora()))
             for old in checkpoints(self.files)[: -self.settings.keep]:
                 old.remove()
 

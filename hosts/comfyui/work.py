@@ -128,6 +128,12 @@ def free_memory() -> int | None:
     return None if device.type == "cpu" else int(comfy.model_management.get_free_memory(device))
 
 
+def make_room() -> None:
+    """See `hosts.api`."""
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache(force=True)
+
+
 def bf16() -> bool:
     """See `hosts.api`."""
     return bool(comfy.model_management.should_use_bf16(comfy.model_management.get_torch_device()))

@@ -42,6 +42,7 @@ progress = work.Progress
 check_cancelled = work.check_cancelled
 free_memory = work.free_memory
 bf16 = work.bf16
+make_room = work.make_room
 lora_names = work.lora_names
 loras_folder = work.loras_folder
 read_lora = work.read_lora

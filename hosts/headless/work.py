@@ -79,6 +79,10 @@ def free_memory() -> int | None:
     return torch.cuda.mem_get_info()[0] if device().type == "cuda" else None
 
 
+def make_room() -> None:
+    """See `hosts.api`; nothing is held here from one call to the next."""
+
+
 def bf16() -> bool:
     """See `hosts.api`."""
     return has_bf16()
