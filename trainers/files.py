@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save, save_file
 from torch import Tensor
 
@@ -15,6 +17,8 @@ from .folder import Inside, alone, inside, part_name
 
 # What is added to a name (".safetensors", "_export", a number, a temporary ending) must fit into 255 bytes with it.
 NAME_BYTES, NAME_LENGTH = 230, 120
+# How the library, which has no class for it, says that a disk is full: Linux and macOS, Windows.
+DISK_FULL = ("os error 28", "os error 112")
 # Windows opens devices by these names, whatever ending and folder they have.
 RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", "CLOCK$"} | {
     f"{port}{number}" for port in ("COM", "LPT") for number in "123456789¹²³"
@@ -39,8 +43,12 @@ def tensors(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = No
 def write_tensors(path: Path | Inside, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """A safetensors file of these tensors, atomically and without a second copy of them. OSError names the file."""
     with alone(path).fresh() as handle:
-        # By the name of the file that was just made: the library writes no open file.
-        save_file(_plain(state), handle.name, dict(metadata) if metadata else None)
+        try:
+            # By the name of the file that was just made: the library writes no open file.
+            save_file(_plain(state), handle.name, dict(metadata) if metadata else None)
+        except SafetensorError as error:
+            full = any(sign in str(error) for sign in DISK_FULL)
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
