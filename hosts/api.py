@@ -41,6 +41,8 @@ For training:
 * `check_cancelled()`: raises the host's own exception when the user has cancelled.
 * `free_memory() -> bytes | None`: of the accelerator; None where there is none.
 * `make_room()`: gives back what the host itself holds of the accelerator's memory, for another process.
+* `pin(tensor) -> bool`: makes memory of the host such that the device fetches from it by itself, False where it cannot
+  or has no more to give; `unpin(tensor)` undoes that.
 * `bf16() -> bool`: whether networks had better compute in bf16 here; where a device only emulates it, they had not.
 * `lora_names() -> list[str]`, `read_lora(name) -> dict`: the LoRA files that the host lists, and one's tensors.
 * `loras_folder() -> Path`, `runs_folder() -> Path`: where LoRAs and runs are written.

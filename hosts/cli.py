@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
@@ -30,6 +29,7 @@ from .headless.folders import Folders
 from .headless.run import run as run_workflow
 from .headless.search_prompts import read_prompts, search_prompts
 from .job_process import run_job
+from .terminal import Plain, cell
 
 app = typer.Typer(
     help="Run ComfyUI workflows without ComfyUI, on the embedded model or on real checkpoints.",
@@ -39,7 +39,7 @@ app = typer.Typer(
 )
 job_app = typer.Typer(help="Look at a training job, and tell it what to do.", no_args_is_help=True)
 app.add_typer(job_app, name="job")
-_out, _err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+_out, _err = Plain(soft_wrap=True), Plain(stderr=True, soft_wrap=True)
 
 Models = Annotated[
     list[Path] | None,
@@ -116,7 +116,7 @@ def run(
     except UsageError as error:
         bars.close()
         if debug:
-            _err.print_exception()
+            _err.print_error()
         _fail(str(error))
     finally:
         bars.close()
@@ -160,7 +160,7 @@ def search(
     except ValueError as error:
         bars.close()
         if debug:
-            _err.print_exception()
+            _err.print_error()
         _fail(str(error))
     finally:
         bars.close()
@@ -176,7 +176,7 @@ def nodes(models: Models = None) -> None:
     for schema in sorted(known, key=lambda s: (not s.node_id.startswith("Retort"), s.category, s.node_id)):
         inputs = ", ".join(f"[{i.id}]" if i.optional else i.id for i in schema.inputs)
         outputs = ", ".join(o.display_name or o.get_io_type() for o in schema.outputs)
-        table.add_row(schema.node_id, schema.category, inputs.replace("[", "\\["), outputs)
+        table.add_row(schema.node_id, schema.category, cell(inputs), outputs)
     _out.print(table)
 
 
@@ -189,7 +189,7 @@ def doctor(models: Models = None) -> None:
     table = Table(*(Column(overflow="fold") for _ in range(4)), show_header=False, box=None)
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[yellow]--[/]"
-        table.add_row(mark, finding.name, finding.detail.replace("[", "\\["), finding.remedy.replace("[", "\\["))
+        table.add_row(mark, cell(finding.name), cell(finding.detail), cell(finding.remedy))
     _out.print(table)
 
 
@@ -216,7 +216,7 @@ class TrainingBar(Silent):
 
     def says(self, text: str) -> None:
         """Beside the bar."""
-        self._progress.update(self._task, description=text.replace("[", "\\["))
+        self._progress.update(self._task, description=cell(text))
 
 
 @app.command()
@@ -235,7 +235,7 @@ def train(
             lora = host.loras_folder() / status.lora
     except (ValueError, OSError, ImportError, TrainingFailed) as error:
         if debug:
-            _err.print_exception()
+            _err.print_error()
         _fail(str(error))
     if status.state != "finished":
         _err.print(str(status), style="yellow", markup=False, highlight=False)

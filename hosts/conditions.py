@@ -14,9 +14,13 @@ from ..trainers.dataset import Dataset
 
 @dataclass(frozen=True)
 class Joined:
-    """groups: (which samples of the batch, keyword arguments of their call); each sample stands in one of them."""
+    """groups: (which samples of the batch, keyword arguments of their call); each sample stands in one of them.
+
+    parts: the samples' own conditions, on the CPU.
+    """
 
     groups: tuple[tuple[tuple[int, ...], dict[str, Any]], ...]
+    parts: tuple[Any, ...]
 
 
 def join(
@@ -30,7 +34,25 @@ def join(
             groups.append([i])
         else:
             home.append(i)
-    return Joined(tuple((tuple(group), merge([conds[i] for i in group])) for group in groups))
+    merged = tuple((tuple(group), merge([conds[i] for i in group])) for group in groups)
+    return Joined(merged, tuple(conds))
+
+
+class Rejoins:
+    """What a host's denoiser can do with joined conditions, since they remember their parts."""
+
+    def join(self, conds: Sequence[Any]) -> Joined:
+        """The conditions of a batch."""
+        raise NotImplementedError
+
+    def together(self, conds: Sequence[Joined]) -> Joined | None:
+        """See `trainers.denoiser.Denoiser`."""
+        whole = self.join([part for cond in conds for part in cond.parts])
+        return whole if len(whole.groups) == 1 else None
+
+    def chosen(self, cond: Joined, rows: Sequence[int]) -> Joined:
+        """See the contract."""
+        return self.join([cond.parts[row] for row in rows])
 
 
 def run(call: Callable[..., Tensor], x: Tensor, sigma: Tensor, joined: Joined) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import model_folder
 from .headless.paths import inside
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -117,12 +118,13 @@ def load_model(place: Place, kind: Any, ignored: Sequence[str] = (), precise: bo
     """
     _refuse_pickles(place)
 
-    def read():
-        return kind.from_pretrained(place.source, use_safetensors=True, output_loading_info=True, **place.options)
+    def read(**how: Any):
+        options = {"use_safetensors": True, "output_loading_info": True, **place.options, **how}
+        return kind.from_pretrained(place.source, **options)
 
     # Under inference mode the weights could never give gradients to a picture.
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        model, notes = loaded(place, read)
+        model, notes = loaded(place, lambda: model_folder.with_attention(read))
         missing = [name for name in notes["missing_keys"] if not name.startswith(tuple(ignored) or ("\0",))]
         if missing:
             raise ValueError(
@@ -135,7 +137,9 @@ def load_model(place: Place, kind: Any, ignored: Sequence[str] = (), precise: bo
 
 def _refuse_pickles(place: Place) -> None:
     if place.folder is None:
+        model_folder.check_hub(place.name)
         return
+    model_folder.check(place.folder)
     if not any(place.folder.glob("*.safetensors")):
         pickled = [path.name for path in sorted(place.folder.iterdir()) if path.suffix in PICKLES]
         if pickled:
@@ -148,11 +152,9 @@ def _refuse_pickles(place: Place) -> None:
 
 def loaded(place: Place, read: Any) -> Any:
     """What `read()` gives. ValueError where the model's files cannot be read."""
-    from safetensors import SafetensorError
-
     try:
         return read()
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # whatever the libraries raise of a stranger's file: their own, or of what is missing
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if place.folder is None:
             remedy = "check the id, the connection, and that it has safetensors; or put it into models/rewards"

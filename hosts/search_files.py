@@ -23,8 +23,9 @@ from ..sampling.search import State
 from ..sampling.transition import Transition
 from ..sampling.tree import Tree, TreeConfig
 from ..trainers.config import read
-from ..trainers.files import checked_name, tensors, write_new
+from ..trainers.files import checked_name, refuse_types, tensors, write_new
 from ..trainers.folder import inside
+from ..trainers.strangers import parse
 from .search_wish import Absent, Saved, Wish
 
 FORMAT = "retort search 1"
@@ -36,7 +37,7 @@ METHODS: dict[str, tuple[type, type[State]]] = {
         (FindConfig, Find),
     )
 }  # fmt: skip
-MOST_STEPS = 100_000
+MOST_STEPS, HEADER_BYTES = 100_000, 100_000_000
 
 
 def folder(host: Any) -> Path:
@@ -91,8 +92,9 @@ def load(host: Any, name: str) -> Saved:
             if metadata.get("format") != FORMAT:
                 raise ValueError("it is no search that this version wrote")
             found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return _saved(json.loads(metadata["search"]), found)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, SafetensorError) as error:
+        refuse_types(found)
+        return _saved(parse(metadata["search"].encode(), HEADER_BYTES, finite=False), found)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError, SafetensorError) as error:
         raise ValueError(f"file: {path.name} cannot be used ({error}); start a new search") from error
 
 

@@ -20,6 +20,7 @@ from ..restoration.perceptual import feature_distance
 from ..rewards.contract import Reward
 from ..rewards.scoring import score
 from ..trainers.adapters import LoraConfig
+from ..trainers.checkpointing import units
 from ..trainers.config import RunConfig
 from ..trainers.data import Data, Degrade
 from ..trainers.dataset import Dataset, Entry
@@ -31,11 +32,13 @@ from ..trainers.job import LOCK
 from ..trainers.job_watch import STATUS, FileWatcher, clear_commands, has_status, holding, read_status
 from ..trainers.log_file import METRICS, column
 from ..trainers.loop import Reducer, Stopped, Trainer, TrainingFailed
+from ..trainers.memory import size, weights
 from ..trainers.methods import METHODS
 from ..trainers.objectives.contract import Batch, Draws, Objective
 from ..trainers.objectives.dmd2 import DMD2
 from ..trainers.objectives.preference import LOSER, STRENGTH
 from ..trainers.objectives.tdm import TDM
+from ..trainers.offload import blocks_to_stream
 from ..trainers.origin import origin
 from ..trainers.strangers import read_json
 from ..trainers.watch import Watcher, open_picture
@@ -105,6 +108,7 @@ def run(
         try:
             objective, decoder = METHODS[config.method].objective(config.objective, denoiser), None
             add_adapters(denoiser, config, objective, request.start)
+            place(host, denoiser, config)
             data = encode(denoiser, request.dataset)
             if METHODS[config.method].pictures:
                 data.degrade = _degrade(host, objective, denoiser, request.dataset, vae)
@@ -255,6 +259,16 @@ def add_adapters(denoiser: Any, config: RunConfig, objective: Objective, start: 
         denoiser.adapters.add(name, fake, config.training.seed + FAKE_SEED + number)
     if start is not None:
         denoiser.adapters.load_lora("student", denoiser.from_file(start))
+
+
+def place(host: Any, denoiser: Any, config: RunConfig) -> None:
+    """Bring the network to the device, and let as many of its blocks wait in host memory as `offload` says."""
+    network = denoiser.network
+    count = blocks_to_stream(config.training, len(units(network)), weights(network), host.free_memory())
+    denoiser.place(count, host.pin, host.unpin)
+    if count:
+        ring = denoiser.ring
+        _log.info("%d of %d blocks are streamed, %s", ring.count, len(ring.blocks), size(ring.streamed_bytes))
 
 
 def encode(denoiser: Any, dataset: Dataset) -> Data:

@@ -18,7 +18,7 @@ from .preference import PREFERENCES, asked
 from .preference_inputs import PREFERENCE
 from .train_restorer import RESTORER
 from .training import ALIASES, CATEGORY, NOTHING, one, read
-from .training_inputs import common_inputs, image_inputs, sources
+from .training_inputs import common_inputs, image_inputs, offload_input, sources
 
 METHODS = {**DISTILLATION, "flow": FLOW, "few_shot": FEW_SHOT, **PREFERENCE, "instarevive": RESTORER}
 COMMANDS = [NOTHING, "sample", "save", "stop"]
@@ -72,6 +72,7 @@ class RetortTrainingJob(io.ComfyNode):
                     "pairs", optional=True, tooltip="dpo, smpo and mapo: the pairs to learn from, instead of images."
                 ),
                 *image_inputs(),
+                offload_input(),
             ],
             outputs=[
                 io.String.Output(id="run", display_name="run", tooltip="For Collect Job and Loss Chart."),
@@ -184,10 +185,14 @@ class RetortCollectJob(io.ComfyNode):
 
 def _finished(name: str, run: str) -> Path:
     """The file of a finished job. A stranger's status may name any: it must be one of the folder of LoRAs itself."""
-    if not name.endswith(".safetensors") or f"{checked_name(name)}.safetensors" != name:
+    try:
+        if f"{checked_name(name)}.safetensors" != name:
+            raise ValueError
+    except ValueError:
         raise ValueError(
-            f"run {run!r} says that its LoRA is {name!r:.140}, which is no file's name: Retort did not write that"
-        )
+            f"run {run!r} says that its LoRA is {name!r:.140}, which is no file's name: Retort did not write that. "
+            "Start the job again to go on"
+        ) from None
     return host.loras_folder() / name
 
 

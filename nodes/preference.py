@@ -23,7 +23,7 @@ from .rewards import REWARD
 from .training import ALIASES as TRAINING_ALIASES
 from .training import CATEGORY as TRAINING
 from .training import NOTHING, outputs, run
-from .training_inputs import common_inputs, image_inputs, training_settings
+from .training_inputs import common_inputs, image_inputs, offload_input, training_settings
 
 CATEGORY = "model/preference/retort"
 ALIASES = ["retort", "preference", "dpo", "pick-a-pic", "taste", "rlhf", "pairs", "ranking"]
@@ -326,6 +326,7 @@ class RetortTrainPreference(io.ComfyNode):
                 method_input(PREFERENCE),
                 *common_inputs("my_preference", 500, 1e-4, 16, fake=False, prompts=False),
                 *image_inputs(),
+                offload_input(),
             ],
             outputs=outputs(),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..hosts.api import io
 from .training import ALIASES, CATEGORY, outputs, train
-from .training_inputs import common_inputs, sources
+from .training_inputs import common_inputs, offload_input, sources
 
 
 def RESTORER() -> list:
@@ -187,6 +187,7 @@ class RetortTrainRestorer(io.ComfyNode):
                 *(one for one in sources() if one.id != "latents"),
                 *RESTORER(),
                 *common_inputs("my_restorer", 1000, 1e-4, 64),
+                offload_input(),
             ],
             outputs=outputs(),
         )

@@ -8,7 +8,7 @@ from typing import Any
 from ..hosts.api import io
 from .method_inputs import method_input
 from .training import ALIASES, CATEGORY, one, outputs, train
-from .training_inputs import common_inputs, sources
+from .training_inputs import common_inputs, offload_input, sources
 
 REWARD = io.Custom("REWARD")
 
@@ -182,6 +182,7 @@ class RetortTrainReward(io.ComfyNode):
                 ),
                 method_input(METHODS),
                 *common_inputs("my_taste", 100, 1e-4, 16, fake=False),
+                offload_input(),
             ],
             outputs=outputs(),
         )  # fmt: skip

@@ -13,7 +13,7 @@ from ..trainers.dataset import Dataset, entries_of, latents_of, one_for_each
 from ..trainers.methods import METHODS, read_config
 from ..trainers.watch import latest_preview
 from .method_inputs import DISTILLATION, FEW_SHOT, FLOW, method_input
-from .training_inputs import NOTHING, common_inputs, image_inputs, sources, training_settings
+from .training_inputs import NOTHING, common_inputs, image_inputs, offload_input, sources, training_settings
 
 CATEGORY = "model/training/retort"
 ALIASES = ["retort", "train", "trainer", "lora"]
@@ -141,7 +141,7 @@ class RetortTrainDistillation(io.ComfyNode):
             is_output_node=True,
             inputs=[*sources(), io.Custom("REWARD").Input(
                 "reward", optional=True, tooltip="DI* only: a differentiable reward that the student learns to please."
-            ), method_input(DISTILLATION), *common_inputs("my_student", 500, 1e-4, 64)],
+            ), method_input(DISTILLATION), *common_inputs("my_student", 500, 1e-4, 64), offload_input()],
             outputs=outputs(),
         )  # fmt: skip
 
@@ -166,7 +166,13 @@ class RetortTrainFlow(io.ComfyNode):
             search_aliases=[*ALIASES, "fine-tune", "finetune", "flow matching", "lfm", "pfgm", "style", "character"],
             is_input_list=True,
             is_output_node=True,
-            inputs=[*sources(), *FLOW(), *common_inputs("my_style", 500, 1e-4, 16, fake=False), *image_inputs()],
+            inputs=[
+                *sources(),
+                *FLOW(),
+                *common_inputs("my_style", 500, 1e-4, 16, fake=False),
+                *image_inputs(),
+                offload_input(),
+            ],
             outputs=outputs(),
         )
 
@@ -192,7 +198,13 @@ class RetortFewShotAdapt(io.ComfyNode):
             search_aliases=[*ALIASES, "few shot", "style transfer", "ddc", "phasic"],
             is_input_list=True,
             is_output_node=True,
-            inputs=[*sources(), *FEW_SHOT(), *common_inputs("my_domain", 300, 1e-4, 16, fake=False), *image_inputs()],
+            inputs=[
+                *sources(),
+                *FEW_SHOT(),
+                *common_inputs("my_domain", 300, 1e-4, 16, fake=False),
+                *image_inputs(),
+                offload_input(),
+            ],
             outputs=outputs(),
         )
 

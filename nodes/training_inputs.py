@@ -138,10 +138,12 @@ def common_inputs(name: str, steps: int, rate: float, rank: int, fake: bool = Tr
         io.Int.Input("warmup", default=20, min=0, max=1_000_000, advanced=True, tooltip="Steps of rising rate."),
         io.Combo.Input(
             "optimiser",
-            options=["adamw", "adamw8bit"],
+            options=["adamw", "adamw8bit", "adafactor", "prodigy"],
             default="adamw",
             advanced=True,
-            tooltip="adamw8bit needs bitsandbytes and saves three quarters of the optimiser's memory.",
+            tooltip="adamw8bit (needs bitsandbytes or torchao) saves three quarters of the optimiser's memory, "
+            "adafactor nearly all of it. prodigy (needs prodigyopt) finds the learning rate by itself: "
+            "set learning_rate to 1.",
         ),
         io.Float.Input(
             "weight_decay", default=0.01, min=0.0, max=1.0, step=0.001, advanced=True, tooltip="AdamW's weight decay."
@@ -266,6 +268,19 @@ def image_inputs() -> list:
             ),
         ),
     ]
+
+
+def offload_input() -> Any:
+    """Where the frozen base lies while it does not compute."""
+    return io.String.Input(
+        "offload",
+        default="auto",
+        advanced=True,
+        tooltip=(
+            "Blocks of the base that wait in the computer's memory and come to the GPU to compute: auto when they do "
+            "not all fit, none, or how many. Needs gradient_checkpointing; changes no result."
+        ),
+    )
 
 
 def training_settings(values: dict[str, Any]) -> dict[str, dict[str, Any]]:

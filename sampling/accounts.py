@@ -12,7 +12,7 @@ from torch import Tensor
 
 def seed_of(*parts: object) -> int:
     """A generator's seed from anything that has a name."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

@@ -53,3 +53,8 @@ class Accumulation:
         """Take back what `saved` gave."""
         self.count = saved["count"]
         self._noise = None if saved["noise"] is None else GradientNoise(*saved["noise"])
+
+
+def square(after: list[Tensor], before: list[Tensor]) -> Tensor:
+    """The squared length () of what was added to a gradient, given in parts."""
+    return torch.stack([(a - b).square().sum() for a, b in zip(after, before, strict=True)]).sum()

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from .products import use_input_precision
 
+# PEFT's name for rows of a batch without an adapter.
+NOBODY = "__base__"
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -52,6 +54,10 @@ class LoraConfig:
         return (self.alpha or self.rank) / self.rank
 
 
+class RowsDiffer(RuntimeError):
+    """A layer's input does not have one row for each sample of the batch."""
+
+
 def _patterns(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -59,7 +65,8 @@ def _patterns(text: str) -> list[str]:
 class Adapters:
     """The adapters of one network; it is frozen, and stays so when they are off.
 
-    linear: further classes that are linear layers in all but name (ComfyUI's quantised ones).
+    linear: further classes that are linear layers in all but name (ComfyUI's quantised ones). mixes: whether one batch
+    may be of several adapters (`rows`).
     """
 
     def __init__(self, network: nn.Module, linear: Sequence[type[nn.Module]] = ()):
@@ -69,6 +76,7 @@ class Adapters:
         self.linear = tuple(linear)
         self.names: list[str] = []
         self.current: str | None = None
+        self.mixes = True
         self._layers: dict[str, Any] = {}  # PEFT's layers, whose parts torch's types do not know
         self._scales: dict[str, float] = {}
         self._carriers: dict[str | None, list[Any]] = {}
@@ -177,6 +185,37 @@ class Adapters:
             yield
         finally:
             self.switch(before)
+
+    @contextmanager
+    def rows(self, names: Sequence[str | None]) -> Iterator[None]:
+        """Within it each row of a batch has an adapter of its own, None for the base; only without gradients.
+
+        PEFT's batches of mixed adapters, whose rows are those of every layer's input: RowsDiffer, from the network's
+        forward, where a layer has others.
+        """
+        if torch.is_grad_enabled():
+            # In a backward pass a checkpointed block would be computed again with one adapter for all rows.
+            raise RuntimeError("adapters share a batch only without gradients")
+        told = [NOBODY if name is None else name for name in names]
+
+        def tell(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            if len(args[0]) != len(told):
+                raise RowsDiffer(f"a batch of {len(told)} has {len(args[0])} rows in {type(layer).__name__}")
+            return args, {**kwargs, "adapter_names": told}
+
+        layers = {id(layer): layer for name in set(names) for layer in self._carriers.get(name, ())}.values()
+        hooks = []
+        with self.active(None):
+            try:
+                for layer in layers:
+                    vars(layer)["_disable_adapters"] = False
+                    hooks.append(layer.register_forward_pre_hook(tell, with_kwargs=True))
+                yield
+            finally:
+                for layer in layers:
+                    vars(layer)["_disable_adapters"] = True
+                for hook in hooks:
+                    hook.remove()
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """An adapter's weights by `layer.lora_A.weight` and `layer.lora_B.weight`."""

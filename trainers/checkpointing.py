@@ -108,6 +108,11 @@ def checkpointed(module: nn.Module) -> bool:
     return isinstance(module.forward, Checkpointed)
 
 
+def enabled(network: nn.Module) -> bool:
+    """Whether a network's units are."""
+    return any(checkpointed(module) for module in network.modules())
+
+
 def precede(module: nn.Module, first: Callable[[], None]) -> None:
     """Let a unit's forward begin with a call, inside its checkpoint. RuntimeError when it is checkpointed already."""
     if checkpointed(module):

@@ -11,16 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from .adapters import LoraConfig
+from .optimisers import Optimiser
 
 Settings = TypeVar("Settings")
 Decay = Literal["constant", "linear", "cosine"]
-Optimiser = Literal["adamw", "adamw8bit"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 # Of the training's settings these may differ between a run and its continuation: they change no gradient. A method's
 # own `steps` are the student's grid, and may not.
-FREE = ("steps", "save_every", "save_minutes", "preview_every", "previews", "gradient_checkpointing", "keep")
+FREE = (
+    "steps", "save_every", "save_minutes", "preview_every", "previews", "gradient_checkpointing", "keep", "offload",
+)  # fmt: skip
+AUTO, NONE = "auto", "none"  # of offload
 MOST_STEPS = 10_000_000
+# A rate meant for AdamW would stop Prodigy, whose own estimate stands beside it.
+LEAST_PRODIGY = 0.05
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class TrainingConfig:
     preview_every: steps (0 = never); previews: how many pictures. fake_rank: rank of the fake score's adapter (0 = the
     student's). slow_repeats: how often images come in each lap that are still learnt badly after slow_after steps (1 =
     as often as others; see `slow`). importance: share of draws by how much a sample teaches (0 = in turn; see `order`).
+    offload: blocks of the base that wait in host memory, "none", a number, or "auto" for as many as the memory asks
+    (see `offload`).
     """
 
     steps: int = 1000
@@ -65,6 +72,7 @@ class TrainingConfig:
     slow_repeats: int = 1
     slow_after: int = 100
     importance: float = 0.0
+    offload: str = AUTO
 
     def __post_init__(self) -> None:
         whole = {
@@ -85,11 +93,29 @@ class TrainingConfig:
         for name, kind in (("decay", Decay), ("optimiser", Optimiser), ("precision", Precision)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        self._check_offload()
+        if self.optimiser == "prodigy" and self.learning_rate < LEAST_PRODIGY:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate!r}, and optimiser prodigy multiplies with it the rate that it "
+                "finds by itself: set learning_rate to 1"
+            )
         if self.noise_scale_target and self.accumulation < 2:
             raise ValueError("noise_scale_target compares the micro-batches of a step: set accumulation to at least 2")
         if self.accumulation_cap < self.accumulation:
             raise ValueError(
                 f"accumulation_cap {self.accumulation_cap} is below accumulation {self.accumulation}: raise it"
+            )
+
+    def _check_offload(self) -> None:
+        offload = self.offload
+        if offload in (AUTO, NONE):
+            return
+        if not (offload.isascii() and offload.isdigit() and len(offload) <= 5):
+            raise ValueError(f"offload must be auto, none or a number of blocks such as 20, got {offload!r:.40}")
+        if int(offload) and not self.gradient_checkpointing:
+            raise ValueError(
+                f"offload {offload} needs gradient_checkpointing: a block's weights leave the device before the "
+                "backward pass, which computes the block again when they are back; turn it on, or set offload to none"
             )
 
     def rate(self, step: int) -> float:

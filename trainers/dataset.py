@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .files import tensors, write_atomically
+from .files import refuse_types, tensors, write_atomically
 from .folder import Inside, alone
 from .strangers import parse
 
@@ -129,6 +129,7 @@ class Dataset:
         if metadata.get("retort_dataset") != str(FORMAT):
             raise ValueError(f"{path} is no data set of this version of Retort")
         try:
+            refuse_types(flat)
             header = parse(metadata["header"].encode(), HEADER_BYTES)
             notes: dict[int, dict[str, Any]] = {}
             for key, value in header["notes"].items():

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import torch
 from torch import Tensor, nn
 
 from ..sampling.path import NoisePath
 from . import checkpointing
-from .adapters import Adapters
-from .objectives.contract import Cond, Prediction, Schedule
+from .adapters import Adapters, RowsDiffer
+from .masters import Pin, Unpin
+from .objectives.contract import Asked, Cond, Prediction, Schedule
+from .streaming import Ring
 
 # Where a discriminator looks: how deep into the blocks (half way, and three quarters).
 DEPTHS = (0.5, 0.75)
@@ -20,11 +22,23 @@ DEPTHS = (0.5, 0.75)
 PATCHES = (1, 2, 4)
 
 
-class Denoiser:
-    """See `objectives.contract.TrainableDenoiser`; a host implements `call` and `join`.
+# A call on so many places of a latent, those of a picture of 1024 px, has work enough for any device and hides the
+# transfer of a streamed block: more samples in it would only take memory.
+MOST_PLACES = 128 * 128
 
-    compute: precision of the network's arithmetic (autocast); None leaves it as the network is.
+
+class _Left(Exception):
+    """The network was left behind the last block that was wanted."""
+
+
+class Denoiser:
+    """See `objectives.contract.TrainableDenoiser`; a host implements `call`, `join` and `together`.
+
+    compute: precision of the network's arithmetic (autocast); None leaves it as the network is. most_places: the
+    largest call, in samples times places of a latent, that others may join; 0 lets none.
     """
+
+    most_places = MOST_PLACES
 
     def __init__(
         self,
@@ -39,8 +53,22 @@ class Denoiser:
         self.network, self.path, self.schedule, self.prediction = network.eval(), path, schedule, prediction
         self.device, self.compute = device, compute
         self.adapters = Adapters(network, linear)
+        self.ring: Ring | None = None
         sigmas = schedule.sigmas
         self.sigma_range = (float(sigmas[0]), float(sigmas[-1]))
+
+    def place(self, count: int, pin: Pin | None = None, unpin: Unpin | None = None) -> None:
+        """Bring the network to its device, but for `count` of its blocks, which are streamed from now on; see `Ring`.
+
+        Once, when the adapters are there and before a first call.
+        """
+        self.ring = Ring(self.network, self.device, count, pin=pin, unpin=unpin)
+
+    def end_streaming(self) -> None:
+        """Put streamed weights back where they came from, in host memory; nothing without any."""
+        if self.ring is not None:
+            self.ring.close()
+            self.ring = None
 
     def call(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """x0 of x (B, C, ...) at sigma (B,), fp32; the host's own way to run the network."""
@@ -49,6 +77,19 @@ class Denoiser:
     def join(self, conds: Sequence[Cond]) -> Cond:
         """One condition for a batch from those of its samples, on the training device."""
         raise NotImplementedError
+
+    def together(self, conds: Sequence[Cond]) -> Cond | None:
+        """One condition for the samples of several batches, in their order; None where one call cannot take them."""
+        raise NotImplementedError
+
+    def chosen(self, cond: Cond, rows: Sequence[int]) -> Cond:
+        """See the contract."""
+        raise NotImplementedError
+
+    @property
+    def checkpointed(self) -> bool:
+        """See the contract."""
+        return checkpointing.enabled(self.network)
 
     def to_file(self, lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A LoRA under the names that a file has; here the network's own."""
@@ -72,20 +113,72 @@ class Denoiser:
         """See the contract."""
         return self.adapters.active(name)
 
-    def predict_with_features(self, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, list[Tensor]]:
+    def joined(self, asked: Sequence[Asked]) -> Asked | None:
         """See the contract."""
-        with self._watching(x) as seen:
-            x0 = self.predict_x0(x, sigma, cond)
-        return x0, [part.float() for part in seen]
+        for one in asked:
+            places = len(one.x) * math.prod(one.x.shape[2:])
+            if places > self.most_places or one.x.shape[1:] != asked[0].x.shape[1:]:
+                return None
+        cond = self.together([one.cond for one in asked])
+        if cond is None:
+            return None
+        return Asked(torch.cat([one.x for one in asked]), torch.cat([one.sigma for one in asked]), cond)
+
+    def predict_each(self, asked: Sequence[Asked], adapters: Sequence[str | None] | None = None) -> list[Tensor]:
+        """See the contract."""
+        names = [self.adapters.current] * len(asked) if adapters is None else list(adapters)
+        found: dict[int, Tensor] = {}
+        waiting = list(range(len(asked)))
+        while waiting:
+            group, whole = self._group(asked, names, waiting)
+            sizes = [len(asked[i].x) for i in group]
+            try:
+                with self._on([names[i] for i in group], sizes):
+                    parts = self.predict_x0(*whole).split(sizes)
+            except RowsDiffer:
+                # This network folds its batch into another axis: its adapters run one after another for good.
+                self.adapters.mixes = False
+                continue
+            found |= dict(zip(group, parts, strict=True))
+            waiting = [i for i in waiting if i not in found]
+        return [found[i] for i in range(len(asked))]
+
+    def _group(
+        self, asked: Sequence[Asked], names: Sequence[str | None], waiting: Sequence[int]
+    ) -> tuple[list[int], Asked]:
+        """Which of the waiting calls the first one takes along, and the call that they make together."""
+        first = waiting[0]
+        mixes = self.adapters.mixes and not torch.is_grad_enabled()
+        able = [i for i in waiting if mixes or names[i] == names[first]]
+        group, whole = [first], asked[first]
+        every = self.joined([asked[i] for i in able]) if len(able) > 1 else None
+        if every is not None:
+            return able, every
+        for i in able[1:]:
+            both = self.joined([asked[j] for j in (*group, i)])
+            if both is not None:
+                group, whole = [*group, i], both
+        return group, whole
+
+    def _on(self, names: Sequence[str | None], sizes: Sequence[int]) -> AbstractContextManager[None]:
+        if len(set(names)) == 1:
+            return self.adapter(names[0])
+        return self.adapters.rows([name for name, size in zip(names, sizes, strict=True) for _ in range(size)])
+
+    def features(self, x: Tensor, sigma: Tensor, cond: Cond) -> list[Tensor]:
+        """See the contract."""
+        with self._watching(x) as seen, suppress(_Left):
+            self.predict_x0(x, sigma, cond)
+        return [part.float() for part in seen]
 
     @torch.no_grad()
     def feature_widths(self, x: Tensor, sigma: Tensor, cond: Cond) -> list[int]:
         """See the contract."""
-        features = self.predict_with_features(x, sigma, cond)[1]
-        return [f.shape[-1] if f.ndim == 3 else f.shape[1] for f in features]
+        return [f.shape[-1] if f.ndim == 3 else f.shape[1] for f in self.features(x, sigma, cond)]
 
     @contextmanager
     def _watching(self, x: Tensor) -> Iterator[list[Tensor]]:
+        """Within it the network's features come into the list, and it is left by `_Left` when all are there."""
         seen: list[Tensor] = []
         found = [module for _, module in checkpointing.blocks(self.network)]
         if not found:
@@ -102,6 +195,9 @@ class Denoiser:
             # count of tokens tells first; else the image is the larger, or comes last.
             image = [p for p in parts if p.ndim > 3 or p.shape[1] in counts]
             seen.append(max(reversed(image or parts), key=Tensor.numel))
+            # Blocks are not always listed in the order in which they run.
+            if len(seen) == len(chosen):
+                raise _Left
 
         hooks = [found[i].register_forward_hook(keep) for i in chosen]
         try:

@@ -7,12 +7,13 @@ import json
 from datetime import datetime, timezone
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from .config import RunConfig
-from .files import tensors, write_new
+from .files import TYPES, tensors, write_new
 
 # As in pyproject.toml; ComfyUI imports the folder without installing it, so no installer can be asked.
 VERSION = "0.1.0"
@@ -62,8 +63,14 @@ def write_lora(folder: Path, name: str, lora: dict[str, Tensor], notes: dict[str
 
 
 def read_lora(path: Path) -> dict[str, Tensor]:
-    """The tensors of a LoRA file. ValueError when it cannot be read."""
+    """The tensors of a LoRA file. ValueError when it cannot be read, or holds what are no weights."""
     try:
-        return load_file(path)
+        found = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"the LoRA {path} cannot be read: {error}") from error
+        raise ValueError(f"the LoRA {path} cannot be read: {error}; get it again") from error
+    for name, tensor in found.items():
+        if tensor.dtype not in (*TYPES, torch.float8_e4m3fn, torch.float8_e5m2):
+            raise ValueError(
+                f"the LoRA {path} holds {name!r:.80} of {tensor.dtype}, which are no weights; get it again"
+            )
+    return found

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save, save_file
 from torch import Tensor
@@ -19,6 +20,10 @@ from .folder import Inside, alone, inside, part_name
 NAME_BYTES, NAME_LENGTH = 230, 120
 # How the library, which has no class for it, says that a disk is full: Linux and macOS, Windows.
 DISK_FULL = ("os error 28", "os error 112")
+TYPES = {
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool,
+}  # fmt: skip
 # Windows opens devices by these names, whatever ending and folder they have.
 RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", "CLOCK$"} | {
     f"{port}{number}" for port in ("COM", "LPT") for number in "123456789¹²³"
@@ -60,6 +65,13 @@ def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         plain[key] = tensor.clone() if place in seen else tensor
         seen.add(place)
     return plain
+
+
+def refuse_types(state: Mapping[str, Tensor]) -> None:
+    """ValueError for tensors of a kind that no file of ours holds, such as float8, with which torch computes little."""
+    for name, tensor in state.items():
+        if tensor.dtype not in TYPES:
+            raise ValueError(f"its tensor {name!r:.80} is of {tensor.dtype}, which no such file of Retort's holds")
 
 
 def write_new(folder: Path | Inside, name: str, data: bytes) -> Path:

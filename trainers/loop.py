@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..sampling.accounts import seed_of
-from . import checkpointing, memory, pairs, previews, slow, state
-from .accumulation import Accumulation
-from .config import RunConfig, TrainingConfig
+from . import checkpointing, memory, offload, pairs, previews, slow, state
+from .accumulation import Accumulation, square
+from .config import NONE, RunConfig, TrainingConfig
 from .data import Data
 from .decoder import Decoder
 from .denoiser import Denoiser
@@ -26,6 +27,7 @@ from .order import Order
 from .origin import recognise
 from .players import Runner
 from .processes import Alone, Reducer
+from .streaming import Ring
 from .watch import METRICS, Metrics, Silent, Watcher, checkpoints, save_sheet
 
 STATE = "state.safetensors"
@@ -202,12 +204,8 @@ class Trainer:
                 self.data.repeat(slow.repeats(self._scout, self.objective, self.config, self.files, self.watcher))
             self._prepare()
             # Before resuming, whose averages would count twice.
-            free = self.free()
-            if free is not None:
-                calls = self.objective.held if isinstance(self.objective, Sampled) else 1
-                runners = list(self.runners.values())
-                found = memory.estimate(self.denoiser, self.data, runners, self.settings, calls, self.decoder)
-                problem = memory.too_much(found, free, self.settings)
+            if self.free() is not None:
+                found, problem = offload.settled(self.denoiser.ring, self._estimate, self.free, self.settings)
                 if problem:
                     raise TrainingFailed(problem)
                 self.watcher.says(f"memory: {found}")
@@ -222,6 +220,10 @@ class Trainer:
                 if log:
                     log.close()
             return self.lora()
+
+    def _estimate(self) -> memory.Estimate:
+        calls = self.objective.held if isinstance(self.objective, Sampled) else 1
+        return memory.estimate(self.denoiser, self.data, self.runners.values(), self.settings, calls, self.decoder)
 
     def _scout(self, config: RunConfig, folder: Inside, watcher: Watcher) -> Trainer:
         """A run of its own with the same network and data."""
@@ -263,7 +265,7 @@ class Trainer:
         saved = self.done  # before the first step there is nothing to lose
         try:
             while self.done < settings.steps:
-                metrics = self._step()
+                metrics = offload.enough_room(self._step, self._spare, self._begin_again, self.watcher.says)
                 if log:
                     log.add(self.done, metrics)
                 self.watcher.step(self.done, settings.steps, metrics)
@@ -284,6 +286,16 @@ class Trainer:
             if saved != self.done and not self._moving:
                 self.save()
 
+    def _spare(self) -> Ring | None:
+        """What can make room for a step to begin again: not where weights have moved, nor where others wait."""
+        can = self.settings.gradient_checkpointing and self.settings.offload != NONE and self.reducer.world == 1
+        return self.denoiser.ring if can and not self._moving else None
+
+    def _begin_again(self) -> None:
+        self._zero()
+        if self.done > self.begun:
+            self.save()
+
     def _step(self) -> dict[str, float]:
         began = time.perf_counter()
         step, settings = self.done, self.settings
@@ -296,7 +308,7 @@ class Trainer:
         for batch in batches:
             self.watcher.check()
             share = len(batch) / whole
-            before = self._student_gradient() if self.accumulation.grows else None
+            before = self.runners["student"].gradient() if self.accumulation.grows else None
             for loss in self._losses(batch, step):
                 name, value, metrics = loss.player, self.order.weighted(loss, batch), loss.metrics
                 with self.denoiser.adapter(self.runners[name].player.adapter):
@@ -306,10 +318,10 @@ class Trainer:
                     totals[key] = totals.get(key, 0.0) + share * number
                 del loss, value
             if before is not None:
-                squares.append(_square(self._student_gradient(), before) / share**2)
+                squares.append(square(self.runners["student"].gradient(), before) / share**2)
         numbers = self._reduced(totals, list(moving))
         norms = {name: float(self.runners[name].clip(settings.max_grad_norm)) for name in moving}
-        if not all(map(_finite, (*norms.values(), *(v for k, v in numbers.items() if k.endswith("_loss"))))):
+        if not all(map(math.isfinite, (*norms.values(), *(v for k, v in numbers.items() if k.endswith("_loss"))))):
             self._zero()
             kept = f"{self.state_file} holds the weights after step {step}" if step else "Nothing was learnt yet"
             raise TrainingFailed(
@@ -372,10 +384,6 @@ class Trainer:
             weights = self.runners["student"].weights
             torch._foreach_lerp_(list(self.average.values()), [weights[k] for k in self.average], 1 - rate)
 
-    def _student_gradient(self) -> list[Tensor]:
-        weights = self.runners["student"].weights.values()
-        return [torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in weights]
-
     # ---- previews --------------------------------------------------------------------------------
 
     def preview(self) -> None:
@@ -387,11 +395,3 @@ class Trainer:
         path = self.files / "previews" / f"step_{self.done:07d}.png"
         save_sheet(images, path)
         self.watcher.preview(images, self.done, path)
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
-
-
-def _square(after: list[Tensor], before: list[Tensor]) -> Tensor:
-    return torch.stack([(a - b).square().sum() for a, b in zip(after, before, strict=True)]).sum()

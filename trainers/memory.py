@@ -16,6 +16,7 @@ from .data import Data
 from .decoder import Decoder
 from .denoiser import Denoiser
 from .objectives.preference import LOSER
+from .optimisers import state_bytes
 from .players import Runner
 
 
@@ -67,10 +68,9 @@ def _storages(network: nn.Module) -> dict[int, int]:
 
 
 def training(players: Iterable[Iterable[Tensor]], config: TrainingConfig) -> int:
-    """Bytes of gradients and AdamW's two averages (a byte each in 8 bits)."""
-    numbers = sum(p.numel() for player in players for p in player)
-    each = 4 + (2 if config.optimiser == "adamw8bit" else 8)
-    return numbers * each
+    """Bytes of gradients and of what the optimiser keeps."""
+    weights = [weight for player in players for weight in player]
+    return sum(4 * weight.numel() + state_bytes(config.optimiser, weight) for weight in weights)
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
@@ -191,7 +191,7 @@ def advice(config: TrainingConfig) -> str:
         ways.append(f"lower batch_size from {config.batch_size} and raise accumulation by as much")
     ways.append("make the latents smaller (a lower resolution)")
     if config.optimiser == "adamw":
-        ways.append("choose optimiser adamw8bit")
+        ways.append("choose optimiser adafactor or adamw8bit")
     ways.append("lower the rank, or train fewer layers (targets)")
     return "; ".join(ways)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import state
+from . import optimisers, state
 from .config import TrainingConfig
 from .denoiser import Denoiser
 from .objectives.contract import Player
@@ -30,22 +30,27 @@ class Runner:
         if player.modules is not None:
             player.modules.to(denoiser.device)
             weights |= {f"modules.{k}": p for k, p in player.modules.named_parameters()}
-        options = {
-            "lr": settings.learning_rate * player.rate,
-            "betas": player.betas or (settings.beta1, settings.beta2),
-            "weight_decay": settings.weight_decay,
-        }
-        return cls(name, player, weights, _optimiser(list(weights.values()), settings, options))
+        optimiser = optimisers.make(
+            settings.optimiser,
+            list(weights.values()),
+            settings.learning_rate * player.rate,
+            player.betas or (settings.beta1, settings.beta2),
+            settings.weight_decay,
+        )
+        return cls(name, player, weights, optimiser)
 
     def move(self, rate: float) -> None:
         """One step at this share of the learning rate."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        optimisers.set_rate(self.optimiser, rate)
         self.optimiser.step()
 
     def clip(self, most: float) -> Tensor:
         """The gradient's norm, 0-d, before it is clipped to `most` (0 = not at all)."""
         return torch.nn.utils.clip_grad_norm_(list(self.weights.values()), most or float("inf"))
+
+    def gradient(self) -> list[Tensor]:
+        """Copies of the weights' gradients as they stand, zeros where there is none."""
+        return [torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in self.weights.values()]
 
     def saved(self) -> dict[str, Mapping[str, Tensor]]:
         """Groups of tensors for `state.save`."""
@@ -56,15 +61,3 @@ class Runner:
         """Take back what `saved` gave. ValueError when it belongs to other weights."""
         state.restore(self.weights, groups.get(f"weights {self.name}", {}), f"{self.name}'s weights")
         state.restore_optimiser(self.optimiser, list(self.weights), groups.get(f"optimiser {self.name}", {}))
-
-
-def _optimiser(weights: list[Tensor], settings: TrainingConfig, options: dict) -> torch.optim.Optimizer:
-    if settings.optimiser == "adamw":
-        return torch.optim.AdamW(weights, fused=True, **options)
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise ImportError(
-            "optimiser adamw8bit needs bitsandbytes (python -m pip install bitsandbytes), or choose adamw"
-        ) from error
-    return AdamW8bit(weights, **options)

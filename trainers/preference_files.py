@@ -131,10 +131,15 @@ def _parquet_rows(source: Path) -> Iterator[Row | str]:
                 raise ValueError(f"{source} has no column {missing[0]}; it needs {', '.join(wanted)}")
             number = 0
             for batch in file.iter_batches(batch_size=ROWS, columns=wanted):
-                for found in batch.to_pylist():
+                for place in range(len(batch)):
                     number += 1
                     if number > MOST_LINES:
                         return
+                    try:
+                        (found,) = batch.slice(place, 1).to_pylist()
+                    except UnicodeDecodeError:
+                        yield f"row {number}: a text in it is not in UTF-8"
+                        continue
                     # Image columns of the `datasets` package are {"bytes", "path"}; the path is not followed.
                     values = (found["jpg_0"], found["jpg_1"])
                     given = [value.get("bytes") if isinstance(value, dict) else value for value in values]
@@ -143,8 +148,8 @@ def _parquet_rows(source: Path) -> Iterator[Row | str]:
                         yield _row(number, found["caption"], pictures, found["label_0"])
                     else:
                         yield f"row {number}: it does not hold the bytes of two pictures"
-    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source} cannot be read: {error}; export it anew, or remove the row") from error
+    except (arrow.ArrowException, OSError) as error:
+        raise ValueError(f"{source} cannot be read: {error}; export it anew") from error
 
 
 def _rows_out(preferences: Preferences) -> Iterator[tuple[Pair, list[Inside], float]]:

@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .config import MOST_STEPS, RunConfig, differences
-from .files import write_tensors
+from .files import refuse_types, write_tensors
 from .folder import Inside, alone
+from .optimisers import LEARNT, WHOLE, expected_state, rebuilt
 from .strangers import parse
 
 FORMAT = 1
@@ -43,6 +44,7 @@ def load(path: Path | Inside, config: RunConfig | None) -> tuple[dict[str, dict[
     if metadata.get("retort_state") != str(FORMAT):
         raise ValueError(f"{path} is no training state of this version of Retort; start anew under another name")
     try:
+        refuse_types(flat)
         before = parse(metadata["config"].encode())
         counters = _counters(parse(metadata["counters"].encode(), finite=False))
         changed = [] if config is None else differences(before, config.to_json())
@@ -71,11 +73,23 @@ def _counters(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """An optimiser's state by "parameter|entry", for parameters in the order of their groups."""
-    found = {}
+    """An optimiser's state by "parameter|entry", for parameters in the order of their groups.
+
+    "|entry" are numbers of the optimiser's own; "parameter|entry.part" parts of a tensor that is made of several.
+    """
+    found: dict[str, Tensor] = {}
     for name, parameter in zip(names, _parameters(optimiser), strict=True):
         for entry, value in optimiser.state.get(parameter, {}).items():
-            found[f"{name}|{entry}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+            if hasattr(value, "__tensor_flatten__"):
+                found |= {f"{name}|{entry}.{part}": getattr(value, part) for part in value.__tensor_flatten__()[0]}
+            else:
+                found[f"{name}|{entry}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    group = optimiser.param_groups[0]
+    for entry in LEARNT:
+        if entry in group:
+            # In Python they are double precision.
+            kind = torch.int64 if isinstance(group[entry], int) else torch.float64
+            found[f"|{entry}"] = torch.tensor(group[entry], dtype=kind)
     return found
 
 
@@ -85,17 +99,40 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, names: list[str], saved:
     for key, value in saved.items():
         name, _, entry = key.rpartition("|")
         by_name.setdefault(name, {})[entry] = value
+    for entry, value in by_name.pop("", {}).items():
+        for group in optimiser.param_groups:
+            if entry not in LEARNT or entry not in group or value.ndim or not bool(value.isfinite()):
+                raise ValueError(f"the saved optimiser's {entry!r:.40} is not one of its numbers: start anew")
+            group[entry] = value.item()
     if not set(by_name) <= set(names):
         raise ValueError(f"the saved optimiser belongs to other layers, such as {sorted(set(by_name) - set(names))[0]}")
     for name, parameter in zip(names, _parameters(optimiser), strict=True):
         entries = by_name.get(name)
-        for entry in ("exp_avg", "exp_avg_sq"):
+        for entry in WHOLE:
             if entries and entry in entries and entries[entry].shape != parameter.shape:
                 raise ValueError(
                     f"the saved optimiser's {entry} of {name} has another shape; start anew under another name"
                 )
         if entries:
-            optimiser.state[parameter] = {entry: _own(value, parameter.device) for entry, value in entries.items()}
+            optimiser.state[parameter] = _state(optimiser, name, entries, parameter)
+
+
+def _state(
+    optimiser: torch.optim.Optimizer, name: str, entries: Mapping[str, Tensor], parameter: Tensor
+) -> dict[str, Tensor | int]:
+    found = {entry: _own(value, parameter.device) for entry, value in entries.items() if "." not in entry}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for entry, value in entries.items():
+        whole, dot, part = entry.partition(".")
+        if dot:
+            parts.setdefault(whole, {})[part] = value.to(parameter.device, copy=True)
+    expected = expected_state(optimiser)
+    if expected and expected not in (found | parts):
+        raise ValueError(
+            f"the saved optimiser's {name} has {', '.join(sorted(entries))[:80]} and no {expected}: it was made by "
+            "another package; install that one again, or start anew under another name"
+        )
+    return found | {entry: rebuilt(entry, of, parameter) for entry, of in parts.items()}
 
 
 def _own(value: Tensor, device: torch.device) -> Tensor | int:

@@ -140,9 +140,11 @@ class Ring:
         """keep: blocks that come to the device keep their weights in host memory, and leave it again without a copy."""
         with self._lock, torch.inference_mode(False), torch.no_grad():
             self._forget()
+            pin = self._pin
             try:
                 for number in sorted(chosen):
-                    self._stream_block(self.blocks[number])
+                    if not self._stream_block(self.blocks[number], pin):
+                        pin = None  # who has refused once has no more to give
                 for number, block in enumerate(self.blocks):
                     if number not in chosen:
                         self._keep_block(block, keep)
@@ -173,14 +175,14 @@ class Ring:
             if leaving:
                 self._arrange(before, keep=True)
 
-    def _stream_block(self, block: Block) -> None:
-        if block.streamed:
-            return
+    def _stream_block(self, block: Block, pin: Pin | None) -> bool:
+        """Whether the device fetches it by itself."""
         if block.master is None:
-            block.master = Master(block.weights, self._pin, self._unpin)
-        else:
+            block.master = Master(block.weights, pin, self._unpin)
+        elif not block.streamed:
             block.master.put_away()
         block.streamed = True
+        return block.master.pinned
 
     def _keep_block(self, block: Block, keep: bool) -> None:
         if block.streamed:

@@ -52,6 +52,8 @@ class Ticket:
         for name, text, most in (("prompt", self.prompt, PROMPT_LENGTH), ("by", self.by, NAME_LENGTH)):
             if not isinstance(text, str) or len(text) > most:
                 raise ValueError(f"{name} must be a text of at most {most} characters, got {text!r:.40}")
+            if text != text.encode(errors="replace").decode():
+                raise ValueError(f"{name} holds half a character (a lone surrogate): {text!r:.40}")
         for kind, names, form in (("candidates", self.candidates, PICTURE), ("latents", self.latents, LATENT)):
             for name in names:
                 if not isinstance(name, str) or not form.fullmatch(name):

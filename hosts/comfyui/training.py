@@ -27,7 +27,7 @@ from ...trainers.dataset import Dataset
 from ...trainers.denoiser import Denoiser
 from ...trainers.export import weights_hash
 from .. import conditions
-from ..conditions import Joined, shape_of
+from ..conditions import Joined, Rejoins, shape_of
 from ..lora_files import LoraNames
 from . import work
 from .coordinates import path_of, prediction_of
@@ -43,7 +43,7 @@ ARCHITECTURES = {
 Conds = dict[str, comfy.conds.CONDRegular]
 
 
-class ComfyDenoiser(Denoiser):
+class ComfyDenoiser(Rejoins, Denoiser):
     """See `objectives.contract.TrainableDenoiser`. A condition is the model's own conds of one sample, on the CPU.
 
     patcher: a ModelPatcher of its own (`own_network`).
@@ -110,10 +110,10 @@ class ComfyDenoiser(Denoiser):
 
         return conditions.join(conds, comfy.samplers.cond_equal_size, merged)
 
-    def predict_with_features(self, x: Tensor, sigma: Tensor, cond: Joined) -> tuple[Tensor, list[Tensor]]:
+    def features(self, x: Tensor, sigma: Tensor, cond: Joined) -> list[Tensor]:
         """See the contract; ValueError where the batch's prompts differ in length."""
         conditions.require_one_group(cond)
-        return super().predict_with_features(x, sigma, cond)
+        return super().features(x, sigma, cond)
 
     def latents_in(self, samples: Tensor) -> Tensor:
         """Stored LATENT samples (B, C, ...) in the network's scale, fp32 on the CPU; ValueError for other channels."""
@@ -147,6 +147,7 @@ class ComfyDenoiser(Denoiser):
 
     def release(self) -> None:
         """Let go of the network and its adapters; the denoiser cannot be used afterwards."""
+        self.end_streaming()
         self._model.current_patcher = None
         del self.network, self.adapters, self.schedule, self._model, self._patcher
         gc.collect()
@@ -202,13 +203,16 @@ def trainable(model, compute: torch.dtype | None = None) -> ComfyDenoiser:
         patcher = own_network(model)
         patcher.pre_run()
         denoiser = ComfyDenoiser(patcher)
+        set_precision(patcher.model, compute)
         device = patcher.load_device
         if device.type != "cpu":
             # Nothing else has to stay: prompts and images are encoded by now.
             comfy.model_management.free_memory(1e30, device)
-        # Not through load_models_gpu: what it keeps account of, it unloads again when a VAE asks for room.
-        patcher.model.to(device)
-        set_precision(patcher.model, compute)
+        # Not through load_models_gpu: what it keeps account of, it unloads again when a VAE asks for room. The network
+        # itself is brought where it is needed, whole or in part, when its adapters are there.
+        for part in patcher.model.children():
+            if part is not denoiser.network:
+                part.to(device)
         return denoiser
 
 

@@ -14,7 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from ...models.loader import FOLDER
+from ...trainers import export
 from ...trainers.decoder import Decoder
+from ...trainers.sources import ENDINGS, checked_path
 from .. import search_files
 
 # As large as ComfyUI shows a preview on a node.
@@ -134,6 +136,16 @@ def make_room() -> None:
     comfy.model_management.soft_empty_cache(force=True)
 
 
+def pin(tensor: Tensor) -> bool:
+    """See `hosts.api`; within the budget that ComfyUI keeps."""
+    return bool(comfy.model_management.pin_memory(tensor))
+
+
+def unpin(tensor: Tensor) -> None:
+    """See `hosts.api`."""
+    comfy.model_management.unpin_memory(tensor)
+
+
 def bf16() -> bool:
     """See `hosts.api`."""
     return bool(comfy.model_management.should_use_bf16(comfy.model_management.get_torch_device()))
@@ -191,10 +203,11 @@ def input_folders() -> list[Path]:
 
 def lora_names() -> list[str]:
     """See `hosts.api`."""
-    return folder_paths.get_filename_list("loras")
+    return [name for name in folder_paths.get_filename_list("loras") if name.lower().endswith(ENDINGS)]
 
 
 def read_lora(name: str) -> dict[str, Tensor]:
     """See `hosts.api`."""
+    checked_path(name, "LoRA")
     with torch.inference_mode(False):
-        return comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("loras", name), safe_load=True)
+        return export.read_lora(Path(folder_paths.get_full_path_or_raise("loras", name)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...sampling.schedule import DiscreteSchedule
+from ...trainers.strangers import MOST_BYTES, parse
+from .. import model_folder
 from . import text_encoders, tokenizers, vaes
 from .device import device, dtype
 from .errors import UsageError
@@ -36,17 +37,27 @@ class Folder:
     def json(self, name: str) -> dict[str, Any]:
         """A JSON object in the folder."""
         try:
-            return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
+            with (self.path / name).open("rb") as file:
+                return dict(parse(file.read(MOST_BYTES + 1)))
         except (OSError, ValueError, TypeError) as error:
             raise UsageError(f"{self.path / name} cannot be read ({error}); download the model again") from error
 
     def component(self, name: str, cls: Any, **options: Any) -> Any:
         """A part of the pipeline, from safetensors files."""
+
+        def read(**how: Any) -> Any:
+            how |= options
+            return cls.from_pretrained(self.path / name, local_files_only=True, use_safetensors=True, **how)
+
         try:
-            return cls.from_pretrained(self.path / name, local_files_only=True, use_safetensors=True, **options)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[:1]
-            raise UsageError(f"{self.path / name} cannot be read: {''.join(reason)}") from error
+            model_folder.check(self.path / name)
+            # Those of transformers let a config name what computes attention.
+            return model_folder.with_attention(read) if name.startswith("text_encoder") else read()
+        except Exception as error:  # whatever the libraries raise of a stranger's file
+            reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+            raise UsageError(
+                f"{self.path / name} cannot be read: {reason[0][:300]}; download the model again"
+            ) from error
 
     def model(self) -> Model:
         """MODEL, whose network is read at its first use."""

@@ -81,19 +81,20 @@ def as_model(family: Family, build, schedule: Schedule, way: NoisePath, predicti
     """A MODEL whose network is built when it is first used; its LoRAs share the weights."""
     built: list[Any] = []
 
-    def made() -> Any:
-        module = build().to(device())
+    def made(module: Any) -> Any:
         return family.network(module, family.layout(module.config))
 
     def network(loras):
         if not built:
-            built.append(made())
+            built.append(made(build().to(device())))
             if has_xformers() and family.network is networks.UNet:
                 built[0].module.enable_xformers_memory_efficient_attention()
         return built[0].with_loras(loras)
 
     def merged(loras):
         # For training, where torch's own attention has the surer gradients.
-        return made().merge(loras)
+        network = made(build()).merge(loras)
+        network.device = device()
+        return network
 
     return Model(NetworkSource(network, merged), schedule, way, prediction, family.latent)

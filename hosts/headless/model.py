@@ -87,7 +87,10 @@ class NetworkSource:
         self._loaded: dict[tuple[Lora, ...], Network] = {}
 
     def anew(self, loras: tuple[Lora, ...]) -> Network:
-        """A network of its own with LoRAs merged, to be trained; errors as `__call__`."""
+        """A network of its own with LoRAs merged, to be trained; errors as `__call__`.
+
+        It lies in host memory, wherever its `device` is: `trainers.denoiser.Denoiser.place` brings it there.
+        """
         with torch.inference_mode(False):
             return self._merged(loras)
 

@@ -17,7 +17,7 @@ from ...trainers.dataset import Dataset
 from ...trainers.denoiser import Denoiser
 from ...trainers.export import weights_hash
 from .. import conditions
-from ..conditions import Joined, shape_of
+from ..conditions import Joined, Rejoins, shape_of
 from ..lora_files import LoraNames
 from . import work
 from .guider import Guider
@@ -26,7 +26,7 @@ from .model import Conditioning, Lora, Model
 Keywords = dict[str, Tensor]
 
 
-class HeadlessDenoiser(Denoiser):
+class HeadlessDenoiser(Rejoins, Denoiser):
     """See `objectives.contract.TrainableDenoiser`. A condition is a dict of tensors (1, ...) on the CPU.
 
     compute: precision of the arithmetic; None leaves the network's own, unless that is fp16.
@@ -95,10 +95,10 @@ class HeadlessDenoiser(Denoiser):
             out[name] = torch.cat(values).to(self.device)
         return out
 
-    def predict_with_features(self, x: Tensor, sigma: Tensor, cond: Joined) -> tuple[Tensor, list[Tensor]]:
+    def features(self, x: Tensor, sigma: Tensor, cond: Joined) -> list[Tensor]:
         """See the contract; ValueError where the batch's prompts differ in length."""
         conditions.require_one_group(cond)
-        return super().predict_with_features(x, sigma, cond)
+        return super().features(x, sigma, cond)
 
     def latents_in(self, samples: Tensor) -> Tensor:
         """Stored LATENT samples (B, C, H, W) in the network's scale, fp32 on the CPU; ValueError for other channels."""
@@ -124,6 +124,7 @@ class HeadlessDenoiser(Denoiser):
 
     def release(self) -> None:
         """Let go of the network and its adapters; the denoiser cannot be used afterwards."""
+        self.end_streaming()
         del self.network, self.adapters, self._made
         gc.collect()
         if self.device.type == "cuda":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...trainers.decoder import Decoder
-from . import files, folders, progress
+from . import files, folders, pinned, progress
 from .device import device, has_bf16
 from .errors import UsageError
 from .model import Clip, Conditioning, Model, Vae
@@ -81,6 +81,16 @@ def free_memory() -> int | None:
 
 def make_room() -> None:
     """See `hosts.api`; nothing is held here from one call to the next."""
+
+
+def pin(tensor: Tensor) -> bool:
+    """See `hosts.api`; half of the machine's memory at most, since what is pinned cannot be swapped out."""
+    return device().type == "cuda" and pinned.pin(tensor)
+
+
+def unpin(tensor: Tensor) -> None:
+    """See `hosts.api`."""
+    pinned.unpin(tensor)
 
 
 def bf16() -> bool:

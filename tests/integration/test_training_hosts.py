@@ -79,13 +79,12 @@ def test_memory_is_estimated_with_checkpoints_and_without(ours, host, loaded, tr
 
 
 @pytest.mark.parametrize("kind", ["digits flow", "sd15", "flux"])
-def test_features_come_with_the_prediction(host, loaded, training, kind):
+def test_features_have_the_widths_that_are_said(host, loaded, training, kind):
     model, positive = loaded(kind)
     denoiser = host.trainable(model)
     cond = denoiser.join([denoiser.encode(positive, x_of(kind).shape)] * 2)
     x, sigma = x_of(kind, 2).requires_grad_(True), torch.full((2,), level(denoiser))
-    x0, features = denoiser.predict_with_features(x, sigma, cond)
-    assert torch.equal(x0, denoiser.predict_x0(x, sigma, cond))
+    features = denoiser.features(x, sigma, cond)
     widths = denoiser.feature_widths(x, sigma, cond)
     assert features and [f.shape[-1] if f.ndim == 3 else f.shape[1] for f in features] == widths
     sum(f.sum() for f in features).backward()
@@ -135,7 +134,7 @@ def test_prompts_of_unlike_length_take_calls_of_their_own(host, loaded, training
     for i, cond in enumerate((short, long, short)):
         assert close(whole[i : i + 1], denoiser.predict_x0(x[i : i + 1], sigma[:1], denoiser.join([cond])))
     with pytest.raises(ValueError, match="different lengths .2 and 1 samples each.*batch_size to 1"):
-        denoiser.predict_with_features(x, sigma, joined)
+        denoiser.features(x, sigma, joined)
     denoiser.release()
 
 

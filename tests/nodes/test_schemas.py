@@ -71,12 +71,12 @@ DEGRADATIONS = {"real world": ["shrink", "strength"], "face": [], "infrared": ["
 LIMITS = ["calls", "seconds", "enough", "batch_size"]
 # Workflows store widgets by position: names never change, and new ones come last.
 INPUTS = {
-    "RetortTrainDistillation": [*SOURCES, "reward", "method", *RUN],
-    "RetortTrainFlow": [*SOURCES, *FLOW, *ALONE, *IMAGES],
-    "RetortFewShotAdapt": [*SOURCES, *FEW_SHOT, *ALONE, *IMAGES],
-    "RetortTrainReward": [*SOURCES, "reward", "reward_2", "method", *ALONE],
-    "RetortTrainRestorer": [*(name for name in SOURCES if name != "latents"), *RESTORER, *RUN],
-    "RetortTrainingJob": [*SOURCES, "method", *RUN, "processes", "pairs", *IMAGES],
+    "RetortTrainDistillation": [*SOURCES, "reward", "method", *RUN, "offload"],
+    "RetortTrainFlow": [*SOURCES, *FLOW, *ALONE, *IMAGES, "offload"],
+    "RetortFewShotAdapt": [*SOURCES, *FEW_SHOT, *ALONE, *IMAGES, "offload"],
+    "RetortTrainReward": [*SOURCES, "reward", "reward_2", "method", *ALONE, "offload"],
+    "RetortTrainRestorer": [*(name for name in SOURCES if name != "latents"), *RESTORER, *RUN, "offload"],
+    "RetortTrainingJob": [*SOURCES, "method", *RUN, "processes", "pairs", *IMAGES, "offload"],
     "RetortPreferenceSet": [
         "pairs", "name", "by", "prompt", "least", "ties", "held_out", "seed", "import_from", "export",
     ],
@@ -85,7 +85,7 @@ INPUTS = {
     ],
     "RetortTrainPreference": [
         "model", "clip", "vae", "pairs", "method", *(name for name in ALONE if name != "prompts"),
-        *IMAGES,
+        *IMAGES, "offload",
     ],
     "RetortPreferencePicker": ["images", "samples", "prompt", "name", "candidates", "by"],
     "RetortPromptQueue": ["prompts", "index", "begin_again"],

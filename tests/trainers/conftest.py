@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from retort.sampling.path import FLOW, VE, VP
 from retort.sampling.schedule import DiscreteSchedule, FlowSchedule
 from retort.trainers.adapters import LoraConfig
-from retort.trainers.denoiser import Denoiser
+from retort.trainers.denoiser import Denoiser, _Left
 from retort.trainers.objectives.contract import alpha_sigma, broadcast
 
 
@@ -36,8 +38,11 @@ class AffineNetwork(nn.Module):
 class AffineDenoiser(Denoiser):
     """The trainable denoiser of data N(mean, std^2), exact as teacher; cond is {"mean": (B,)} or None.
 
-    x enters the affine part as the network of that path would see it: unit variance at every level.
+    x enters the affine part as the network of that path would see it: unit variance at every level. Every call is made
+    by itself, so that a subclass can look at the adapter.
     """
+
+    most_places = 0
 
     def __init__(self, path=VE, levels=(1.0,), mean: float = 0.0, std: float = 1.0):
         schedule = FlowSchedule() if path.kind == "FLOW" else DiscreteSchedule()
@@ -49,6 +54,12 @@ class AffineDenoiser(Denoiser):
     def join(self, conds):
         """{"mean": (B,)}."""
         return {"mean": torch.cat([c["mean"] for c in conds])}
+
+    together = join
+
+    def chosen(self, cond, rows):
+        """Those samples' means."""
+        return None if cond is None else {"mean": cond["mean"][rows]}
 
     def call(self, x: Tensor, sigma: Tensor, cond) -> Tensor:
         """The posterior mean E[x0 | x] and the adapter's affine part."""
@@ -285,15 +296,21 @@ class TinyDenoiser(Denoiser):
         """{"mean": (B,)}."""
         return {"mean": torch.cat([c["mean"] for c in conds])}
 
+    together = join
+
+    def chosen(self, cond, rows):
+        """Those samples' means."""
+        return None if cond is None else {"mean": cond["mean"][rows]}
+
     def predict_x0(self, x, sigma, cond):
         """In fp64 throughout."""
         return self.call(x, sigma, cond)
 
-    def predict_with_features(self, x, sigma, cond):
+    def features(self, x, sigma, cond):
         """In fp64 throughout."""
-        with self._watching(x) as seen:
-            x0 = self.predict_x0(x, sigma, cond)
-        return x0, list(seen)
+        with self._watching(x) as seen, suppress(_Left):
+            self.predict_x0(x, sigma, cond)
+        return list(seen)
 
     def call(self, x, sigma, cond):
         """x0 by a mild residual."""

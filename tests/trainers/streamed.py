@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from retort.sampling.path import FLOW, VE
+from retort.sampling.schedule import DiscreteSchedule, FlowSchedule
 from retort.trainers.adapters import Adapters, LoraConfig
+from retort.trainers.denoiser import Denoiser
+from retort.trainers.objectives.contract import alpha_sigma, broadcast
 
 
 class Block(nn.Module):
@@ -91,3 +95,32 @@ def adapted(made: Network) -> Adapters:
 
 def start(dtype=torch.float32, seed=1) -> Tensor:
     return torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+class StreamedDenoiser(Denoiser):
+    """A flow or noise prediction of latents (B, 8, H, W) by such a network; cond is {"mean": (B,)} or None."""
+
+    def __init__(self, path=FLOW, dtype=torch.float32):
+        schedule = FlowSchedule() if path is FLOW else DiscreteSchedule()
+        prediction = "flow" if path is FLOW else "eps"
+        super().__init__(Network(dtype), path, schedule, prediction, torch.device("cpu"))
+        for seed, name in enumerate(("student", "fake")):
+            self.adapters.add(name, LoraConfig(rank=2), seed)
+
+    def join(self, conds):
+        """{"mean": (B,)}."""
+        return {"mean": torch.cat([c["mean"] for c in conds])}
+
+    together = join
+
+    def chosen(self, cond, rows):
+        """Those samples' means."""
+        return {"mean": cond["mean"][list(rows)]}
+
+    def call(self, x, sigma, cond):
+        """x0 by a mild residual."""
+        a, s = (broadcast(v, x) for v in alpha_sigma(self.path, sigma))
+        told = x * (a if self.path is VE else 1.0) + broadcast(cond["mean"], x) + 0.1 * s
+        tokens = told.flatten(2).mT.to(self.network.enter.weight.dtype)
+        out = self.network(tokens).float().mT.reshape(x.shape)
+        return 0.5 * x * (a if self.path is VE else 1.0) + 0.5 * out

@@ -46,10 +46,10 @@ def test_the_image_is_found(order, length):
     if length == 16 and order == "image first":
         length = 17  # of equal length and the other way round nothing tells them apart
     x, sigma = torch.zeros(2, 4, 8, 8), torch.ones(2)
-    (seen,) = Streams(order).predict_with_features(x, sigma, torch.zeros(2, length, 6))[1]
+    (seen,) = Streams(order).features(x, sigma, torch.zeros(2, length, 6))
     assert seen.shape == (2, 16, 6) and bool(seen.all())
 
 
 def test_streams_in_one_are_seen_as_they_are():
-    (seen,) = Streams("together").predict_with_features(torch.zeros(1, 4, 8, 8), torch.ones(1), torch.zeros(1, 5, 6))[1]
+    (seen,) = Streams("together").features(torch.zeros(1, 4, 8, 8), torch.ones(1), torch.zeros(1, 5, 6))
     assert seen.shape == (1, 21, 6)

@@ -5,6 +5,9 @@ carry a gradient, K drawn anew at each update (its randomised truncation). DRTun
 holds the network's input as well: the gradient then passes from step to step through the sampler's own arithmetic, and
 cannot explode in the network.
 
+Where the network's blocks are checkpointed themselves, the last step's calls are not checkpointed a second time: their
+backward pass is the first, so that no other step's blocks are kept beside theirs.
+
 Steps before the last K are sampled without a graph, which changes no gradient. The reward's graph (decoder and reward
 model) is freed before the network's backward pass begins: only d reward / d x0 is kept. With a second reward the two
 slopes are joined there, by `pareto`.
@@ -22,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...sampling.path import NoisePath
 from ...sampling.transition import Transition
-from .contract import Batch, Draws, LatentReward, Loss, Prediction, TrainableDenoiser, broadcast
+from .contract import Batch, Draws, LatentReward, Loss, Prediction, TrainableDenoiser, broadcast, guided
 from .pareto import share
 from .sampled import Sampled, check_ranges
 
@@ -123,7 +126,10 @@ class AlignProp(Sampled):
         """x (B, ...) one level down; kept: with a graph."""
         sigma, following = self.level(index, len(batch)), self.level(index + 1, len(batch))
         told = x.detach() if self.config.stopped else x
-        if kept and self.config.checkpoint:
+        last = index == len(self.sigmas) - 2
+        if not kept:
+            x0 = guided(self.denoiser, told, sigma, batch.cond, batch.uncond, self.cfg, joined=True)
+        elif self.config.checkpoint and not (last and self.denoiser.checkpointed):
             x0 = checkpoint(self.guided, told, sigma, batch.cond, batch.uncond, use_reentrant=False)
         else:
             x0 = self.guided(told, sigma, batch.cond, batch.uncond)

@@ -23,11 +23,19 @@ Prediction = Literal["eps", "v", "flow", "x0", "edm"]
 Cond = Any
 
 
+class Asked(NamedTuple):
+    """A call of the network: x (B, ...) at the levels sigma (B,), and what it is told of these samples."""
+
+    x: Tensor
+    sigma: Tensor
+    cond: Cond
+
+
 class TrainableDenoiser(Protocol):
     """One frozen base with named adapters: without one it is the teacher, with "student" or "fake" those networks.
 
-    network carries the adapters. sigma_range: lowest and highest level of the model's schedule. multiplier: FLOW only,
-    the network's timestep per unit of sigma.
+    network carries the adapters. sigma_range: lowest and highest level of the model's schedule. checkpointed: whether
+    the network's blocks forget what they computed until the backward pass, so that a graph that waits takes little.
     """
 
     network: nn.Module
@@ -37,12 +45,33 @@ class TrainableDenoiser(Protocol):
     sigma_range: tuple[float, float]
     device: torch.device
 
+    @property
+    def checkpointed(self) -> bool:
+        """See the class."""
+        ...
+
     def predict_x0(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """x (B, C, ...) at sigma (B,) -> x0 in fp32, with gradients wherever they are on; no guidance inside."""
         ...
 
-    def predict_with_features(self, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, list[Tensor]]:
-        """As `predict_x0`, and what the middle blocks put out: (B, C, ...) in a UNet, (B, N, C) in a DiT."""
+    def joined(self, asked: Sequence[Asked]) -> Asked | None:
+        """Several calls as one of all their samples; None where they do not fit, or are large enough by themselves."""
+        ...
+
+    def predict_each(self, asked: Sequence[Asked], adapters: Sequence[str | None] | None = None) -> list[Tensor]:
+        """x0 of each of several calls, in as few passes of the network as `joined` allows.
+
+        adapters: whose each call is, by default that of the adapter which is on. Calls of unlike adapters share a pass
+        only without gradients.
+        """
+        ...
+
+    def chosen(self, cond: Cond, rows: Sequence[int]) -> Cond:
+        """What the network is told of some of a batch's samples."""
+        ...
+
+    def features(self, x: Tensor, sigma: Tensor, cond: Cond) -> list[Tensor]:
+        """What middle blocks put out, (B, C, ...) in a UNet, (B, N, C) in a DiT; blocks behind them are not run."""
         ...
 
     def feature_widths(self, x: Tensor, sigma: Tensor, cond: Cond) -> list[int]:
@@ -250,13 +279,18 @@ def alpha_sigma(path: NoisePath, sigma: Tensor) -> tuple[Tensor, Tensor]:
     return a, sigma * a
 
 
-def guided(denoiser: TrainableDenoiser, x: Tensor, sigma: Tensor, cond: Cond, uncond: Cond, cfg: float) -> Tensor:
+def guided(
+    denoiser: TrainableDenoiser, x: Tensor, sigma: Tensor, cond: Cond, uncond: Cond, cfg: float, joined: bool = False
+) -> Tensor:
     """Classifier-free guidance in x0: uncond + cfg (cond - uncond) (Ho & Salimans 2022, arXiv 2207.12598, eq. 6).
 
-    It is linear in the network's output, so x0, eps and v give the same. cfg 1 makes one call.
+    It is linear in the network's output, so x0, eps and v give the same. cfg 1 makes one call. joined: let both calls
+    share a pass where they can, which rounds otherwise.
     """
-    x0 = denoiser.predict_x0(x, sigma, cond)
     if cfg == 1.0:
-        return x0
-    without = denoiser.predict_x0(x, sigma, uncond)
+        return denoiser.predict_x0(x, sigma, cond)
+    if joined:
+        x0, without = denoiser.predict_each([Asked(x, sigma, cond), Asked(x, sigma, uncond)])
+    else:
+        x0, without = (denoiser.predict_x0(x, sigma, told) for told in (cond, uncond))
     return without + cfg * (x0 - without)

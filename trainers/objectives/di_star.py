@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .contract import Batch, Cond, LatentReward, TrainableDenoiser, alpha_sigma, broadcast, mean_each
+from .contract import Asked, Batch, Cond, LatentReward, TrainableDenoiser, alpha_sigma, broadcast, mean_each
 from .dmd2 import DMD2, DMD2Config
 from .grids import level_draws
 
@@ -143,6 +143,7 @@ class DIStar(DMD2):
     """
 
     name = "DI*"
+    matches_without_graph = False
 
     def __init__(self, config: DIStarConfig, denoiser: TrainableDenoiser):
         super().__init__(config.matching(), denoiser)
@@ -165,11 +166,9 @@ class DIStar(DMD2):
         guided = settings.cfg != 1
         with torch.no_grad():
             x_t = denoiser.path.add_noise(x, sigma, noise)
-            with denoiser.adapter("fake"):
-                fake = denoiser.predict_x0(x_t, sigma, cond)
-            with denoiser.adapter(None):
-                real = denoiser.predict_x0(x_t, sigma, cond)
-                gap = real - denoiser.predict_x0(x_t, sigma, batch.uncond) if guided else torch.zeros_like(real)
+            asked = [Asked(x_t, sigma, told) for told in (cond, cond, *([batch.uncond] if guided else []))]
+            fake, real, *without = denoiser.predict_each(asked, ["fake", None, None][: len(asked)])
+            gap = real - without[0] if without else torch.zeros_like(real)
         inside = guided and settings.guidance == "in"
         a, s = alpha_sigma(denoiser.path, sigma)
         parts = partials(settings, x, fake, real + (settings.cfg - 1) * gap if inside else real, a, s)

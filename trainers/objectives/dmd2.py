@@ -9,9 +9,10 @@ form each of the two terms has the normaliser of its own level.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -24,6 +25,7 @@ from ...sampling.accounts import seed_of
 from ...sampling.distilled import sample_distilled
 from ...sampling.standard import default_noise_sampler, sample_dpmpp_2m
 from .contract import (
+    Asked,
     Batch,
     Cond,
     Loss,
@@ -38,6 +40,7 @@ from .discriminator import Discriminator
 from .grids import check_grid, level_draws, place_of, student_sigmas
 
 GanOn = Literal["teacher", "fake"]
+Kind = Literal["real", "fake"]
 # The discriminator's loss beside the fake score's, which matters only where both train one adapter.
 CRITIC_WEIGHT = 1e-2
 # iCT's constant (Song & Dhariwal 2023, arXiv 2310.14189, section 3.3), per element.
@@ -117,6 +120,8 @@ class DMD2:
     name = "DMD2"
     # Whether the GAN judges the student at the level and with the noise of the matching term.
     judges_matched = False
+    # Whether nothing but the GAN makes a graph between a student's call and its backward pass.
+    matches_without_graph = True
 
     def __init__(self, config: DMD2Config, denoiser: TrainableDenoiser):
         if config.shift != 1 and denoiser.path.kind != "FLOW":
@@ -144,6 +149,11 @@ class DMD2:
         self.discriminator = Discriminator(widths, seed_of(batch.draws.seed, "discriminator")).to(self.denoiser.device)
 
     @property
+    def keeps_call(self) -> bool:
+        """Whether the student's call keeps its graph until it learns, which spares a second: never beside others."""
+        return self.matches_without_graph and not self.config.gan_weight
+
+    @property
     def scope(self) -> tuple[float, float]:
         """Places (0 .. 1) of the levels between which student and teacher are compared."""
         return self.config.low, self.config.high
@@ -167,17 +177,23 @@ class DMD2:
             yield self._regression(batch, 1.0)
             return
         call = self._simulate(batch)
-        with torch.no_grad(), self.denoiser.adapter("student"):
-            x = self.denoiser.predict_x0(call.x, call.sigma, batch.cond)
-        if (step - config.regression_steps) % config.ratio == 0:
+        learns = (step - config.regression_steps) % config.ratio == 0
+        made = self._made(batch, call, learns)
+        x = made.detach()
+        if learns:
             g, metrics = self._gradient(batch, x, call.level)
-            yield self._student(batch, call, g, metrics)
+            yield self._student(batch, call, g, metrics, made)
             if config.regression_weight:
                 yield self._regression(batch, config.regression_weight)
+        del made
         yield self._fake(batch, x)
         if config.gan_weight:
-            yield self._critic(batch, x, "fake")
-            yield self._critic(batch, batch.latents, "real")
+            yield from self._critics(batch, x)
+
+    def _made(self, batch: Batch, call: Call, learns: bool) -> Tensor:
+        """The student's sample (B, ...), with a graph where it is to learn by it and may keep it so long."""
+        with nullcontext() if learns and self.keeps_call else torch.no_grad(), self.denoiser.adapter("student"):
+            return self.denoiser.predict_x0(call.x, call.sigma, batch.cond)
 
     @torch.no_grad()
     def _simulate(self, batch: Batch) -> Call:
@@ -222,27 +238,27 @@ class DMD2:
     def _matching(self, batch: Batch, x: Tensor, level: float, x_t: Tensor, sigma: Tensor) -> Tensor:
         """g in x0 (DMD, section 3.2): fake - guided teacher, over the teacher's distance from x."""
         config, denoiser = self.config, self.denoiser
-        with denoiser.adapter("fake"):
-            fake = denoiser.predict_x0(x_t, sigma, batch.cond)
-        with denoiser.adapter(None):
-            real = denoiser.predict_x0(x_t, sigma, batch.cond)
-            # Taken apart, so that matching is zero to the last bit while the fake score is the teacher.
-            matching, teacher, guidance = fake - real, real, torch.zeros_like(real)
-            if config.cfg != 1 and not config.decoupled:
-                guidance = (config.cfg - 1) * (real - denoiser.predict_x0(x_t, sigma, batch.uncond))
+        matched = Asked(x_t, sigma, batch.cond)
+        guiding: list[Asked] = []
+        if config.decoupled:
+            # No noisier than the student's own input: there its picture is still open, and guidance is to decide it.
+            low, high = self.scope
+            high = min(high, place_of(denoiser, level, config.shift))
+            low = min(low, high)
+            sigma = level_draws(denoiser, batch.draws.uniform("guidance level"), low, high, config.shift)
+            x_t = denoiser.path.add_noise(x, sigma, batch.draws.normal("guidance noise", batch.shape))
+            guiding = [Asked(x_t, sigma, batch.cond), Asked(x_t, sigma, batch.uncond)]
+        elif config.cfg != 1:
+            guiding = [Asked(x_t, sigma, batch.uncond)]
+        asked = [matched, matched, *guiding]
+        fake, real, *guides = denoiser.predict_each(asked, ["fake", *[None] * (len(asked) - 1)])
+        # Taken apart, so that matching is zero while the fake score is the teacher.
+        matching = fake - real
         if not config.decoupled:
+            guidance = (config.cfg - 1) * (real - guides[0]) if guides else torch.zeros_like(real)
             return self._normalised(matching - guidance, x, real + guidance)
-        matching = self._normalised(matching, x, teacher)
-        # No noisier than the student's own input: there its picture is still open, and guidance is to decide it.
-        low, high = self.scope
-        high = min(high, place_of(denoiser, level, config.shift))
-        low = min(low, high)
-        sigma = level_draws(denoiser, batch.draws.uniform("guidance level"), low, high, config.shift)
-        x_t = denoiser.path.add_noise(x, sigma, batch.draws.normal("guidance noise", batch.shape))
-        with denoiser.adapter(None):
-            real = denoiser.predict_x0(x_t, sigma, batch.cond)
-            guidance = (config.cfg - 1) * (real - denoiser.predict_x0(x_t, sigma, batch.uncond))
-        return matching - self._normalised(guidance, x, real + guidance)
+        guidance = (config.cfg - 1) * (guides[0] - guides[1])
+        return self._normalised(matching, x, real) - self._normalised(guidance, x, guides[0] + guidance)
 
     def _normalised(self, g: Tensor, x: Tensor, teacher: Tensor) -> Tensor:
         if self.config.normalise:
@@ -250,9 +266,13 @@ class DMD2:
         # A sample on which the teacher agrees to the last bit, or overflows, has nothing to say.
         return torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0)
 
-    def _student(self, batch: Batch, call: Call, g: Tensor, metrics: dict[str, Tensor | float]) -> Loss:
-        with self.denoiser.adapter("student"):
-            x = self.denoiser.predict_x0(call.x, call.sigma, batch.cond)
+    def _student(
+        self, batch: Batch, call: Call, g: Tensor, metrics: dict[str, Tensor | float], x: Tensor | None = None
+    ) -> Loss:
+        """x: the call's result, which is computed again where it has no graph."""
+        if x is None or not x.requires_grad:
+            with self.denoiser.adapter("student"):
+                x = self.denoiser.predict_x0(call.x, call.sigma, batch.cond)
         return Loss("student", matching_loss(x, g), metrics)
 
     def _regression(self, batch: Batch, weight: float) -> Loss:
@@ -271,7 +291,7 @@ class DMD2:
         """The discriminator's logits (B,) of x_t, with gradients to it; the judged network's adapter is on."""
         if self.discriminator is None:
             raise ValueError("the discriminator has no heads yet: call prepare with a batch of the run first")
-        return self.discriminator(self.denoiser.predict_with_features(x_t, sigma, batch.cond)[1])
+        return self.discriminator(self.denoiser.features(x_t, sigma, batch.cond))
 
     def _judging(self) -> AbstractContextManager[None]:
         return self.denoiser.adapter("fake" if self.config.gan_on == "fake" else None)
@@ -288,14 +308,33 @@ class DMD2:
         """g (B, ...) times a weight of each sample, from its logit and its place between low and high; here 1."""
         return g, {}
 
-    def _critic(self, batch: Batch, x0: Tensor | None, kind: Literal["real", "fake"]) -> Loss:
+    def _critics(self, batch: Batch, x: Tensor) -> Iterator[Loss]:
+        """The discriminator's loss on fakes x (B, ...) and on the batch's images, of one call where both fit in one."""
+        both = self.denoiser.joined([self._shown(batch, x, "fake"), self._shown(batch, batch.latents, "real")])
+        if both is None:
+            yield self._critic(batch, x, "fake")
+            yield self._critic(batch, batch.latents, "real")
+            return
+        with self._judging():
+            logits = self.critic(dataclasses.replace(batch, cond=both.cond), both.x, both.sigma).split(len(x))
+        one, other = self._judged(logits[0], "fake"), self._judged(logits[1], "real")
+        yield Loss("fake", one.value + other.value, one.metrics | other.metrics)
+
+    def _critic(self, batch: Batch, x0: Tensor | None, kind: Kind) -> Loss:
         """Half of the discriminator's loss: on the teacher's features its heads alone learn, on the fake's both do."""
+        shown = self._shown(batch, x0, kind)
+        with self._judging():
+            return self._judged(self.critic(batch, shown.x, shown.sigma), kind)
+
+    def _shown(self, batch: Batch, x0: Tensor | None, kind: Kind) -> Asked:
+        """What the discriminator is shown of clean latents."""
         if x0 is None:
             raise ValueError(f"gan_weight is {self.config.gan_weight}, and the batch has no latents: give images, or 0")
         sigma = self._levels(batch, f"critic level, {kind}")
-        x_t = self.denoiser.path.add_noise(x0, sigma, batch.draws.normal(f"critic noise, {kind}", batch.shape))
-        with self._judging():
-            logits = self.critic(batch, x_t, sigma)
+        noise = batch.draws.normal(f"critic noise, {kind}", batch.shape)
+        return Asked(self.denoiser.path.add_noise(x0, sigma, noise), sigma, batch.cond)
+
+    def _judged(self, logits: Tensor, kind: Kind) -> Loss:
         signed = logits if kind == "real" else -logits
         loss = functional.softplus(-signed).mean()
         right = (signed.detach() > 0).float().mean()

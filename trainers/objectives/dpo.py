@@ -51,15 +51,15 @@ class DPO(PairObjective):
         self.config = config
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
-        """One loss: two passes without gradients, two with."""
+        """One loss: winners and losers without gradients, and again with."""
         both = batch.images, column(batch, LOSER)
         sigma = self.sigma(batch.draws)
         noise = batch.draws.normal("noise", batch.shape)
         with torch.no_grad(), self.denoiser.adapter(None):
-            winner, loser = (self.error(latents, sigma, noise, batch.cond) for latents in both)
+            winner, loser = self.errors(both, sigma, (noise, noise), batch.cond)
             reference = winner - loser
         with self.denoiser.adapter("student"):
-            winner, loser = (self.error(latents, sigma, noise, batch.cond) for latents in both)
+            winner, loser = self.errors(both, sigma, (noise, noise), batch.cond)
         u = -0.5 * self.config.beta * (winner - loser - reference)
         each = soft_loss(u, 1 - self.config.flipped)
         yield Loss("student", each.mean(), watched(u, winner), each, (winner, loser), sigma)

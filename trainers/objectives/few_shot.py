@@ -130,7 +130,7 @@ class FewShot:
         sigma = self._sigma(torch.full((len(batch),), CLEAN, device=latents.device))
         with denoiser.adapter(None):
             clean = denoiser.path.add_noise(latents, sigma, torch.zeros_like(latents))
-            features = denoiser.predict_with_features(clean, sigma, batch.cond)[1]
+            features = denoiser.features(clean, sigma, batch.cond)
         # (B, N, C) of a transformer, (B, C, ...) of a UNet.
         return torch.cat([f.mean(1) if f.ndim == 3 else f.flatten(2).mean(2) for f in features], 1)
 

@@ -133,6 +133,11 @@ class InstaRevive(DMD2):
         self.needs_uncond = config.cfg != 1 and config.matching_weight > 0
 
     @property
+    def keeps_call(self) -> bool:
+        """See DMD2; the feature loss has a graph of its own."""
+        return super().keeps_call and not self.restoring.feature_weight
+
+    @property
     def players(self) -> dict[str, Player]:
         """The student, and the fake score where there is matching."""
         everyone = super().players
@@ -179,19 +184,20 @@ class InstaRevive(DMD2):
         config = self.restoring
         matching = config.matching_weight > 0 and step >= config.regression_steps
         call = self._simulate(batch)
-        with torch.no_grad(), self.denoiser.adapter("student"):
-            x = self.denoiser.predict_x0(call.x, call.sigma, batch.cond)
-        if not matching or (step - config.regression_steps) % config.ratio == 0:
+        learns = not matching or (step - config.regression_steps) % config.ratio == 0
+        made = self._made(batch, call, learns)
+        x = made.detach()
+        if learns:
             g, metrics = self._towards(batch, x)
             if matching:
                 pull, more = self._gradient(batch, x, call.level)
                 g, metrics = g + config.matching_weight * pull, metrics | more
-            yield self._student(batch, call, g, metrics)
+            yield self._student(batch, call, g, metrics, made)
+        del made
         if matching:
             yield self._fake(batch, x)
             if config.gan_weight:
-                yield self._critic(batch, x, "fake")
-                yield self._critic(batch, batch.images, "real")
+                yield from self._critics(batch, x)
 
     def _simulate(self, batch: Batch) -> Call:
         """The student's only call: the degraded latent as the network's own input, without noise."""

@@ -61,14 +61,13 @@ class MaPO(PairObjective):
         self.config = config
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
-        """One loss of two passes."""
+        """One loss of winners and losers."""
         config = self.config
         sigma = self.sigma(batch.draws)
         noise = batch.draws.normal("noise", batch.shape)
         with self.denoiser.adapter("student"):
-            winner, loser = (
-                self.error(latents, sigma, noise, batch.cond) for latents in (batch.images, column(batch, LOSER))
-            )
+            both = batch.images, column(batch, LOSER)
+            winner, loser = self.errors(both, sigma, (noise, noise), batch.cond)
         margin = config.scale * (phi(winner, config.snr) - phi(loser, config.snr))
         each = winner + config.beta * soft_loss(margin, 1.0)
         metrics: dict[str, Tensor | float] = {

@@ -8,14 +8,14 @@ in the space in which the network was trained. Below a scale of 1/100 it is held
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .contract import Batch, Cond, Draws, Loss, Player, TrainableDenoiser, broadcast, mean_each, native_scale
+from .contract import Asked, Batch, Cond, Draws, Loss, Player, TrainableDenoiser, broadcast, mean_each, native_scale
 from .flow_matching import FlowMatching, FlowMatchingConfig, Levels
 
 LOSER, STRENGTH = "loser", "strength"
@@ -90,13 +90,20 @@ class PairObjective:
         """The step's levels (B,), one for both of a pair."""
         return self._matching.sigma(draws)
 
-    def error(self, latents: Tensor, sigma: Tensor, noise: Tensor, cond: Cond) -> Tensor:
-        """(B,) mean squared error of the network's own output at the latents' noisy versions; the adapter is on."""
+    def errors(
+        self, pair: Sequence[Tensor], sigma: Tensor, noises: Sequence[Tensor], cond: Cond
+    ) -> tuple[Tensor, Tensor]:
+        """(B,) mean squared errors of the network's own output at the noisy versions of winners and losers (B, ...).
+
+        One call for both where they fit in one; the adapter is on. noises: of each.
+        """
         denoiser = self.denoiser
-        x = denoiser.path.add_noise(latents, sigma, noise)
         scale = native_scale(denoiser.prediction, denoiser.path, sigma).clamp(min=SMALLEST)
-        error = denoiser.predict_x0(x, sigma, cond) - latents
-        return mean_each((error / broadcast(scale, error)).square())
+        noisy = [denoiser.path.add_noise(x, sigma, noise) for x, noise in zip(pair, noises, strict=True)]
+        found = denoiser.predict_each([Asked(x, sigma, cond) for x in noisy])
+        errors = (x0 - latents for x0, latents in zip(found, pair, strict=True))
+        winner, loser = (mean_each((error / broadcast(scale, error)).square()) for error in errors)
+        return winner, loser
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """See the contract."""

@@ -22,7 +22,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .contract import Batch, Cond, Loss, TrainableDenoiser, broadcast
+from .contract import Asked, Batch, Cond, Loss, TrainableDenoiser, broadcast
 from .dpo import watched
 from .preference import LOSER, STRENGTH, PairConfig, PairObjective, column, require, soft_loss
 
@@ -68,21 +68,23 @@ class SmPO(PairObjective):
         self.config = config
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
-        """One loss: the inversions and two passes without gradients, two passes with."""
+        """One loss: the inversions and both errors without gradients, both errors with."""
         config, cond, denoiser = self.config, batch.cond, self.denoiser
         both = batch.images, column(batch, LOSER)
         chance = torch.sigmoid(column(batch, STRENGTH) / config.temperature)
         sigma = self.sigma(batch.draws)
         if config.inversion_steps:
-            noises = tuple(self.found_noise(latents, sigma, cond) for latents in both)
+            asked = [Asked(latents, sigma, cond) for latents in both]
+            whole = denoiser.joined(asked)
+            found = [self.found_noise(*one) for one in (asked if whole is None else [whole])]
+            noises = torch.cat(found).split(len(sigma))
         else:
             noises = (batch.draws.normal("noise", batch.shape),) * 2
-        known = list(zip(both, noises, strict=True))
         with torch.no_grad(), denoiser.adapter(None):
-            winner, loser = (self.error(latents, sigma, noise, cond) for latents, noise in known)
+            winner, loser = self.errors(both, sigma, noises, cond)
             reference = winner - loser
         with denoiser.adapter("student"):
-            winner, loser = (self.error(latents, sigma, noise, cond) for latents, noise in known)
+            winner, loser = self.errors(both, sigma, noises, cond)
         u = -0.5 * config.beta * config.gamma * (winner - loser - reference)
         each = soft_loss((2 * chance - 1) * u, 1.0) if config.labels == "weight" else soft_loss(u, chance)
         metrics = watched(u, winner) | {"chance": chance.mean()}

@@ -16,6 +16,7 @@ In the papers' coordinates (a, s of `alpha_sigma`), with unit noise n:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -164,18 +165,20 @@ class TDM:
     def _level(self, time: Tensor) -> Tensor:
         return time / 1000 if self._flow else self.denoiser.schedule.sigma(time.floor())
 
-    def rollout(self, batch: Batch, sigmas: Tensor, pick: Tensor) -> tuple[Tensor, Tensor]:
-        """(x, x0) of step pick (B,) of the student's deterministic sampling, (B, ...) each, without gradient."""
+    def rollout(self, batch: Batch, sigmas: Tensor, pick: Tensor) -> Tensor:
+        """x (B, ...) at the beginning of step pick (B,) of the student's deterministic sampling, without gradient."""
         denoiser, path = self.denoiser, self.denoiser.path
         x = path.unit_start(sigmas[0], batch.draws.normal("noise", batch.shape))
-        kept, kept_x0 = torch.zeros_like(x), torch.zeros_like(x)
+        picks = pick.tolist()
         with torch.no_grad(), denoiser.adapter("student"):
-            for k in range(int(pick.max()) + 1):
-                x0 = denoiser.predict_x0(x, sigmas[k].expand(len(x)), batch.cond)
-                here = broadcast(pick == k, x)
-                kept, kept_x0 = torch.where(here, x, kept), torch.where(here, x0, kept_x0)
-                x = path.move(x, x0, sigmas[k], sigmas[k + 1])
-        return kept, kept_x0
+            for k in range(max(picks)):
+                rows = [row for row, last in enumerate(picks) if last > k]
+                # Samples that have arrived wait: they take no part in the calls of those that go on.
+                cond = batch.cond if len(rows) == len(x) else denoiser.chosen(batch.cond, rows)
+                x0 = denoiser.predict_x0(x[rows], sigmas[k].expand(len(rows)), cond)
+                moved = path.move(x[rows], x0, sigmas[k], sigmas[k + 1])
+                x = x.to(moved.dtype).index_copy(0, torch.tensor(rows, device=x.device), moved)
+        return x
 
     def levels(self, batch: Batch, sigmas: Tensor, pick: Tensor) -> tuple[Tensor, Tensor]:
         """(sigma of the state, sigma of tau), (B,) each. In intervals too narrow for the margins these shrink."""
@@ -195,7 +198,11 @@ class TDM:
         return sigma_mid, self._level(low + (high - low) * draws.uniform("tau"))
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
-        """The fake score's loss, then the student's, on one rollout and one x_tau."""
+        """The fake score's loss, then the student's, on one rollout and one x_tau.
+
+        With checkpoints the student's call is made once and waits for its loss: two graphs exist while the fake score
+        learns, each a row of block inputs. Without them a graph is too large to wait, and the call is made twice.
+        """
         config, denoiser, path, draws = self.config, self.denoiser, self.denoiser.path, batch.draws
         choices = config.choices
         steps = choices[int(draws.common("steps") * len(choices))]
@@ -205,8 +212,10 @@ class TDM:
         else:
             pick = draws.integers("pick", 0, steps)
         fake = self.fake(steps, int(pick[0]))
-        x, x0 = self.rollout(batch, sigmas, pick)
-        sigma = sigmas[pick]
+        x, sigma = self.rollout(batch, sigmas, pick), sigmas[pick]
+        with nullcontext() if denoiser.checkpointed else torch.no_grad(), denoiser.adapter("student"):
+            made = denoiser.predict_x0(x, sigma, batch.cond)
+        x0 = made.detach()
         sigma_mid, sigma_tau = self.levels(batch, sigmas, pick)
         noise = draws.normal("tau_noise", batch.shape)
         x_mid = path.move(x, x0, sigma, sigma_mid)
@@ -223,14 +232,19 @@ class TDM:
             each = mean_each((x_fake - x0).square()) * self.demo_weight(eps, noise, sigma_mid, sigma_tau)
         x_fake = x_fake.detach()
         loss = each.mean()
+        del each
         yield Loss(fake, loss, {"fake_loss": loss.detach()})
+        del loss
 
         with torch.no_grad(), denoiser.adapter(None):
-            x_real = guided(denoiser, x_tau, sigma_tau, batch.cond, batch.uncond, config.cfg)
+            x_real = guided(denoiser, x_tau, sigma_tau, batch.cond, batch.uncond, config.cfg, joined=True)
         target = x0 + x_real - x_fake
         scale = mean_each((x0 - x_real).abs()).clamp(min=1e-8) if config.normalise else torch.ones_like(sigma)
-        with denoiser.adapter("student"):
-            error = denoiser.predict_x0(x, sigma, batch.cond) - target
+        if not made.requires_grad:
+            with denoiser.adapter("student"):
+                made = denoiser.predict_x0(x, sigma, batch.cond)
+        error = made - target
+        del made
         if config.huber:
             c = config.huber
             each = mean_each((error.square() + c * c).sqrt() - c) / scale

@@ -6,6 +6,8 @@ Independent witnesses: diffusers' own converters, and its pipelines' `encode_pro
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -274,6 +276,25 @@ def test_other_models_are_refused_by_name(tmp_path, pipelines):
     refused(lambda w: w.pop(f"{network}out.0.weight"), "conv_norm_out.weight is missing")
     refused(lambda w: w.pop("first_stage_model.decoder.conv_in.bias"), "the VAE lacks 1 tensors")
     refused(lambda w: [w.pop(k) for k in list(w) if "stage" in k], "no VAE of", lambda p: [load_vae(p)])
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_an_index_names_no_pickle_in_a_folder(pipelines, tmp_path, part):
+    from safetensors.torch import load_file, save_file
+
+    from retort.hosts.headless.diffusers_folder import load_folder
+
+    _, folder, _ = pipelines("SD1.5")
+    shutil.copytree(folder, tmp_path / "folder")
+    stem = "diffusion_pytorch_model" if part == "unet" else "model"
+    weights = load_file(tmp_path / "folder" / part / f"{stem}.safetensors")
+    (tmp_path / "folder" / part / f"{stem}.safetensors").unlink()
+    save_file(weights, tmp_path / "folder" / part / "some.safetensors", {"format": "pt"})
+    torch.save(weights, tmp_path / "folder" / part / "all.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "all.bin")}
+    (tmp_path / "folder" / part / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UsageError, match=r"names 'all\.bin', and only safetensors files beside it are read"):
+        load_folder(tmp_path / "folder")[0].network  # noqa: B018 (read at its first use)
 
 
 def test_a_file_without_a_text_encoder_has_no_clip(tmp_path, pipelines):

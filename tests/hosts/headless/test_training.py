@@ -155,14 +155,13 @@ def test_the_file_of_a_lora_does_what_the_adapter_did(models, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_features_come_with_the_prediction(models, kind):
+def test_features_have_the_widths_that_are_said(models, kind):
     model, positive, x = models(kind)
     denoiser = host.trainable(model)
     cond = denoiser.join([denoiser.encode(positive, x[:1].shape)] * 2)
-    x0, features = denoiser.predict_with_features(x, level(model, 2), cond)
+    features = denoiser.features(x, level(model, 2), cond)
     widths = denoiser.feature_widths(x, level(model, 2), cond)
     assert features and [f.shape[-1] if f.ndim == 3 else f.shape[1] for f in features] == widths
-    assert torch.equal(x0, denoiser.predict_x0(x, level(model, 2), cond))
 
 
 def test_prompts_of_unlike_length(models):
@@ -178,7 +177,7 @@ def test_prompts_of_unlike_length(models):
         for i in range(2):
             assert close(whole[i : i + 1], denoiser.predict_x0(x[i : i + 1], level(model), denoiser.join([conds[i]])))
     with pytest.raises(ValueError, match="different lengths"):
-        denoiser.predict_with_features(x, level(model, 2), joined)
+        denoiser.features(x, level(model, 2), joined)
 
 
 def test_a_released_network_is_gone(models):

@@ -68,13 +68,12 @@ def test_t6_the_gan_pulls_as_softened_reverse_kl(exact, quadrature, nodes, path)
 class Featured:
     """Waves of x as the features of a scalar, so that a head has something to look at."""
 
-    def predict_with_features(self, x, sigma, cond):
+    def features(self, x, sigma, cond):
         a, _ = alpha_sigma(self.path, sigma)
         u = (x * a.view(-1, 1, 1, 1) if self.path.kind == "VE" else x)[:, :, 0, 0]
         ways = torch.linspace(-2, 2, 24)
-        x0 = self.predict_x0(x, sigma, cond)
         scale = 1 + 0.1 * self.network(x, sigma)[:, :, 0, 0]
-        return x0, [torch.tanh(u - ways).mul(scale)[:, :, None, None], torch.tanh(2 * (u - ways)).unsqueeze(1)]
+        return [torch.tanh(u - ways).mul(scale)[:, :, None, None], torch.tanh(2 * (u - ways)).unsqueeze(1)]
 
     def feature_widths(self, x, sigma, cond):
         return [24, 24]

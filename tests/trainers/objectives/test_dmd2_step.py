@@ -76,7 +76,7 @@ def test_without_a_gan_nothing_looks_at_images(tiny):
 def test_a_gan_needs_images_and_heads(tiny):
     objective = DMD2(DMD2Config(gan_weight=0.1), tiny())
     assert objective.needs_latents
-    batch = at(1, 1.0, 0.0, Draws(0, 0, (0,)), shape=(3, 4, 4))
+    batch = at(1, 1.0, 0.0, Draws(0, 0, (0,)), shape=(3, 4, 4), latents=torch.zeros(1, 3, 4, 4))
     with pytest.raises(ValueError, match="call prepare"):
         list(objective.losses(batch, 1))
     with pytest.raises(ValueError, match="no latents: give images"):

@@ -61,8 +61,9 @@ def test_gradient_at_the_reference_is_a_quarter_beta_of_the_errors_difference(af
     found = gradient(denoiser, the_loss(objective, batch).value)
     sigma, noise = objective.sigma(batch.draws), batch.draws.normal("noise", SHAPE)
     with denoiser.adapter("student"):
-        difference = objective.error(batch.images, sigma, noise, None)
-        difference = (difference - objective.error(batch.columns["loser"], sigma, noise, None)).mean()
+        pair = batch.images, batch.columns["loser"]
+        winner, loser = objective.errors(pair, sigma, (noise, noise), None)
+        difference = (winner - loser).mean()
     expected = beta / 4 * gradient(denoiser, difference)
     assert torch.allclose(found, expected, rtol=1e-4) and found.abs().min() > 0.01
 
@@ -75,7 +76,7 @@ def test_the_error_is_of_the_networks_own_output(affine, path):
     noise = batch.draws.normal("noise", SHAPE)
     x = path.add_noise(batch.images, sigma, noise)
     with denoiser.adapter("student"):
-        found = objective.error(batch.images, sigma, noise, None)
+        found, _ = objective.errors((batch.images, batch.images), sigma, (noise, noise), None)
         x0 = denoiser.predict_x0(x, sigma, None)
     if path.kind == "VE":
         error = (x - x0) / 0.5 - noise

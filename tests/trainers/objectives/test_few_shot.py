@@ -93,10 +93,10 @@ def test_the_networks_own_features_are_the_default(affine):
         objective = FewShot(FewShotConfig(), denoiser)
         wide = torch.nn.Conv2d(2, 5, 1)
 
-        def features(x, sigma, cond, denoiser=denoiser, wide=wide):
-            return denoiser.predict_x0(x, sigma, cond), [wide(x), wide(x).flatten(2).transpose(1, 2)]
+        def features(x, sigma, cond, wide=wide):
+            return [wide(x), wide(x).flatten(2).transpose(1, 2)]
 
-        denoiser.predict_with_features = features
+        denoiser.features = features
         objective.prepare([_batch()])
         assert objective.direction.shape == (10,)
         # Pooled over places in either layout.

@@ -60,8 +60,8 @@ def line(exact, nodes):
         clean = S**2 / math.sqrt(V) * z + side * S * TAU / math.sqrt(V)
 
         class Expectation(InstaRevive):
-            def _student(self, batch, call, g, metrics):
-                return super()._student(batch, call, g * broadcast(chance, g), metrics)
+            def _student(self, batch, call, g, metrics, x=None):
+                return super()._student(batch, call, g * broadcast(chance, g), metrics, x)
 
         denoiser = exact(path, std=S)
         draws = nodes(len(z), {"matching noise": noise, "matching level": 0.0})

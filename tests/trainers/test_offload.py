@@ -1,0 +1,190 @@
+"""Whole runs with a streamed base are those with a resident one to the bit; how many blocks are streamed, and when."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from retort.sampling.path import FLOW, VE
+from retort.trainers import loop, masters, offload, transfers, watch
+from retort.trainers.adapters import LoraConfig
+from retort.trainers.config import TrainingConfig
+from retort.trainers.data import Data
+from retort.trainers.loop import Stopped, Trainer, TrainingFailed
+from retort.trainers.memory import Estimate
+from retort.trainers.methods import METHODS, read_config
+from retort.trainers.objectives.preference import LOSER, STRENGTH
+
+_spec = importlib.util.spec_from_file_location("retort_streamed", Path(__file__).with_name("streamed.py"))
+streamed = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(streamed)
+
+GB = 2**30
+OBJECTIVES = {
+    "dmd2": {"steps": 2, "timesteps": "", "ratio": 2, "gan_weight": 0.1, "cfg": 2.0},
+    "tdm": {"steps": 2, "cfg": 2.0},
+    "dpo": {"beta": 1.0},
+    "align_prop": {"steps": 3, "cfg": 2.0, "last": 2, "truncation": "fixed"},
+    "spo": {"steps": 3, "cfg": 2.0, "candidates": 2, "trained": 2},
+    "flow_grpo": {"steps": 3, "cfg": 2.0, "group": 2, "trained": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """Fresh memory for weights is NaN."""
+    monkeypatch.setattr(masters, "SMALL", 100)
+    monkeypatch.setattr(transfers.Copies, "empty", lambda self, size: torch.full((size,), 0xFF, dtype=torch.uint8))
+
+
+class Interrupted(watch.Silent):
+    """Ends the run after a step, or raises at the checks that it is given."""
+
+    def __init__(self, at=None, errors=()):
+        self.at, self.errors, self.checks, self.said, self.done = at, dict(errors), 0, [], 0
+
+    def step(self, done, total, metrics):
+        self.done = done
+
+    def wishes(self):
+        return {"stop"} if self.done == self.at else set()
+
+    def check(self):
+        self.checks += 1
+        if self.checks in self.errors:
+            raise self.errors[self.checks]
+
+    def says(self, text):
+        self.said.append(text)
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    """trainer(folder, count, ...) -> a Trainer whose network streams `count` of its four blocks, None: has no ring."""
+
+    def make(folder, count, method="flow", path=FLOW, dtype=torch.float32, watcher=None, free=None, **training):
+        denoiser = streamed.StreamedDenoiser(path, dtype)
+        if count is not None:
+            denoiser.place(count)
+        generator = torch.Generator().manual_seed(5)
+        latents, losers = (list(torch.randn(6, 8, 2, 2, generator=generator)) for _ in range(2))
+        conds = [{"mean": torch.tensor([0.1 * i])} for i in range(6)]
+        columns = {LOSER: losers, STRENGTH: [torch.tensor(1.0)] * 6} if method == "dpo" else {}
+        data = Data(conds, ["a"] * 6, {"mean": torch.zeros(1)}, latents, columns=columns)
+        training = {
+            "steps": 2, "batch_size": 2, "warmup": 0, "learning_rate": 0.01, "preview_every": 0, "save_minutes": 0,
+            "gradient_checkpointing": True, **training,
+        }  # fmt: skip
+        config = read_config({
+            "method": method, "objective": OBJECTIVES.get(method, {}), "training": training, "lora": {"rank": 2},
+        })  # fmt: skip
+        config = replace(config, lora=LoraConfig(rank=2, dropout=0.1 if method == "flow" else 0.0))
+        objective = METHODS[method].objective(config.objective, denoiser)
+        if METHODS[method].reward != "none":
+            objective.reward = lambda x0, prompts, batch: -(x0 - 0.5).square().flatten(1).mean(1)
+        return Trainer(
+            denoiser, objective, data, config, tmp_path / folder, watcher, lambda x0: x0[:, :3].movedim(1, -1),
+            lambda: free,
+        )  # fmt: skip
+
+    return make
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert not a[name].isnan().any() and a[name].equal(b[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_ten_steps_with_a_resume_and_previews_are_the_same(trainer, dtype):
+    common = {"dtype": dtype, "steps": 10, "preview_every": 3, "previews": 1}
+    expected = trainer("resident", None, **common).train()
+    with pytest.raises(Stopped):
+        trainer("split", 4, watcher=Interrupted(5), **common).train()
+    second = trainer("split", 2, offload="2", **common)  # another number of blocks is no other run
+    same(second.train(), expected)
+    assert second.begun == 5
+    previews = [
+        (second.folder.parent / name / "previews/step_0000009.png").read_bytes() for name in ("resident", "split")
+    ]
+    assert previews[0] == previews[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [*((name, FLOW) for name in OBJECTIVES), *((name, VE) for name in OBJECTIVES if name != "flow_grpo")],
+    ids=lambda value: getattr(value, "kind", value),
+)
+def test_every_kind_of_pass_is_the_same(trainer, method, path):
+    expected = trainer("resident", None, method, path).train()
+    same(trainer("all", 4, method, path).train(), expected)
+    if path is FLOW:
+        same(trainer("some", 2, method, path).train(), expected)
+
+
+def test_when_memory_ends_more_is_streamed_and_nothing_is_lost(trainer):
+    expected = trainer("whole", None, steps=4).train()
+    errors = {
+        2: torch.OutOfMemoryError("here"),
+        3: MemoryError("and here"),
+        5: RuntimeError("MPS backend out of memory"),
+    }
+    watcher = Interrupted(errors=errors)
+    run = trainer("short", 0, steps=4, watcher=watcher)
+    same(run.train(), expected)
+    assert run.denoiser.ring.count == 3
+    assert watcher.said[0] == "memory ran out: 1 of 4 blocks are streamed from host memory from now on"
+    errors = {check: MemoryError("again") for check in range(2, 9)}
+    with pytest.raises(TrainingFailed, match="memory ran out .again"):
+        trainer("never", 0, steps=4, watcher=Interrupted(errors=errors)).train()
+    with pytest.raises(TrainingFailed, match="memory ran out"):
+        trainer("none", 0, steps=4, offload="none", watcher=Interrupted(errors={2: MemoryError()})).train()
+
+
+def test_auto_streams_what_does_not_fit(trainer, monkeypatch):
+    settings = TrainingConfig(gradient_checkpointing=True)
+    assert offload.blocks_to_stream(settings, 57, 12 * GB, None) == 0
+    assert offload.blocks_to_stream(settings, 57, 12 * GB, 16 * GB) == 0
+    assert offload.blocks_to_stream(settings, 57, 12 * GB, 8 * GB) == 57
+    assert offload.blocks_to_stream(replace(settings, gradient_checkpointing=False), 57, 12 * GB, 8 * GB) == 0
+    assert offload.blocks_to_stream(replace(settings, offload="none"), 57, 12 * GB, 8 * GB) == 0
+    assert offload.blocks_to_stream(replace(settings, offload="20"), 57, 12 * GB, 80 * GB) == 20
+    assert offload.blocks_to_stream(replace(settings, offload="99"), 57, 12 * GB, 80 * GB) == 57
+    # The weights fit and the run besides does not: they go before anybody is told to change a setting.
+    run = trainer("auto", 0, free=10**9)
+    needs = [2 * 10**9, 10**8]
+    monkeypatch.setattr(loop.memory, "estimate", lambda *_: Estimate(0, 0, needs.pop(0)))
+    run.train()
+    assert run.denoiser.ring.count == 4 and not needs
+    needs += [2 * 10**9] * 2
+    with pytest.raises(TrainingFailed, match="this run needs about"):
+        trainer("large", 0, free=10**9).train()
+    needs[:] = [2 * 10**9]
+    with pytest.raises(TrainingFailed, match="this run needs about"):
+        trainer("pinned", 0, free=10**9, offload="none").train()
+
+
+def test_the_estimate_of_a_streamed_run_counts_no_weights_as_activations(trainer):
+    counted = []
+    for folder, count in (("resident", 0), ("all", 4)):
+        watcher = Interrupted()
+        trainer(folder, count, steps=1, free=10**9, watcher=watcher).train()
+        counted.append(watcher.said[0].split("activations")[1])
+    assert counted[0] == counted[1]
+
+
+@pytest.mark.parametrize("value", ["", "all", "-1", "1.5", "²", "1000000", "None"])
+def test_offload_is_auto_none_or_a_number(value):
+    with pytest.raises(ValueError, match="offload must be auto, none or a number of blocks such as 20"):
+        TrainingConfig(offload=value, gradient_checkpointing=True)
+
+
+def test_streaming_needs_checkpoints_and_says_so():
+    with pytest.raises(ValueError, match="offload 3 needs gradient_checkpointing.*turn it on"):
+        TrainingConfig(offload="3")
+    assert TrainingConfig(offload="0").offload == "0"
