@@ -178,7 +178,7 @@ TRUE = {
 }
 # The same classes, for a processor.
 SMALL = {
-    "SDXL": Layout("SDXL", _sdxl(64, 1, 1), (4, 8, 8), (77, 2048), 1280, SIZE, HALF),
+    "SDXL": Layout("SDXL", _sdxl(32, 1, 1), (4, 8, 8), (77, 2048), 1280, SIZE, HALF),
     "Flux fp8": Layout("Flux", _flux(128, 2, 2, 64, 48), (16, 8, 8), (8, 64), 48, {"guidance": 3.5}, FP8, FP8),
     "Z-Image": Layout("ZImage", _zimage(256, 2, 2, 64), (16, 8, 8), (8, 64), stored=BF16),
 }

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,52 +155,78 @@ def measure(report: Report, options: argparse.Namespace) -> None:
         report.figures[name] = ratio(timed["ours"], timed["core"], 1.05)
 
 
+class BesideCore:
+    """In ComfyUI: a DTS* search in one run of a CFGGuider, and core's KSampler for as many calls in equal batches.
+
+    plugin(name): a module of this package, under whatever name it was imported. empty: a LATENT's samples (1, C, H, W).
+    rounds: of a batch of samples that the search is given calls for. calls: those that each search made.
+    """
+
+    def __init__(
+        self, plugin: Callable[[str], Any], model: Any, positive: Any, negative: Any, empty: Tensor, *, cfg: float,
+        steps: int, batch: int, rounds: int,
+    ):  # fmt: skip
+        custom = importlib.import_module("comfy_extras.nodes_custom_sampler")
+        self.nodes = importlib.import_module("nodes")
+        self.theirs, self.sampling = plugin("hosts.comfyui.search"), plugin("sampling.search")
+        self.config = plugin("sampling.tree").DTS_STAR
+        (self.sigmas,) = custom.BasicScheduler.execute(model, "simple", steps, 1.0).args
+        (self.guider,) = custom.CFGGuider.execute(model, positive, negative, cfg).args
+        self.given = (model, positive, negative, empty)
+        self.cfg, self.steps, self.batch, self.rounds = cfg, steps, batch, rounds
+        self.budget = rounds * batch * steps * (1 if cfg == 1 else 2)
+        self.calls: list[int] = []
+
+    def ours(self) -> None:
+        """One search."""
+
+        def job(prior) -> Tensor:
+            found = self.sampling.search(
+                prior.model, prior.shape, prior.sigmas, path=prior.path, transition=self.sampling.Transition(),
+                evaluate=mean_of_latent(), config=self.config, budget=self.sampling.Budget(calls=self.budget), seed=0,
+                batch=self.batch, extra_args=prior.extra_args, start=prior.first, mixed_levels=prior.mixed_levels,
+                calls_per_eval=prior.calls_per_eval, identity=prior.identity,
+            )  # fmt: skip
+            self.calls.append(found.ledger.calls)
+            return found.best.latent.unsqueeze(0).to(prior.sigmas)
+
+        empty = self.given[3]
+        self.theirs.search(self.guider, empty, None, self.sigmas, empty, self.batch, 0, job)
+
+    def core(self) -> None:
+        """As many plain samples as the budget is worth."""
+        model, positive, negative, empty = self.given
+        latent = {"samples": empty.repeat(self.batch, 1, 1, 1)}
+        for seed in range(self.rounds):
+            self.nodes.common_ksampler(
+                model, seed, self.steps, self.cfg, "euler_ancestral", "simple", positive, negative, latent
+            )
+
+    def a_call(self, pairs: int) -> tuple[list[float], list[float]]:
+        """Seconds of one call of the network, of the search and of core, pair by pair."""
+        ours, core = paired(self.ours, self.core, pairs)
+        return [s / self.calls[0] for s in ours], [s / self.budget for s in core]
+
+
 def main(checkout: Path, pairs: int) -> None:
     """Inside ComfyUI: seconds per call of a search in one run of a CFGGuider, and of core's KSampler."""
     sys.path.insert(0, str(checkout))
     importlib.import_module("comfy.options")
     importlib.import_module("comfy.cli_args").args.cpu = True
     nodes = importlib.import_module("nodes")
-    custom = importlib.import_module("comfy_extras.nodes_custom_sampler")
     asyncio.run(nodes.load_custom_node(str(Path(__file__).resolve().parents[1])))
     retort = nodes.NODE_CLASS_MAPPINGS
     # ComfyUI imports the plugin by its path: its modules have names of their own.
-    plugin = retort["RetortTreeSearch"].__module__.removesuffix(".nodes.search")
-    theirs = importlib.import_module(f"{plugin}.hosts.comfyui.search")
-    sampling = importlib.import_module(f"{plugin}.sampling.search")
-    tree = importlib.import_module(f"{plugin}.sampling.tree")
-    calls = ROUNDS * TASK.batch * TASK.steps * 2
-    spent: list[int] = []
+    package = retort["RetortTreeSearch"].__module__.removesuffix(".nodes.search")
     with torch.inference_mode():
         model, clip, _ = retort["RetortEmbeddedModel"].execute(TASK.kind).args
         positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in (TASK.prompt, ""))
-        (sigmas,) = custom.BasicScheduler.execute(model, "simple", TASK.steps, 1.0).args
-        (guider,) = custom.CFGGuider.execute(model, positive, negative, TASK.cfg).args
-        empty = torch.zeros(1, 16, 8, 8)
-
-        def job(prior) -> Tensor:
-            found = sampling.search(
-                prior.model, prior.shape, prior.sigmas, path=prior.path, transition=sampling.Transition(),
-                evaluate=mean_of_latent(), config=tree.DTS_STAR, budget=sampling.Budget(calls=calls), seed=0,
-                batch=TASK.batch, extra_args=prior.extra_args, start=prior.first, mixed_levels=prior.mixed_levels,
-                calls_per_eval=prior.calls_per_eval, identity=prior.identity,
-            )  # fmt: skip
-            spent.append(found.ledger.calls)
-            return found.best.latent.unsqueeze(0).to(prior.sigmas)
-
-        def ours() -> None:
-            theirs.search(guider, empty, None, sigmas, empty, TASK.batch, 0, job)
-
-        def core() -> None:
-            latent = {"samples": empty.repeat(TASK.batch, 1, 1, 1)}
-            for seed in range(ROUNDS):
-                nodes.common_ksampler(
-                    model, seed, TASK.steps, TASK.cfg, "euler_ancestral", "simple", positive, negative, latent
-                )
-
-        a, b = paired(ours, core, pairs)
-    timed = {"ours": [s / spent[0] for s in a], "core": [s / calls for s in b]}
-    sys.stdout.write(json.dumps(timed) + "\n")
+        both = BesideCore(
+            lambda name: importlib.import_module(f"{package}.{name}"), model, positive, negative,
+            torch.zeros(1, 16, 8, 8), cfg=TASK.cfg, steps=TASK.steps, batch=TASK.batch, rounds=ROUNDS,
+        )  # fmt: skip
+        a, b = both.a_call(pairs)
+    sys.stdout.write(json.dumps({"ours": a, "core": b}) + "\n")
 
 
 if __name__ == "__main__":

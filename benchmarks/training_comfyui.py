@@ -1,10 +1,14 @@
 """Step times of trainings of one network inside ComfyUI: ours, core's TrainLoraNode, a bare loop with PEFT.
 
-`python -m retort.benchmarks.training_comfyui CHECKOUT PAIRS NAME` prints one JSON line; `benchmarks.training` starts
-it. NAME: one of `layouts.TINY`, whose weights are random, or "embedded model". All train LoRAs of rank 8 with AdamW in
-fp32, batch 4, without checkpoints but on Flux, whose backward pass fails in core's trainer when they are off. Ours and
-the bare loop adapt the linear and convolution layers under one loss; core adapts whatever it adapts, in x0. They take
-turns after every step, and what is counted is the processor's time, of all threads: other work may run beside.
+`python -m retort.benchmarks.training_comfyui CHECKOUT PAIRS NAME [streamed]` prints one JSON line;
+`benchmarks.training` starts it. NAME: one of `layouts.TINY`, whose weights are random, or "embedded model". All train
+LoRAs of rank 8 with AdamW in fp32, batch 4, without checkpoints but on Flux, whose backward pass fails in core's
+trainer when they are off. Ours and the bare loop adapt the linear and convolution layers under one loss; core adapts
+whatever it adapts, in x0. They take turns after every step, and what is counted is the processor's time, of all
+threads: other work may run beside.
+
+streamed: ours copies every block of the base for each pass, as it does to a card, with checkpoints; core trains in its
+mode `offloading`, with its checkpoints. On a processor that mode moves nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ STEPS = 5  # of each to a pair
 BATCH, RANK, IMAGES, RATE = 4, 8, 16, 1e-3
 EMBEDDED = "embedded model"
 NAMES = (*TINY, EMBEDDED)
+ALL = "99999"  # blocks: more than any network has
 
 
 class Turn(threading.Thread):
@@ -83,10 +88,11 @@ def in_turns(trainings: list[Callable[[Callable[[], None]], None]], steps: int) 
 class Trainings:
     """One network file, one data set, and the ways to train on them."""
 
-    def __init__(self, folder: Path, name: str, steps: int):
+    def __init__(self, folder: Path, name: str, steps: int, streamed: bool = False):
         self.utils = importlib.import_module("comfy.utils")
         self.core_node = importlib.import_module("comfy_extras.nodes_train").TrainLoraNode
-        self.name, self.steps, self.checkpoints = name, steps, name == "Flux"
+        self.name, self.steps, self.streamed = name, steps, streamed
+        self.checkpoints = streamed or name == "Flux"
         self.layout = Layout("SD3", {}, (16, 8, 8), (16, 128), 128) if name == EMBEDDED else TINY[name]
         self.file = folder / "network.safetensors"
         if name != EMBEDDED:
@@ -127,6 +133,7 @@ class Trainings:
             save_every=0,
             keep=0,
             gradient_checkpointing=self.checkpoints,
+            offload=ALL if self.streamed else "none",
         )
         config = RunConfig("flow", FlowMatchingConfig(), settings, LoraConfig(RANK))
         dataset = Dataset(list(self.entries), ["a prompt"] * IMAGES, latents=list(self.latents))
@@ -147,7 +154,7 @@ class Trainings:
             "batch_size": BATCH, "steps": self.steps, "grad_accumulation_steps": 1, "learning_rate": RATE, "rank": RANK,
             "optimizer": "AdamW", "loss_function": "MSE", "seed": 1, "training_dtype": "fp32", "lora_dtype": "fp32",
             "quantized_backward": False, "algorithm": "LoRA", "gradient_checkpointing": self.checkpoints,
-            "checkpoint_depth": 1, "offloading": False, "existing_lora": "[None]", "bucket_mode": False,
+            "checkpoint_depth": 1, "offloading": self.streamed, "existing_lora": "[None]", "bucket_mode": False,
             "bypass_mode": False,
         }  # fmt: skip
         self.utils.set_progress_bar_global_hook(progressed)
@@ -186,7 +193,7 @@ class Trainings:
             stepped()
 
 
-def main(checkout: Path, pairs: int, name: str) -> None:
+def main(checkout: Path, pairs: int, name: str, streamed: bool) -> None:
     """Measure inside ComfyUI; see the module."""
     sys.path.insert(0, str(checkout))
     importlib.import_module("comfy.options")
@@ -197,9 +204,9 @@ def main(checkout: Path, pairs: int, name: str) -> None:
         utils.PROGRESS_BAR_ENABLED = False
         # Every step of core's is to be heard of.
         utils.PROGRESS_THROTTLE_MIN_INTERVAL = utils.PROGRESS_THROTTLE_MIN_PERCENT = 0
-        trainings = Trainings(Path(folder), name, WARM + pairs * STEPS)
+        trainings = Trainings(Path(folder), name, WARM + pairs * STEPS, streamed)
         ways = {"ours": trainings.ours, "core": trainings.core}
-        if name.startswith("SD3"):
+        if name.startswith("SD3") and not streamed:
             ways["bare"] = trainings.bare
         found = in_turns(list(ways.values()), trainings.steps)
     result: dict[str, list[float]] = {"data": trainings.shares}
@@ -210,4 +217,4 @@ def main(checkout: Path, pairs: int, name: str) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main(Path(sys.argv[1]).resolve(), int(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]).resolve(), int(sys.argv[2]), sys.argv[3], "streamed" in sys.argv[4:])

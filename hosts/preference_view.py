@@ -5,15 +5,19 @@ All names come from whoever sent the request. `sets` is the folder of sets.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..trainers.entries import LinkError
 from ..trainers.files import checked_name
 from ..trainers.folder import inside
-from ..trainers.preferences import PAIRS, is_latent, read
+from ..trainers.preferences import BOOKS, PAIRS, Preferences, is_latent, read
+from .patience import soon
 
 MOST_SETS, LATEST = 200, 12
+MOST_TEXT, MOST_STATISTICS = 2000, 20_000  # characters
 
 
 def every(sets: Path) -> list[dict[str, Any]]:
@@ -32,18 +36,42 @@ def every(sets: Path) -> list[dict[str, Any]]:
 def one(sets: Path, name: str) -> dict[str, Any]:
     """A set's statistics as text, how many lines of its file cannot be used, and its latest pairs of pictures.
 
-    ValueError for a name that leads elsewhere, FileNotFoundError where there is no such set.
+    Of a large set that has grown, what was known before is told until it is read. ValueError for a name that leads
+    elsewhere, FileNotFoundError where there is no such set, BlockingIOError while a large one is read.
     """
     folder = sets / checked_name(name)
     if folder.is_symlink() or not (inside(folder) / PAIRS).is_file():
         raise FileNotFoundError(f"there is no set called {name!r:.140}")
+    try:
+        return soon(("set", folder), f"the set {name}", lambda: _told(folder))
+    except BlockingIOError:
+        if folder in _known:
+            return _known[folder][1]
+        raise
+
+
+_known: OrderedDict[Path, tuple[Preferences, dict[str, Any]]] = OrderedDict()
+
+
+def _told(folder: Path) -> dict[str, Any]:
     found = read(folder)
-    pictures = [pair for pair in found.pairs if not is_latent(pair.winner) and not is_latent(pair.loser)]
+    before = _known.get(folder)
+    if before is None or before[0] is not found:
+        before = found, _seen(found)
+        _known[folder] = before
+        while len(_known) > BOOKS:
+            _known.popitem(last=False)
+    return before[1]
+
+
+def _seen(found: Preferences) -> dict[str, Any]:
+    pictures = (pair for pair in reversed(found.pairs) if not is_latent(pair.winner) and not is_latent(pair.loser))
     latest = [
         {
-            "prompt": pair.prompt, "winner": Path(pair.winner).stem, "loser": Path(pair.loser).stem,
+            "prompt": pair.prompt[:MOST_TEXT], "winner": Path(pair.winner).stem, "loser": Path(pair.loser).stem,
             "tie": pair.strength == 0, "by": pair.by,
         }
-        for pair in pictures[: -LATEST - 1 : -1]
+        for pair in islice(pictures, LATEST)
     ]  # fmt: skip
-    return {"statistics": found.statistics(), "problems": len(found.problems), "latest": latest}
+    text = found.statistics()
+    return {"statistics": text[:MOST_STATISTICS], "problems": len(found.problems), "latest": latest}

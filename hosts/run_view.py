@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import islice
@@ -52,13 +53,41 @@ def runs(folder: Path) -> list[dict[str, Any]]:
     found = sorted(_when(folder), reverse=True)[:MOST_RUNS] if folder.is_dir() else []
     listed, size = [], 0
     for when, name in found:
-        entry = {"name": name, "when": when, **summary(folder / name)}
+        entry = {"name": name, "when": when, **_ended(folder / name)}
         entry.pop("log", None)
         size += len(json.dumps(entry))
         if size > MOST_LIST:
             break
         listed.append(entry)
     return listed
+
+
+def _ended(run: Path) -> dict[str, Any]:
+    """The summary of a run, kept of one that has ended well while none of its files changes."""
+    stamp = tuple(_stamp(f"{run}{os.sep}{name}") for name in (STATUS, METRICS, CONFIG, RESULT, JOB))
+    before = _kept.get(run)
+    if before is not None and before[0] == stamp:
+        return before[1]
+    found = summary(run)
+    with _keeping:
+        _kept.pop(run, None)
+        if found["state"] in ("finished", "stopped"):
+            _kept[run] = stamp, found
+            while len(_kept) > 2 * MOST_RUNS:
+                del _kept[next(iter(_kept))]
+    return found
+
+
+_keeping = threading.Lock()
+_kept: dict[Path, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+
+def _stamp(path: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _when(folder: Path) -> list[tuple[float, str]]:

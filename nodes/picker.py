@@ -7,7 +7,7 @@ import time
 from ..hosts.api import io
 from ..trainers import preferences, tickets
 from ..trainers.dataset import latents_of
-from ..trainers.tickets import Desk, Ticket
+from ..trainers.tickets import Ticket
 from .preference import ALIASES, CATEGORY, set_folder
 from .training import lines
 
@@ -90,15 +90,17 @@ class RetortPreferencePicker(io.ComfyNode):
             kept = () if latents is None else tuple(preferences.keep_latent(folder, latents[i]) for i in rows)
             asked.append(Ticket(prompt, tuple(files), kept, by))
         added = tickets.ask(folder, asked)
-        desk = Desk(folder, by)
-        text = (
-            f"{folder.name}: {len(desk.waiting)} waiting ({len(added)} new), {desk.count(skipped=False)} judged, "
-            f"{desk.count(skipped=True)} skipped"
-        )
+        with tickets.at(folder, by) as desk:
+            waiting = len(desk.waiting)
+            text = (
+                f"{folder.name}: {waiting} waiting ({len(added)} new), {desk.count(skipped=False)} judged, "
+                f"{desk.count(skipped=True)} skipped"
+            )
+            problems = desk.problems[: preferences.SHOWN]
         if alike:
             text += f"\n{alike} sets held the same picture twice and were left out: sample with another seed"
         shown = {"text": (text,), "tickets": added, "set": (folder.name,), "by": (by,)}
-        return io.NodeOutput(len(desk.waiting), "\n".join([text, *desk.problems[: preferences.SHOWN]]), ui=shown)
+        return io.NodeOutput(waiting, "\n".join([text, *problems]), ui=shown)
 
 
 class RetortPromptQueue(io.ComfyNode):

@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from .adapters import LoraConfig
@@ -169,7 +170,7 @@ def read(kind: type[Settings], values: Any, where: str) -> Settings:
     unknown = [str(name)[:80] for name in values if name not in fields]
     if unknown:
         raise ValueError(f"{where}.{unknown[0]} is not a setting; {where} has {', '.join(fields)}")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     given = {name: _typed(hints[name], value, f"{where}.{name}") for name, value in values.items()}
     missing = [
         n for n, f in fields.items()
@@ -181,6 +182,11 @@ def read(kind: type[Settings], values: Any, where: str) -> Settings:
         return kind(**given)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+@lru_cache(maxsize=64)
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:

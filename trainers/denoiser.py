@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..sampling.path import NoisePath
 from . import checkpointing
 from .adapters import Adapters, RowsDiffer
+from .host_inputs import HostInputs
 from .masters import Pin, Unpin
 from .objectives.contract import Asked, Cond, Prediction, Schedule
 from .streaming import Ring
@@ -35,10 +36,12 @@ class Denoiser:
     """See `objectives.contract.TrainableDenoiser`; a host implements `call`, `join` and `together`.
 
     compute: precision of the network's arithmetic (autocast); None leaves it as the network is. most_places: the
-    largest call, in samples times places of a latent, that others may join; 0 lets none.
+    largest call, in samples times places of a latent, that others may join; 0 lets none. host_inputs: keeps in host
+    memory what autograd needs of a call.
     """
 
     most_places = MOST_PLACES
+    host_inputs: HostInputs | None = None
 
     def __init__(
         self,
@@ -101,7 +104,8 @@ class Denoiser:
 
     def predict_x0(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """See the contract."""
-        with self._precision():
+        keeping = self.host_inputs if torch.is_grad_enabled() else None
+        with self._precision(), nullcontext() if keeping is None else keeping.watching():
             return self.call(x, sigma, cond).float()
 
     def _precision(self) -> AbstractContextManager:

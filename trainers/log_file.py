@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,6 +47,12 @@ def rows_of(data: bytes) -> list[Row]:
 
 def read_rows(path: Path | Inside) -> Iterator[Row]:
     """The rows of a log from the first on; none where there is no log."""
+    for block in _blocks(path):
+        yield from rows_of(block)
+
+
+def _blocks(path: Path | Inside) -> Iterator[bytes]:
+    """What a log holds, in pieces of whole lines."""
     log = alone(path)
     if not log.is_file():
         return
@@ -54,16 +61,37 @@ def read_rows(path: Path | Inside) -> Iterator[Row]:
         while data := handle.read(BLOCK):
             end = data.rfind(b"\n") + 1
             if end:
-                yield from rows_of(rest + data[:end])
+                yield rest + data[:end]
                 rest = data[end:]
             elif len(rest) < BLOCK:  # a longer line is no row, whatever comes
                 rest += data
-        yield from rows_of(rest)
+        if rest:
+            yield rest
 
 
 def column(path: Path | Inside, name: str) -> list[float]:
     """A number of every row that has it."""
-    return [one[name] for one in read_rows(path) if name in one]
+    number = re.compile(rb'"%b": ?(-?\d[-+.\deE]*)[,}]' % re.escape(json.dumps(name)[1:-1].encode()))
+    found: list[float] = []
+    for block in _blocks(path):
+        plain = _plain(block)
+        try:
+            values = [float(text) for text in number.findall(block)] if plain else []
+        except ValueError:
+            plain = False
+        if plain and all(map(math.isfinite, values)):
+            found += values
+        else:
+            found += [one[name] for one in rows_of(block) if name in one]
+    return found
+
+
+def _plain(block: bytes) -> bool:
+    """Whether lines are as `watch.Metrics` writes them, so that a name in quotation marks is that of a number."""
+    lines = block.count(b"\n") + (not block.endswith(b"\n"))
+    if b"\\" in block or b"[" in block:
+        return False
+    return block.count(b'{"step": ') == block.count(b"{") == block.count(b"}") == lines
 
 
 def thinned(path: Path | Inside, most: int) -> tuple[list[Row], float]:

@@ -21,6 +21,7 @@ from .decoder import Decoder
 from .denoiser import Denoiser
 from .files import locked, write_json, write_tensors
 from .folder import Inside, inside
+from .host_inputs import HostInputs
 from .objectives.contract import Batch, Loss, Objective, swapped
 from .objectives.sampled import Sampled
 from .order import Order
@@ -80,6 +81,7 @@ class Trainer:
         self.order = Order(denoiser, data, self.settings, self.reducer)
         self.seconds = 0.0
         self._moving = False  # true while some players have moved and others have not
+        self.host_state = self.host_inputs = False  # against little memory; set before the run, they change no number
         self._check_data()
 
     def _check_data(self) -> None:
@@ -124,10 +126,13 @@ class Trainer:
         # The same samples on every process and after every resume: heads and means are made from them. One at a time,
         # since sizes and lengths of prompts differ.
         self.objective.prepare(self._first_samples())
+        # Gradients that are compared, or added up between processes, have to be at hand.
+        in_host = self.host_state and self.reducer.world == 1 and not self.accumulation.grows
         self.runners = {
-            name: Runner.of(name, player, self.denoiser, self.settings)
+            name: Runner.of(name, player, self.denoiser, self.settings, in_host)
             for name, player in self.objective.players.items()
         }
+        self.denoiser.host_inputs = HostInputs(self.denoiser.device) if self.host_inputs else None
         student = self.runners["student"]
         self.average = {k: w.detach().clone() for k, w in student.weights.items()} if self.settings.ema else {}
 
@@ -257,6 +262,7 @@ class Trainer:
                 raise
             raise TrainingFailed(f"memory ran out ({str(error)[:200]}): {memory.advice(self.settings)}") from error
         finally:
+            self.denoiser.host_inputs = None
             if self.settings.gradient_checkpointing:
                 checkpointing.disable(self.denoiser.network)
 
@@ -311,7 +317,7 @@ class Trainer:
             before = self.runners["student"].gradient() if self.accumulation.grows else None
             for loss in self._losses(batch, step):
                 name, value, metrics = loss.player, self.order.weighted(loss, batch), loss.metrics
-                with self.denoiser.adapter(self.runners[name].player.adapter):
+                with self.denoiser.adapter(self.runners[name].player.adapter), self.runners[name].turn():
                     (value * share).backward()
                 moving[name] = None
                 for key, number in {f"{name}_loss": value.detach(), **metrics}.items():
@@ -345,11 +351,7 @@ class Trainer:
         spent = time.perf_counter() - began
         self.seconds += spent
         numbers |= {f"{name}_grad": value for name, value in norms.items()}
-        numbers |= {
-            "rate": settings.learning_rate * settings.rate(step),
-            "seconds": spent,
-            "data": data_seconds / spent,
-        }
+        numbers |= {"rate": rate, "seconds": spent, "data": data_seconds / spent}
         if self.denoiser.device.type == "cuda":
             numbers["memory"] = float(torch.cuda.max_memory_allocated(self.denoiser.device))
         return numbers
@@ -374,7 +376,7 @@ class Trainer:
 
     def _zero(self) -> None:
         for runner in self.runners.values():
-            runner.optimiser.zero_grad(set_to_none=True)
+            runner.forget_gradients()
 
     @torch.no_grad()
     def _average(self, step: int) -> None:

@@ -30,17 +30,22 @@ from ..sampling.accounts import seed_of
 from .entries import LinkError
 from .files import tensors
 from .folder import Inside, alone, inside
-from .strangers import parse
+from .growing import Growing, Rooms, Shelf
+from .strangers import parse_line
 
 PAIRS = "pairs.jsonl"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LATENT, KEY = ".safetensors", "latent"
+ENDINGS = (*FORMATS, LATENT)
 MOST_LINES, LINE_BYTES, PROMPT_LENGTH, NAME_LENGTH = 1_000_000, 65_536, 8192, 200
 PIXELS, NUMBERS, PICTURE_BYTES = 2**26, 2**28, 2**28
 SHOWN = 20
+ROOMS = ("images", "latents")  # folders of a set for its files
+BOOKS = 4  # sets that are kept in memory
+_CUT_OFF = f"it is not finished, or longer than {LINE_BYTES} bytes"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """One judgement. line: where it stands. strength: None where the judge gave none; by: who said so."""
 
@@ -67,10 +72,12 @@ class Preferences:
 
     def filtered(self, by: str = "*", prompt: str = "", least: float = 0.0, ties: bool = True) -> Preferences:
         """Those of judges whose names match `by`, whose prompt holds a text, that are at least so strong."""
+        part = prompt.lower()
+        judges = {name for name in {p.by for p in self.pairs} if fnmatch.fnmatchcase(name, by)}
         kept = [
             p for p in self.pairs
-            if fnmatch.fnmatchcase(p.by, by) and prompt.lower() in p.prompt.lower() and p.certainty >= least
-            and (ties or p.certainty > 0)
+            if p.by in judges and part in p.prompt.lower() and (p.strength is None or p.strength >= least)
+            and (ties or p.strength != 0)
         ]  # fmt: skip
         return replace(self, pairs=tuple(kept))
 
@@ -81,7 +88,8 @@ class Preferences:
         """
         if not 0 <= share <= 1:
             raise ValueError(f"the share that is held out must be 0 to 1, got {share!r}: 0.1 is usual")
-        out = {p.prompt for p in self.pairs if seed_of(seed, p.prompt, "held out") / 2**63 < share}
+        prompts = {p.prompt for p in self.pairs} if share else set()
+        out = {prompt for prompt in prompts if seed_of(seed, prompt, "held out") / 2**63 < share}
         parts = [tuple(p for p in self.pairs if (p.prompt in out) is held) for held in (False, True)]
         return replace(self, pairs=parts[0]), replace(self, pairs=parts[1])
 
@@ -89,12 +97,12 @@ class Preferences:
         """The set in a few lines for people, its bad lines included."""
         pairs, judges = self.pairs, Counter(p.by for p in self.pairs)
         strengths = sorted(p.strength for p in pairs if p.strength is not None)
-        decided = Counter((p.prompt, frozenset((p.winner, p.loser)), p.winner) for p in pairs if p.certainty > 0)
-        both = sum(count > 1 for count in Counter((prompt, pair) for prompt, pair, _ in decided).values())
+        decided = {(p.prompt, p.winner, p.loser) for p in pairs if p.strength != 0}
+        both = sum((prompt, b, a) in decided for prompt, a, b in decided) // 2
         lines = [
             f"{len(pairs)} pairs, {len({p.prompt for p in pairs})} prompts, "
             f"{len({n for p in pairs for n in (p.winner, p.loser)})} pictures, "
-            f"{sum(p.certainty == 0 for p in pairs)} ties, {both} judged both ways",
+            f"{sum(p.strength == 0 for p in pairs)} ties, {both} judged both ways",
             *(f"by {name or 'nobody'}: {count}" for name, count in judges.most_common(SHOWN)),
         ]
         if strengths:
@@ -106,53 +114,99 @@ class Preferences:
         return "\n".join(lines)
 
 
-def read(folder: Path) -> Preferences:
-    """The set in a folder. ValueError when there is none; what is wrong with single lines is in `problems`."""
-    path = inside(folder) / PAIRS
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no preferences: there is no {PAIRS}")
-    latest: dict[tuple[str, frozenset[str], str], Pair | None] = {}
-    problems: list[str] = []
-    known: dict[str, str] = {}
-    for number, line in numbered_lines(path):
-        try:
-            pair, undone = _judgement(number, line)
+def read(folder: Path | Inside) -> Preferences:
+    """The set in a folder. ValueError when there is none; what is wrong with single lines is in `problems`.
+
+    What was read of the last few sets is kept, so that of one that has grown only what is new is read.
+    """
+    place = inside(folder)
+    with _books.take(place.root, place.parts) as book:
+        return book.preferences()
+
+
+class Book:
+    """The judgements of a set as they are read on."""
+
+    def __init__(self, folder: Inside):
+        self._folder = folder
+        self._lines = Growing(folder / PAIRS, LINE_BYTES, MOST_LINES)
+        self._rooms = Rooms(folder, *ROOMS)
+        self._told: list[tuple[int, Pair, bool] | str] = []
+        self._found: Preferences | None = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read what has come since. ValueError where there is no set."""
+        if not self._lines.path.is_file():
+            raise ValueError(f"{self._folder} holds no preferences: there is no {PAIRS}")
+        if self._lines.moved():
+            self._lines.forget()
+            self._told, self._found = [], None
+        count, torn = len(self._told), self._lines.unfinished
+        for number, line in self._lines.lines():
+            try:
+                self._told.append((number, *_judgement(number, line)))
+            except ValueError as error:
+                self._told.append(f"line {number}: {str(error)[:200]}")
+        if self._rooms.look() or len(self._told) > count or self._lines.unfinished != torn or self._elsewhere:
+            self._found = None
+
+    _elsewhere = False  # whether pairs name files that lie in neither room, which are looked for each time
+
+    def preferences(self) -> Preferences:
+        """The set as it is now."""
+        if self._found is None:
+            self._found = self._counted()
+        return self._found
+
+    def _counted(self) -> Preferences:
+        latest: dict[tuple[str, ...], Pair | None] = {}
+        problems: list[str] = []
+        known: dict[str, str] = {}
+        there = self._rooms.there
+        for told in self._told:
+            if isinstance(told, str):
+                problems.append(told)
+                continue
+            number, pair, undone = told
+            wrong = ""
             for name in (pair.winner, pair.loser):
+                if name in there and name.lower().endswith(ENDINGS):
+                    continue
                 if name not in known:
-                    known[name] = trouble(folder, name)
-                if known[name]:
-                    raise ValueError(known[name])
-        except ValueError as error:
-            problems.append(f"line {number}: {str(error)[:200]}")
-            continue
-        key = (pair.prompt, frozenset((pair.winner, pair.loser)), pair.by)
-        before = latest.pop(key, None)
-        if before is not None and not undone and before.winner != pair.winner:
-            problems.append(f"line {before.line}: {pair.by or 'the same judge'} said the opposite in line {number}")
-        latest[key] = None if undone else pair
-    return Preferences(folder, tuple(p for p in latest.values() if p is not None), tuple(problems))
+                    known[name] = trouble(self._folder, name)
+                wrong = wrong or known[name]
+            if wrong:
+                problems.append(f"line {number}: {wrong[:200]}")
+                continue
+            key = (pair.prompt, *sorted((pair.winner, pair.loser)), pair.by)
+            before = latest.pop(key, None)
+            if before is not None and not undone and before.winner != pair.winner:
+                problems.append(f"line {before.line}: {pair.by or 'the same judge'} said the opposite in line {number}")
+            latest[key] = None if undone else pair
+        if self._lines.unfinished is not None:
+            problems.append(f"line {self._lines.unfinished}: {_CUT_OFF}")
+        self._elsewhere = any(PurePosixPath(name).parent.as_posix() not in ROOMS for name in known)
+        pairs = tuple(pair for pair in latest.values() if pair is not None)
+        return Preferences(self._folder.path, pairs, tuple(problems))
+
+
+_books = Shelf(lambda root, parts: Book(Inside(root, *parts)), BOOKS)
 
 
 def numbered_lines(path: Inside) -> Iterator[tuple[int, bytes | None]]:
     """(number, line) of every line that holds something; None for one that is too long, or not finished."""
-    with path.open() as handle:
-        for number in range(1, MOST_LINES + 1):
-            line = handle.readline(LINE_BYTES + 1)
-            if not line:
-                return
-            whole = line.endswith(b"\n")
-            part = line
-            while part and not part.endswith(b"\n"):
-                part = handle.readline(LINE_BYTES)
-            if line.strip():
-                yield number, line if whole else None
+    lines = Growing(path, LINE_BYTES, MOST_LINES)
+    yield from lines.lines()
+    if lines.unfinished is not None:
+        yield lines.unfinished, None
 
 
 def _judgement(number: int, line: bytes | None) -> tuple[Pair, bool]:
     """(the judgement, whether it is taken back). ValueError says what is wrong with the line."""
     if line is None:
-        raise ValueError(f"it is not finished, or longer than {LINE_BYTES} bytes")
-    row = parse(line, LINE_BYTES, finite=False)
+        raise ValueError(_CUT_OFF)
+    row = parse_line(line, LINE_BYTES)
     if not isinstance(row, dict):
         raise ValueError("it is no object with prompt, winner and loser")
     texts: dict[str, str] = {}

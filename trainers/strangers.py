@@ -70,6 +70,23 @@ def parse(data: bytes, most: int = MOST_BYTES, finite: bool = True) -> Any:
     return value
 
 
+def parse_line(line: bytes, most: int) -> Any:
+    """As `parse`, with infinite numbers; fast for an object of texts and numbers, as the lines of a long file are."""
+    if len(line) <= most and b"\\u" not in line:
+        try:
+            value = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            value = None
+        # A name that was given twice has left one behind.
+        simple = isinstance(value, dict) and line.count(b'":') == len(value)
+        if simple and all(type(v) in _SIMPLE or (type(v) is int and abs(v) < 2**63) for v in value.values()):
+            return value
+    return parse(line, most, finite=False)
+
+
+_SIMPLE = frozenset((str, float, bool, type(None)))
+
+
 def _check_depth(data: bytes, value: Any) -> None:
     if data.count(b"[") + data.count(b"{") <= DEEPEST:
         return

@@ -17,15 +17,18 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from .folder import Inside, inside
-from .preferences import NAME_LENGTH, PAIRS, PROMPT_LENGTH, append, numbered_lines
+from .growing import Growing, Rooms, Shelf
+from .preferences import LINE_BYTES, MOST_LINES, NAME_LENGTH, PAIRS, PROMPT_LENGTH, ROOMS, append
 
 TICKETS, LOCK = "tickets.jsonl", "tickets.lock"
+DESKS = 4  # that are kept in memory
 MOST_TURNS = 2**53  # what a page's numbers hold
 PATIENCE = 5.0  # seconds until another writer must be done
 PICTURE, LATENT = re.compile(r"images/([0-9a-f]{32})\.png"), re.compile(r"latents/[0-9a-f]{32}\.safetensors")
@@ -39,7 +42,7 @@ class AnsweredError(ValueError):
     """The ticket has another answer already, or none that could be taken back."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Ticket:
     """A question: which of these pictures is best for the prompt? latents: what pairs name instead, where there are."""
 
@@ -52,14 +55,11 @@ class Ticket:
         for name, text, most in (("prompt", self.prompt, PROMPT_LENGTH), ("by", self.by, NAME_LENGTH)):
             if not isinstance(text, str) or len(text) > most:
                 raise ValueError(f"{name} must be a text of at most {most} characters, got {text!r:.40}")
-            if text != text.encode(errors="replace").decode():
+            if not text.isascii() and text != text.encode(errors="replace").decode():
                 raise ValueError(f"{name} holds half a character (a lone surrogate): {text!r:.40}")
-        for kind, names, form in (("candidates", self.candidates, PICTURE), ("latents", self.latents, LATENT)):
-            for name in names:
-                if not isinstance(name, str) or not form.fullmatch(name):
-                    raise ValueError(f"{kind}: {name!r:.80} is not what a file of a set is called")
-            if len(set(names)) < len(names):
-                raise ValueError(f"{kind}: the same one is there twice")
+        _check("candidates", self.candidates, PICTURE)
+        if self.latents:
+            _check("latents", self.latents, LATENT)
         if not 2 <= len(self.candidates) <= 4:
             raise ValueError(f"there must be 2 to 4 candidates, got {len(self.candidates)}")
         if self.latents and len(self.latents) != len(self.candidates):
@@ -68,8 +68,9 @@ class Ticket:
     @property
     def id(self) -> str:
         """A name made of the question, whatever the order of its candidates."""
-        content = [self.prompt, sorted(self.candidates), sorted(self.latents), self.by]
-        return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+        # Spelled as json.dumps spells a list of the four. The names of files hold nothing that JSON would spell.
+        parts = [json.dumps(self.prompt), _listed(self.candidates), _listed(self.latents), json.dumps(self.by)]
+        return hashlib.blake2b(f"[{', '.join(parts)}]".encode(), digest_size=16).hexdigest()
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -87,8 +88,19 @@ class Ticket:
         return [(self.files[choice], other, None) for other in self.files if other != self.files[choice]]
 
 
-@dataclass(frozen=True)
-class Said:
+def _check(kind: str, names: tuple[str, ...], form: re.Pattern[str]) -> None:
+    for name in names:
+        if not isinstance(name, str) or not form.fullmatch(name):
+            raise ValueError(f"{kind}: {name!r:.80} is not what a file of a set is called")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{kind}: the same one is there twice")
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return '["' + '", "'.join(sorted(names)) + '"]' if names else "[]"
+
+
+class Said(NamedTuple):
     """A line of pairs.jsonl that belongs to a ticket."""
 
     winner: str
@@ -98,32 +110,86 @@ class Said:
 
 
 class Desk:
-    """What waits and what was answered in a folder, as its two files say at this moment; `by`: who is asked."""
+    """What waits and what was answered in a folder, as its two files say at this moment; `by`: who is asked.
+
+    `refresh` reads on from where the last look ended.
+    """
 
     def __init__(self, folder: Path | Inside, by: str):
         self.folder, self.by = inside(folder), by
+        self._questions = Growing(self.folder / TICKETS, LINE_BYTES, MOST_LINES)
+        self._pairs = Growing(self.folder / PAIRS, LINE_BYTES, MOST_LINES)
+        self._rooms = Rooms(self.folder, *ROOMS)
+        self._forget()
+        self.refresh()
+
+    def _forget(self) -> None:
+        self._questions.forget()
+        self._pairs.forget()
         self.tickets: dict[str, Ticket] = {}
-        self.problems: list[str] = []
         self.turn = 0  # the last one
-        self._skips: dict[str, int] = {}
-        self._said: dict[str, dict[frozenset[str], Said]] = {}
-        for number, row in _rows(self.folder / TICKETS):
-            try:
-                self._read_ticket(row)
-            except ValueError as error:
-                self.problems.append(f"{TICKETS}, line {number}: {str(error)[:200]}")
-        for _, row in _rows(self.folder / PAIRS, b'"ticket"'):
-            self._read_pair(row)
         self.answers: dict[str, tuple[Choice, int]] = {}
         self.waiting: list[Ticket] = []  # the oldest first
-        there = _files(self.folder)
-        for id, ticket in self.tickets.items():
-            if (found := self._answer(id, ticket)) is not None:
+        self._open: dict[str, Ticket] = {}
+        self._last: str | None = None
+        self._bad: list[str] = []
+        self._missing: dict[str, str] = {}
+        self._skips: dict[str, int] = {}
+        self._said: dict[str, dict[frozenset[str], Said]] = {}
+        self._strange: set[str] = set()  # tickets that pairs name and that nobody has asked yet
+        self._new: set[str] = set()
+        self._touched: set[str] = set()
+
+    def refresh(self) -> None:
+        """Read what has come since."""
+        if self._questions.moved() or self._pairs.moved():
+            self._forget()
+        for number, line in self._questions.lines():
+            try:
+                self._read_ticket(_object(line))
+            except ValueError as error:
+                self._bad.append(f"{TICKETS}, line {number}: {str(error)[:200]}")
+        if self._new & self._strange:
+            # Somebody has put the files together anew: what was said of these is behind.
+            self._pairs.forget()
+            self._said, self._strange = {}, set()
+            self._touched |= set(self.tickets)
+        for _, line in self._pairs.lines():
+            if line is not None and b'"ticket"' in line:
+                self._read_pair(_object(line))
+        anew = self._rooms.look()
+        if not (anew or self._touched):
+            return
+        opened = anew or bool(self._new)
+        for id in self._touched:
+            before, found = self.answers.pop(id, None), self._answer(id, self.tickets[id])
+            if found is not None:
                 self.answers[id] = found
-            elif missing := {*ticket.candidates, *ticket.latents} - there:
-                self.problems.append(f"ticket {id}: {min(missing)} is missing, or a link")
-            else:
-                self.waiting.append(ticket)
+                self._open.pop(id, None)
+            opened |= before is not None and found is None
+        if self._last in self._touched:
+            self._last = None  # looked for when it is asked for
+        elif self._last is not None:
+            now = (id for id in self._touched if id in self.answers)
+            self._last = max((self._last, *now), key=lambda id: self.answers[id][1])
+        for id in self.tickets if anew else self._touched:
+            ticket = self.tickets[id]
+            self._missing.pop(id, None)
+            if id not in self.answers and (missing := {*ticket.candidates, *ticket.latents} - self._rooms.there):
+                self._missing[id] = min(missing)
+        self._new, self._touched = set(), set()
+        if opened:
+            lost = self._missing
+            self._open = {id: t for id, t in self.tickets.items() if id not in self.answers and id not in lost}
+        self.waiting = list(self._open.values())
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with lines of questions, and with files that they name."""
+        last = self._questions.unfinished
+        torn = [] if last is None else [f"{TICKETS}, line {last}: it is not finished, or is no JSON"]
+        lost = [f"ticket {id}: {name} is missing, or a link" for id, name in self._missing.items()]
+        return [*self._bad, *torn, *lost]
 
     def _read_ticket(self, row: Mapping[str, Any] | None) -> None:
         if row is None:
@@ -132,6 +198,7 @@ class Desk:
             self.turn = max(self.turn, turn := _turn(row))
             id = row["skip"]
             if isinstance(id, str) and id in self.tickets:
+                self._touched.add(id)
                 self._skips.pop(id, None)
                 if row.get("undo") is not True:
                     self._skips[id] = turn
@@ -140,22 +207,29 @@ class Desk:
         if not isinstance(candidates, list) or not isinstance(latents, list):
             raise ValueError("candidates and latents must be lists of names")
         ticket = Ticket(row.get("prompt", None), tuple(candidates), tuple(latents), row.get("by", ""))
-        if row.get("id") != ticket.id:
+        if row.get("id") != (id := ticket.id):
             raise ValueError(f"id {row.get('id')!r:.40} is not that of this question")
-        if ticket.by == self.by:
-            self.tickets.setdefault(ticket.id, ticket)
+        if ticket.by == self.by and id not in self.tickets:
+            self.tickets[id] = ticket
+            self._new.add(id)
+            self._touched.add(id)
 
     def _read_pair(self, row: Mapping[str, Any] | None) -> None:
         if row is None:
             return  # `preferences.read` names it
         self.turn = max(self.turn, turn := _turn(row))
-        id, winner, loser, strength = (row.get(name) for name in ("ticket", "winner", "loser", "strength"))
+        get = row.get
+        id, winner, loser, strength = get("ticket"), get("winner"), get("loser"), get("strength")
         ticket = self.tickets.get(id) if isinstance(id, str) else None
-        if ticket is None or (row.get("prompt"), row.get("by")) != (ticket.prompt, ticket.by):
+        if not isinstance(id, str) or ticket is None:
+            self._strange |= {id} if isinstance(id, str) else set()
+            return
+        if (row.get("prompt"), row.get("by")) != (ticket.prompt, ticket.by):
             return
         if winner == loser or winner not in ticket.files or loser not in ticket.files:
             return
-        said = self._said.setdefault(ticket.id, {})
+        said = self._said.setdefault(id, {})
+        self._touched.add(id)
         said.pop(key := frozenset((winner, loser)), None)
         if row.get("undo") is not True and strength in (0, None):
             said[key] = Said(winner, loser, strength, turn)
@@ -163,25 +237,28 @@ class Desk:
     def _answer(self, id: str, ticket: Ticket) -> tuple[Choice, int] | None:
         if id in self._skips:
             return SKIP, self._skips[id]
-        said = self._said.get(id, {})
-        found = {(s.winner, s.loser) for s in said.values() if s.strength is None}
-        ties = len(said) - len(found)
-        turn = max((s.turn for s in said.values()), default=0)
-        if ties == len(ticket.pairs(TIE)):
-            return TIE, turn
-        for choice in range(len(ticket.files)):
-            if not ties and found == {(a, b) for a, b, _ in ticket.pairs(choice)}:
-                return choice, turn
-        return None  # none, or a writer was killed in the middle of it
+        said = self._said.get(id)
+        if not said:
+            return None
+        count, turn = len(ticket.files), max(one.turn for one in said.values())
+        ties = sum(one.strength is not None for one in said.values())
+        if ties:
+            return (TIE, turn) if ties == count * (count - 1) // 2 else None
+        winners = {one.winner for one in said.values()}
+        if len(winners) == 1 and len(said) == count - 1:
+            return ticket.files.index(winners.pop()), turn
+        return None  # a writer was killed in the middle of it
 
     @property
     def last(self) -> str | None:
         """The ticket that was answered last."""
-        return max(self.answers, key=lambda id: self.answers[id][1], default=None)
+        if self._last is None and self.answers:
+            self._last = max(self.answers, key=lambda id: self.answers[id][1])
+        return self._last
 
     def count(self, *, skipped: bool) -> int:
         """How many were skipped, or how many were judged."""
-        return sum((choice == SKIP) is skipped for choice, _ in self.answers.values())
+        return len(self._skips) if skipped else len(self.answers) - len(self._skips)
 
     def rows(self, id: str, choice: Choice) -> list[dict[str, Any]]:
         """Lines for pairs.jsonl that make this the ticket's answer, whatever was half said before."""
@@ -211,18 +288,24 @@ class Desk:
         return {**known, "by": self.by, "ticket": id, "turn": turn, **more}
 
 
-def _rows(path: Inside, holding: bytes = b"") -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """(number, object) of a file's lines that hold some bytes; None for a line that is no object."""
-    if not path.is_file():
-        return
-    for number, line in numbered_lines(path):
-        if line is not None and holding not in line:
-            continue
-        try:
-            row = None if line is None else json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        yield number, row if isinstance(row, dict) else None
+def _object(line: bytes | None) -> dict[str, Any] | None:
+    """What a line holds, None where it is no object."""
+    try:
+        text = "" if line is None else line.decode().strip()
+        row, end = _scan(text)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and end == len(text) else None
+
+
+_scan = json.JSONDecoder().raw_decode
+_desks = Shelf(lambda root, parts, by: Desk(Inside(root, *parts), by), DESKS)
+
+
+def at(folder: Path | Inside, by: str) -> AbstractContextManager[Desk]:
+    """The desk of a folder as it is now, read on from the last time; nobody else uses it meanwhile."""
+    place = inside(folder)
+    return _desks.take(place.root, place.parts, by)
 
 
 def _turn(row: Mapping[str, Any]) -> int:
@@ -236,13 +319,16 @@ def ask(folder: Path | Inside, tickets: Sequence[Ticket]) -> list[str]:
     ValueError for a file that is not there; then none waits.
     """
     with _alone(folder):
-        known = {by: Desk(folder, by).tickets for by in {ticket.by for ticket in tickets}}
-        new = {ticket.id: ticket for ticket in tickets if ticket.id not in known[ticket.by]}
+        new: dict[str, Ticket] = {}
+        for by in {ticket.by for ticket in tickets}:
+            with at(folder, by) as desk:
+                mine = {ticket.id: ticket for ticket in tickets if ticket.by == by}
+                new |= {id: ticket for id, ticket in mine.items() if id not in desk.tickets}
         lines = []
-        there = _files(folder)
         for id, ticket in new.items():
-            if missing := {*ticket.candidates, *ticket.latents} - there:
-                raise ValueError(f"{min(missing)} is missing in {folder}")
+            for name in (*ticket.candidates, *ticket.latents):
+                if not (inside(folder) / name).is_file():
+                    raise ValueError(f"{name} is missing in {folder}")
             row = {"id": id, "prompt": ticket.prompt, "candidates": ticket.candidates, "by": ticket.by}
             lines.append(_line(row | ({"latents": ticket.latents} if ticket.latents else {})))
         if lines:
@@ -279,11 +365,6 @@ def take_back(folder: Path | Inside, id: str, by: str) -> None:
         append(folder, desk.undone(id))
 
 
-def _files(folder: Path | Inside) -> set[str]:
-    """The plain files that a set holds; one look at a folder, not at each file."""
-    return {f"{room}/{name}" for room in ("images", "latents") for name in (inside(folder) / room).files()}
-
-
 def _line(row: Mapping[str, Any]) -> bytes:
     return (json.dumps(row) + "\n").encode()
 
@@ -297,8 +378,7 @@ def _held(folder: Path | Inside, id: str, by: str) -> Iterator[Desk]:
     """The desk that a ticket lies on, with nobody else writing."""
     # Asked before the lock, which would make the folder.
     if isinstance(id, str) and (inside(folder) / TICKETS).is_file():
-        with _alone(folder):
-            desk = Desk(folder, by)
+        with _alone(folder), at(folder, by) as desk:
             if id in desk.tickets:
                 yield desk
                 return

@@ -20,7 +20,7 @@ class Copies:
 
     def __init__(self, device: torch.device, largest: int):
         self.device, self.largest = device, largest
-        self.stream = _stream(device)
+        self.stream = stream_of(device)
         self._worker: ThreadPoolExecutor | None = None
         self._staging: list[tuple[Tensor, Any]] = []
 
@@ -29,7 +29,7 @@ class Copies:
         if self.stream is None:
             return torch.empty(size, dtype=torch.uint8, device=self.device)
         # Always the same size, and always from the copying stream's memory: what one block gives back, the next takes.
-        with _on(self.stream):
+        with on(self.stream):
             return torch.empty(self.largest, dtype=torch.uint8, device=self.device)
 
     def begin(self, master: Master, flat: Tensor) -> Arrival:
@@ -47,7 +47,7 @@ class Copies:
 
     def _copy(self, source: Master | Tensor, flat: Tensor, queued: Any, event: Any) -> Any:
         assert self.stream is not None
-        with torch.no_grad(), _on(self.stream):
+        with torch.no_grad(), on(self.stream):
             self.stream.wait_event(queued)
             if isinstance(source, Tensor):
                 flat[: source.numel()].copy_(source, non_blocking=True)
@@ -94,7 +94,7 @@ class Arrival:
             self._event = None
 
 
-def _stream(device: torch.device) -> Any:
+def stream_of(device: torch.device) -> Any:
     """A stream for copies, None on devices that have none: they copy in turn with their other work."""
     if device.type == "cpu":
         return None
@@ -107,7 +107,7 @@ def _stream(device: torch.device) -> Any:
 
 
 @contextmanager
-def _on(stream: Any) -> Iterator[None]:
+def on(stream: Any) -> Iterator[None]:
     before, device = torch.accelerator.current_stream(stream.device), torch.accelerator.current_device_index()
     torch.accelerator.set_stream(stream)  # makes its device the current one
     try:

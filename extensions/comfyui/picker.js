@@ -10,6 +10,7 @@ const PICKER = "RetortPreferencePicker";
 const QUEUE = "RetortPromptQueue";
 const KEEP = "retort_waiting";
 const LOOK = 3000; // ms between looks at the desk while something is drawn
+const BUSY = 1000; // ms until a server that is busy is asked again
 const HEIGHT = 380;
 
 const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
@@ -138,6 +139,11 @@ class Picker {
       const queue = await (await api.fetchApi("/queue", { cache: "no-store" })).json();
       const { status, body } = await this.ask(path, place.by, "tickets");
       this.away = status === 200 ? "" : body?.error || `ComfyUI answered ${status}`;
+      if (status === 503) {
+        // A large set is being read.
+        setTimeout(() => this.look(), BUSY);
+        return;
+      }
       if (this.away) {
         this.drawing.failed(this.away);
         return;

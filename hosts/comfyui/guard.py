@@ -162,14 +162,14 @@ def _answered(work: Callable[[], Answer]) -> tuple[int, bytes, str]:
         answer = work()
         if isinstance(answer, Path):
             return 200, _picture(answer), PICTURES[answer.suffix.lower()]
-        content = _spelled({} if answer is None else answer)
+        content = spelled({} if answer is None else answer)
         if len(content) > MOST_ANSWER:
             raise OverflowError(f"the answer would have {len(content)} bytes, more than {MOST_ANSWER}")
         return 200, content, "application/json"
     except FileNotFoundError as error:
         return _told(404, str(error))
     except ConflictError as error:
-        return 409, _spelled(error.answer | {"error": str(error)}), "application/json"
+        return 409, spelled(error.answer | {"error": str(error)}), "application/json"
     except BlockingIOError as error:
         return _told(503, str(error))
     except OSError as error:
@@ -189,7 +189,7 @@ def _picture(path: Path) -> bytes:
     return data
 
 
-def _spelled(value: Any) -> bytes:
+def spelled(value: Any) -> bytes:
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
     except ValueError:
@@ -208,7 +208,7 @@ def _finite(value: Any) -> Any:
 
 
 def _told(status: int, why: str) -> tuple[int, bytes, str]:
-    return status, _spelled({"error": why[:2000]}), "application/json"
+    return status, spelled({"error": why[:2000]}), "application/json"
 
 
 def _refuse(status: int, why: str) -> web.Response:

@@ -19,6 +19,7 @@ from ...trainers import tickets
 from ...trainers.files import checked_name
 from ...trainers.preferences import NAME_LENGTH, trouble
 from ...trainers.tickets import SKIP, AnsweredError, Desk, Ticket
+from ..patience import soon
 from .guard import ROOT, ConflictError, door
 
 SHOWN = 16  # tickets that a page is told of at once
@@ -35,7 +36,19 @@ def add(table: web.RouteTableDef, sets: Callable[[], Path]) -> None:
         return folder
 
     def look(set: str, by: str = "") -> dict[str, Any]:
-        return _spelled(Desk(place(set), _checked(by)))
+        folder = read(set, by)
+        with tickets.at(folder, by) as desk:
+            return _spelled(desk)
+
+    def read(set: str, by: str) -> Path:
+        """The folder of a set whose desk is at hand. BlockingIOError while a large one is read for the first time."""
+        folder = place(set)
+        soon(("desk", folder, _checked(by)), f"the set {set}", lambda: fetch(folder, by))
+        return folder
+
+    def fetch(folder: Path, by: str) -> None:
+        with tickets.at(folder, by):
+            pass
 
     def answer(set: str, body: dict[str, Any], by: str = "") -> dict[str, Any]:
         id, choice = _fields(body, "id", "choice")
@@ -46,13 +59,14 @@ def add(table: web.RouteTableDef, sets: Callable[[], Path]) -> None:
         return act(set, by, lambda folder: tickets.take_back(folder, id, by))
 
     def act(set: str, by: str, work: Callable[[Path], None]) -> dict[str, Any]:
-        folder = place(set)
-        _checked(by)
+        folder = read(set, by)
         try:
             work(folder)
         except AnsweredError as error:
-            raise ConflictError(str(error), _spelled(Desk(folder, by))) from error
-        return _spelled(Desk(folder, by))
+            with tickets.at(folder, by) as desk:
+                raise ConflictError(str(error), _spelled(desk)) from error
+        with tickets.at(folder, by) as desk:
+            return _spelled(desk)
 
     def picture(set: str, image: str) -> Path:
         folder = place(set)

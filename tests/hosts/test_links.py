@@ -206,7 +206,8 @@ def test_the_picker_writes_through_no_link(taste, outside, name):
             return picture.status, [(one.status, await one.text()) for one in answers]
 
     picture, answers = asyncio.run(asked())
-    assert all(status == 400 for status, _ in answers[1:]), answers
+    # Where its pictures lie behind a link, a ticket waits for nobody, so that there is nothing to take back.
+    assert all(status == 400 or (name, status) == ("images", 409) for status, _ in answers[1:]), answers
     assert name == "images" or any("is a link to" in text for _, text in answers), answers
     assert picture == (404 if name == "images" else 200)
     assert all(path.read_bytes() == content for path, content in before.items()) and outside.path.is_dir()
