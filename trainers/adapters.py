@@ -199,8 +199,8 @@ class Adapters:
         told = [NOBODY if name is None else name for name in names]
 
         def tell(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            if len(args[0]) != len(told):
-                raise RowsDiffer(f"a batch of {len(told)} has {len(args[0])} rows in {type(layer).__name__}")
+            if not args or len(args[0]) != len(told):
+                raise RowsDiffer(f"{type(layer).__name__} is not given one row for each of {len(told)} samples")
             return args, {**kwargs, "adapter_names": told}
 
         layers = {id(layer): layer for name in set(names) for layer in self._carriers.get(name, ())}.values()
