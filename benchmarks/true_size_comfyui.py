@@ -106,7 +106,7 @@ def main(folder: Path, method: str, rank: int) -> None:
     prompts = [[list(layout.conditioning(generator))] for _ in range(3)]
     settings = {
         "model": model, "positive": prompts[:2], "negative": [prompts[2]], "prompts": "", "preview_every": 0,
-        "batch_size": 1, "warmup": 0, "gradient_checkpointing": True, "rank": rank, "precision": "bf16",
+        "batch_size": 1, "warmup": 0, "gradient_checkpointing": True, "rank": rank,
         "learning_rate": 1e-3, "keep": 1, "name": method,
     }  # fmt: skip
     began = time.perf_counter()
