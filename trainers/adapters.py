@@ -156,6 +156,8 @@ class Adapters:
         for layer in self._layers.values():
             if name in layer.lora_A:
                 down, up = layer.lora_A[name].float(), layer.lora_B[name].float()
+                if down.weight.is_meta:  # a dry run has no numbers
+                    continue
                 start = torch.empty(down.weight.shape)
                 nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
                 down.weight.data.copy_(start)

@@ -26,6 +26,7 @@ from torch import Tensor
 from ...trainers.dataset import Dataset
 from ...trainers.denoiser import Denoiser
 from ...trainers.export import weights_hash
+from ...trainers.weightless import bare
 from .. import conditions
 from ..conditions import Joined, Rejoins, shape_of
 from ..lora_files import LoraNames
@@ -64,7 +65,8 @@ class ComfyDenoiser(Rejoins, Denoiser):
             linear_kinds(network),
         )
         self.names = LoraNames.of_published(network)
-        self.base_hash = weights_hash(network.state_dict())
+        # An outline's weights have no numbers.
+        self.base_hash = "" if bare(network) else weights_hash(network.state_dict())
         self.architecture = ARCHITECTURES.get(kind := type(self._model.model_config).__name__, kind.lower())
         # Patches of attention and blocks stay in force.
         self._options = {
