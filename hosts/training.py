@@ -130,8 +130,8 @@ def run(
             timesteps = [round(float(denoiser.schedule.timestep(level)), 3) for level in student_levels(objective)]
             done, begun = trainer.done, trainer.begun
         finally:
-            # Optimisers, averages and the decoder too: the memory is wanted for looking at the LoRA's file.
-            trainer = objective = data = decode = decoder = pictures = None
+            # Optimisers, averages and the decoder, too: the memory is wanted for looking at the LoRA's file.
+            trainer = objective = data = decode = None
             denoiser.release()
     losses = column(inside(folder) / METRICS, "student_loss")
     if reducer is not None and reducer.rank:
