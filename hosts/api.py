@@ -44,6 +44,7 @@ For training:
 * `progress(total)`: object with `step(done, preview=None, text="")`; preview is a PIL image.
 * `check_cancelled()`: raises the host's own exception when the user has cancelled.
 * `free_memory() -> bytes | None`: of the accelerator; None where there is none.
+* `make_room()`: gives back what the host itself holds of the accelerator's memory, for another process.
 * `pin(tensor) -> bool`: makes memory of the host such that the device fetches from it by itself, False where it cannot
   or has no more to give; `unpin(tensor)` undoes that.
 * `bf16() -> bool`: whether networks had better compute in bf16 here; where a device only emulates it, they had not.

@@ -128,17 +128,20 @@ def run(
             base_hash, architecture = denoiser.base_hash, denoiser.architecture
             # Where a few-step student is called; whoever samples with the LoRA needs them.
             timesteps = [round(float(denoiser.schedule.timestep(level)), 3) for level in student_levels(objective)]
+            done, begun = trainer.done, trainer.begun
         finally:
+            # Optimisers, averages and the decoder, too: the memory is wanted for looking at the LoRA's file.
+            trainer = objective = data = decode = None
             denoiser.release()
     losses = column(inside(folder) / METRICS, "student_loss")
     if reducer is not None and reducer.rank:
-        return Result(lora, losses, None, folder, trainer.done)
-    path = None if trainer.done > trainer.begun else written(folder, host.loras_folder(), trainer.done)
+        return Result(lora, losses, None, folder, done)
+    path = None if done > begun else written(folder, host.loras_folder(), done)
     if path is None:
-        notes = metadata(config, trainer.done, name, architecture, base_hash, VERSION)
+        notes = metadata(config, done, name, architecture, base_hash, VERSION)
         path = write_lora(host.loras_folder(), name, lora, notes)
         written_down = {
-            "file": path.name, "sha256": _hash(path), "steps": trainer.done, "timesteps": timesteps,
+            "file": path.name, "sha256": _hash(path), "steps": done, "timesteps": timesteps,
             "base": _base(host, model),
         }  # fmt: skip
         write_json(inside(folder) / RESULT, written_down)
@@ -146,13 +149,13 @@ def run(
     if not changed > 0:
         path.unlink()
         raise TrainingFailed(
-            f"after {trainer.done} steps the LoRA changes nothing in this model's output, so no file was kept: raise "
+            f"after {done} steps the LoRA changes nothing in this model's output, so no file was kept: raise "
             f"learning_rate or steps. The run's state is in {folder}"
         )
     taken = "" if path.stem == name else f", since another file is called {name}.safetensors"
-    watcher.says(f"{trainer.done} steps: {path.name}{taken}")
+    watcher.says(f"{done} steps: {path.name}{taken}")
     _log.info("the LoRA of run %s is %s%s", folder.name, path, taken)
-    return Result(read_lora(path), losses, path, folder, trainer.done)
+    return Result(read_lora(path), losses, path, folder, done)
 
 
 def run_in_node(host: Any, model: Any, request: Request, *, watcher: Watcher, **given: Any) -> Result:

@@ -18,7 +18,7 @@ from .accumulation import Accumulation, square
 from .config import NONE, RunConfig, TrainingConfig
 from .data import Data
 from .denoiser import Denoiser
-from .files import locked, tensors, write_atomically, write_json
+from .files import locked, write_json, write_tensors
 from .folder import Inside, inside
 from .host_inputs import HostInputs
 from .objectives.contract import Batch, Loss, Objective, swapped
@@ -162,7 +162,7 @@ class Trainer:
         state.save(self.files / STATE, self.config, groups, counters)
         if self.settings.keep:
             path = self.files / "checkpoints" / f"step_{self.done:07d}.safetensors"
-            write_atomically(path, tensors(self.denoiser.to_file(self.lora())))
+            write_tensors(path, self.denoiser.to_file(self.lora()))
             for old in checkpoints(self.files)[: -self.settings.keep]:
                 old.remove()
 

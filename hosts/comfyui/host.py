@@ -60,6 +60,7 @@ progress = work.Progress
 check_cancelled = work.check_cancelled
 free_memory = work.free_memory
 bf16 = work.bf16
+make_room = work.make_room
 pin = work.pin
 unpin = work.unpin
 lora_names = work.lora_names

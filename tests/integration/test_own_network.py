@@ -7,6 +7,7 @@ import importlib.util
 import json
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,6 +74,39 @@ def test_only_what_patches_change_is_new(comfy, ours, host, loaded, sampled):
         denoiser.release()
     assert close(got, expected)
     assert torch.equal(sampled(patched, positive, x_of("sd3"), 0.7), expected)
+
+
+def test_a_job_finds_the_memory_that_comfyui_held(comfy, host, loaded, sampled):
+    model, positive = loaded("sd3")
+    sampled(model, positive, x_of("sd3"), 0.7)
+    assert comfy.model_management.current_loaded_models
+    host.make_room()
+    assert not comfy.model_management.current_loaded_models
+
+
+def test_looking_at_the_loras_effect_takes_no_second_set_of_weights(comfy, ours, host, loaded, tmp_path, monkeypatch):
+    model, positive = loaded("sd3")
+    with host.training_session():
+        denoiser, _ = ready(ours, host, model, positive, "sd3")
+        lora = denoiser.adapters.lora("student")
+        save_file(denoiser.to_file(lora), tmp_path / "some.safetensors")
+        save_file(denoiser.to_file({k: torch.zeros_like(v) for k, v in lora.items()}), tmp_path / "none.safetensors")
+        denoiser.release()
+    network = model.model.diffusion_model
+    kept, seen = sum(p.nbytes for p in network.parameters()), []
+    training = ours("hosts.comfyui.training")
+
+    class Looking(training.ComfyDenoiser):
+        def call(self, *args):
+            made = super().call(*args)
+            seen.append(sum(p.nbytes for p in self.network.parameters() if p.data_ptr() not in addresses(network)))
+            return made
+
+    monkeypatch.setattr(training, "ComfyDenoiser", Looking)
+    data = SimpleNamespace(latents=None, shape=x_of("sd3").shape[1:], entries=[tuple(positive[0])])
+    assert host.output_change(model, tmp_path / "some.safetensors", data) > 1e-3
+    assert host.output_change(model, tmp_path / "none.safetensors", data) == 0
+    assert len(seen) == 4 and max(seen) < 0.1 * kept
 
 
 def test_nothing_stays_of_a_merged_network(comfy, ours, host, loaded, tmp_path):
