@@ -72,7 +72,6 @@ NETWORKS: dict[str, Layout] = {
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "flow": ("flow", {}),
     "dmd2": ("dmd2", {"steps": 4, "ratio": 1}),
-    "dmd2, GAN": ("dmd2", {"steps": 4, "ratio": 1, "gan_weight": 0.005}),
     "tdm": ("tdm", {"steps": 4}),
     "dpo": ("dpo", {}),
 }

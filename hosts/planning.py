@@ -103,7 +103,9 @@ def counted(
         return made
 
     with host.training_session():
-        count = dry_run.run if whole else dry_run.count
+        # A discriminator looks at a share of the depth, which shallow copies do not have in the same place.
+        watched = getattr(config.objective, "gan_weight", 0) > 0
+        count = dry_run.run if whole or watched else dry_run.count
         found = count(outline, trainer, optimiser=config.training.optimiser)
     if remembered is not None:
         known[key] = asdict(found)

@@ -42,10 +42,12 @@ class HeadlessDenoiser(Rejoins, Denoiser):
         held = next(module.parameters()).dtype
         if compute is None and held == torch.float16:  # its gradients overflow
             compute = torch.bfloat16 if work.bf16() else torch.float32
-        if compute not in (None, held) and held != torch.float32:
+        if compute not in (None, held) and (held != torch.float32 or bare(module)):
             # Once, and not in every call; fp32 weights are left to autocast, which keeps the norms precise.
             self._made.dtype = compute
             module.to(compute)
+            compute = None
+        if bare(module):  # autocast does not know the meta device
             compute = None
         super().__init__(module, model.path, model.schedule, model.prediction, self._made.device, compute)
         self.model = model

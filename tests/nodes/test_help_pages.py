@@ -19,7 +19,8 @@ SECTIONS = ["When to use it", "Inputs", "Outputs", "Cost"]
 WITHOUT_PICTURE = {"RetortTrainingPlan", "RetortFewShotAdapt", "RetortPreferencePicker", "RetortPromptQueue"}
 # They carry files, numbers or several methods about; the pages of the methods name the papers.
 WITHOUT_PAPER = {
-    "RetortTrainingPlan", "RetortEmbeddedModel", "RetortCollectJob", "RetortLossChart", "RetortCombineRewards", "RetortScoreImages",
+    "RetortTrainingPlan",
+    "RetortEmbeddedModel", "RetortCollectJob", "RetortLossChart", "RetortCombineRewards", "RetortScoreImages",
     "RetortCompareModels", "RetortPreferenceSet", "RetortLabelPairs", "RetortSaveSearch", "RetortLoadSearch",
     "RetortLoadGaussianStatistics", "RetortPreferencePicker", "RetortPromptQueue", "RetortCaption",
     "RetortCompareImages",

@@ -1,0 +1,75 @@
+"""`retort plan` and the node Training Plan: a line for each card from a file's header alone."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+
+from retort.hosts import plan_report  # noqa: E402
+from retort.hosts.cli import app  # noqa: E402
+from retort.hosts.headless import host  # noqa: E402
+from retort.hosts.headless.layout_dit import flux_layout  # noqa: E402
+from retort.nodes.plan import RetortTrainingPlan  # noqa: E402
+
+_spec = importlib.util.spec_from_file_location(
+    "retort_tiny_pipelines", Path(__file__).parent / "headless" / "pipelines.py"
+)
+tiny = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tiny)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
+    network = tiny.flux(True)
+    published = tiny.published(network, flux_layout(network.config))
+    save_file({name: value.contiguous() for name, value in published.items()}, path)
+    return path
+
+
+def test_the_command_says_what_fits(file):
+    given = [str(file), "--width", "128", "--height", "64", "--rank", "2", "--tokens", "6", "--cards", "1, 24"]
+    said = CliRunner().invoke(app, ["plan", *given, "--method", "dmd2"])
+    assert said.exit_code == 0, said.output
+    first, *lines = said.output.strip().splitlines()
+    assert first.startswith("dmd2, rank 2, batch 1, adamw: base ")
+    assert [line.partition(": ")[0] for line in lines] == ["1 GB", "24 GB"]
+    assert all("the base stays on the card, peak about" in line for line in lines)
+
+
+def test_mistakes_are_one_message(file, tmp_path):
+    for given, message in (
+        ([str(tmp_path / "none.safetensors")], "there is no"),
+        ([str(file), "--method", "magic"], "method must be one of"),
+        ([str(file), "--cards", "a lot"], "cards must be sizes in GB"),
+        ([str(file), "--frames", "9"], "with --comfyui alone"),
+        ([str(file), "--method", "align_prop", "--tokens", "6"], "connect `reward`"),
+    ):
+        said = CliRunner().invoke(app, ["plan", *given])
+        assert said.exit_code == 2 and message in said.output.replace("\n", " "), (given, said.output)
+
+
+def test_the_node_says_the_same(file):
+    model, entry, shape = host.from_header(file, 128, 64, tokens=6)
+    out = RetortTrainingPlan.execute(
+        model, [list(entry)], {"samples": torch.zeros(1, *shape)}, "dpo", 2, 1, "adafactor", "8, 12"
+    )
+    text = out.args[0]
+    assert text.splitlines()[0].startswith("dpo, rank 2, batch 1, adafactor: base ")
+    assert len(text.splitlines()) == 3
+
+
+def test_what_does_not_fit_says_what_to_change(file, monkeypatch):
+    monkeypatch.setattr(plan_report.planning, "with_measures", lambda *_: ())
+    model, entry, shape = host.from_header(file, 512, 512, tokens=6)
+    config = plan_report.settings("flow", 2, 64, "adamw")
+    text = plan_report.report(host, model, config, plan_report.sample("flow", entry, shape), [1])
+    assert "1 GB: does not fit (" in text and text.splitlines()[-1].startswith("To make it smaller: lower batch_size")
