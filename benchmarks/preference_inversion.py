@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..hosts.assembly import add_adapters, encode
 from ..hosts.headless import embedded, host
-from ..hosts.training import add_adapters, encode
 from ..models import loader
 from ..trainers.methods import read_config
 from ..trainers.objectives.contract import Batch, swapped

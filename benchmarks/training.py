@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 
+from ..hosts.assembly import add_adapters, encode
 from ..hosts.headless import embedded, host
 from ..hosts.headless.families import SD3, as_model, coordinates
 from ..hosts.headless.model import Model
-from ..hosts.training import add_adapters, encode
 from ..trainers.adapters import LoraConfig
 from ..trainers.config import RunConfig, TrainingConfig
 from ..trainers.dataset import Dataset

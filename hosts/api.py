@@ -32,6 +32,8 @@ For training:
   `encode(conditioning, shape, input="positive")` (what `join` takes; shape (1, C, H, W)), `latents_in(samples)`,
   `latents_out(x0)`, `preview(x0) -> IMAGE` without a VAE, `to_file(lora)` and `from_file(state)` (names in LoRA files),
   `base_hash`, `architecture` and `release()`. ValueError for patches that cannot be trained through.
+* `outline(model, compute=None) -> trainers.dry_run.Outline`: the same without its weights, none of which is read, and
+  `outlined_decoder(vae)` likewise: for counting what a run takes (`hosts.planning`).
 * `training_session()`: context in which gradients flow, under whatever mode the node runs.
 * `empty_latent_shape(model, samples) -> (C, ...)`: of the latents that an empty LATENT stands for.
 * `encode_text(clip, text) -> CONDITIONING`, `encode_images(vae, images) -> LATENT`, `decode(vae, samples) -> IMAGE`.
@@ -40,6 +42,7 @@ For training:
 * `progress(total)`: object with `step(done, preview=None, text="")`; preview is a PIL image.
 * `check_cancelled()`: raises the host's own exception when the user has cancelled.
 * `free_memory() -> bytes | None`: of the accelerator; None where there is none.
+* `make_room()`: gives back what the host itself holds of the accelerator's memory, for another process.
 * `pin(tensor) -> bool`: makes memory of the host such that the device fetches from it by itself, False where it cannot
   or has no more to give; `unpin(tensor)` undoes that.
 * `bf16() -> bool`: whether networks had better compute in bf16 here; where a device only emulates it, they had not.

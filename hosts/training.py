@@ -8,23 +8,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..restoration.perceptual import feature_distance
 from ..rewards.contract import Reward
-from ..rewards.scoring import score
-from ..trainers.adapters import LoraConfig
 from ..trainers.checkpointing import units
 from ..trainers.config import RunConfig
-from ..trainers.data import Data, Degrade
-from ..trainers.dataset import Dataset, Entry
-from ..trainers.decoder import Decoder
+from ..trainers.dataset import Dataset
 from ..trainers.export import VERSION, metadata, read_lora, write_lora
 from ..trainers.files import check_writable, checked_name, write_json
 from ..trainers.folder import Inside, inside
@@ -34,19 +28,18 @@ from ..trainers.log_file import METRICS, column
 from ..trainers.loop import Reducer, Stopped, Trainer, TrainingFailed
 from ..trainers.memory import size, weights
 from ..trainers.methods import METHODS
-from ..trainers.objectives.contract import Batch, Draws, Objective
+from ..trainers.objectives.contract import Objective
 from ..trainers.objectives.dmd2 import DMD2
-from ..trainers.objectives.preference import LOSER, STRENGTH
 from ..trainers.objectives.tdm import TDM
 from ..trainers.offload import blocks_to_stream
 from ..trainers.origin import origin
+from ..trainers.planning import Forecast, problem
 from ..trainers.strangers import read_json
 from ..trainers.watch import Watcher, open_picture
-from .rewards import perceptual_network
+from . import planning
+from .assembly import add_adapters, encode, furnish, precision
 
-FAKE_SEED = 1  # added to the run's seed for the fake score's adapter; further adapters count on
 RESULT = "result.json"
-PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _log = logging.getLogger("retort.training")
 
 
@@ -103,27 +96,18 @@ def run(
             _check_reward(each, vae, request)
     for needed in (folder, host.loras_folder()):
         check_writable(needed)
+    forecast = planning.forecast(host, model, config, request.dataset, vae, (reward, second))
     with host.training_session():
         denoiser = host.trainable(model, precision(config))
         try:
-            objective, decoder = METHODS[config.method].objective(config.objective, denoiser), None
+            objective = METHODS[config.method].objective(config.objective, denoiser)
             add_adapters(denoiser, config, objective, request.start)
-            place(host, denoiser, config)
+            forecast = place(host, denoiser, config, forecast)
+            if forecast is not None:
+                watcher.says(f"memory: {forecast.plan}")
             data = encode(denoiser, request.dataset)
-            if METHODS[config.method].pictures:
-                data.degrade = _degrade(host, objective, denoiser, request.dataset, vae)
-                if config.objective.feature_weight:
-                    decoder = host.differentiable_decoder(vae)
-                    objective.features = _feature_distance(host, config.objective.features, decoder, denoiser)
+            furnish(host, objective, denoiser, data, config, vae, (reward, second))
             decode = denoiser.preview if vae is None else (lambda x0: host.decode(vae, denoiser.latents_out(x0)))
-            if METHODS[config.method].reward == "differentiable" and reward is not None:
-                decoder = host.differentiable_decoder(vae)
-            # Without a gradient, the VAE that everybody uses, where the host places it.
-            pictures = decoder or (lambda samples: host.decode(vae, samples))
-            if reward is not None:
-                objective.reward = _latent_reward(reward, pictures, denoiser)
-            if second is not None:
-                objective.second = _latent_reward(second, pictures, denoiser)
             names = [each.name for each in (reward, second) if each is not None]
             started_on = origin(denoiser.base_hash, request.dataset, request.start, " and ".join(names) or None)
             trainer = Trainer(
@@ -134,26 +118,30 @@ def run(
                 folder,
                 watcher,
                 decode,
-                host.free_memory,
                 reducer,
                 started_on,
-                decoder,
+                forecast,
             )
+            if forecast is not None:
+                planning.furnish_measures(trainer, forecast.measures)
             lora = denoiser.to_file(trainer.train())
             base_hash, architecture = denoiser.base_hash, denoiser.architecture
             # Where a few-step student is called; whoever samples with the LoRA needs them.
             timesteps = [round(float(denoiser.schedule.timestep(level)), 3) for level in student_levels(objective)]
+            done, begun = trainer.done, trainer.begun
         finally:
+            # Optimisers, averages and the decoder, too: the memory is wanted for looking at the LoRA's file.
+            trainer = objective = data = decode = None
             denoiser.release()
     losses = column(inside(folder) / METRICS, "student_loss")
     if reducer is not None and reducer.rank:
-        return Result(lora, losses, None, folder, trainer.done)
-    path = None if trainer.done > trainer.begun else written(folder, host.loras_folder(), trainer.done)
+        return Result(lora, losses, None, folder, done)
+    path = None if done > begun else written(folder, host.loras_folder(), done)
     if path is None:
-        notes = metadata(config, trainer.done, name, architecture, base_hash, VERSION)
+        notes = metadata(config, done, name, architecture, base_hash, VERSION)
         path = write_lora(host.loras_folder(), name, lora, notes)
         written_down = {
-            "file": path.name, "sha256": _hash(path), "steps": trainer.done, "timesteps": timesteps,
+            "file": path.name, "sha256": _hash(path), "steps": done, "timesteps": timesteps,
             "base": _base(host, model),
         }  # fmt: skip
         write_json(inside(folder) / RESULT, written_down)
@@ -161,13 +149,13 @@ def run(
     if not changed > 0:
         path.unlink()
         raise TrainingFailed(
-            f"after {trainer.done} steps the LoRA changes nothing in this model's output, so no file was kept: raise "
+            f"after {done} steps the LoRA changes nothing in this model's output, so no file was kept: raise "
             f"learning_rate or steps. The run's state is in {folder}"
         )
     taken = "" if path.stem == name else f", since another file is called {name}.safetensors"
-    watcher.says(f"{trainer.done} steps: {path.name}{taken}")
+    watcher.says(f"{done} steps: {path.name}{taken}")
     _log.info("the LoRA of run %s is %s%s", folder.name, path, taken)
-    return Result(read_lora(path), losses, path, folder, trainer.done)
+    return Result(read_lora(path), losses, path, folder, done)
 
 
 def run_in_node(host: Any, model: Any, request: Request, *, watcher: Watcher, **given: Any) -> Result:
@@ -217,11 +205,6 @@ def student_levels(objective: Objective) -> list[Tensor]:
     return list(objective.grids[objective.config.steps][:-1]) if isinstance(objective, TDM) else []
 
 
-def precision(config: RunConfig) -> torch.dtype | None:
-    """The network's arithmetic; None leaves it as the host samples, as far as gradients allow."""
-    return PRECISION.get(config.training.precision)
-
-
 def written(folder: Path, loras: Path, steps: int) -> Path | None:
     """The LoRA that a run has written after so many steps, None when there is none or it is no longer as it was."""
     try:
@@ -246,57 +229,25 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def add_adapters(denoiser: Any, config: RunConfig, objective: Objective, start: dict[str, Tensor] | None) -> None:
-    """The adapters that the method's players name; the student begins as `start` where one is given."""
-    lora: LoraConfig = config.lora
-    denoiser.adapters.add("student", lora, config.training.seed)
-    fake = replace(lora, rank=config.training.fake_rank or lora.rank, alpha=0.0, dropout=0.0)
-    others = [player.adapter for player in objective.players.values() if player.adapter != "student"]
-    for number, name in enumerate(others):
-        denoiser.adapters.add(name, fake, config.training.seed + FAKE_SEED + number)
-    if start is not None:
-        denoiser.adapters.load_lora("student", denoiser.from_file(start))
+def place(host: Any, denoiser: Any, config: RunConfig, forecast: Forecast | None) -> Forecast | None:
+    """Bring the network to the device, and let as many of its blocks wait in host memory as `offload` says.
 
-
-def place(host: Any, denoiser: Any, config: RunConfig) -> None:
-    """Bring the network to the device, and let as many of its blocks wait in host memory as `offload` says."""
-    network = denoiser.network
-    count = blocks_to_stream(config.training, len(units(network)), weights(network), host.free_memory())
+    The forecast with what is free by now. TrainingFailed, before anything is there, for a run that has no room.
+    """
+    network, free = denoiser.network, host.free_memory()
+    if forecast is None:
+        count = blocks_to_stream(config.training, len(units(network)), weights(network), free)
+    else:
+        forecast = replace(forecast, free=free).settled
+        refused = problem(forecast.plan, config.training)
+        if refused:
+            raise TrainingFailed(refused)
+        count = forecast.plan.streamed
     denoiser.place(count, host.pin, host.unpin)
     if count:
         ring = denoiser.ring
         _log.info("%d of %d blocks are streamed, %s", ring.count, len(ring.blocks), size(ring.streamed_bytes))
-
-
-def encode(denoiser: Any, dataset: Dataset) -> Data:
-    """The data set as the network takes it; equal prompts of equal size are encoded once."""
-    shapes = [tuple(t.shape) for t in dataset.latents] if dataset.latents is not None else [dataset.shape]
-    known: dict[tuple[int, Any], Any] = {}
-
-    def cond(entry: Entry, shape: Any, input: str = "positive") -> Any:
-        key = (id(entry[0]), shape)
-        if key not in known:
-            known[key] = denoiser.encode([list(entry)], (1, *shape), input)
-        return known[key]
-
-    each = shapes if dataset.latents is not None else shapes * len(dataset.entries)
-    return Data(
-        conds=[cond(entry, shape) for entry, shape in zip(dataset.entries, each, strict=True)],
-        prompts=dataset.prompts,
-        uncond=None if dataset.negative is None else cond(dataset.negative, shapes[0], "negative"),
-        unconds={}
-        if dataset.negative is None
-        else {s: cond(dataset.negative, s, "negative") for s in dict.fromkeys(shapes)},
-        latents=None if dataset.latents is None else [denoiser.latents_in(t[None])[0] for t in dataset.latents],
-        shape=dataset.shape,
-        pictures=dataset.pictures,
-        columns={}
-        if dataset.losers is None
-        else {
-            LOSER: [denoiser.latents_in(t[None])[0] for t in dataset.losers],
-            STRENGTH: [torch.tensor(s) for s in dataset.strengths or []],
-        },
-    )
+    return forecast
 
 
 def _check_reward(reward: Reward, vae: Any, request: Request) -> None:
@@ -318,35 +269,6 @@ def _check_reward(reward: Reward, vae: Any, request: Request) -> None:
             f"the reward {reward.name} reads prompts, and encoded ones cannot be read: type them in `prompts` and "
             "disconnect `positive`"
         )
-
-
-def _latent_reward(reward: Reward, pictures: Callable[[Tensor], Tensor], denoiser: Any) -> Callable[..., Tensor]:
-    def scored(x0: Tensor, prompts: tuple[str, ...], batch: Batch) -> Tensor:
-        return score(reward, pictures(denoiser.latents_out(x0)), list(prompts)).to(x0.device)
-
-    return scored
-
-
-def _degrade(host: Any, objective: Any, denoiser: Any, dataset: Dataset, vae: Any) -> Degrade:
-    """Degrades with the objective, encodes with the VAE where the host places it."""
-    if dataset.pictures is None or vae is None:
-        raise ValueError("a restorer learns from pictures, which it degrades and encodes: connect `images` and `vae`")
-
-    def degraded(images: Tensor, draws: Draws) -> Tensor:
-        return denoiser.latents_in(host.encode_images(vae, objective.spoil(images, draws))["samples"])
-
-    return degraded
-
-
-def _feature_distance(host: Any, name: str, decode: Decoder, denoiser: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    network = perceptual_network(host, name).to(denoiser.device)
-
-    def distance(x0: Tensor, clean: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = network(decode(denoiser.latents_out(clean)).to(denoiser.device))
-        return feature_distance(network(decode(denoiser.latents_out(x0)).to(denoiser.device)), wanted)
-
-    return distance
 
 
 class HostWatcher:

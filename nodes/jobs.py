@@ -51,7 +51,8 @@ class RetortTrainingJob(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Starts a training that runs beside ComfyUI and goes on when ComfyUI ends; the queue is free at once. "
-                "Queue it again to go on with a job that was stopped. It needs memory beside whatever ComfyUI holds."
+                "Queue it again to go on with a job that was stopped. ComfyUI gives up what it "
+                "holds of the GPU when it starts."
             ),
             search_aliases=[*ALIASES, "distil", "dmd2", "dpo", "background", "multi gpu", "accelerate"],
             is_input_list=True,
@@ -103,6 +104,7 @@ class RetortTrainingJob(io.ComfyNode):
             starter.write_job(
                 host, folder, settings["model"], request, settings.get("vae"), "" if start == NOTHING else start
             )
+            host.make_room()  # the job is another process, and would find only what is left
             starter.start(folder, host.job_arguments(), processes)
             status = read_status(folder)
         return io.NodeOutput(run, str(status), ui=ui.PreviewText("\n".join([f"{run}: {status}", *problems])))

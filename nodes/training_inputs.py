@@ -172,7 +172,7 @@ def common_inputs(name: str, steps: int, rate: float, rank: int, fake: bool = Tr
             options=["auto", "fp32", "bf16"],
             default="auto",
             advanced=True,
-            tooltip="Arithmetic of the network; adapters are always fp32. auto: bf16 on a GPU.",
+            tooltip="Arithmetic of the network; adapters are always fp32. auto: as ComfyUI samples, but never in fp16.",
         ),
         io.Float.Input(
             "prompt_dropout",

@@ -156,6 +156,8 @@ class Adapters:
         for layer in self._layers.values():
             if name in layer.lora_A:
                 down, up = layer.lora_A[name].float(), layer.lora_B[name].float()
+                if down.weight.is_meta:  # a dry run has no numbers
+                    continue
                 start = torch.empty(down.weight.shape)
                 nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
                 down.weight.data.copy_(start)
@@ -199,8 +201,8 @@ class Adapters:
         told = [NOBODY if name is None else name for name in names]
 
         def tell(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            if len(args[0]) != len(told):
-                raise RowsDiffer(f"a batch of {len(told)} has {len(args[0])} rows in {type(layer).__name__}")
+            if not args or len(args[0]) != len(told):
+                raise RowsDiffer(f"{type(layer).__name__} is not given one row for each of {len(told)} samples")
             return args, {**kwargs, "adapter_names": told}
 
         layers = {id(layer): layer for name in set(names) for layer in self._carriers.get(name, ())}.values()

@@ -130,15 +130,6 @@ def unprecede(module: nn.Module) -> None:
         _unwrap(module, Preceded)
 
 
-def begin(forward: Callable[..., Any]) -> None:
-    """Do what precedes a unit, by its forward, for who runs its class's own."""
-    inner: Any = forward
-    while isinstance(inner, Checkpointed | Preceded):
-        if isinstance(inner, Preceded):
-            inner.first()
-        inner = inner.forward
-
-
 def _unwrap(module: nn.Module, kind: type[Checkpointed] | type[Preceded]) -> None:
     if isinstance(module.forward, kind):
         inner = module.forward.forward

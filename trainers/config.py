@@ -37,7 +37,7 @@ class TrainingConfig:
     noise_scale_target: eta of the norm test that lets accumulation grow (0 = plain accumulation), up to
     accumulation_cap. learning_rate: the student's peak; decay: its course after `warmup` steps. max_grad_norm: to which
     each player's gradient is clipped (0 = off). ema: rate of the averaged weights, which become the LoRA (0 = off).
-    precision: auto takes bf16 on a GPU and fp32 elsewhere. prompt_dropout: share of samples that see the empty prompt.
+    precision: auto is the host's own, but never fp16. prompt_dropout: share of samples that see the empty prompt.
     save_every (steps), save_minutes: whichever comes first (0 = never). keep: how many LoRA checkpoints stay.
     preview_every: steps (0 = never); previews: how many pictures. fake_rank: rank of the fake score's adapter (0 = the
     student's). slow_repeats: how often images come in each lap that are still learnt badly after slow_after steps (1 =

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -9,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from .folder import Inside, alone, inside, part_name
 
 # What is added to a name (".safetensors", "_export", a number, a temporary ending) must fit into 255 bytes with it.
 NAME_BYTES, NAME_LENGTH = 230, 120
+# How the library, which has no class for it, says that a disk is full: Linux and macOS, Windows.
+DISK_FULL = ("os error 28", "os error 112")
 TYPES = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint8, torch.bool,
@@ -38,6 +42,21 @@ def write_json(path: Path | Inside, value: Mapping[str, Any]) -> None:
 
 def tensors(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """A safetensors file's content; tensors that share memory are written once each."""
+    return save(_plain(state), dict(metadata) if metadata else None)
+
+
+def write_tensors(path: Path | Inside, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file of these tensors, atomically and without a second copy of them. OSError names the file."""
+    with alone(path).fresh() as handle:
+        try:
+            # By the name of the file that was just made: the library writes no open file.
+            save_file(_plain(state), handle.name, dict(metadata) if metadata else None)
+        except SafetensorError as error:
+            full = any(sign in str(error) for sign in DISK_FULL)
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     plain: dict[str, Tensor] = {}
     seen: set[int] = set()
     for key, value in state.items():
@@ -45,7 +64,7 @@ def tensors(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = No
         place = tensor.untyped_storage().data_ptr()
         plain[key] = tensor.clone() if place in seen else tensor
         seen.add(place)
-    return save(plain, dict(metadata) if metadata else None)
+    return plain
 
 
 def refuse_types(state: Mapping[str, Tensor]) -> None:

@@ -17,15 +17,14 @@ from . import checkpointing, memory, offload, pairs, previews, slow, state
 from .accumulation import Accumulation, square
 from .config import NONE, RunConfig, TrainingConfig
 from .data import Data
-from .decoder import Decoder
 from .denoiser import Denoiser
-from .files import locked, tensors, write_atomically, write_json
+from .files import locked, write_json, write_tensors
 from .folder import Inside, inside
 from .host_inputs import HostInputs
 from .objectives.contract import Batch, Loss, Objective, swapped
-from .objectives.sampled import Sampled
 from .order import Order
 from .origin import recognise
+from .planning import Forecast, Truth
 from .players import Runner
 from .processes import Alone, Reducer
 from .streaming import Ring
@@ -49,9 +48,9 @@ class Trainer:
 
     denoiser: with the adapters that the objective's players name. folder: the run's own, where state, metrics and
     previews lie; a state found there is continued (ValueError when its settings differ). decode: latents in the
-    network's scale to pictures (B, H, W, 3), for previews. free: bytes of memory left on the device. origin: what the
-    run is started on (`trainers.origin`); a run that was started on something else is not continued. decoder: what the
-    objective's gradients of pictures pass, to be counted. `done` counts steps, `begun` is where this attempt began.
+    network's scale to pictures (B, H, W, 3), for previews. origin: what the
+    run is started on (`trainers.origin`); a run that was started on something else is not continued. forecast: of its
+    memory, which the first step corrects. `done` counts steps, `begun` is where this attempt began.
     """
 
     def __init__(
@@ -63,18 +62,17 @@ class Trainer:
         folder: Path | Inside,
         watcher: Watcher | None = None,
         decode: Callable[[Tensor], Tensor] | None = None,
-        free: Callable[[], int | None] = lambda: None,
         reducer: Reducer | None = None,
         origin: Mapping[str, Any] | None = None,
-        decoder: Decoder | None = None,
+        forecast: Forecast | None = None,
     ):
         self.denoiser, self.objective, self.data, self.config = denoiser, objective, data, config
         self.files = inside(folder)  # no link in it is followed
         self.folder = self.files.path
         self.watcher: Watcher = watcher or Silent()
-        self.decode, self.free = decode, free
+        self.decode = decode
         self.reducer: Reducer = reducer or Alone()
-        self.origin, self.decoder = origin, decoder
+        self.origin, self.forecast = origin, forecast
         self.settings: TrainingConfig = config.training
         self.done = self.begun = self.position = 0
         self.accumulation = Accumulation(self.settings)
@@ -110,10 +108,11 @@ class Trainer:
 
     # ---- set-up ----------------------------------------------------------------------------------
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
+        """Everything before the first step but what is on disk: checkpoints, teacher pairs, heads, optimisers."""
         if self.settings.gradient_checkpointing:
             checkpointing.enable(self.denoiser.network)
-        if self.objective.pairs:
+        if self.objective.pairs and not self.data.pairs:
             if self.reducer.rank:  # they are made by the first process, and read by the others
                 self.reducer.any(False)
             self.data.pairs = pairs.make(
@@ -163,7 +162,7 @@ class Trainer:
         state.save(self.files / STATE, self.config, groups, counters)
         if self.settings.keep:
             path = self.files / "checkpoints" / f"step_{self.done:07d}.safetensors"
-            write_atomically(path, tensors(self.denoiser.to_file(self.lora())))
+            write_tensors(path, self.denoiser.to_file(self.lora()))
             for old in checkpoints(self.files)[: -self.settings.keep]:
                 old.remove()
 
@@ -207,13 +206,7 @@ class Trainer:
                     recognise(self.files, self.origin, (self.files / STATE).is_file())
             if self.settings.slow_repeats > 1:
                 self.data.repeat(slow.repeats(self._scout, self.objective, self.config, self.files, self.watcher))
-            self._prepare()
-            # Before resuming, whose averages would count twice.
-            if self.free() is not None:
-                found, problem = offload.settled(self.denoiser.ring, self._estimate, self.free, self.settings)
-                if problem:
-                    raise TrainingFailed(problem)
-                self.watcher.says(f"memory: {found}")
+            self.prepare()
             going_on = self.resume()
             self._agree()
             if not going_on and not self.reducer.rank:
@@ -226,15 +219,11 @@ class Trainer:
                     log.close()
             return self.lora()
 
-    def _estimate(self) -> memory.Estimate:
-        calls = self.objective.held if isinstance(self.objective, Sampled) else 1
-        return memory.estimate(self.denoiser, self.data, self.runners.values(), self.settings, calls, self.decoder)
-
     def _scout(self, config: RunConfig, folder: Inside, watcher: Watcher) -> Trainer:
         """A run of its own with the same network and data."""
         return Trainer(
             self.denoiser, self.objective, self.data, config, folder, watcher,
-            free=self.free, reducer=self.reducer, origin=self.origin, decoder=self.decoder,
+            reducer=self.reducer, origin=self.origin, forecast=self.forecast,
         )  # fmt: skip
 
     def _agree(self) -> None:
@@ -270,8 +259,12 @@ class Trainer:
         settings, saved_at = self.settings, time.monotonic()
         saved = self.done  # before the first step there is nothing to lose
         try:
+            truth = Truth(self.denoiser.device)
             while self.done < settings.steps:
-                metrics = offload.enough_room(self._step, self._spare, self._begin_again, self.watcher.says)
+                metrics = offload.enough_room(self.step, self._spare, self._begin_again, self.watcher.says)
+                if self.done == self.begun + 1:
+                    ring, spare = self.denoiser.ring, self._spare()
+                    self.forecast = offload.corrected(self.forecast, ring, spare, truth.peak, self.watcher.says)
                 if log:
                     log.add(self.done, metrics)
                 self.watcher.step(self.done, settings.steps, metrics)
@@ -302,7 +295,8 @@ class Trainer:
         if self.done > self.begun:
             self.save()
 
-    def _step(self) -> dict[str, float]:
+    def step(self) -> dict[str, float]:
+        """One step, and its numbers."""
         began = time.perf_counter()
         step, settings = self.done, self.settings
         batches = self.order.batches(self.position, self.accumulation.groups, step)

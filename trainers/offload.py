@@ -7,8 +7,10 @@ from typing import TypeVar
 
 import torch
 
+from . import planning
 from .config import AUTO, NONE, TrainingConfig
-from .memory import Estimate, ran_out, too_much
+from .memory import ran_out
+from .planning import Forecast
 from .streaming import Ring
 
 Outcome = TypeVar("Outcome")
@@ -23,33 +25,6 @@ def blocks_to_stream(config: TrainingConfig, blocks: int, weights: int, free: in
         return min(int(config.offload), blocks)
     fits = free is None or weights <= free
     return 0 if fits or config.offload == NONE or not config.gradient_checkpointing else blocks
-
-
-def settled(
-    ring: Ring | None, estimate: Callable[[], Estimate], free: Callable[[], int | None], config: TrainingConfig
-) -> tuple[Estimate, str | None]:
-    """What a run will need beside its weights, and what to tell the user where that does not fit.
-
-    With auto all blocks are streamed before that is said.
-    """
-
-    def tried() -> tuple[Estimate, str | None]:
-        found, left = estimate(), free()
-        return found, None if left is None else too_much(found, left, config)
-
-    if ring is None or config.offload != AUTO or not config.gradient_checkpointing or ring.count == len(ring.blocks):
-        return tried()
-    try:
-        found, problem = tried()
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
-            raise
-        problem = "memory ran out"
-    if problem:
-        ring.stream(len(ring.blocks))
-        forget_unused(ring.device)
-        return tried()
-    return found, None
 
 
 def enough_room(
@@ -75,6 +50,23 @@ def enough_room(
         forget_unused(ring.device)
         ring.more()
         says(f"memory ran out: {ring.count} of {len(ring.blocks)} blocks are streamed from host memory from now on")
+
+
+def corrected(
+    forecast: Forecast | None, ring: Ring | None, spare: Ring | None, measured: int | None, says: Callable[[str], None]
+) -> Forecast | None:
+    """The forecast by what a run's first step took, after which as many blocks are streamed as that asks for.
+
+    spare: the ring where more may be streamed now, else None. measured: bytes, None where nothing measures them.
+    """
+    if forecast is None or ring is None or measured is None:
+        return forecast
+    found, count = planning.corrected(forecast, ring.count, measured)
+    if spare is not None and count != ring.count:
+        ring.stream(count)
+        forget_unused(ring.device)
+    says(f"memory after the first step: {found.with_streamed(ring.count)}")
+    return found
 
 
 def forget_unused(device: torch.device) -> None:

@@ -29,7 +29,9 @@ def make(
     none.
     """
     if name == "adamw":
-        return torch.optim.AdamW(weights, lr=rate, betas=betas, weight_decay=weight_decay, fused=True)
+        # One kernel for all, which the meta device of a dry run does not have.
+        fused = not weights[0].is_meta
+        return torch.optim.AdamW(weights, lr=rate, betas=betas, weight_decay=weight_decay, fused=fused)
     if name == "adamw8bit":
         return _adamw8bit(weights, rate, betas, weight_decay)
     if name == "adafactor":

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .config import MOST_STEPS, RunConfig, differences
-from .files import refuse_types, tensors, write_atomically
+from .files import refuse_types, write_tensors
 from .folder import Inside, alone
 from .optimisers import LEARNT, WHOLE, expected_state, rebuilt
 from .strangers import parse
@@ -30,7 +30,7 @@ def save(
         "config": json.dumps(config.to_json()),
         "counters": json.dumps(dict(counters)),
     }
-    write_atomically(path, tensors(flat, metadata))
+    write_tensors(path, flat, metadata)
 
 
 def load(path: Path | Inside, config: RunConfig | None) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

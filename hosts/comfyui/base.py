@@ -10,8 +10,8 @@ from typing import Any
 import comfy.sd
 import torch
 from comfy.model_sampling import ModelSamplingFlux
-from safetensors.torch import save_file
 
+from ...trainers.files import write_tensors
 from ...trainers.folder import inside
 from . import embedded, photographs
 from .coordinates import path_of, prediction_of, with_shift
@@ -46,10 +46,7 @@ def save_merged(model, path: Path) -> dict[str, Any]:
     base = own_network(model).model
     with torch.inference_mode(False):
         made = base.state_dict_for_saving(base.diffusion_model.state_dict())
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in made.items()}
-    with (inside(path.parent) / path.name).fresh() as handle:
-        # By the name of the file that was just made: the library writes no open file, and the bytes may be many.
-        save_file(tensors, handle.name)
+        write_tensors(inside(path.parent) / path.name, made)
     return what
 
 

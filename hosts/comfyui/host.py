@@ -34,6 +34,7 @@ from . import (
     work,
 )
 from . import embedded as _embedded
+from . import outline as _outline
 from . import search as _search
 from .coordinates import Prediction, path_of, prediction_of
 from .coordinates import with_shift as with_shift
@@ -44,6 +45,8 @@ NAME = "comfyui"
 
 embedded = _embedded.load
 trainable = training.trainable
+outline = _outline.Outline
+outlined_decoder = _outline.outlined_decoder
 training_session = training.training_session
 empty_latent_shape = training.empty_latent_shape
 output_change = training.output_change
@@ -55,6 +58,7 @@ progress = work.Progress
 check_cancelled = work.check_cancelled
 free_memory = work.free_memory
 bf16 = work.bf16
+make_room = work.make_room
 pin = work.pin
 unpin = work.unpin
 lora_names = work.lora_names

@@ -22,11 +22,12 @@ from .coordinates import path_of
 Named = Iterator[tuple[nn.Module, str, Tensor]]
 
 
-def own_network(model):
-    """A ModelPatcher of its own for a MODEL, in host memory and outside inference mode, its patches in the weights.
+def own_network(model, baked: bool = True):
+    """A ModelPatcher of its own for a MODEL, in host memory and outside inference mode.
 
-    The MODEL is unloaded first and stays as it is. ValueError for patches that cannot be kept, for weights of a kind
-    that cannot be shared, and for a MODEL that is streamed from a file which its loader does not name.
+    baked: with the patches in the weights; else they are the patcher's, as they are the MODEL's. The MODEL is unloaded
+    first and stays as it is. ValueError for patches that cannot be kept, for weights of a kind that cannot be shared,
+    and for a MODEL that is streamed from a file which its loader does not name.
     """
     path_of(model.get_model_object("model_sampling"))
     with torch.inference_mode(False):
@@ -41,11 +42,26 @@ def own_network(model):
         for name, functions in patcher.weight_wrapper_patches.items():
             layer, _, kind = name.rpartition(".")
             getattr(comfy.utils.get_attr(base, layer), f"{kind}_function").extend(functions)
-        for name in patcher.patches:
+        for name in patcher.patches if baked else ():
             # One weight at a time, where ComfyUI computes it and as it does, so that it is the same to the bit.
             weight = patcher.patch_weight_to_device(name, device_to=patcher.load_device, return_weight=True)
             comfy.utils.set_attr_param(base, name, weight.to(patcher.offload_device))
     return patcher
+
+
+def load_sparingly(patcher) -> None:
+    """Let a patcher of one's own compute with its weights left in host memory, its patches added as each layer runs.
+
+    As ComfyUI does it where memory is short: neither a second set of weights nor room for the network on the device.
+    """
+    base, device = patcher.model, patcher.load_device
+    patcher.patch_model(device, lowvram_model_memory=1)  # 0 would mean all
+    for part in base.children():
+        if part is not base.diffusion_model:
+            part.to(device)
+    for module, name, weight in named_weights(base.diffusion_model):
+        if not isinstance(module, comfy.ops.CastWeightBiasOp):
+            _put(module, name, weight, weight.to(device))
 
 
 def _mapped_again(model) -> nn.Module:
@@ -62,7 +78,7 @@ def _mapped_again(model) -> nn.Module:
         # The file may hold another precision; ComfyUI converts each weight when it streams it.
         wanted = vars(module).get(f"{name}_comfy_model_dtype")
         if wanted not in (None, weight.dtype) and not hasattr(weight, "__tensor_flatten__"):
-            _convert(module, name, weight, wanted)
+            _put(module, name, weight, weight.to(wanted))
     return base
 
 
@@ -117,9 +133,8 @@ def named_weights(network: nn.Module) -> Named:
         yield from ((module, name, weight) for name, weight in here)
 
 
-def _convert(module: nn.Module, name: str, weight: Tensor, dtype: torch.dtype) -> None:
-    made = weight.to(dtype)
-    setattr(module, name, nn.Parameter(made, requires_grad=False) if isinstance(weight, nn.Parameter) else made)
+def _put(module: nn.Module, name: str, before: Tensor, weight: Tensor) -> None:
+    setattr(module, name, nn.Parameter(weight, requires_grad=False) if isinstance(before, nn.Parameter) else weight)
 
 
 def linear_kinds(network: nn.Module) -> tuple[type[nn.Module], ...]:
@@ -152,7 +167,7 @@ def set_precision(base: nn.Module, compute: torch.dtype | None) -> None:
         for module, name, weight in named_weights(network):
             # Tables that a network keeps in fp32 beside weights of 16 bits need their precision.
             if weight.dtype == held and (isinstance(weight, nn.Parameter) or held != torch.float32):
-                _convert(module, name, weight, wanted)
+                _put(module, name, weight, weight.to(wanted))
         network.dtype = wanted
     if wanted != arithmetic:
         base.manual_cast_dtype = wanted

@@ -26,6 +26,7 @@ from torch import Tensor
 from ...trainers.dataset import Dataset
 from ...trainers.denoiser import Denoiser
 from ...trainers.export import weights_hash
+from ...trainers.weightless import bare
 from .. import conditions
 from ..conditions import Joined, Rejoins, shape_of
 from ..lora_files import LoraNames
@@ -33,7 +34,7 @@ from . import work
 from .coordinates import path_of, prediction_of
 from .exact import exact_layers
 from .in_place import keep_inputs
-from .own_network import linear_kinds, own_network, set_precision
+from .own_network import linear_kinds, load_sparingly, own_network, set_precision
 
 # The Stability metadata convention's names; others are called as ComfyUI calls them.
 ARCHITECTURES = {
@@ -64,7 +65,8 @@ class ComfyDenoiser(Rejoins, Denoiser):
             linear_kinds(network),
         )
         self.names = LoraNames.of_published(network)
-        self.base_hash = weights_hash(network.state_dict())
+        # An outline's weights have no numbers.
+        self.base_hash = "" if bare(network) else weights_hash(network.state_dict())
         self.architecture = ARCHITECTURES.get(kind := type(self._model.model_config).__name__, kind.lower())
         # Patches of attention and blocks stay in force.
         self._options = {
@@ -235,13 +237,6 @@ def empty_latent_shape(model, samples: Tensor) -> tuple[int, ...]:
     return tuple(comfy.sample.fix_empty_latent_channels(model, torch.zeros_like(samples)).shape[1:])
 
 
-class _Once(comfy.samplers.Sampler):
-    """One call of the network on the noise alone."""
-
-    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, *args, **kwargs):
-        return model_wrap(noise, sigmas[:1], **extra_args)
-
-
 def output_change(model, path: Path, dataset: Dataset) -> float:
     """See `hosts.api`."""
     lora = load_file(path)
@@ -254,12 +249,18 @@ def output_change(model, path: Path, dataset: Dataset) -> float:
             "layers out with `exclude`"
         )
     noise = torch.randn(1, *shape_of(dataset), generator=torch.Generator().manual_seed(0))
-    levels = model.get_model_object("model_sampling").sigmas
-    sigmas = torch.stack([levels[len(levels) // 2].cpu(), torch.tensor(0.0)])
     outputs = []
-    with torch.inference_mode():
+    with torch.inference_mode(False), torch.no_grad():
         for one in (model, comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]):
-            guider = comfy.samplers.CFGGuider(one)
-            guider.inner_set_conds({"positive": [list(dataset.entries[0])]})
-            outputs.append(guider.sample(noise, torch.zeros_like(noise), _Once(), sigmas, disable_pbar=True, seed=0))
+            patcher = own_network(one, baked=False)
+            load_sparingly(patcher)
+            patcher.pre_run()
+            denoiser = ComfyDenoiser(patcher)
+            levels = denoiser.schedule.sigmas
+            sigma = levels[len(levels) // 2].to(denoiser.device).view(1)
+            cond = denoiser.join([denoiser.encode([list(dataset.entries[0])], noise.shape)])
+            x = denoiser.path.unit_start(sigma, noise.to(denoiser.device))
+            outputs.append(denoiser.predict_x0(x, sigma, cond).cpu())
+            denoiser.release()
+            del denoiser, patcher
     return float((outputs[1] - outputs[0]).abs().max())

@@ -130,6 +130,12 @@ def free_memory() -> int | None:
     return None if device.type == "cpu" else int(comfy.model_management.get_free_memory(device))
 
 
+def make_room() -> None:
+    """See `hosts.api`."""
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache(force=True)
+
+
 def pin(tensor: Tensor) -> bool:
     """See `hosts.api`; within the budget that ComfyUI keeps."""
     return bool(comfy.model_management.pin_memory(tensor))

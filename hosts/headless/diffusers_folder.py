@@ -13,7 +13,7 @@ from .. import model_folder
 from . import text_encoders, tokenizers, vaes
 from .device import device, dtype
 from .errors import UsageError
-from .families import FLUX, SD3, SD15, SDXL, Family, as_model, coordinates, require_diffusers
+from .families import FLUX, SD3, SD15, SDXL, Family, as_model, bare_module, coordinates, require_diffusers
 from .model import Clip, Model, Vae
 
 _PIPELINES = {
@@ -66,13 +66,19 @@ class Folder:
         family = self.family
         part = "unet" if family in (SD15, SDXL) else "transformer"
         network_class = getattr(diffusers, family.diffusers_class)
-        schedule, way, prediction = coordinates(family, {}, self.json(f"{part}/config.json"))
+        config = self.json(f"{part}/config.json")
+        schedule, way, prediction = coordinates(family, {}, config)
         settings = self.json("scheduler/scheduler_config.json")
         if settings.get("prediction_type") == "v_prediction":
             schedule, prediction = DiscreteSchedule(zsnr=bool(settings.get("rescale_betas_zero_snr"))), "v"
         precision = dtype(family.precision)
         return as_model(
-            family, lambda: self.component(part, network_class, torch_dtype=precision), schedule, way, prediction
+            family,
+            lambda: self.component(part, network_class, torch_dtype=precision),
+            schedule,
+            way,
+            prediction,
+            lambda: bare_module(family, {name: value for name, value in config.items() if not name.startswith("_")}),
         )
 
     def clip(self) -> Clip:

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import files, layout_dit, layout_unet, text_encoders, tokenizers, vaes
 from .device import dtype
 from .errors import UsageError
-from .families import FLUX, SD3, SD15, SDXL, Family, Shapes, as_model, coordinates, require_diffusers
+from .families import FLUX, SD3, SD15, SDXL, Family, Shapes, as_model, bare_module, coordinates, require_diffusers
 from .model import Clip, Model, Vae
 
 _NETWORK, _VAES = "model.diffusion_model.", ("first_stage_model.", "vae.")
@@ -92,7 +92,7 @@ def _model(path: Path, shapes: Shapes) -> Model:
             )
         return module
 
-    return as_model(family, build, schedule, way, prediction)
+    return as_model(family, build, schedule, way, prediction, lambda: bare_module(family, config))
 
 
 def _clip(path: Path, shapes: Shapes, family: Family) -> Clip | None:

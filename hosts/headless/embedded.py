@@ -126,6 +126,9 @@ def _vae() -> Vae:
 
     def decode(latents: Tensor) -> Tensor:
         with threads(_threads()):
-            return network().decode(LATENT.process_in(latents))
+            return decodes(network(), latents)
 
-    return Vae(encode, decode, autoencoder.CHANNELS, network=network)
+    def decodes(made: Any, latents: Tensor) -> Tensor:
+        return made.decode(LATENT.process_in(latents))
+
+    return Vae(encode, decode, autoencoder.CHANNELS, network=network, decodes=decodes)

@@ -51,6 +51,14 @@ FLUX = Family(
 )  # fmt: skip
 
 
+def bare_module(family: Family, config: dict[str, Any]) -> Any:
+    """diffusers' network of a family without weights, in the precision that the family has on a GPU."""
+    import diffusers
+
+    with torch.device("meta"):
+        return getattr(diffusers, family.diffusers_class)(**config).to(family.precision)
+
+
 def require_diffusers() -> None:
     """Quiet diffusers and transformers; UsageError naming the extra when one is not installed."""
     if find_spec("diffusers") is None or find_spec("transformers") is None:
@@ -77,8 +85,10 @@ def coordinates(family: Family, shapes: Shapes, config: Any) -> tuple[Schedule, 
     return DiscreteSchedule(zsnr=is_v and "ztsnr" in shapes), VE, "v" if is_v else "eps"
 
 
-def as_model(family: Family, build, schedule: Schedule, way: NoisePath, prediction: Prediction) -> Model:
-    """A MODEL whose network is built when it is first used; its LoRAs share the weights."""
+def as_model(
+    family: Family, build, schedule: Schedule, way: NoisePath, prediction: Prediction, bare: Callable[[], Any]
+) -> Model:
+    """A MODEL whose network is built when it is first used; its LoRAs share the weights. bare: see NetworkSource."""
     built: list[Any] = []
 
     def made(module: Any) -> Any:
@@ -97,4 +107,8 @@ def as_model(family: Family, build, schedule: Schedule, way: NoisePath, predicti
         network.device = device()
         return network
 
-    return Model(NetworkSource(network, merged), schedule, way, prediction, family.latent)
+    def outline() -> Any:
+        module = bare()
+        return family.network(module, family.layout(module.config))
+
+    return Model(NetworkSource(network, merged, outline), schedule, way, prediction, family.latent)

@@ -19,6 +19,7 @@ from ...sampling.teleport import Teleport
 from ..methods import Method
 from . import embedded as _embedded
 from . import files, folders, job_base, reflection, rewards, training, work
+from . import outline as _outline
 from . import search as _search
 from .folders import EMBEDDED
 from .guider import Guider
@@ -31,6 +32,8 @@ NAME = "headless"
 
 embedded = _embedded.load
 trainable = training.trainable
+outline = _outline.Outline
+outlined_decoder = _outline.outlined_decoder
 training_session = training.training_session
 empty_latent_shape = training.empty_latent_shape
 output_change = training.output_change
@@ -42,6 +45,7 @@ progress = work.Progress
 check_cancelled = work.check_cancelled
 free_memory = work.free_memory
 bf16 = work.bf16
+make_room = work.make_room
 pin = work.pin
 unpin = work.unpin
 lora_names = work.lora_names

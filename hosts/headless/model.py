@@ -76,15 +76,22 @@ class NetworkSource:
     """Loads a network with LoRAs applied, once for each set of them.
 
     merged: loads one that shares no weights with the others and has the LoRAs in its weights; `load` where it does so.
+    bare: makes one on torch's meta device without reading a weight; where there is none, one is loaded for its shapes.
     """
 
     def __init__(
         self,
         load: Callable[[tuple[Lora, ...]], Network],
         merged: Callable[[tuple[Lora, ...]], Network] | None = None,
+        bare: Callable[[], Network] | None = None,
     ):
-        self._load, self._merged = load, merged or load
+        self._load, self._merged, self._bare = load, merged or load, bare
         self._loaded: dict[tuple[Lora, ...], Network] = {}
+
+    def bare(self) -> Network:
+        """A network whose weights nobody reads."""
+        with torch.inference_mode(False):
+            return self(()) if self._bare is None else self._bare()
 
     def anew(self, loras: tuple[Lora, ...]) -> Network:
         """A network of its own with LoRAs merged, to be trained; errors as `__call__`.
@@ -160,7 +167,8 @@ class Clip:
 class Vae:
     """VAE: images to stored latents and back. The two functions take and give (B, C, H, W), images in [0, 1].
 
-    network: what they run; none of its own where latents are pixels.
+    network: what they run; none of its own where latents are pixels. decodes: what such a network, or one like it,
+    makes of latents.
     """
 
     encoder: Callable[[Tensor], Tensor]
@@ -170,6 +178,7 @@ class Vae:
     batch: int = 64
     origin: sources.Vae | None = None
     network: Callable[[], torch.nn.Module] = torch.nn.Identity
+    decodes: Callable[[Any, Tensor], Tensor] = lambda network, latents: network(latents)
 
     def encode(self, images: Tensor) -> Tensor:
         """IMAGE (B, H, W, C) -> latents (B, channels, H/8, W/8); sides are cut, from the middle, to multiples of 8."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from ...trainers.dataset import Dataset
 from ...trainers.denoiser import Denoiser
 from ...trainers.export import weights_hash
+from ...trainers.weightless import bare
 from .. import conditions
 from ..conditions import Joined, Rejoins, shape_of
 from ..lora_files import LoraNames
@@ -29,13 +30,15 @@ Keywords = dict[str, Tensor]
 class HeadlessDenoiser(Rejoins, Denoiser):
     """See `objectives.contract.TrainableDenoiser`. A condition is a dict of tensors (1, ...) on the CPU.
 
-    compute: precision of the arithmetic; None leaves the network's own, unless that is fp16.
+    compute: precision of the arithmetic; None leaves the network's own, unless that is fp16. made: the network, where
+    it is not to be loaded.
     """
 
-    def __init__(self, model: Model, compute: torch.dtype | None = None):
-        self._made: Any = model.source.anew(model.loras)
+    def __init__(self, model: Model, compute: torch.dtype | None = None, made: Any = None):
+        self._made: Any = made or model.source.anew(model.loras)
         module = self._made.module
-        self.base_hash = weights_hash(module.state_dict())
+        # An outline's weights have no numbers.
+        self.base_hash = "" if bare(module) else weights_hash(module.state_dict())
         held = next(module.parameters()).dtype
         if compute is None and held == torch.float16:  # its gradients overflow
             compute = torch.bfloat16 if work.bf16() else torch.float32

@@ -39,10 +39,14 @@ def from_module(module: Any) -> Vae:
         return module.encode(images.to(device()) * 2.0 - 1.0).latent_dist.mode().cpu()
 
     def decode(latents: Tensor) -> Tensor:
-        return ((module.decode(latents.to(device()), return_dict=False)[0] + 1.0) / 2.0).cpu()
+        return decodes(module, latents.to(device())).cpu()
+
+    def decodes(made: Any, latents: Tensor) -> Tensor:
+        return (made.decode(latents, return_dict=False)[0] + 1.0) / 2.0
 
     downscale = 2 ** (len(module.config["block_out_channels"]) - 1)
-    return Vae(encode, decode, module.config["latent_channels"], downscale, batch=4, network=lambda: module)
+    channels = module.config["latent_channels"]
+    return Vae(encode, decode, channels, downscale, batch=4, network=lambda: module, decodes=decodes)
 
 
 def _taesd(state: dict[str, Tensor]) -> Vae:
@@ -54,9 +58,14 @@ def _taesd(state: dict[str, Tensor]) -> Vae:
     module.load_state_dict({k: v.float() for k, v in state.items() if k not in ("vae_scale", "vae_shift")})
     module.to(device()).eval().requires_grad_(False)
     form = LatentFormat(channels, scale=scale, shift=shift)
+
+    def decodes(made: Any, latents: Tensor) -> Tensor:
+        return made.decode(form.process_in(latents))
+
     return Vae(
         encoder=lambda images: form.process_out(module.encode(images.to(device()))).cpu(),
-        decoder=lambda latents: module.decode(form.process_in(latents.to(device()))).cpu(),
+        decoder=lambda latents: decodes(module, latents.to(device())).cpu(),
         channels=channels,
         network=lambda: module,
+        decodes=decodes,
     )

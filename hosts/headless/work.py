@@ -79,6 +79,10 @@ def free_memory() -> int | None:
     return torch.cuda.mem_get_info()[0] if device().type == "cuda" else None
 
 
+def make_room() -> None:
+    """See `hosts.api`; nothing is held here from one call to the next."""
+
+
 def pin(tensor: Tensor) -> bool:
     """See `hosts.api`; half of the machine's memory at most, since what is pinned cannot be swapped out."""
     return device().type == "cuda" and pinned.pin(tensor)

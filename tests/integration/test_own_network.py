@@ -7,6 +7,7 @@ import importlib.util
 import json
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ pytestmark = pytest.mark.integration
 _spec = importlib.util.spec_from_file_location("retort_tiny_training", Path(__file__).with_name("tiny_training.py"))
 tiny = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tiny)
+_saved = importlib.util.spec_from_file_location("retort_saved", Path(__file__).parents[1] / "saved.py")
+saved = importlib.util.module_from_spec(_saved)
+_saved.loader.exec_module(saved)
 files, loaded, host, sampled = tiny.files, tiny.loaded, tiny.host, tiny.sampled
 close, level, ready, x_of = tiny.close, tiny.level, tiny.ready, tiny.x_of
 FORMATS = ["float8_e4m3fn", "int8_tensorwise", "nvfp4", "mxfp8", "plain fp8"]
@@ -70,6 +74,39 @@ def test_only_what_patches_change_is_new(comfy, ours, host, loaded, sampled):
         denoiser.release()
     assert close(got, expected)
     assert torch.equal(sampled(patched, positive, x_of("sd3"), 0.7), expected)
+
+
+def test_a_job_finds_the_memory_that_comfyui_held(comfy, host, loaded, sampled):
+    model, positive = loaded("sd3")
+    sampled(model, positive, x_of("sd3"), 0.7)
+    assert comfy.model_management.current_loaded_models
+    host.make_room()
+    assert not comfy.model_management.current_loaded_models
+
+
+def test_looking_at_the_loras_effect_takes_no_second_set_of_weights(comfy, ours, host, loaded, tmp_path, monkeypatch):
+    model, positive = loaded("sd3")
+    with host.training_session():
+        denoiser, _ = ready(ours, host, model, positive, "sd3")
+        lora = denoiser.adapters.lora("student")
+        save_file(denoiser.to_file(lora), tmp_path / "some.safetensors")
+        save_file(denoiser.to_file({k: torch.zeros_like(v) for k, v in lora.items()}), tmp_path / "none.safetensors")
+        denoiser.release()
+    network = model.model.diffusion_model
+    kept, seen = sum(p.nbytes for p in network.parameters()), []
+    training = ours("hosts.comfyui.training")
+
+    class Looking(training.ComfyDenoiser):
+        def call(self, *args):
+            made = super().call(*args)
+            seen.append(sum(p.nbytes for p in self.network.parameters() if p.data_ptr() not in addresses(network)))
+            return made
+
+    monkeypatch.setattr(training, "ComfyDenoiser", Looking)
+    data = SimpleNamespace(latents=None, shape=x_of("sd3").shape[1:], entries=[tuple(positive[0])])
+    assert host.output_change(model, tmp_path / "some.safetensors", data) > 1e-3
+    assert host.output_change(model, tmp_path / "none.safetensors", data) == 0
+    assert len(seen) == 4 and max(seen) < 0.1 * kept
 
 
 def test_nothing_stays_of_a_merged_network(comfy, ours, host, loaded, tmp_path):
@@ -219,10 +256,10 @@ def test_small_weights_are_exact_also_where_a_card_has_kernels_for_them(comfy, o
                 layer._full_precision_mm = not native
         with host.training_session():
             denoiser, one = ready(ours, host, model, positive, "sd3")
-            with (saved := ours("trainers.memory").SavedBytes(denoiser.network)):
+            with (count := saved.SavedBytes(denoiser.network)):
                 got = gradients(denoiser, one, "sd3")
             denoiser.release()
-        found.append((got, saved.count))
+        found.append((got, count.count))
     (first, kept), (second, again) = found
     assert all(torch.equal(first[name], second[name]) for name in first) and kept == again
 
@@ -240,16 +277,13 @@ def test_a_decoder_forgets_its_blocks(comfy, ours, host):
         torch.nn.init.normal_(parameter, std=0.05)
     decoder = ours("trainers.decoder").Decoder(network, network.decode)
     z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    memory = ours("trainers.memory")
     grads, counts = [], []
     for decode in (network.decode, decoder):
         x = z.clone().requires_grad_()
-        with (saved := memory.SavedBytes(network)):
+        with (count := saved.SavedBytes(network)):
             out = decode(x)
-        counts.append(saved.count)
+        counts.append(count.count)
         out = decode(x)
         out.square().mean().backward()
         grads.append(x.grad)
-    kept, again = memory.decoding(decoder, z)
-    assert torch.equal(*grads) and kept == counts[1]
-    assert kept < 0.3 * counts[0] and kept + again < 0.5 * counts[0]
+    assert torch.equal(*grads) and counts[1] < 0.3 * counts[0]

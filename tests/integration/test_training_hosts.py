@@ -60,24 +60,6 @@ def test_gradients_flow_under_a_nodes_inference_mode_and_checkpoints_change_noth
         denoiser.release()
 
 
-@pytest.mark.parametrize("kind", ["sd3", "sd15", "flux", "wan"])
-def test_memory_is_estimated_with_checkpoints_and_without(ours, host, loaded, training, kind):
-    """On a GPU this pass comes before every run; here nothing else would make it."""
-    model, positive = loaded(kind)
-    memory, checkpointing = ours("trainers.memory"), ours("trainers.checkpointing")
-    settings = ours("trainers.config").TrainingConfig
-    denoiser, one = ready(ours, host, model, positive, kind)
-    data = ours("trainers.data").Data([one], shape=x_of(kind).shape[1:])
-    plain = memory.estimate(denoiser, data, [], settings()).activations
-    checkpointing.enable(denoiser.network)
-    again = memory.estimate(denoiser, data, [], settings(gradient_checkpointing=True)).activations
-    checkpointing.disable(denoiser.network)
-    # With one or two blocks the widest is about all there is.
-    assert 0 < again < 1.2 * plain
-    assert not [p for p in denoiser.network.parameters() if p.grad is not None]
-    denoiser.release()
-
-
 @pytest.mark.parametrize("kind", ["digits flow", "sd15", "flux"])
 def test_features_have_the_widths_that_are_said(host, loaded, training, kind):
     model, positive = loaded(kind)

@@ -245,7 +245,8 @@ def test_pairs_that_cannot_be_used_are_listed_and_the_others_used(judged, digits
 
 
 def test_a_job_learns_from_pairs(judged, digits, where, monkeypatch):
-    started = []
+    started, roomy = [], []
+    monkeypatch.setattr(jobs.host, "make_room", lambda: roomy.append(not started))
     monkeypatch.setattr(starter, "start", lambda folder, arguments, processes: started.append(folder))
     monkeypatch.setattr(jobs, "read_status", lambda folder: job_watch.Status("queued"))
     given = {**digits, **QUICK, "method": {"method": "dpo", "beta": 500.0}, "pairs": judged, "name": "job"}
@@ -255,7 +256,7 @@ def test_a_job_learns_from_pairs(judged, digits, where, monkeypatch):
     def queue(**more):
         return jobs.RetortTrainingJob.execute(**{k: [v] for k, v in {**defaults, **given, **more}.items()})
 
-    assert queue().args[0] == "job"
+    assert queue().args[0] == "job" and roomy == [True]
     monkeypatch.undo()
     assert run_job(api.host, started[0]).state == "finished"
     job = jobs.RetortCollectJob.execute("job").args

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 import torch
 
 from retort.sampling.path import VE
-from retort.trainers import checkpointing, memory
-from retort.trainers.config import TrainingConfig
 from retort.trainers.data import Data
-from retort.trainers.objectives.contract import Player
 from retort.trainers.objectives.instarevive import DEGRADED
-from retort.trainers.players import Runner
 
 
 def row(mean):
@@ -74,38 +69,6 @@ def test_data_that_cannot_be_learnt_from_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             Data(**given)
-
-
-def test_the_estimate_follows_what_decides_it(tiny):
-    denoiser = tiny(VE)
-    data = Data([row(0)], shape=(3, 16, 16))
-    settings = TrainingConfig(batch_size=4)
-    runners = [Runner.of(name, Player(name), denoiser, settings) for name in ("student", "fake")]
-
-    def estimated(**changes):
-        return memory.estimate(denoiser, data, runners, replace(settings, **changes))
-
-    plain = estimated()
-    numbers = sum(w.numel() for runner in runners for w in runner.weights.values())
-    assert plain.training == 12 * numbers  # a gradient and AdamW's two averages, in fp32
-    assert estimated(optimiser="adamw8bit").training == 12 * numbers  # small weights' state stays in fp32
-    assert 4 * numbers < estimated(optimiser="adafactor").training < 9 * numbers
-    assert estimated(batch_size=8).activations == 2 * plain.activations > 0
-    assert memory.estimate(denoiser, data, runners, settings, 10).activations == 10 * plain.activations
-    x, block = torch.zeros(1, 12, 16, 16, dtype=torch.float64), denoiser.network.blocks[0]
-    with denoiser.adapter("student"), (one := memory.SavedBytes(denoiser.network)):
-        block(x)
-    checkpointing.enable(denoiser.network)
-    patched = block.forward
-    checkpointed = estimated(gradient_checkpointing=True).activations
-    # A checkpoint keeps what a block is given; one block at a time is made again.
-    assert 4 * (4 * x.numel() * 8 + one.count) <= checkpointed < plain.activations
-    assert checkpointed - 4 * one.count < 0.6 * plain.activations
-    assert block.forward is patched
-    checkpointing.disable(denoiser.network)
-    said = memory.too_much(plain, plain.more - 1, settings)
-    assert said.index("gradient_checkpointing") < said.index("batch_size from 4") < said.index("adamw8bit")
-    assert memory.too_much(plain, plain.more, settings) is None
 
 
 def pictured(count=4):

@@ -24,6 +24,7 @@ from retort.trainers.objectives.instarevive import InstaRevive, InstaReviveConfi
 from retort.trainers.objectives.mapo import MaPO, MaPOConfig
 from retort.trainers.objectives.smpo import SmPO, SmPOConfig
 from retort.trainers.objectives.tdm import TDM, TDMConfig
+from retort.trainers.streaming import Ring
 
 WIDTH, SHAPE = 64, (4, 8, 8)
 
@@ -260,8 +261,8 @@ METHODS = {
 }
 
 
-def trained(name, batch, joins, blocks=True):
-    """Gradients of every player, and the objective."""
+def trained(name, batch, joins, blocks=True, streamed=None):
+    """Gradients of every player, and the denoiser; streamed: how many of its blocks are."""
     kind, config, _ = METHODS[name]
     denoiser = Tokens()
     if not joins:
@@ -272,6 +273,7 @@ def trained(name, batch, joins, blocks=True):
     objective.prepare([batch])
     for head in [] if kind is not DMD2 or objective.discriminator is None else objective.discriminator.heads:
         nn.init.normal_(head.whole[-1].weight, generator=torch.Generator().manual_seed(4))
+    ring = None if streamed is None else Ring(denoiser.network, denoiser.device, streamed)
     if blocks:
         checkpointing.enable(denoiser.network)
     for loss in objective.losses(batch, 0):
@@ -283,6 +285,7 @@ def trained(name, batch, joins, blocks=True):
         modules = {} if player.modules is None else dict(player.modules.named_parameters())
         for key, weight in {**denoiser.adapters.parameters(player.adapter), **modules}.items():
             found[player.adapter, key] = weight.grad
+    assert ring is None or ring.copies > 0
     return found, denoiser
 
 
@@ -303,7 +306,37 @@ def test_a_step_is_the_one_whose_calls_are_made_by_themselves(name):
         torch.testing.assert_close(plain[key], gradient, rtol=0, atol=2e-4 * most + 1e-9)
 
 
+@pytest.mark.parametrize("streamed", [5])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_streamed_base_gives_the_same_step_to_the_bit(name, streamed):
+    """With rows of several adapters, graphs that wait and a network that is left early."""
+    batch = batch_of(columns=METHODS[name][2])
+    (resident, _), (moved, _) = (trained(name, batch, True, streamed=count) for count in (None, streamed))
+    for key, gradient in resident.items():
+        assert moved[key] is gradient is None or torch.equal(moved[key], gradient)
+
+
 # ---- work --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("length", "most", "visits"), [(5, None, 5), (7, None, 6), (5, 0, 7)])
+def test_visits_of_a_block_in_a_dmd2_step(length, most, visits):
+    """Student, fake score with both of the teacher's, student backwards, fake score and it backwards.
+
+    An empty prompt of another length takes a call of its own; with none joined fake score and teacher take three.
+    """
+    denoiser = Tokens()
+    if most is not None:
+        denoiser.most_places = most
+    checkpointing.enable(denoiser.network)
+    seen, block = [], denoiser.network.blocks[4]
+    block.up.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    batch = dataclasses.replace(batch_of(), uncond=text(2, 1, length=length))
+    objective = DMD2(DMD2Config(steps=1, ratio=1), denoiser)
+    for loss in objective.losses(batch, 0):
+        with denoiser.adapter(loss.player):
+            loss.value.backward()
+    assert len(seen) == visits
 
 
 def work(objective, batch):
@@ -351,7 +384,7 @@ def test_work_of_a_step_over_plain_fine_tunings(name):
     """Of the steps that a draw chooses the work is affine in their number, so the mean is that of first and last."""
     kind, _, columns = METHODS[name]
     config, most, draw = LIMITS[name]
-    denoiser = Tokens(blocks=16)
+    denoiser = Tokens(blocks=16 if name == "gan" else 4)  # many, where the place of the features counts
     checkpointing.enable(denoiser.network)
     plain = work(FlowMatching(FlowMatchingConfig(), denoiser), long_batch())
     objective = kind(config, denoiser)

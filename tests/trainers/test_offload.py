@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from retort.sampling.path import FLOW, VE
-from retort.trainers import loop, masters, offload, transfers, watch
+from retort.trainers import masters, offload, planning, transfers, watch
 from retort.trainers.adapters import LoraConfig
 from retort.trainers.config import TrainingConfig
+from retort.trainers.counted import Counted
 from retort.trainers.data import Data
 from retort.trainers.loop import Stopped, Trainer, TrainingFailed
-from retort.trainers.memory import Estimate
 from retort.trainers.methods import METHODS, read_config
 from retort.trainers.objectives.preference import LOSER, STRENGTH
 
@@ -66,7 +66,7 @@ class Interrupted(watch.Silent):
 def trainer(tmp_path):
     """trainer(folder, count, ...) -> a Trainer whose network streams `count` of its four blocks, None: has no ring."""
 
-    def make(folder, count, method="flow", path=FLOW, dtype=torch.float32, watcher=None, free=None, **training):
+    def make(folder, count, method="flow", path=FLOW, dtype=torch.float32, watcher=None, **training):
         denoiser = streamed.StreamedDenoiser(path, dtype)
         if count is not None:
             denoiser.place(count)
@@ -88,7 +88,6 @@ def trainer(tmp_path):
             objective.reward = lambda x0, prompts, batch: -(x0 - 0.5).square().flatten(1).mean(1)
         return Trainer(
             denoiser, objective, data, config, tmp_path / folder, watcher, lambda x0: x0[:, :3].movedim(1, -1),
-            lambda: free,
         )  # fmt: skip
 
     return make
@@ -155,36 +154,18 @@ def test_auto_streams_what_does_not_fit(trainer, monkeypatch):
     assert offload.blocks_to_stream(replace(settings, offload="none"), 57, 12 * GB, 8 * GB) == 0
     assert offload.blocks_to_stream(replace(settings, offload="20"), 57, 12 * GB, 80 * GB) == 20
     assert offload.blocks_to_stream(replace(settings, offload="99"), 57, 12 * GB, 80 * GB) == 57
-    # The weights fit and the run besides does not: they go before anybody is told to change a setting.
-    run = trainer("auto", 0, free=10**9)
-    needs = [2 * 10**9, 10**8]
-    monkeypatch.setattr(loop.memory, "estimate", lambda *_: Estimate(0, 0, needs.pop(0)))
-    run.train()
-    assert run.denoiser.ring.count == 4 and not needs
-    needs += [2 * 10**9] * 2
-    with pytest.raises(TrainingFailed, match="this run needs about"):
-        trainer("large", 0, free=10**9).train()
-    needs[:] = [2 * 10**9]
-    with pytest.raises(TrainingFailed, match="this run needs about"):
-        trainer("pinned", 0, free=10**9, offload="none").train()
 
 
-def test_the_estimate_of_a_streamed_run_counts_no_weights_as_activations(trainer):
-    counted = []
-    for folder, count in (("resident", 0), ("all", 4)):
-        watcher = Interrupted()
-        trainer(folder, count, steps=1, free=10**9, watcher=watcher).train()
-        counted.append(watcher.said[0].split("activations")[1])
-    assert counted[0] == counted[1]
-
-
-@pytest.mark.parametrize("value", ["", "all", "-1", "1.5", "²", "1000000", "None"])
-def test_offload_is_auto_none_or_a_number(value):
-    with pytest.raises(ValueError, match="offload must be auto, none or a number of blocks such as 20"):
-        TrainingConfig(offload=value, gradient_checkpointing=True)
-
-
-def test_streaming_needs_checkpoints_and_says_so():
-    with pytest.raises(ValueError, match="offload 3 needs gradient_checkpointing.*turn it on"):
-        TrainingConfig(offload="3")
-    assert TrainingConfig(offload="0").offload == "0"
+def test_a_first_step_that_took_more_streams_more_and_the_run_stays_the_same(trainer, monkeypatch):
+    expected = trainer("whole", None, steps=3).train()
+    watcher = Interrupted()
+    run = trainer("corrected", 1, steps=3, watcher=watcher)
+    size = run.denoiser.ring.blocks[0].size
+    counted = Counted(5 * size, (size,) * 4, size, size, {"student backward": size, "optimiser": 0})
+    run.forecast = planning.Forecast(counted, run.settings, free=int(9 * size / 0.95))
+    assert run.forecast.plan.streamed == 0
+    # Twice as much beside the base.
+    monkeypatch.setattr(planning.Truth, "peak", property(lambda _: 5 * size + 4 * size))
+    same(run.train(), expected)
+    assert run.denoiser.ring.count == 4 and run.forecast.factor == pytest.approx(2)
+    assert any(said.startswith("memory after the first step: 4 of 4 blocks streamed") for said in watcher.said)

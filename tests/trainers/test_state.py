@@ -23,7 +23,7 @@ def test_state_holds_everything(make):
     first = make("a", ema=0.9)
     first.train()
     again = make("a", ema=0.9)
-    again._prepare()
+    again.prepare()
     assert again.resume() and again.done == 12
     for name, runner in first.runners.items():
         same(runner.weights, again.runners[name].weights)

@@ -1,7 +1,8 @@
 """What an objective sees of the engine, and the engine of an objective: nothing else passes between them.
 
 An objective is the maths of one paper. Each step it gets the same `Batch` for all its losses and yields them one by
-one; the engine runs each backward pass before it asks for the next, so that one network's graph is alive at a time.
+one; the engine runs each backward pass before it asks for the next, so that one network's graph is alive at a time. A
+student's checkpointed graph, which is a row of block inputs, may wait beside it where that spares a call.
 """
 
 from __future__ import annotations

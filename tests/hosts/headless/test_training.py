@@ -23,6 +23,7 @@ from retort.trainers import checkpointing  # noqa: E402
 from retort.trainers.adapters import LoraConfig  # noqa: E402
 from retort.trainers.dataset import Dataset  # noqa: E402
 from retort.trainers.methods import read_config  # noqa: E402
+from retort.trainers.objectives.contract import Asked
 from retort.trainers.watch import Silent  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location("retort_tiny_pipelines", Path(__file__).with_name("pipelines.py"))
@@ -178,6 +179,25 @@ def test_prompts_of_unlike_length(models):
             assert close(whole[i : i + 1], denoiser.predict_x0(x[i : i + 1], level(model), denoiser.join([conds[i]])))
     with pytest.raises(ValueError, match="different lengths"):
         denoiser.features(x, level(model, 2), joined)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_two_networks_are_two_calls(models, kind):
+    """PEFT's batches of mixed adapters on diffusers' layers, and a batch's condition put together anew."""
+    model, positive, x = models(kind)
+    denoiser, one = ready(model, positive, x)
+    cond, sigma = denoiser.join([one]), level(model)
+    asked = [Asked(x[:1], sigma, cond), Asked(0.9 * x[:1], 0.8 * sigma, cond), Asked(x[:1], sigma, cond)]
+    counted, call = [], denoiser.call
+    denoiser.call = lambda *args: (counted.append(None), call(*args))[1]
+    with torch.no_grad():
+        together = denoiser.predict_each(asked, ["student", None, None])
+        assert len(counted) == 1 and denoiser.adapters.mixes
+        denoiser.most_places = 0
+        apart = denoiser.predict_each(asked, ["student", None, None])
+    assert not close(apart[0], apart[2], 1e-4)
+    assert all(close(one, other, 2e-6) for one, other in zip(together, apart, strict=True))
+    assert denoiser.chosen(denoiser.join([one, one]), [1]).parts == (one,)
 
 
 def test_a_released_network_is_gone(models):

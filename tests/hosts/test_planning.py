@@ -1,0 +1,99 @@
+"""A run's forecast through the host: what is counted, remembered, and done on little memory."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+
+from retort.hosts import planning, training  # noqa: E402
+from retort.hosts.headless import folders, host  # noqa: E402
+from retort.hosts.headless.folders import Folders  # noqa: E402
+from retort.trainers import dry_run  # noqa: E402
+from retort.trainers.dataset import Dataset  # noqa: E402
+from retort.trainers.loop import TrainingFailed  # noqa: E402
+from retort.trainers.methods import read_config  # noqa: E402
+from retort.trainers.watch import Silent  # noqa: E402
+
+_spec = importlib.util.spec_from_file_location(
+    "retort_outlines", Path(__file__).parents[1] / "trainers" / "outlines.py"
+)
+outlines = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(outlines)
+
+SMALL = {**outlines.FLUX_SMALL, "num_layers": 1, "num_single_layers": 6}
+
+
+@pytest.fixture(autouse=True)
+def where(tmp_path):
+    with folders.use(Folders(models=(tmp_path,), output=tmp_path / "output")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def model():
+    return outlines.model_of(outlines.FLUX, SMALL, real=True)
+
+
+def request(**training_settings):
+    settings = {"steps": 1, "batch_size": 1, "gradient_checkpointing": True, "preview_every": 0, **training_settings}
+    config = read_config({"method": "flow", "training": settings, "lora": {"rank": 2}})
+    return training.Request("counted", config, outlines.dataset_of((16, 8, 8), (4, 64), 32))
+
+
+class Heard(Silent):
+    def __init__(self):
+        self.said = []
+
+    def says(self, text):
+        self.said.append(text)
+
+
+def test_the_largest_picture_and_the_longest_prompt_are_counted():
+    entries = [(torch.ones(1, n, 4), {}) for n in (3, 9, 5)]
+    latents = [torch.ones(4, h, 8) for h in (8, 4, 16)]
+    found = planning.largest(Dataset(entries, ["a", "bb", "c"], entries[0], latents))
+    assert found.entries[0][0].shape[1] == 9 and found.prompts == ["bb"]
+    assert [tuple(t.shape) for t in found.latents] == [(4, 16, 8)]
+
+
+def test_a_count_is_remembered_and_settings_that_matter_are_told_apart(model, tmp_path, monkeypatch):
+    asked, remembered = request(), tmp_path / "counted.json"
+    first = planning.counted(host, model, asked.config, asked.dataset, remembered=remembered)
+    monkeypatch.setattr(dry_run, "count", lambda *_, **__: pytest.fail("counted again"))
+    again = request(learning_rate=1e-3, steps=7, offload="none")
+    assert planning.counted(host, model, again.config, again.dataset, remembered=remembered) == first
+    for other in (request(batch_size=2), request(optimiser="adafactor")):
+        with pytest.raises(pytest.fail.Exception):
+            planning.counted(host, model, other.config, other.dataset, remembered=remembered)
+
+
+def test_a_run_says_what_it_takes_and_streams_what_does_not_fit(model, monkeypatch):
+    assert planning.forecast(host, model, request().config, request().dataset) is None  # nothing to fill
+    found = planning.counted(host, model, request().config, request().dataset)
+    whole = planning.Forecast(found, request().config.training)
+    for free, blocks in ((10**12, None), (int(whole.peak(7) / 0.94), 7)):
+        monkeypatch.setattr(host, "free_memory", lambda free=free: free)
+        heard = Heard()
+        training.run(host, model, request(), watcher=heard)
+        said = next(text for text in heard.said if text.startswith("memory: "))
+        expected = "the base stays on the card" if blocks is None else f"{blocks} of 7 blocks streamed"
+        assert said.startswith(f"memory: {expected}") and "peak about" in said
+    monkeypatch.setattr(host, "free_memory", lambda: whole.peak(7) // 100)
+    with pytest.raises(TrainingFailed, match="this run needs about .* make the latents smaller"):
+        training.run(host, model, request(), watcher=Heard())
+
+
+def test_a_network_that_cannot_be_run_dry_is_trained_all_the_same(model, monkeypatch, caplog):
+    def fails(*_, **__):
+        raise NotImplementedError("no numbers")
+
+    monkeypatch.setattr(host, "free_memory", lambda: 10**12)
+    monkeypatch.setattr(dry_run, "count", fails)
+    assert training.run(host, model, request(), watcher=Heard()).steps == 1
+    assert "could not be counted beforehand: no numbers" in caplog.text

@@ -1,0 +1,105 @@
+"""Plans from a counted step: the fewest streamed blocks that fit, one line of text, and what a measurement corrects."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from retort.trainers import planning
+from retort.trainers.config import TrainingConfig
+from retort.trainers.counted import Counted
+from retort.trainers.planning import Forecast
+
+GB = 2**30
+# Ten blocks of 1 GB and 1 GB besides; 2 GB of adapters and state; 3 GB in the backward pass.
+COUNTED = Counted(
+    base=11 * GB,
+    blocks=(GB,) * 10,
+    adapters=GB // 2,
+    state=GB * 3 // 2,
+    peaks={"student forward": 2 * GB, "student backward @ blocks.0": 3 * GB, "optimiser": GB // 2},
+    flops={"student forward": 10**13, "student backward": 2 * 10**13},
+    calls={"student forward": 1, "teacher pass": 1},
+)
+CHECKPOINTED = TrainingConfig(gradient_checkpointing=True)
+
+
+def test_what_is_streamed_leaves_the_card_but_for_two_blocks():
+    forecast = Forecast(COUNTED, CHECKPOINTED)
+    assert forecast.peak(0) == 16 * GB
+    assert forecast.peak(1) == 16 * GB  # it leaves, and one buffer comes
+    assert forecast.peak(4) == 14 * GB
+    assert forecast.peak(10) == 8 * GB
+    assert replace(forecast, context=GB).peak(10) == 9 * GB
+
+
+@pytest.mark.parametrize(
+    ("free", "streamed", "fits"), [(17, 0, True), (16, 3, True), (12, 7, True), (9, 10, True), (8, 10, False)]
+)
+def test_auto_takes_the_fewest_blocks_that_fit(free, streamed, fits):
+    plan = Forecast(COUNTED, CHECKPOINTED, free * GB).plan
+    assert (plan.streamed, plan.fits) == (streamed, fits)
+    assert (planning.problem(plan, CHECKPOINTED) is None) is fits
+    if streamed and fits:
+        assert Forecast(COUNTED, CHECKPOINTED).peak(streamed - 1) > planning.usable(free * GB)
+
+
+def test_what_the_user_sets_is_kept():
+    for offload, streamed in (("none", 0), ("4", 4), ("99", 10)):
+        assert Forecast(COUNTED, replace(CHECKPOINTED, offload=offload), 80 * GB).plan.streamed == streamed
+    assert Forecast(COUNTED, TrainingConfig(), 9 * GB).plan.streamed == 0  # streaming needs checkpoints
+    assert Forecast(COUNTED, CHECKPOINTED).plan.streamed == 0  # nobody knows the card
+
+
+def test_one_line_says_what_fits_and_how():
+    assert str(Forecast(COUNTED, CHECKPOINTED, 12 * GB).plan) == (
+        "7 of 10 blocks streamed, 7.0 GB of host memory, peak about 11.0 GB"
+    )
+    assert str(Forecast(COUNTED, CHECKPOINTED, 80 * GB).plan) == "the base stays on the card, peak about 16.0 GB"
+    fast, slow = (Forecast(COUNTED, CHECKPOINTED, 12 * GB, speed=speed).plan for speed in (1e15, 3e11))
+    assert str(slow).endswith("about 100 s a step, transfer hidden")
+    assert str(fast).endswith("about 0.03 s a step, waiting for transfers")
+
+
+def test_too_little_room_names_what_to_change():
+    said = planning.problem(Forecast(COUNTED, CHECKPOINTED, 4 * GB).plan, CHECKPOINTED)
+    assert "needs about 8.0 GB on the card (10 of 10 blocks streamed" in said
+    assert "3.8 GB can be used: lower batch_size from 4" in said
+    said = planning.problem(Forecast(COUNTED, CHECKPOINTED, 12 * GB, host_free=GB).plan, CHECKPOINTED)
+    assert "takes 7.0 GB and has 1.0 GB free" in said
+
+
+def test_cards_have_a_context_besides():
+    plans = dict(planning.on_cards(COUNTED, CHECKPOINTED, (8, 12, 24)))
+    assert [plans[card].streamed for card in (8, 12, 24)] == [10, 8, 0]
+    assert [plans[card].fits for card in (8, 12, 24)] == [False, True, True]
+
+
+@pytest.mark.parametrize(("wrong", "streamed"), [(1.0, 7), (1.02, 7), (1.2, 8), (2.0, 10), (0.5, 5)])
+def test_a_first_step_corrects_the_forecast(wrong, streamed):
+    forecast = Forecast(COUNTED, CHECKPOINTED, 12 * GB)
+    assert forecast.first(7) == forecast.peak(7) - COUNTED.state  # the optimiser's state is made at its end
+    measured = forecast.base(7) + int((forecast.first(7) - forecast.base(7)) * wrong)
+    found, count = planning.corrected(forecast, 7, measured)
+    assert found.factor == pytest.approx(wrong, rel=1e-6)
+    assert count == streamed
+    assert found.peak(7) == pytest.approx(forecast.base(7) + COUNTED.beside * wrong, rel=1e-6)
+    pinned = replace(forecast, training=replace(CHECKPOINTED, offload="7"))
+    assert planning.corrected(pinned, 7, measured)[1] == 7
+
+
+def test_what_waits_in_host_memory_besides_is_taken_last_and_said():
+    inputs = replace(COUNTED, peaks={"student backward": GB, "optimiser": GB // 2})
+    both = replace(inputs, state=0, peaks={"student backward": GB // 2, "optimiser": 2 * GB})
+    more = (((planning.INPUTS,), inputs), (planning.MEASURES[1], both))
+    forecast = Forecast(COUNTED, CHECKPOINTED, 12 * GB, more=more)
+    assert forecast.settled is forecast
+    inputs = replace(forecast, free=8 * GB).settled.plan
+    assert (inputs.measures, inputs.streamed, inputs.host) == ((planning.INPUTS,), 9, 11 * GB)
+    assert str(inputs) == (
+        "9 of 10 blocks streamed, block inputs in host memory, 11.0 GB of host memory, peak about 7.0 GB"
+    )
+    least = replace(forecast, free=6 * GB).settled
+    assert least.measures == planning.MEASURES[1] and least.plan.streamed == 10 and least.plan.fits
+    assert not replace(forecast, free=4 * GB).settled.plan.fits

@@ -1,0 +1,207 @@
+"""Which of a run's blocks wait in host memory on a card, what that takes, and what to say of it; from a dry run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from .config import AUTO, NONE, TrainingConfig
+from .counted import OPTIMISER, Counted
+from .memory import advice, size
+from .streaming import BUFFERS, spread
+
+# What CUDA takes for itself on a card, before the first tensor.
+CONTEXT = int(0.8 * 2**30)
+# Of the free memory this share is left alone: the allocator cannot use every gap, and kernels want some room.
+MARGIN = 0.05
+# What may wait in host memory besides, in the order in which it is taken: neither changes a number of the run.
+INPUTS, STATE = "block inputs", "idle optimiser states"
+MEASURES = ((INPUTS,), (INPUTS, STATE))
+# Bytes a second over PCIe 4 x16 from pinned memory, as cards of that kind reach it.
+BUS = 25e9
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes with so many of its blocks streamed.
+
+    peak: bytes on the card; host: bytes of host memory that the streamed blocks take, and what else waits there
+    (`measures`). free, host_free: what there is, None where nobody knows. seconds: of a step, None where nobody knows
+    how fast the card is. hidden: whether the copies take less time than the arithmetic, None likewise.
+    """
+
+    streamed: int
+    blocks: int
+    peak: int
+    host: int
+    free: int | None = None
+    host_free: int | None = None
+    seconds: float | None = None
+    hidden: bool | None = None
+    measures: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether card and host have room."""
+        card = self.free is None or self.peak <= usable(self.free)
+        return card and (self.host_free is None or self.host <= self.host_free)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.streamed:
+            parts.append(f"{self.streamed} of {self.blocks} blocks streamed")
+        else:
+            parts.append("the base stays on the card")
+        parts += [f"{measure} in host memory" for measure in self.measures]
+        if self.host:
+            parts.append(f"{size(self.host)} of host memory")
+        parts.append(f"peak about {size(self.peak)}")
+        if self.seconds is not None:
+            parts.append(f"about {self.seconds:.{0 if self.seconds >= 10 else 2}f} s a step")
+        if self.streamed and self.hidden is not None:
+            parts.append("transfer hidden" if self.hidden else "waiting for transfers")
+        return ", ".join(parts)
+
+
+def usable(free: int) -> int:
+    """What of a card's free memory a plan may fill."""
+    return int(free * (1 - MARGIN))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A counted run on one machine.
+
+    free, host_free: bytes, None where they are not known. speed: operations a second that the card reaches, None where
+    nobody measured. context: bytes to add for what CUDA takes, where `free` is a whole card. factor: measured bytes
+    over counted ones on this machine. measures: with which it was counted; more: the same run with others, in order.
+    """
+
+    counted: Counted
+    training: TrainingConfig
+    free: int | None = None
+    host_free: int | None = None
+    speed: float | None = None
+    context: int = 0
+    factor: float = 1.0
+    measures: tuple[str, ...] = ()
+    waiting: int = 0  # bytes that these keep in host memory
+    more: tuple[tuple[tuple[str, ...], Counted], ...] = ()
+
+    @property
+    def settled(self) -> Forecast:
+        """With as few measures as fit: none, where streaming alone does; all of them, where nothing does."""
+        if self.plan.fits or not self.more:
+            return self
+        (measures, counted), *rest = self.more
+        away = max(0, self.counted.beside - counted.beside)
+        return replace(self, counted=counted, measures=measures, more=tuple(rest), waiting=self.waiting + away).settled
+
+    def peak(self, streamed: int) -> int:
+        """Bytes on the card at the most: what stays there, the buffers, and all beside the base."""
+        return int(self.base(streamed) + self.counted.beside * self.factor) + self.context
+
+    def first(self, streamed: int) -> int:
+        """The same in a run's first step, which has no optimisers' state before its end."""
+        counted, last = self.counted, self.counted.peaks.get(OPTIMISER, 0) + self.counted.state
+        beside = counted.adapters + max(last, *counted.peaks.values())
+        return int(self.base(streamed) + beside * self.factor) + self.context
+
+    def base(self, streamed: int) -> int:
+        """Bytes of the frozen base on the card, and of the buffers through which the rest passes."""
+        away = self._away(streamed)
+        return self.counted.base - sum(away) + min(len(away), BUFFERS) * max(away, default=0)
+
+    def _away(self, streamed: int) -> list[int]:
+        return [self.counted.blocks[i] for i in spread(streamed, len(self.counted.blocks))]
+
+    def with_streamed(self, streamed: int) -> Plan:
+        """The plan with so many blocks streamed."""
+        away = sum(self._away(streamed))
+        seconds = None if self.speed is None else self.counted.operations / self.speed
+        # A pass enters each block once, and a pass with a graph once more on the way back.
+        visits = sum(n * (2 if phase.endswith("forward") else 1) for phase, n in self.counted.calls.items())
+        hidden = None if seconds is None else away * visits / BUS <= seconds
+        blocks, host = len(self.counted.blocks), away + self.waiting
+        return Plan(
+            streamed, blocks, self.peak(streamed), host, self.free, self.host_free, seconds, hidden, self.measures
+        )
+
+    @property
+    def plan(self) -> Plan:
+        """As many streamed blocks as `offload` says; with auto the fewest that fit, and all where none does."""
+        training, blocks = self.training, len(self.counted.blocks)
+        if training.offload == NONE or not training.gradient_checkpointing:
+            return self.with_streamed(0)
+        if training.offload != AUTO:
+            return self.with_streamed(min(int(training.offload), blocks))
+        if self.free is None:
+            return self.with_streamed(0)
+        room = usable(self.free)
+        return self.with_streamed(next((n for n in range(blocks) if self.peak(n) <= room), blocks))
+
+
+def corrected(forecast: Forecast, streamed: int, measured: int) -> tuple[Forecast, int]:
+    """(the forecast by what a run's first step took with so many blocks streamed, how many had better be).
+
+    Blocks come back to the card only where the forecast was wrong by more than its margin.
+    """
+    base = forecast.base(streamed)
+    counted = max(1, forecast.first(streamed) - forecast.context - base)
+    factor = max(0.1, forecast.factor * (measured - base) / counted)
+    found = replace(forecast, factor=factor)
+    if forecast.training.offload != AUTO or not forecast.training.gradient_checkpointing:
+        return found, streamed
+    wanted = found.plan.streamed
+    low = found.peak(streamed) < forecast.peak(streamed) * (1 - MARGIN)
+    return found, wanted if wanted > streamed or low else streamed
+
+
+def on_cards(
+    counted: Counted,
+    training: TrainingConfig,
+    cards: Sequence[int],
+    more: tuple[tuple[tuple[str, ...], Counted], ...] = (),
+) -> list[tuple[int, Plan]]:
+    """(GB, plan) for cards of so many GB that have nothing else to hold. more: see Forecast."""
+    return [
+        (card, Forecast(counted, training, card * 2**30, context=CONTEXT, more=more).settled.plan) for card in cards
+    ]
+
+
+def problem(plan: Plan, training: TrainingConfig) -> str | None:
+    """What to tell the user when a run does not fit, else None."""
+    if plan.free is not None and plan.peak > usable(plan.free):
+        return (
+            f"this run needs about {size(plan.peak)} on the card ({plan}), of which {size(usable(plan.free))} can be "
+            f"used: {advice(training)}"
+        )
+    if plan.host_free is not None and plan.host > plan.host_free:
+        return (
+            f"{plan.streamed} of {plan.blocks} blocks would wait in host memory, which takes {size(plan.host)} and has "
+            f"{size(plan.host_free)} free: close other programs, or use a base in fewer bits (fp8)"
+        )
+    return None
+
+
+class Truth:
+    """What torch measures on a device, beside what lay there before; None where it measures nothing."""
+
+    def __init__(self, device: torch.device):
+        module = None if device.type in ("cpu", "meta") else torch.get_device_module(device)
+        names = ("memory_allocated", "max_memory_allocated", "reset_peak_memory_stats")
+        self._device = device
+        self._module = module if module is not None and all(hasattr(module, name) for name in names) else None
+        self._before = self._module.memory_allocated(device) if self._module else 0
+
+    def begin(self) -> None:
+        """Forget the highest so far."""
+        if self._module:
+            self._module.reset_peak_memory_stats(self._device)
+
+    @property
+    def peak(self) -> int | None:
+        """The most bytes since `begin`."""
+        return self._module.max_memory_allocated(self._device) - self._before if self._module else None
