@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from ..hosts import training
+from ..hosts import planning, training
+from ..hosts.assembly import add_adapters, encode, precision
 from ..sampling import presets
 from ..trainers.adapters import LoraConfig
 from ..trainers.config import RunConfig, TrainingConfig
@@ -35,6 +36,7 @@ from ..trainers.objectives.dmd2 import DMD2Config
 from ..trainers.objectives.dpo import DPOConfig
 from ..trainers.objectives.flow_matching import FlowMatchingConfig
 from ..trainers.objectives.tdm import TDMConfig
+from ..trainers.planning import Forecast
 from ..trainers.watch import METRICS, Silent, read_metrics
 from .layouts import SMALL, TRUE, Layout
 from .sampling import paired
@@ -246,14 +248,15 @@ class Bench:
         folder = self.folder / "run"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
+        estimate = self.estimate(model, config, self.dataset(layout, method))
         with self.host.training_session(), peak() as most:
-            denoiser = self.host.trainable(model, training.precision(config))
+            denoiser = self.host.trainable(model, precision(config))
             try:
                 objective = METHODS[method].objective(config.objective, denoiser)
-                training.add_adapters(denoiser, config, objective, None)
-                training.place(self.host, denoiser, config)
+                add_adapters(denoiser, config, objective, None)
+                training.place(self.host, denoiser, config, None)
                 stalls = Stalls(denoiser.ring, self.device)
-                data = training.encode(denoiser, self.dataset(layout, method))
+                data = encode(denoiser, self.dataset(layout, method))
                 Trainer(denoiser, objective, data, config, folder, FromTheSecond(stalls)).train()
                 found = stalls.told(config.training.steps - 1)
                 found |= {"blocks": denoiser.ring.count, "of": len(denoiser.ring.blocks)}
@@ -262,11 +265,23 @@ class Bench:
                 denoiser.release()
         rows = read_metrics(folder / METRICS)
         return found | {
+            "estimate": 0 if estimate is None else estimate.peak(int(found["blocks"])),
             "seconds": statistics.median(row["seconds"] for row in rows[1:]),
             "loss": [row["student_loss"] for row in rows if row.get("student_loss") is not None],
             "peak": most.bytes,
             "reserved": torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else 0,
         }
+
+    def estimate(self, model: Any, config: RunConfig, dataset: Dataset) -> Forecast | None:
+        """What the run is expected to take; None where that cannot be said, which costs no row."""
+        try:
+            found = planning.counted(
+                self.host, model, config, dataset, remembered=self.folder / "counted.json"
+            )  # fmt: skip
+        except (RuntimeError, NotImplementedError, TypeError, AttributeError, KeyError, IndexError):
+            sys.stderr.write(traceback.format_exc())
+            return None
+        return Forecast(found, config.training)
 
     def training(self, row: Row) -> dict[str, Any]:
         """Steps at true size, batch 1, with checkpoints."""
@@ -320,14 +335,14 @@ class Bench:
         """A training of the embedded twin in bf16, and in fp32."""
         layout = Layout("SD3", {}, (16, 8, 8), (16, 128), 128)
         found: dict[str, Any] = {}
-        for precision in ("bf16", "fp32"):
+        for bits in ("bf16", "fp32"):
             with torch.inference_mode():
                 model = self.host.embedded(row.network)[0]
             one = self.trained(
                 model, layout, row.method, steps=self.amounts.twin_steps, batch_size=self.amounts.twin_batch,
-                precision=precision,
+                precision=bits,
             )  # fmt: skip
-            found |= {f"{key} {precision}": one[key] for key in ("seconds", "peak", "loss")}
+            found |= {f"{key} {bits}": one[key] for key in ("seconds", "peak", "loss")}
         return found
 
 

@@ -110,10 +110,7 @@ class Said(NamedTuple):
 
 
 class Desk:
-    """What waits and what was answered in a folder, as its two files say at this moment; `by`: who is asked.
-
-    `refresh` reads on from where the last look ended.
-    """
+    """What waits and what was answered in a folder, as its two files said at the last `refresh`; `by`: who is asked."""
 
     def __init__(self, folder: Path | Inside, by: str):
         self.folder, self.by = inside(folder), by

@@ -18,7 +18,16 @@ from retort.benchmarks.gpu_rows import Row
 CARD = {
     "device": "A Card", "memory": 24 * 2**30, "torch": "2.9", "comfyui": "0.33.0", "driver": "555.1", "bandwidth": 1e9,
 }  # fmt: skip
-MEASURED = {"seconds": 2.0, "peak": 3 * 2**30, "reserved": 0, "blocks": 0, "of": 4, "stall": 0.0, "copied": 0.0}
+MEASURED = {
+    "seconds": 2.0,
+    "peak": 3 * 2**30,
+    "reserved": 0,
+    "blocks": 0,
+    "of": 4,
+    "stall": 0.0,
+    "copied": 0.0,
+    "estimate": 3 * 2**30,
+}
 # Stands in for the process that measures: what becomes of a row is in its method's name.
 CHILD = """
 import json, os, sys, time
@@ -97,7 +106,7 @@ def test_streamed_rows_are_compared_with_resident_ones(bench):
     figures = gpu.figures(one)
     assert figures["SDXL, flow, streamed: transfer hidden"].value == pytest.approx(75)
     assert figures["SDXL, flow, streamed: a step over resident"].value == 1.25
-    assert "| streamed | 2.50 s | 1.25 | 3.00 GB |  | 4 | 75 % |" in gpu.section(one)
+    assert "| streamed | 2.50 s | 1.25 | 3.00 GB | 1.000 |  | 4 | 75 % |" in gpu.section(one)
     assert gpu.hidden(MEASURED, 1e9) == 1 and gpu.hidden({"copied": 1e9, "stall": 9}, 1e9) == 0
 
 
