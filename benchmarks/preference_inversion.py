@@ -60,9 +60,7 @@ def asked(objective: SmPO, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         gaps = []
         for adapter in ("student", None):
             with denoiser.adapter(adapter):
-                winner, loser = (
-                    objective.error(one, sigma, its, batch.cond) for one, its in zip(both, noise, strict=True)
-                )
+                winner, loser = objective.errors(both, sigma, noise, batch.cond)
             gaps.append(loser - winner)
         found[who] = (gaps[0], gaps[1])
     return found

@@ -124,8 +124,12 @@ def random_case(layers: int, heads: int, size: int, tokens: int, batch: int) -> 
             pooled_projection_dim=width, pos_embed_max_size=size,
         )  # fmt: skip
 
+    def bare() -> torch.nn.Module:
+        with torch.device("meta"):
+            return build()
+
     schedule, path, prediction = coordinates(SD3, {}, {})
-    return Case(as_model(SD3, build, schedule, path, prediction), size, (tokens, width), width, batch)
+    return Case(as_model(SD3, build, schedule, path, prediction, bare), size, (tokens, width), width, batch)
 
 
 def cases(quick: bool) -> dict[str, Case]:

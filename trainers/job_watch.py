@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -42,7 +41,19 @@ MOST_PID, MOST_NUMBER = 2**31 - 1, 2**53
 MOST_MESSAGE, MOST_NAME = 2000, 255  # characters of a text that a stranger's status may hold
 
 _log = logging.getLogger("retort.job")
-_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+class Process(Protocol):
+    """What is asked of a process that this one has started."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
+        ...
+
+
+_children: dict[int, Process] = {}
 
 
 @dataclass(frozen=True)
@@ -163,7 +174,7 @@ def holding(folder: Path | Inside) -> Iterator[None]:
         yield
 
 
-def started(process: subprocess.Popen[bytes]) -> None:
+def started(process: Process) -> None:
     """Tell of a process of a job that this one has started, so that its end is seen at once."""
     _children[process.pid] = process
 

@@ -150,6 +150,7 @@ def host(tmp_path):
 
     return SimpleNamespace(
         hold=hold, captioners_folders=lambda: [tmp_path], held=held, check_cancelled=lambda: None,
+        bf16=lambda: False,
         say=lambda *a, **k: None, progress=lambda total: SimpleNamespace(step=lambda done: None),
     )  # fmt: skip
 

@@ -86,7 +86,7 @@ def host(rewards_folder):
         counted.held.append(Held(network))
         return counted.held[-1]
 
-    here = {"rewards_folders": lambda: [rewards_folder], "check_cancelled": lambda: None}
+    here = {"rewards_folders": lambda: [rewards_folder], "check_cancelled": lambda: None, "bf16": lambda: False}
     return SimpleNamespace(hold=hold, counted=counted, **here)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from retort.trainers.folder import inside
+
 _spec = importlib.util.spec_from_file_location("retort_test_loop", Path(__file__).with_name("test_loop.py"))
 loop = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(loop)
@@ -118,6 +120,6 @@ def test_the_first_writes_and_all_go_on_from_it(several, make, tmp_path):
 def test_processes_that_see_different_folders_are_refused(several, tmp_path):
     together(several(2, steps=2))
     apart = several(2, steps=4)
-    apart[1].folder = tmp_path / "elsewhere"
+    apart[1].files = inside(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="do not all see the same state"):
         together(apart)

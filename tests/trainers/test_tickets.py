@@ -259,18 +259,23 @@ def test_two_people_at_one_set(tmp_path, names):
     assert sorted(turns) == list(range(1, 41))
 
 
-def _answer_until_killed(folder, ids):
+def _answer_until_killed(folder, ids, pause=0.0):
     for id in ids:
         answer(folder, id, 0, BY)
+        time.sleep(pause)
 
 
 def test_a_killed_writer_leaves_a_set_that_goes_on(tmp_path, names):
     ids = ask(tmp_path, [Ticket(f"p{i}", tuple(names[:4]), by=BY) for i in range(120)])
     for _ in range(3):
         waiting = [t.id for t in Desk(tmp_path, BY).waiting]
-        writer = multiprocessing.get_context("fork").Process(target=_answer_until_killed, args=(tmp_path, waiting))
+        # However fast the machine, the writer is in the middle of its list when it is killed.
+        arguments = (tmp_path, waiting, 0.01)
+        writer = multiprocessing.get_context("fork").Process(target=_answer_until_killed, args=arguments)
         writer.start()
-        time.sleep(0.1)
+        while len(Desk(tmp_path, BY).waiting) == len(waiting):
+            time.sleep(0.01)
+        time.sleep(0.05)
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
         answer(tmp_path, Desk(tmp_path, BY).waiting[-1].id, 1, BY)
