@@ -211,8 +211,7 @@ class Desk:
         if row is None:
             return  # `preferences.read` names it
         get = row.get
-        if (turn := _turn(row)) > self.turn:
-            self.turn = turn
+        self.turn = max(self.turn, turn := _turn(row))
         id, winner, loser, strength = get("ticket"), get("winner"), get("loser"), get("strength")
         if not isinstance(id, str):
             return
@@ -225,9 +224,7 @@ class Desk:
         if winner == loser or winner not in (files := ticket.files) or loser not in files:
             return
         self._touched.add(id)
-        said = self._said.get(id, ())
-        if said:
-            said = tuple(one for one in said if not _about(one, winner, loser))
+        said = tuple(one for one in self._said.get(id, ()) if {winner, loser} != set(one[:2]))
         if get("undo") is not True and strength in (0, None):
             said += ((winner, loser, strength, turn),)
         self._said[id] = said
@@ -277,7 +274,7 @@ class Desk:
             rows.append(self._row(id, self.turn + 1, winner, loser, strength, {"undo": True}))
             others = [
                 (*one, other) for other, older in self._said.items() if other != id
-                for one in older if _about(one, winner, loser) and self.tickets[other].prompt == ticket.prompt
+                for one in older if {winner, loser} == set(one[:2]) and self.tickets[other].prompt == ticket.prompt
             ]  # fmt: skip
             if others:
                 won, lost, strength, turn, other = max(others, key=lambda one: one[3])
@@ -287,11 +284,6 @@ class Desk:
     def _row(self, id: str, turn: int, winner: str, loser: str, strength: float | None, more: dict) -> dict[str, Any]:
         known = {"prompt": self.tickets[id].prompt, "winner": winner, "loser": loser, "strength": strength}
         return {**known, "by": self.by, "ticket": id, "turn": turn, **more}
-
-
-def _about(said: Said, a: str, b: str) -> bool:
-    """Whether a line is about these two files."""
-    return (said[0] == a and said[1] == b) or (said[0] == b and said[1] == a)
 
 
 def _object(line: bytes | None) -> dict[str, Any] | None:
