@@ -19,6 +19,7 @@ from retort.trainers.objectives.contract import Asked, Batch, Draws
 from retort.trainers.objectives.discriminator import Discriminator
 from retort.trainers.objectives.dmd2 import DMD2, DMD2Config
 from retort.trainers.objectives.dpo import DPO, DPOConfig
+from retort.trainers.objectives.flow_grpo import FlowGRPO, FlowGRPOConfig
 from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from retort.trainers.objectives.instarevive import InstaRevive, InstaReviveConfig
 from retort.trainers.objectives.mapo import MaPO, MaPOConfig
@@ -258,6 +259,7 @@ METHODS = {
     "mapo": (MaPO, MaPOConfig(scale=10.0), ("loser",)),
     "align_prop": (AlignProp, AlignPropConfig(steps=4, cfg=3.0, truncation="fixed", last=2), ()),
     "instarevive": (InstaRevive, InstaReviveConfig(cfg=3.0), ("degraded",)),
+    "flow_grpo": (FlowGRPO, FlowGRPOConfig(steps=3, cfg=3.0, group=2, clip=1.0, updates=1), ()),
 }
 
 
@@ -268,7 +270,7 @@ def trained(name, batch, joins, blocks=True, streamed=None):
     if not joins:
         denoiser.most_places = 0
     objective = kind(config, denoiser)
-    if kind is AlignProp:
+    if kind in (AlignProp, FlowGRPO):
         objective.reward = score
     objective.prepare([batch])
     for head in [] if kind is not DMD2 or objective.discriminator is None else objective.discriminator.heads:
