@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.util
 import sys
 from dataclasses import replace
@@ -11,12 +13,13 @@ import pytest
 import torch
 
 from retort.sampling.path import FLOW
-from retort.trainers import planning
+from retort.trainers import checkpointing, masters, planning
 from retort.trainers.adapters import LoraConfig
 from retort.trainers.data import Data
 from retort.trainers.loop import Trainer
 from retort.trainers.methods import METHODS, read_config
 from retort.trainers.objectives.discriminator import Discriminator
+from retort.trainers.streaming import Ring
 from retort.trainers.watch import Silent
 
 _spec = importlib.util.spec_from_file_location("streamed", Path(__file__).parents[1] / "trainers" / "streamed.py")
@@ -99,3 +102,94 @@ def test_seeds_are_nobody_elses(second, trainer):
     run.train()
     assert torch.equal(torch.randn(4, device=HERE), expected[0]) and torch.equal(torch.randn(4), expected[1])
     same(trainer("again", 2, dropout=0.5).train(), run.lora())
+
+
+@pytest.fixture
+def every_size(monkeypatch):
+    """Weights of every size are copied on their own where they lie, as large ones are."""
+    monkeypatch.setattr(masters, "SMALL", 100)
+
+
+@pytest.mark.parametrize("kind", ["pinned", "staged", "staged in part"])
+@pytest.mark.parametrize("buffers", [1, 2])
+def test_fetches_are_in_time_from_pinned_and_from_staged_memory(second, every_size, kind, buffers):
+    made = streamed.network("fp32")
+    adapters, x = streamed.adapted(made), streamed.start()
+    checkpointing.enable(made)
+
+    def passes(x):
+        adapters.switch("student")
+        made.zero_grad()
+        for scale in (1.0, 2.0):
+            (made(x * scale).square().mean() * made(-x).square().mean()).backward()
+        gradients = {name: p.grad.cpu() for name, p in adapters.parameters("student").items()}
+        with torch.no_grad():
+            return gradients | {"x": made(x, stop=3).cpu()}
+
+    expected = passes(x)
+    checkpointing.disable(made)
+    held = []
+
+    def pin(tensor):
+        if kind == "staged" or (kind == "staged in part" and len(held) > 3):
+            return False
+        pinned = tensor.clone().pin_memory()
+        tensor.set_(pinned.untyped_storage(), 0, tensor.shape, tensor.stride())
+        held.append(pinned)
+        return True
+
+    ring = Ring(made, HERE, 4, buffers=buffers, pin=pin, unpin=lambda tensor: None)
+    checkpointing.enable(made)
+    assert {block.master.pinned for block in ring.blocks} == {
+        "pinned": {True}, "staged": {False}, "staged in part": {True, False},
+    }[kind]  # fmt: skip
+    second.reset_counts()
+    same(passes(x.to(HERE)), expected)
+    assert second.counts()["late"] > 8  # the copies ran when somebody waited for them, and not before
+    same(passes(x.to(HERE)), expected)
+    assert buffers == 1 or ring.late < ring.copies / 2
+    ring.close()
+    assert all(p.device == CPU for name, p in made.named_parameters() if "lora_" not in name and "blocks" in name)
+    gc.collect()
+    torch.accelerator.synchronize()
+
+
+def test_when_memory_ends_more_is_streamed_and_the_lora_is_the_same(second, room, trainer, monkeypatch):
+    block = streamed.Block
+    monkeypatch.setattr(streamed, "Block", lambda width, hidden: block(width, 64 * hidden))
+    peaks = {}
+    for count in (0, 4):
+        run = trainer(f"with {count}", count, steps=4)
+        expected = run.train()
+        peaks[count] = run.truth.peak
+        run.denoiser.end_streaming()
+    assert peaks[4] < 0.8 * peaks[0]
+    heard = Heard()
+    began = torch.accelerator.memory_allocated()
+    run = trainer("short", 0, steps=4, watcher=heard)
+    step = run.step
+    with contextlib.ExitStack() as limits:
+
+        def short():
+            """From the third step on there is less memory than so far."""
+            if run.done == 2 and not heard.said:
+                left = began + (peaks[0] + peaks[4]) // 2 - torch.accelerator.memory_allocated()
+                limits.enter_context(room(left))
+            return step()
+
+        run.step = short
+        same(run.train(), expected)
+        assert run.denoiser.ring.count >= 3 and "memory ran out" in heard.said[0]
+        assert (run.folder / "state.safetensors").is_file() and run.truth.peak < peaks[0]
+        run.denoiser.end_streaming()
+
+
+def test_a_moved_adapter_is_the_object_that_it_was(second):
+    made = streamed.network("fp32")
+    adapters = streamed.adapted(made)
+    before = {name: (p, p.detach().clone()) for name, p in adapters.parameters("student").items()}
+    ring = Ring(made, HERE, 2)
+    for name, p in adapters.parameters("student").items():
+        held, value = before[name]
+        assert p is held and p.device.type == "second" and p.is_leaf and torch.equal(p.cpu(), value)
+    ring.close()
