@@ -27,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 EXTRAS = "test"
+MOST_PROCESSES = 4  # of pytest; each imports torch
 PYTORCH_CPU = "https://download.pytorch.org/whl/cpu"
 # What an installation depends on: a change in any of them, or a move of the folder, installs again.
 INPUTS = ("constraints.txt", "requirements.txt", "pyproject.toml")
@@ -193,7 +194,10 @@ def demo() -> int:
 def test(arguments: Sequence[str]) -> int:
     """Run ruff, mypy and pytest, all three, and return the first exit code that is not 0."""
     python = ensure_installed()
-    checks: Iterable[Sequence[str]] = (["ruff", "check", "."], ["mypy"], ["pytest", *arguments])
+    # Each process uses one core. With ComfyUI, each would start servers of its own, so there it is one; -n overrules.
+    processes = 0 if os.environ.get("COMFYUI_PATH") else min(os.cpu_count() or 1, MOST_PROCESSES)
+    tests = ["pytest", "-n", str(processes), "--dist", "worksteal", *arguments]
+    checks: Iterable[Sequence[str]] = (["ruff", "check", "."], ["mypy"], tests)
     codes = []
     for check in checks:
         say(" ".join(check))

@@ -43,23 +43,32 @@ class Server:
         ]  # fmt: skip
 
     def __enter__(self) -> Server:
-        self._log = (self.folder / "log.txt").open("w", encoding="utf-8")
-        self._process = subprocess.Popen(self._command, stdout=self._log, stderr=subprocess.STDOUT, cwd=self.folder)
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start it, also again after `kill`, and wait until it answers."""
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT, cwd=self.folder)
         limit = time.monotonic() + 300
         while True:
             try:
                 self._ask("/system_stats")
-                return self
+                return
             except urllib.error.URLError as error:
                 if self._process.poll() is not None or time.monotonic() > limit:
                     self.__exit__()
                     raise RuntimeError(f"ComfyUI did not start: {' '.join(self._command)}") from error
                 time.sleep(0.5)
 
+    def kill(self) -> None:
+        """End it as kill -9 does; its folder stays."""
+        self._process.kill()
+        self._process.wait(30)
+
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait(30)
-        self._log.close()
         self._temporary.cleanup()
 
     def _ask(self, path: str, content: Any = None) -> Any:
@@ -74,11 +83,18 @@ class Server:
 
         graph = reader.read(workflow, asyncio.run(registry.everything()))
         graph.set_seed(seed)
-        key = self._ask("/prompt", {"prompt": graph.prompt()})["prompt_id"]
+        self.wait(self.queue(graph.prompt()), workflow.name)
+
+    def queue(self, prompt: dict[str, Any]) -> str:
+        """Queue a prompt in API format; its id."""
+        return self._ask("/prompt", {"prompt": prompt})["prompt_id"]
+
+    def wait(self, key: str, what: str) -> None:
+        """Wait for what was queued; RuntimeError when it fails."""
         while key not in (history := self._ask(f"/history/{key}")):
             time.sleep(0.005)
         if history[key]["status"]["status_str"] != "success":
-            raise RuntimeError(f"{workflow.name} failed in ComfyUI: {history[key]['status']}")
+            raise RuntimeError(f"{what} failed in ComfyUI: {history[key]['status']}")
 
 
 def main(checkout: Path, pairs: int) -> None:

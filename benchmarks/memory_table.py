@@ -23,9 +23,9 @@ from rich.console import Console
 from ..trainers.counted import Counted
 from ..trainers.planning import CONTEXT, MEASURES, Forecast
 from .layouts import BF16, HALF, TRUE, Layout
+from .report import RESULTS, put
 
 KEPT = Path(__file__).with_name("memory.json")
-RESULTS = Path(__file__).with_name("RESULTS.md")
 HELP = RESULTS.parents[1] / "extensions" / "comfyui" / "docs"
 CARDS = (8, 12, 16, 24)
 GB = 2**30
@@ -260,15 +260,6 @@ def cards(counts: Mapping[str, Mapping[str, Counted]]) -> str:
                 parts.append(network if able == known else f"{network} ({', '.join(able)})")
         lines.append(f"| {card} GB | {'; '.join(parts) or 'none'} |")
     return "\n".join(lines)
-
-
-def put(path: Path, mark: str, text: str) -> None:
-    """Replace what stands between a file's two marks `<!-- mark -->`. ValueError where they are missing."""
-    sign = f"<!-- {mark} -->"
-    before, *rest = path.read_text(encoding="utf-8").split(sign)
-    if len(rest) != 2:
-        raise ValueError(f"{path} has not two marks {sign}")
-    path.write_text(f"{before}{sign}\n\n{text}\n\n{sign}{rest[1]}", encoding="utf-8")
 
 
 def main(argv: Iterable[str] | None = None) -> int:

@@ -14,6 +14,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -73,12 +75,34 @@ class Report:
         content = {"command": self.command, "machine": self.machine, "figures": figures}
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
+    def rows(self) -> str:
+        """The figures as a table of RESULTS.md, below the command and the machine."""
+        lines = [f"`{self.command}`, {self.machine}:", "", "| figure | value | target | met |", "|---|---|---|---|"]
+        for name, figure in self.figures.items():
+            value = f"{figure.value:,.0f}" if figure.value == round(figure.value) else f"{figure.value:,.3g}"
+            sign = "at most" if figure.better == "lower" else "at least"
+            unit = f" {figure.unit}" if figure.unit else ""
+            target = "" if figure.target is None else f"{sign} {figure.target:,.4g}{unit}"
+            met = {None: "", True: "yes", False: "no"}[figure.met]
+            lines.append(f"| {name} | {value}{unit} | {target} | {met} |")
+        return "\n".join(lines)
+
+
+def put(path: Path, mark: str, text: str) -> None:
+    """Replace what stands between a file's two marks `<!-- mark -->`. ValueError where they are missing."""
+    sign = f"<!-- {mark} -->"
+    before, *rest = path.read_text(encoding="utf-8").split(sign)
+    if len(rest) != 2:
+        raise ValueError(f"{path} has not two marks {sign}")
+    path.write_text(f"{before}{sign}\n\n{text}\n\n{sign}{rest[1]}", encoding="utf-8")
+
 
 def arguments(description: str) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="the same figures on fewer seeds, in at most five minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    parser.add_argument("--write", action="store_true", help="put the table between RESULTS.md's marks of this name")
     return parser
 
 
@@ -87,3 +111,5 @@ def finish(report: Report, options: argparse.Namespace) -> None:
     report.show()
     if options.json:
         report.write(options.json)
+    if options.write:
+        put(RESULTS, report.name, report.rows())

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as LateError
 from typing import Any, TypeVar
 
-PATIENCE = 0.1  # seconds
+PATIENCE = 0.05  # seconds
 Found = TypeVar("Found")
 
 _workers = ThreadPoolExecutor(2, thread_name_prefix="retort reading")

@@ -33,7 +33,7 @@ from ..trainers.objectives.dmd2 import DMD2
 from ..trainers.objectives.tdm import TDM
 from ..trainers.offload import blocks_to_stream
 from ..trainers.origin import origin
-from ..trainers.planning import Forecast, problem
+from ..trainers.planning import Forecast, Truth, problem
 from ..trainers.strangers import read_json
 from ..trainers.watch import Watcher, open_picture
 from . import planning
@@ -99,6 +99,7 @@ def run(
     forecast = planning.forecast(host, model, config, request.dataset, vae, (reward, second))
     with host.training_session():
         denoiser = host.trainable(model, precision(config))
+        truth = Truth(denoiser.device)  # whose network is not there yet
         try:
             objective = METHODS[config.method].objective(config.objective, denoiser)
             add_adapters(denoiser, config, objective, request.start)
@@ -121,6 +122,7 @@ def run(
                 reducer,
                 started_on,
                 forecast,
+                truth,
             )
             if forecast is not None:
                 planning.furnish_measures(trainer, forecast.measures)

@@ -181,7 +181,7 @@ class RetortTreeSearch(io.ComfyNode):
                     min=0,
                     max=SEED_MAX,
                     control_after_generate=True,
-                    tooltip="Draws all candidates; the first is the plain sample of this seed.",
+                    tooltip="Draws all candidates. The first is this seed's plain sample; on a GPU with ode only.",
                 ),
                 io.Noise.Input("noise", optional=True, tooltip="Starts are drawn from it; its seed is then the seed."),
             ],

@@ -27,6 +27,7 @@ from .origin import recognise
 from .planning import Forecast, Truth
 from .players import Runner
 from .processes import Alone, Reducer
+from .seeded import seeded
 from .streaming import Ring
 from .watch import METRICS, Metrics, Silent, Watcher, checkpoints, save_sheet
 
@@ -50,7 +51,8 @@ class Trainer:
     previews lie; a state found there is continued (ValueError when its settings differ). decode: latents in the
     network's scale to pictures (B, H, W, 3), for previews. origin: what the
     run is started on (`trainers.origin`); a run that was started on something else is not continued. forecast: of its
-    memory, which the first step corrects. `done` counts steps, `begun` is where this attempt began.
+    memory, which the first step corrects by what `truth` measured,
+    made before the network was placed. `done` counts steps, `begun` is where this attempt began.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Trainer:
         reducer: Reducer | None = None,
         origin: Mapping[str, Any] | None = None,
         forecast: Forecast | None = None,
+        truth: Truth | None = None,
     ):
         self.denoiser, self.objective, self.data, self.config = denoiser, objective, data, config
         self.files = inside(folder)  # no link in it is followed
@@ -73,6 +76,7 @@ class Trainer:
         self.decode = decode
         self.reducer: Reducer = reducer or Alone()
         self.origin, self.forecast = origin, forecast
+        self.truth = truth or Truth(denoiser.device)
         self.settings: TrainingConfig = config.training
         self.done = self.begun = self.position = 0
         self.accumulation = Accumulation(self.settings)
@@ -223,7 +227,7 @@ class Trainer:
         """A run of its own with the same network and data."""
         return Trainer(
             self.denoiser, self.objective, self.data, config, folder, watcher,
-            reducer=self.reducer, origin=self.origin, forecast=self.forecast,
+            reducer=self.reducer, origin=self.origin, forecast=self.forecast, truth=self.truth,
         )  # fmt: skip
 
     def _agree(self) -> None:
@@ -259,12 +263,12 @@ class Trainer:
         settings, saved_at = self.settings, time.monotonic()
         saved = self.done  # before the first step there is nothing to lose
         try:
-            truth = Truth(self.denoiser.device)
+            self.truth.begin()
             while self.done < settings.steps:
                 metrics = offload.enough_room(self.step, self._spare, self._begin_again, self.watcher.says)
                 if self.done == self.begun + 1:
                     ring, spare = self.denoiser.ring, self._spare()
-                    self.forecast = offload.corrected(self.forecast, ring, spare, truth.peak, self.watcher.says)
+                    self.forecast = offload.corrected(self.forecast, ring, spare, self.truth.peak, self.watcher.says)
                 if log:
                     log.add(self.done, metrics)
                 self.watcher.step(self.done, settings.steps, metrics)
@@ -294,6 +298,7 @@ class Trainer:
         self._zero()
         if self.done > self.begun:
             self.save()
+        self.truth.begin()
 
     def step(self) -> dict[str, float]:
         """One step, and its numbers."""
@@ -346,8 +351,8 @@ class Trainer:
         self.seconds += spent
         numbers |= {f"{name}_grad": value for name, value in norms.items()}
         numbers |= {"rate": rate, "seconds": spent, "data": data_seconds / spent}
-        if self.denoiser.device.type == "cuda":
-            numbers["memory"] = float(torch.cuda.max_memory_allocated(self.denoiser.device))
+        if (highest := self.truth.highest) is not None:
+            numbers["memory"] = float(highest)
         return numbers
 
     def _losses(self, batch: Batch, step: int) -> Iterator[Loss]:
@@ -355,8 +360,8 @@ class Trainer:
         if not self.config.lora.dropout:
             yield from self.objective.losses(batch, step)
             return
-        with torch.random.fork_rng(devices=[self.denoiser.device] if self.denoiser.device.type == "cuda" else []):
-            torch.manual_seed(seed_of(self.settings.seed, step, batch.draws.indices[0], "dropout"))
+        seed = seed_of(self.settings.seed, step, batch.draws.indices[0], "dropout")
+        with seeded(seed, self.denoiser.device):
             yield from self.objective.losses(batch, step)
 
     def _reduced(self, totals: dict[str, Tensor | float], moving: list[str]) -> dict[str, float]:

@@ -54,6 +54,12 @@ def advice(config: TrainingConfig) -> str:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory ended; without CUDA torch has no class of its own for it."""
-    signs = ("DefaultCPUAllocator", "MPS backend out of memory")
+    """Whether an error says that memory ended, for which torch has a class where its own allocator noticed.
+
+    CUDA's libraries take memory past that one, and cuBLAS says no more than that it could not begin.
+    """
+    signs = (
+        "DefaultCPUAllocator", "MPS backend out of memory", "CUDA error: out of memory", "HIP out of memory",
+        "HIP error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED",
+    )  # fmt: skip
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in signs)

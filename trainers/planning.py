@@ -187,7 +187,7 @@ def problem(plan: Plan, training: TrainingConfig) -> str | None:
 
 
 class Truth:
-    """What torch measures on a device, beside what lay there before; None where it measures nothing."""
+    """What torch measures on a device, beside what lay there when this was made; None where it measures nothing."""
 
     def __init__(self, device: torch.device):
         module = None if device.type in ("cpu", "meta") else torch.get_device_module(device)
@@ -197,11 +197,16 @@ class Truth:
         self._before = self._module.memory_allocated(device) if self._module else 0
 
     def begin(self) -> None:
-        """Forget the highest so far."""
+        """Forget the peak so far."""
         if self._module:
             self._module.reset_peak_memory_stats(self._device)
 
     @property
     def peak(self) -> int | None:
         """The most bytes since `begin`."""
-        return self._module.max_memory_allocated(self._device) - self._before if self._module else None
+        return None if self.highest is None else self.highest - self._before
+
+    @property
+    def highest(self) -> int | None:
+        """The same with all else that torch holds there for this process."""
+        return self._module.max_memory_allocated(self._device) if self._module else None

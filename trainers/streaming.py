@@ -12,8 +12,7 @@ memory, and never numbers. With checkpoints none does, and two buffers' worth ar
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +36,7 @@ def spread(count: int, among: int) -> list[int]:
 class Block:
     """One block of the network: streamed, or on the device for good.
 
-    master: its weights in host memory; a block on the device may keep one for when it has to make room again.
+    master: its weights in host memory while it is streamed.
     """
 
     name: str
@@ -121,7 +120,8 @@ class Ring:
             if weight.tensor.device == self.device or weight.tensor.is_meta:
                 continue
             if weight.tensor.requires_grad or "lora_" in weight.name:
-                weight.tensor.data = weight.tensor.data.to(self.device)
+                moved = nn.Parameter(weight.tensor.detach().to(self.device), requires_grad=weight.tensor.requires_grad)
+                torch.utils.swap_tensors(weight.tensor, moved)  # whoever holds it holds the one that has moved
             else:
                 weight.put(nn.Parameter(weight.tensor.detach().to(self.device), requires_grad=False))
         for module in network.modules():
@@ -134,10 +134,7 @@ class Ring:
 
         What torch raises when memory ends leaves the ring usable, with more blocks streamed than were asked for.
         """
-        self._arrange(set(spread(count, len(self.blocks))), keep=False)
-
-    def _arrange(self, chosen: set[int], keep: bool) -> None:
-        """keep: blocks that come to the device keep their weights in host memory, and leave it again without a copy."""
+        chosen = set(spread(count, len(self.blocks)))
         with self._lock, torch.inference_mode(False), torch.no_grad():
             self._forget()
             pin = self._pin
@@ -147,7 +144,7 @@ class Ring:
                         pin = None  # who has refused once has no more to give
                 for number, block in enumerate(self.blocks):
                     if number not in chosen:
-                        self._keep_block(block, keep)
+                        self._keep_block(block)
             finally:
                 self._begin_anew()
 
@@ -159,32 +156,14 @@ class Ring:
         self.stream(before - (-len(self.blocks) // MORE))
         return True
 
-    @contextmanager
-    def room(self, size: int) -> Iterator[None]:
-        """Within it, blocks on the device make room for `size` bytes of something else, as far as there are any."""
-        before = {number for number, block in enumerate(self.blocks) if block.streamed}
-        staying = [number for number in range(len(self.blocks)) if number not in before]
-        leaving: list[int] = []
-        while len(leaving) < len(staying) and sum(self.blocks[number].size for number in leaving) < size:
-            leaving = [staying[i] for i in spread(len(leaving) + 1, len(staying))]
-        if leaving:
-            self._arrange(before | set(leaving), keep=False)
-        try:
-            yield
-        finally:
-            if leaving:
-                self._arrange(before, keep=True)
-
     def _stream_block(self, block: Block, pin: Pin | None) -> bool:
         """Whether the device fetches it by itself."""
         if block.master is None:
             block.master = Master(block.weights, pin, self._unpin)
-        elif not block.streamed:
-            block.master.put_away()
         block.streamed = True
         return block.master.pinned
 
-    def _keep_block(self, block: Block, keep: bool) -> None:
+    def _keep_block(self, block: Block) -> None:
         if block.streamed:
             assert block.master is not None
             if self.device.type == "cpu":
@@ -194,9 +173,8 @@ class Ring:
                 block.master.copy_to(flat)
                 block.master.put(flat)
             block.streamed = False
-            if not keep:
-                block.master.let_go()
-                block.master = None
+            block.master.let_go()
+            block.master = None
             return
         for weight in block.weights:
             if weight.tensor.device != self.device:

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from .folder import Inside, inside
 from .growing import Growing, Rooms, Shelf
@@ -100,13 +100,9 @@ def _listed(names: tuple[str, ...]) -> str:
     return '["' + '", "'.join(sorted(names)) + '"]' if names else "[]"
 
 
-class Said(NamedTuple):
-    """A line of pairs.jsonl that belongs to a ticket."""
-
-    winner: str
-    loser: str
-    strength: float | None
-    turn: int
+# A line of pairs.jsonl that belongs to a ticket: winner, loser, strength, turn. Plain tuples of plain values, since the
+# garbage collector stops looking at those: of a large set, each of its rounds would hold up every thread for a while.
+Said = tuple[str, str, float | None, int]
 
 
 class Desk:
@@ -132,7 +128,7 @@ class Desk:
         self._bad: list[str] = []
         self._missing: dict[str, str] = {}
         self._skips: dict[str, int] = {}
-        self._said: dict[str, dict[frozenset[str], Said]] = {}
+        self._said: dict[str, tuple[Said, ...]] = {}
         self._strange: set[str] = set()  # tickets that pairs name and that nobody has asked yet
         self._new: set[str] = set()
         self._touched: set[str] = set()
@@ -214,22 +210,24 @@ class Desk:
     def _read_pair(self, row: Mapping[str, Any] | None) -> None:
         if row is None:
             return  # `preferences.read` names it
-        self.turn = max(self.turn, turn := _turn(row))
         get = row.get
+        self.turn = max(self.turn, turn := _turn(row))
         id, winner, loser, strength = get("ticket"), get("winner"), get("loser"), get("strength")
-        ticket = self.tickets.get(id) if isinstance(id, str) else None
-        if not isinstance(id, str) or ticket is None:
-            self._strange |= {id} if isinstance(id, str) else set()
+        if not isinstance(id, str):
             return
-        if (row.get("prompt"), row.get("by")) != (ticket.prompt, ticket.by):
+        ticket = self.tickets.get(id)
+        if ticket is None:
+            self._strange.add(id)
             return
-        if winner == loser or winner not in ticket.files or loser not in ticket.files:
+        if get("prompt") != ticket.prompt or get("by") != ticket.by:
             return
-        said = self._said.setdefault(id, {})
+        if winner == loser or winner not in (files := ticket.files) or loser not in files:
+            return
         self._touched.add(id)
-        said.pop(key := frozenset((winner, loser)), None)
-        if row.get("undo") is not True and strength in (0, None):
-            said[key] = Said(winner, loser, strength, turn)
+        said = tuple(one for one in self._said.get(id, ()) if {winner, loser} != set(one[:2]))
+        if get("undo") is not True and strength in (0, None):
+            said += ((winner, loser, strength, turn),)
+        self._said[id] = said
 
     def _answer(self, id: str, ticket: Ticket) -> tuple[Choice, int] | None:
         if id in self._skips:
@@ -237,11 +235,15 @@ class Desk:
         said = self._said.get(id)
         if not said:
             return None
-        count, turn = len(ticket.files), max(one.turn for one in said.values())
-        ties = sum(one.strength is not None for one in said.values())
+        count = len(ticket.files)
+        if len(said) == 1 and count == 2:
+            ((winner, _, strength, turn),) = said
+            return (TIE if strength is not None else ticket.files.index(winner)), turn
+        turn = max(turn for _, _, _, turn in said)
+        ties = sum(strength is not None for _, _, strength, _ in said)
         if ties:
             return (TIE, turn) if ties == count * (count - 1) // 2 else None
-        winners = {one.winner for one in said.values()}
+        winners = {winner for winner, _, _, _ in said}
         if len(winners) == 1 and len(said) == count - 1:
             return ticket.files.index(winners.pop()), turn
         return None  # a writer was killed in the middle of it
@@ -262,22 +264,21 @@ class Desk:
         ticket = self.tickets[id]
         said: list[tuple] = [(w, x, s, {}) for w, x, s in ticket.pairs(choice)]
         keep = {frozenset((w, x)) for w, x, _, _ in said}
-        left = [(s.winner, s.loser, s.strength, {"undo": True}) for k, s in self._said.get(id, {}).items()
-                if k not in keep]  # fmt: skip
+        left = [(w, x, s, {"undo": True}) for w, x, s, _ in self._said.get(id, ()) if frozenset((w, x)) not in keep]
         return [self._row(id, self.turn + 1, *one) for one in (*left, *said)]
 
     def undone(self, id: str) -> list[dict[str, Any]]:
         """Lines that take a ticket's pairs back, and say again what another ticket had said about one of them."""
         ticket, rows = self.tickets[id], []
-        for key, said in self._said.get(id, {}).items():
-            rows.append(self._row(id, self.turn + 1, said.winner, said.loser, said.strength, {"undo": True}))
+        for winner, loser, strength, _ in self._said.get(id, ()):
+            rows.append(self._row(id, self.turn + 1, winner, loser, strength, {"undo": True}))
             others = [
-                (older[key], other) for other, older in self._said.items()
-                if other != id and key in older and self.tickets[other].prompt == ticket.prompt
+                (*one, other) for other, older in self._said.items() if other != id
+                for one in older if {winner, loser} == set(one[:2]) and self.tickets[other].prompt == ticket.prompt
             ]  # fmt: skip
             if others:
-                before, other = max(others, key=lambda one: one[0].turn)
-                rows.append(self._row(other, before.turn, before.winner, before.loser, before.strength, {}))
+                won, lost, strength, turn, other = max(others, key=lambda one: one[3])
+                rows.append(self._row(other, turn, won, lost, strength, {}))
         return rows
 
     def _row(self, id: str, turn: int, winner: str, loser: str, strength: float | None, more: dict) -> dict[str, Any]:

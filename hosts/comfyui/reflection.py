@@ -136,8 +136,9 @@ class _Room:
 
     def settle(self) -> None:
         """Called when every leg has been loaded once: see whether the first of them still are."""
-        out = [leg for leg in self.legs if not leg.loaded()]
-        if out:
+        networks = {id(leg.network) for leg in self.legs}
+        # One network streams what the device has no room for; several are swapped where one had to leave for another.
+        if len(networks) > 1 and not all(leg.loaded() for leg in self.legs):
             size = sum({id(leg.network): leg.patcher.model_size() for leg in self.legs}.values()) / 2**30
             self.swap(
                 f"the networks ({size:.1f} GB) do not fit together, so they take turns; each reflection moves them "
@@ -146,7 +147,7 @@ class _Room:
 
     def enter(self, leg: _Leg) -> None:
         """Before each call of a leg."""
-        if self._swaps and self._there is not leg:
+        if self._swaps and (self._there is None or self._there.needed() != leg.needed()):
             leg.fetch()
             self._there = leg
 
@@ -246,15 +247,19 @@ class _Leg:
         return self._model(x, sigma, **self._extra)
 
     def loaded(self) -> bool:
-        """Whether the network lies on its device, or pages by itself."""
+        """Whether the network lies on its device, at least in part with the rest streamed, or pages by itself."""
         if self.patcher.is_dynamic() or comfy.model_management.is_device_cpu(self.patcher.load_device):
             return True
-        return self.patcher.loaded_size() >= self.patcher.model_size()
+        return self.patcher.loaded_size() > 0
+
+    def needed(self) -> list[Any]:
+        """What has to be loaded for a call: the guider's patcher, and those of its conditions."""
+        return [self.patcher, *self.guider.loaded_models]
 
     def fetch(self) -> None:
         """Load the network and what its conditions need, with this guider's patches."""
         comfy.model_management.load_models_gpu(
-            [self.patcher, *self.guider.loaded_models],
+            self.needed(),
             memory_required=self.network.memory_required([2 * self._shape[0], *self._shape[1:]]),
             minimum_memory_required=self.network.memory_required(self._shape),
         )

@@ -61,7 +61,7 @@ class SearchSampler(Sampler):
                 mixed_levels=_plain(model_wrap, extra_args["model_options"]),
                 calls_per_eval=branches(model_wrap, model_wrap.conds),
                 identity=identity((model_wrap.cfg, *parts(model_wrap))),
-                batch=_fitting(network, tuple(noise.shape), noise.device),
+                batch=_fitting(model_wrap.model_patcher, tuple(noise.shape), noise.device),
                 again=again,
                 extra_args={**extra_args, "denoise_mask": mask},
             )
@@ -95,13 +95,16 @@ def search(guider, samples: Tensor, mask: Tensor | None, sigmas: Tensor, noise: 
     return found.to(comfy.model_management.intermediate_device())
 
 
-def _fitting(network, shape: tuple[int, ...], device: torch.device) -> int:
-    """The batch, halved until what core estimates for one condition of it fits beside the loaded weights."""
+def _fitting(patcher, shape: tuple[int, ...], device: torch.device) -> int:
+    """The batch, halved until what core estimates for one condition of it fits beside the loaded weights.
+
+    Weights that page by themselves make room, and core counts what they take as free.
+    """
     batch, row = shape[0], list(shape[1:])
     if device.type == "cpu":
         return batch
-    free = comfy.model_management.get_free_memory(device)
-    while batch > 1 and network.memory_required([batch, *row]) > free:
+    free = patcher.get_free_memory(device)
+    while batch > 1 and patcher.model.memory_required([batch, *row]) > free:
         batch //= 2
     if batch < shape[0]:
         _log.warning("%d latents at once instead of %d: more do not fit into memory", batch, shape[0])

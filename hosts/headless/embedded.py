@@ -35,7 +35,8 @@ class EmbeddedNetwork:
 
     def __init__(self, network: torch.nn.Module):
         self.network = network
-        self.device = next(network.parameters()).device
+        parameter = next(network.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
 
     @property
     def module(self) -> Any:
@@ -58,8 +59,9 @@ class EmbeddedNetwork:
 
     def __call__(self, x: Tensor, timestep: Tensor, **conditions: Tensor) -> Tensor:
         """x (B, 16, h, w), timestep (B,) -> (B, 16, h, w)."""
+        given = {name: value.to(self.dtype) for name, value in conditions.items()}
         with threads(_threads()):
-            return self.network(x, timestep, **conditions)
+            return self.network(x.to(self.dtype), timestep, **given).float()
 
 
 @cache

@@ -16,6 +16,7 @@ from torch import Tensor
 from ...trainers.dataset import Dataset
 from ...trainers.denoiser import Denoiser
 from ...trainers.export import weights_hash
+from ...trainers.offload import forget_unused
 from ...trainers.weightless import bare
 from .. import conditions
 from ..conditions import Joined, Rejoins, shape_of
@@ -132,8 +133,7 @@ class HeadlessDenoiser(Rejoins, Denoiser):
         self.end_streaming()
         del self.network, self.adapters, self._made
         gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        forget_unused(self.device)
 
 
 def trainable(model: Model, compute: torch.dtype | None = None) -> HeadlessDenoiser:

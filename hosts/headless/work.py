@@ -76,7 +76,8 @@ def check_cancelled() -> None:
 
 def free_memory() -> int | None:
     """See `hosts.api`."""
-    return torch.cuda.mem_get_info()[0] if device().type == "cuda" else None
+    module = None if device().type == "cpu" else torch.get_device_module(device())
+    return module.mem_get_info(device())[0] if hasattr(module, "mem_get_info") else None
 
 
 def make_room() -> None:

@@ -67,6 +67,14 @@ def test_the_node_says_the_same(file):
     assert len(text.splitlines()) == 3
 
 
+def test_the_template_runs_on_the_embedded_model(tmp_path):
+    """Its weights are fp32 and a plan counts in bf16, which its own network must be told of."""
+    template = Path(__file__).parents[2] / "workflows" / "training_plan.json"
+    said = CliRunner().invoke(app, ["run", str(template), "--out", str(tmp_path)])
+    assert said.exit_code == 0, said.output
+    assert "8 GB: the base stays on the card, peak about" in said.output
+
+
 def test_what_does_not_fit_says_what_to_change(file, monkeypatch):
     monkeypatch.setattr(plan_report.planning, "with_measures", lambda *_: ())
     model, entry, shape = host.from_header(file, 512, 512, tokens=6)

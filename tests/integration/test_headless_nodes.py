@@ -9,7 +9,7 @@ import pytest
 import torch
 
 pytestmark = pytest.mark.integration
-EXTRAS = ("images", "custom_sampler", "sd3", "model_advanced", "flux", "primitive", "train")
+EXTRAS = ("images", "custom_sampler", "sd3", "model_advanced", "flux", "primitive", "preview_any", "train")
 # Ours lists fewer: what the headless host can run.
 SHORTER = {"sampler_name", "scheduler", "sampling", "weight_dtype"}
 
@@ -137,6 +137,10 @@ CALLS = [
     ("FlipSigmas", {"sigmas": SIGMAS[:0]}),
     ("ManualSigmas", {"sigmas": "1, 0.75 .5;0"}),
     ("PrimitiveInt", {"value": 7}),
+    *(
+        ("PreviewAny", {"source": value})
+        for value in ("text", 3, 0.5, True, None, {"é": [1, 2.0]}, torch.ones(2), {1, 2})
+    ),
 ]
 
 

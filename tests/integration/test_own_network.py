@@ -76,6 +76,33 @@ def test_only_what_patches_change_is_new(comfy, ours, host, loaded, sampled):
     assert torch.equal(sampled(patched, positive, x_of("sd3"), 0.7), expected)
 
 
+def test_a_model_that_is_streamed_from_its_file_is_read_once_more(comfy, ours, host, loaded, sampled, monkeypatch):
+    """As ComfyUI does on NVIDIA's cards by default, where a patcher is dynamic: here only its answer is."""
+    model, positive = loaded("sd3")
+    expected = sampled(model, positive, x_of("sd3"), 0.7)
+    factory, arguments, *which = model.cached_patcher_init
+
+    def read(*given):
+        made = factory(*given)
+        layer = next(m for m in (made[which[0]] if which else made).model.modules() if isinstance(m, torch.nn.Linear))
+        layer.weight_comfy_model_dtype = torch.float64  # into which ComfyUI would convert this one while it streams it
+        return made
+
+    monkeypatch.setattr(model, "cached_patcher_init", (read, arguments, *which))
+    monkeypatch.setattr(model, "is_dynamic", lambda: True)
+    base = ours("hosts.comfyui.own_network").own_network(model).model
+    theirs = dict(model.model.diffusion_model.named_parameters())
+    mine = dict(base.diffusion_model.named_parameters())
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[k].float(), v) for k, v in theirs.items())
+    assert not addresses(base.diffusion_model) & addresses(model.model.diffusion_model)
+    assert [weight.dtype for weight in mine.values()].count(torch.float64) == 1
+    del base, mine
+    assert torch.equal(sampled(model, positive, x_of("sd3"), 0.7), expected)
+    monkeypatch.setattr(model, "cached_patcher_init", None)
+    with pytest.raises(ValueError, match="model cannot be read a second time"):
+        host.trainable(model)
+
+
 def test_a_job_finds_the_memory_that_comfyui_held(comfy, host, loaded, sampled):
     model, positive = loaded("sd3")
     sampled(model, positive, x_of("sd3"), 0.7)

@@ -179,6 +179,27 @@ def test_networks_that_do_not_fit_take_turns_and_it_is_said(comfy, ours, tiny, n
     assert "do not fit together" in caplog.text and "GB" in caplog.text
 
 
+def test_one_network_of_which_the_card_holds_a_part_takes_no_turns(
+    comfy, ours, tiny, guided, sample, reflect, monkeypatch, caplog
+):
+    model, strong, weak, latent = pair(tiny, guided, "flow")
+    sigmas = simple(comfy, model)
+    expected = sample(strong, reflect(weak), sigmas, latent)
+    leg = ours("hosts.comfyui.reflection")._Leg
+    monkeypatch.setattr(leg, "loaded", lambda leg: False)
+    monkeypatch.setattr(leg, "fetch", lambda leg: pytest.fail("loaded again"))
+    assert torch.equal(sample(strong, reflect(weak), sigmas, latent), expected)
+    assert "do not fit together" not in caplog.text
+
+
+def test_a_network_in_part_on_its_card_is_loaded(comfy, ours, monkeypatch):
+    leg = object.__new__(ours("hosts.comfyui.reflection")._Leg)
+    leg.patcher = comfy.model_patcher.ModelPatcher(torch.nn.Linear(4, 4), torch.device("meta"), torch.device("cpu"))
+    for held, loaded in ((0, False), (16, True), (80, True)):
+        leg.patcher.model.model_loaded_weight_memory = held
+        assert leg.loaded() == loaded
+
+
 def test_a_pair_of_one_model_shares_its_network_and_loads_nothing(comfy, tiny, guided, sample, reflect, monkeypatch):
     model, strong, weak, latent = pair(tiny, guided, "flow")
     sigmas = simple(comfy, model)

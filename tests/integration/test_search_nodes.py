@@ -218,14 +218,17 @@ def test_a_search_outlives_the_session_and_is_drawn_from(comfy, ours, nodes, par
 
 
 def test_a_batch_that_memory_does_not_hold_is_halved(comfy, ours, monkeypatch):
-    class Network:
-        def memory_required(self, shape):
-            return 100 * shape[0]
-
+    base = torch.nn.Module()
+    base.memory_required = lambda shape: 100 * shape[0]
+    device = torch.device("meta")
+    patcher = comfy.model_patcher.ModelPatcher(base, device, device)
     fitting = ours("hosts.comfyui.search")._fitting
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 450)
-    assert [fitting(Network(), (b, 4, 8, 8), torch.device("meta")) for b in (1, 4, 5, 16)] == [1, 4, 2, 4]
-    assert fitting(Network(), (16, 4, 8, 8), torch.device("cpu")) == 16
+    assert [fitting(patcher, (b, 4, 8, 8), device) for b in (1, 4, 5, 16)] == [1, 4, 2, 4]
+    assert fitting(patcher, (16, 4, 8, 8), torch.device("cpu")) == 16
+    # Weights that page by themselves fill the card, and leave it for whoever needs room.
+    monkeypatch.setattr(patcher, "get_free_memory", lambda device: 450 + 1200)
+    assert fitting(patcher, (16, 4, 8, 8), device) == 16
 
 
 def test_a_noise_policy_goes_into_core_samplers(comfy, ours, nodes, parts, guided, sample):

@@ -71,7 +71,7 @@ def install() -> Any:
     made = extension()
     torch.utils.rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _module(made))
-    torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
+    torch.utils.generate_methods_for_privateuse1_backend(for_module=False, for_storage=True)
     _let_data_move(made)
     return made
 

@@ -32,6 +32,7 @@ struct Block {
   Access written;
   std::unordered_map<StreamId, uint64_t> read;
   std::unordered_set<StreamId> recorded;  // by record_stream
+  std::vector<Access> before;  // what may still be at work on this memory from when it was another block's
 
   static void drop(void* block);
   static Block* of(const c10::DataPtr& memory) {
@@ -85,10 +86,23 @@ class Memory final : public c10::DeviceAllocator {
     for (auto* stat : {&stats_.allocation, &stats_.active}) (*stat)[0].decrease(1);
   }
 
+  // Memory of `owner` was freed while another stream may still be at work on it.
+  void left_at(StreamId owner, Access access) { unfinished_[owner].push_back(access); }
+
   size_t limit = size_t(24) << 30;
-  std::vector<std::string> races;  // found where nothing can be raised: while memory is freed
 
  private:
+  // What of that a stream has not waited for by now. Which block would be taken again is not known here: any.
+  std::vector<Access> unfinished(StreamId stream) {
+    auto& left = unfinished_[stream];
+    const auto &clock = Streams::all().clock(stream), &host = Streams::all().host();
+    left.erase(
+        std::remove_if(
+            left.begin(), left.end(),
+            [&](const Access& a) { return clock.at(a.stream) >= a.tick || host.at(a.stream) >= a.tick; }),
+        left.end());
+    return left;
+  }
   static size_t rounded(size_t bytes) { return (bytes + 511) / 512 * 512; }  // as CUDA's allocator does
 
   template <typename Owner>
@@ -106,7 +120,8 @@ class Memory final : public c10::DeviceAllocator {
       (*stat)[0].increase(bytes);
     stats_.requested_bytes[0].increase(asked);
     for (auto* stat : {&stats_.allocation, &stats_.active}) (*stat)[0].increase(1);
-    auto* block = new Block{bytes, std::forward<Owner>(owner), Streams::all().current(), {}, {}, {}};
+    auto* block = new Block{bytes, std::forward<Owner>(owner), Streams::all().current(), {}, {}, {}, {}};
+    block->before = unfinished(block->stream);
     return {data, block, &Block::drop, device()};
   }
   template <typename F>
@@ -118,6 +133,7 @@ class Memory final : public c10::DeviceAllocator {
   }
 
   c10::CachingDeviceAllocator::DeviceStats stats_;
+  std::unordered_map<StreamId, std::vector<Access>> unfinished_;
 };
 
 inline std::string between(const char* what, StreamId a, StreamId b) {
@@ -134,11 +150,11 @@ inline void Block::drop(void* context) {
     return tick && stream != block->stream && !block->recorded.count(stream) &&
         streams.clock(block->stream).at(stream) < tick && streams.host().at(stream) < tick;
   };
-  bool raced = unordered(block->written.stream, block->written.tick);
-  for (auto& [stream, tick] : block->read) raced |= unordered(stream, tick);
-  if (raced)
-    Memory::all().races.push_back(
-        "memory was freed that another stream may still be at work on: record_stream, or wait for it first");
+  auto check = [&](StreamId stream, uint64_t tick) {
+    if (unordered(stream, tick)) Memory::all().left_at(block->stream, {stream, tick});
+  };
+  check(block->written.stream, block->written.tick);
+  for (auto& [stream, tick] : block->read) check(stream, tick);
   Memory::all().given_back(block->bytes);
   delete block;
 }
@@ -148,6 +164,11 @@ inline void touch(const c10::Storage& storage, bool writes, StreamId stream, uin
   auto* block = Block::of(storage.data_ptr());
   if (block == nullptr) return;
   const auto& clock = Streams::all().clock(stream);
+  for (auto& access : block->before)
+    TORCH_CHECK(
+        access.stream == stream || clock.at(access.stream) >= access.tick, "second device: race: ", who, ": ",
+        between("takes memory that was freed", access.stream, stream), ", or record_stream it");
+  block->before.clear();
   const auto& last = block->written;
   TORCH_CHECK(
       last.stream == stream || clock.at(last.stream) >= last.tick, "second device: race: ", who, ": ",

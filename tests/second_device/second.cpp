@@ -66,8 +66,4 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     Guarded guard(lock());
     counts() = {};
   });
-  m.def("races", [] {
-    Guarded guard(lock());
-    return std::exchange(Memory::all().races, {});
-  });
 }

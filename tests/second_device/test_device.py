@@ -225,16 +225,33 @@ def test_what_comes_back_is_no_number_until_it_is_waited_for(second):
 
 
 def test_freeing_what_another_stream_works_on_is_noticed(second):
-    x, stream = torch.arange(4.0).pin_memory(), torch.Stream(HERE)
-    there = copied(x, stream)
+    stream, there = torch.Stream(HERE), torch.ones(4, device=HERE)
+    stream.wait_stream(torch.accelerator.current_stream())
+    with stream:
+        there.add_(1)
     del there
+    with pytest.raises(RuntimeError, match="race.*takes memory that was freed"):
+        torch.ones(4, device=HERE)
     stream.synchronize()
-    assert len(second.races()) == 1
-    there = copied(x, stream)
+    there = torch.ones(4, device=HERE)
+    assert there.sum().item() == 4
+    stream.wait_stream(torch.accelerator.current_stream())
+    with stream:
+        there.add_(1)
     there.record_stream(stream)
     del there
-    stream.synchronize()
-    assert second.races() == []
+    assert torch.ones(4, device=HERE).sum().item() == 4
+    # Memory of the copying stream goes back to it, and its next use waits for whoever has read it.
+    with stream:
+        there = torch.ones(4, device=HERE)
+    torch.accelerator.current_stream().wait_stream(stream)
+    there * 2
+    del there
+    with stream, pytest.raises(RuntimeError, match="race.*takes memory that was freed"):
+        torch.ones(4, device=HERE)
+    stream.wait_stream(torch.accelerator.current_stream())
+    with stream:
+        assert torch.ones(4, device=HERE).sum().item() == 4
 
 
 def test_autograd_works_across_streams(second):

@@ -109,7 +109,7 @@ class StreamedDenoiser(Denoiser):
 
     def join(self, conds):
         """{"mean": (B,)}."""
-        return {"mean": torch.cat([c["mean"] for c in conds])}
+        return {"mean": torch.cat([c["mean"] for c in conds]).to(self.device)}
 
     together = join
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -85,3 +86,27 @@ def test_the_strongest_setting_is_advised_first():
     assert said.index("gradient_checkpointing") < said.index("batch_size from 4") < said.index("adamw8bit")
     said = memory.advice(TrainingConfig(batch_size=1, gradient_checkpointing=True, optimiser="adamw8bit"))
     assert said.startswith("make the latents smaller") and "8bit" not in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        RuntimeError("HIP out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("HIP error: out of memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+def test_every_way_to_say_that_memory_ended_is_known(error):
+    assert memory.ran_out(error)
+
+
+def test_another_fault_of_the_card_is_none_of_memory():
+    assert not memory.ran_out(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))

@@ -41,7 +41,7 @@ class Discriminator(nn.Module):
         if not widths:
             raise ValueError("widths is empty: a discriminator needs a denoiser with features")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # and no accelerator's, which others draw from
             self.heads = nn.ModuleList(Head(width, min(hidden, 4 * width)) for width in widths)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,195 @@
+"""Trainings with a streamed base on a card: to the bit as the CPU's, in time, and what they say of memory is true."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from retort.sampling.path import FLOW
+from retort.trainers import checkpointing, masters, planning
+from retort.trainers.adapters import LoraConfig
+from retort.trainers.data import Data
+from retort.trainers.loop import Trainer
+from retort.trainers.methods import METHODS, read_config
+from retort.trainers.objectives.discriminator import Discriminator
+from retort.trainers.streaming import Ring
+from retort.trainers.watch import Silent
+
+_spec = importlib.util.spec_from_file_location("streamed", Path(__file__).parents[1] / "trainers" / "streamed.py")
+streamed = sys.modules.setdefault(_spec.name, importlib.util.module_from_spec(_spec))
+_spec.loader.exec_module(streamed)
+
+HERE, CPU = torch.device("second"), torch.device("cpu")
+
+
+class Heard(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.said: list[str] = []
+        self.numbers: list[dict[str, float]] = []
+
+    def step(self, done, total, metrics):
+        self.numbers.append(dict(metrics))
+
+    def says(self, text):
+        self.said.append(text)
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    """trainer(folder, count, ...) -> a Trainer whose network streams `count` of its four blocks to a device."""
+
+    def make(folder, count, device=HERE, dtype=torch.float32, dropout=0.0, watcher=None, **training):
+        denoiser = streamed.StreamedDenoiser(FLOW, dtype)
+        denoiser.device = device
+        truth = planning.Truth(device)
+        denoiser.place(count)
+        generator = torch.Generator().manual_seed(5)
+        latents = list(torch.randn(6, 8, 2, 2, generator=generator))
+        conds = [{"mean": torch.tensor([0.1 * i])} for i in range(6)]
+        data = Data(conds, ["a"] * 6, {"mean": torch.zeros(1)}, latents)
+        training = {
+            "steps": 3, "batch_size": 2, "warmup": 0, "learning_rate": 0.01, "preview_every": 0, "save_minutes": 0,
+            "gradient_checkpointing": True, **training,
+        }  # fmt: skip
+        config = read_config({"method": "flow", "objective": {}, "training": training, "lora": {"rank": 2}})
+        config = replace(config, lora=LoraConfig(rank=2, dropout=dropout))
+        objective = METHODS["flow"].objective(config.objective, denoiser)
+        return Trainer(denoiser, objective, data, config, tmp_path / folder, watcher, truth=truth)
+
+    return make
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert not a[name].isnan().any() and torch.equal(a[name].cpu(), b[name].cpu()), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_a_streamed_run_is_the_cpus_to_the_bit(second, trainer, dtype, count):
+    expected = trainer("cpu", 0, CPU, dtype).train()
+    run = trainer("here", count, HERE, dtype)
+    same(run.train(), expected)
+    assert run.denoiser.ring.count == count
+    run.denoiser.end_streaming()
+
+
+def test_the_peak_is_the_runs_own(second, trainer):
+    torch.empty(1 << 26, device=HERE)  # before the run
+    heard = Heard()
+    run = trainer("run", 2, watcher=heard)
+    run.train()
+    assert all(0 < numbers["memory"] < 1 << 24 for numbers in heard.numbers)
+    run.denoiser.end_streaming()
+
+
+def test_seeds_are_nobody_elses(second, trainer):
+    torch.manual_seed(3)
+    expected = torch.randn(4, device=HERE), torch.randn(4)
+    run = trainer("run", 0, dropout=0.5)
+    torch.manual_seed(3)
+    Discriminator((8,), seed=1)
+    run.train()
+    assert torch.equal(torch.randn(4, device=HERE), expected[0]) and torch.equal(torch.randn(4), expected[1])
+    same(trainer("again", 2, dropout=0.5).train(), run.lora())
+
+
+@pytest.fixture
+def every_size(monkeypatch):
+    """Weights of every size are copied on their own where they lie, as large ones are."""
+    monkeypatch.setattr(masters, "SMALL", 100)
+
+
+@pytest.mark.parametrize("kind", ["pinned", "staged", "staged in part"])
+@pytest.mark.parametrize("buffers", [1, 2])
+def test_fetches_are_in_time_from_pinned_and_from_staged_memory(second, every_size, kind, buffers):
+    made = streamed.network("fp32")
+    adapters, x = streamed.adapted(made), streamed.start()
+    checkpointing.enable(made)
+
+    def passes(x):
+        adapters.switch("student")
+        made.zero_grad()
+        for scale in (1.0, 2.0):
+            (made(x * scale).square().mean() * made(-x).square().mean()).backward()
+        gradients = {name: p.grad.cpu() for name, p in adapters.parameters("student").items()}
+        with torch.no_grad():
+            return gradients | {"x": made(x, stop=3).cpu()}
+
+    expected = passes(x)
+    checkpointing.disable(made)
+    held = []
+
+    def pin(tensor):
+        if kind == "staged" or (kind == "staged in part" and len(held) > 3):
+            return False
+        pinned = tensor.clone().pin_memory()
+        tensor.set_(pinned.untyped_storage(), 0, tensor.shape, tensor.stride())
+        held.append(pinned)
+        return True
+
+    ring = Ring(made, HERE, 4, buffers=buffers, pin=pin, unpin=lambda tensor: None)
+    checkpointing.enable(made)
+    assert {block.master.pinned for block in ring.blocks} == {
+        "pinned": {True}, "staged": {False}, "staged in part": {True, False},
+    }[kind]  # fmt: skip
+    second.reset_counts()
+    same(passes(x.to(HERE)), expected)
+    assert second.counts()["late"] > 8  # the copies ran when somebody waited for them, and not before
+    same(passes(x.to(HERE)), expected)
+    assert buffers == 1 or ring.late < ring.copies / 2
+    ring.close()
+    assert all(p.device == CPU for name, p in made.named_parameters() if "lora_" not in name and "blocks" in name)
+    gc.collect()
+    torch.accelerator.synchronize()
+
+
+def test_when_memory_ends_more_is_streamed_and_the_lora_is_the_same(second, room, trainer, monkeypatch):
+    block = streamed.Block
+    monkeypatch.setattr(streamed, "Block", lambda width, hidden: block(width, 64 * hidden))
+    peaks = {}
+    for count in (0, 4):
+        run = trainer(f"with {count}", count, steps=4)
+        expected = run.train()
+        peaks[count] = run.truth.peak
+        run.denoiser.end_streaming()
+    assert peaks[4] < 0.8 * peaks[0]
+    heard = Heard()
+    began = torch.accelerator.memory_allocated()
+    run = trainer("short", 0, steps=4, watcher=heard)
+    step = run.step
+    with contextlib.ExitStack() as limits:
+
+        def short():
+            """From the third step on there is less memory than so far."""
+            if run.done == 2 and not heard.said:
+                left = began + (peaks[0] + peaks[4]) // 2 - torch.accelerator.memory_allocated()
+                limits.enter_context(room(left))
+            return step()
+
+        run.step = short
+        same(run.train(), expected)
+        assert run.denoiser.ring.count >= 3 and "memory ran out" in heard.said[0]
+        assert (run.folder / "state.safetensors").is_file() and run.truth.peak < peaks[0]
+        run.denoiser.end_streaming()
+
+
+def test_a_moved_adapter_is_the_object_that_it_was(second):
+    made = streamed.network("fp32")
+    adapters = streamed.adapted(made)
+    before = {name: (p, p.detach().clone()) for name, p in adapters.parameters("student").items()}
+    ring = Ring(made, HERE, 2)
+    for name, p in adapters.parameters("student").items():
+        held, value = before[name]
+        assert p is held and p.device.type == "second" and p.is_leaf and torch.equal(p.cpu(), value)
+    ring.close()
