@@ -230,3 +230,33 @@ def test_a_decoder_forgets_its_blocks(comfy, ours, host):
         out.square().mean().backward()
         grads.append(x.grad)
     assert torch.equal(*grads) and counts[1] < 0.3 * counts[0]
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sd3"])
+def test_no_cast_weight_waits_for_the_backward_pass(comfy, ours, host, loaded, files, monkeypatch, kind):
+    """In fp32 it would be twice a 16-bit base, whatever is outside the checkpoints for the whole of a step."""
+    _, positive = loaded(kind)
+    with torch.inference_mode():
+        half = comfy.sd.load_diffusion_model(files(kind), {"dtype": torch.bfloat16})
+
+    def found():
+        kept, network = {}, []
+
+        def pack(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor.detach()
+
+        with host.training_session():
+            denoiser, one = ready(ours, host, half, positive, kind)
+            network = {p.untyped_storage().data_ptr() for p in denoiser.network.parameters()}
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                made = gradients(denoiser, one, kind)
+            denoiser.release()
+        return made, sum(size for where, size in kept.items() if where not in network)
+
+    ours_, less = found()
+    monkeypatch.setattr(ours("hosts.comfyui.exact"), "cast", lambda layer: False)
+    theirs, more = found()
+    weights = sum(p.nbytes for p in half.model.diffusion_model.parameters())
+    assert more - less > 1.8 * weights
+    assert ours_.keys() == theirs.keys() and all(torch.equal(ours_[k], g) for k, g in theirs.items())
