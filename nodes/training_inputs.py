@@ -275,6 +275,7 @@ def offload_input() -> Any:
     return io.String.Input(
         "offload",
         default="auto",
+        optional=True,  # prompts that scripts wrote before it existed go on
         advanced=True,
         tooltip=(
             "Blocks of the base that wait in the computer's memory and come to the GPU to compute: auto when they do "

@@ -1,7 +1,8 @@
 """Pictures as published reward models want them, in torch and with gradients, equal to PIL's within 1e-2.
 
-PIL's bicubic has a = -0.5 and widens its kernel when it shrinks, as torch's does with antialias. PIL rounds to whole
-pixel values after the resize and we do not, which is all that differs.
+PIL's bicubic has a = -0.5 and widens its kernel when it shrinks, as torch's does with antialias. PIL resizes across,
+then down, and cuts and rounds to whole pixel values after each; we do not round, which is all that differs. (Pillow 13
+goes down first where the height shrinks much more than the width. Published models were trained with what came before.)
 """
 
 from __future__ import annotations
@@ -74,11 +75,12 @@ class Preprocess:
         return pixels[..., top : top + size, left : left + size]
 
     def _resized(self, pixels: Tensor, h: int, w: int) -> Tensor:
-        if pixels.shape[-2:] == (h, w):
-            return pixels
-        pixels = F.interpolate(pixels, (h, w), mode=self.resample, align_corners=False, antialias=True)
-        # Bicubic overshoots at edges, and PIL's bytes cannot.
-        return pixels.clamp(0, 1)
+        # Across, then down, as PIL does; bicubic overshoots at edges, and the bytes that PIL keeps of each pass cannot.
+        for size in ((pixels.shape[-2], w), (h, w)):
+            if pixels.shape[-2:] != size:
+                pixels = F.interpolate(pixels, size, mode=self.resample, align_corners=False, antialias=True)
+                pixels = pixels.clamp(0, 1)
+        return pixels
 
 
 CLIP = Preprocess()

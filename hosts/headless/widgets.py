@@ -27,8 +27,8 @@ def assign(node: Node, schema: Schema, values: Any, notes: list[str]) -> list[tu
     """(input name, value, where it is stored) of every widget.
 
     values: the node's "widgets_values", a list in the order of the widgets or a dict by name. A list that ends early
-    was saved by an older version of the node; the later inputs take their defaults, which is said in `notes`. One that
-    does not fit otherwise raises NodeError.
+    was saved by an older version of the node; the later inputs' defaults are added to it, which is said in `notes`. One
+    that does not fit otherwise raises NodeError.
     """
     if values is None:
         return []
@@ -38,9 +38,9 @@ def assign(node: Node, schema: Schema, values: Any, notes: list[str]) -> list[tu
         raise NodeError(
             node, '"widgets_values" must be a list', value=values, remedy="Save the workflow again from ComfyUI"
         )
-    row = _Row(values)
+    row, saved = _Row(values), bool(values)
     found = row.take(schema.inputs, "")
-    if row.missing and values:
+    if row.missing and saved:
         notes.append(
             f'node {node.id} "{node.title}": saved before {", ".join(row.missing)} existed; the default is used'
         )
@@ -83,7 +83,10 @@ class _Row:
     def one(self, name: str, widget: WidgetInput) -> list[tuple[str, Any, Place]]:
         if self.at >= len(self.values):
             self.missing.append(name)
-            return []
+            if widget.default is None:
+                return []
+            # As the editor does when it opens the file, so that prompt and embedded workflow are whole.
+            self.values.append(widget.default)
         place = Place(self.values, self.at)
         self.at += 1
         # The editor stores what happens to a seed after the run, and an upload button's label, behind the value.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -19,28 +20,11 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKFLOWS = REPOSITORY / "workflows"
-# Nodes that sample, and which of their outputs is the LATENT to compare.
-SAMPLES = {
-    "KSampler": 0, "SamplerCustomAdvanced": 0, "RetortTreeSearch": 0, "RetortResumeSearch": 0,
-    "RetortDrawFromSearch": 0, "RetortNoisePolicy": 1, "RetortReflectionCompare": 1,
-}  # fmt: skip
-# They need downloads that have no tiny stand-ins: ComfyUI's text encoders are of fixed size.
-DOWNLOADS = {
-    "dmd2_sdxl_4step", "tdm_sd3_4step", "di_star_sdxl_1step", "search_sdxl_pickscore", "reflection_juggernaut_sdxl",
-    "reflection_sdxl_lora", "reflection_flux_cfg", "preference_sdxl_mapo_pickscore", "instarevive",
-}  # fmt: skip
-# Works on a photograph of one's own, and samples nothing; that both hosts restore it alike is in test_restoration.py.
-OWN_PICTURE = "restore_photograph"
-# They train for minutes: here two steps of everything.
-TRAINERS = {
-    "train_distillation": ("RetortTrainDistillation",), "training_job": ("RetortTrainingJob",),
-    "train_reward": ("RetortTrainReward",), "train_preference": ("RetortTrainPreference",),
-    "train_style": ("RetortTrainFlow", "RetortFewShotAdapt"), "train_restorer": ("RetortTrainRestorer",),
-}  # fmt: skip
-QUICK = {
-    "steps": 2, "batch_size": 2, "warmup": 0, "preview_every": 0, "regression_steps": 1,
-    "method.regression_steps": 1, "method.pairs": 2, "method.pair_steps": 2,
-}  # fmt: skip
+_spec = importlib.util.spec_from_file_location("retort_snapshots", REPOSITORY / "tests" / "snapshots" / "snapshots.py")
+snapshots = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(snapshots)
+SAMPLES_NOTHING = "training_plan"
+SAMPLES, TRAINERS = snapshots.SAMPLES, snapshots.TRAINERS
 TRAINED_APART = 0.03  # of latents whose standard deviation is about 1
 # Prints the prompt that the headless reader makes of a workflow, and leaves the latents of its samplers.
 HEADLESS = """
@@ -98,9 +82,7 @@ def assert_equal(pairs: dict[str, tuple]) -> None:
         assert float(ours.std()) > 0.1, f"node {key} gave nothing"
 
 
-@pytest.mark.parametrize(
-    "name", sorted({p.stem for p in WORKFLOWS.glob("*.json")} - DOWNLOADS - {*TRAINERS, OWN_PICTURE})
-)
+@pytest.mark.parametrize("name", [name for name in snapshots.names() if name not in {*TRAINERS, SAMPLES_NOTHING}])
 def test_a_bundled_workflow(server, tmp_path, name):
     assert_equal(both(server, WORKFLOWS / f"{name}.json", tmp_path))
 
@@ -108,14 +90,9 @@ def test_a_bundled_workflow(server, tmp_path, name):
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_bundled_training(server, tmp_path, name):
     """Trained and sampled by either host; only the numbers that make it long are others than in the file."""
-    document = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    document = snapshots.shortened(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")), name)
     trainers = [node for node in document["nodes"] if node["type"] in TRAINERS[name]]
     assert len(trainers) == len(TRAINERS[name])
-    for trainer in trainers:
-        widgets = [one["name"] for one in trainer["inputs"] if "widget" in one]
-        for key, value in QUICK.items():
-            if key in widgets:
-                trainer["widgets_values"][widgets.index(key)] = value
     source = tmp_path / f"{name}.json"
     source.write_text(json.dumps(document), encoding="utf-8")
     latents = both(server, source, tmp_path / "out")
@@ -145,7 +122,7 @@ def test_a_photograph_of_ones_own_is_restored(server):
     pixels = (picture.clamp(0, 1) * 255).byte().numpy()
     (server.base / "input").mkdir(exist_ok=True)
     Image.fromarray(pixels).save(server.base / "input" / "example.png")
-    history = server.run(prompt_of(WORKFLOWS / f"{OWN_PICTURE}.json"))
+    history = server.run(prompt_of(WORKFLOWS / f"{snapshots.OWN_PICTURE}.json"))
     assert history["status"]["status_str"] == "success", history["status"]
     (made,) = (server.base / "output" / "retort").glob("restore_photograph*.png")
     with Image.open(made) as image:
@@ -153,7 +130,7 @@ def test_a_photograph_of_ones_own_is_restored(server):
 
 
 # The headless host, which turns files into prompts here, knows no CLIPLoader; the page's test opens that one.
-@pytest.mark.parametrize("name", sorted(DOWNLOADS - {"instarevive"}))
+@pytest.mark.parametrize("name", sorted(snapshots.DOWNLOADS - {"instarevive"}))
 def test_a_workflow_without_its_files_is_refused_by_their_names(server, name):
     """Through /prompt as the other workflows: nothing but the files that it says to download is missing."""
     source = WORKFLOWS / f"{name}.json"

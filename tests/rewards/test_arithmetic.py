@@ -23,6 +23,20 @@ def picture(seed: int, height: int = 60, width: int = 90) -> Image.Image:
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
+def hard(kind: str, height: int, width: int) -> Image.Image:
+    """Edges at which bicubic overshoots most: between its two passes PIL cuts that off."""
+    y, x = np.mgrid[:height, :width]
+    if kind == "stripes":
+        values = (x // 3 % 2) * (y // 3 % 2) * 255
+    elif kind == "checks":
+        values = (x + y) % 2 * 255
+    elif kind == "silhouette":
+        values = (((x - width / 2) / width) ** 2 + ((y - height / 2) / height) ** 2 < 0.1) * 255
+    else:
+        return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(np.repeat(values.astype(np.uint8)[..., None], 3, -1))
+
+
 def tensor(*pictures: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).float() / 255
 
@@ -40,27 +54,48 @@ def test_published_constants():
     assert list(deqa.LEVELS.values()) == [5, 4, 3, 2, 1]
 
 
-@pytest.mark.parametrize(("height", "width"), [(61, 90), (400, 301), (224, 224), (50, 50), (1000, 37)])
+def resized(given: Image.Image, width: int, height: int) -> Image.Image:
+    """Across first, whatever order this Pillow would choose."""
+    across = given.resize((width, given.height), Image.Resampling.BICUBIC)
+    return across.resize((width, height), Image.Resampling.BICUBIC)
+
+
+SIZES = [(61, 90), (400, 301), (224, 224), (50, 50), (1000, 37), (331, 517)]
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("fit", ["crop", "floor crop", "pad", "stretch"])
-def test_tensors_are_prepared_as_pil_does(height, width, fit):
-    given = picture(3, height, width)
+@pytest.mark.parametrize("kind", ["smooth", "stripes", "checks", "silhouette", "noise"])
+def test_tensors_are_prepared_as_pil_does(height, width, fit, kind):
+    given = picture(3, height, width) if kind == "smooth" else hard(kind, height, width)
     size = 224
     if fit == "stretch":
-        wanted = given.resize((size, size), Image.Resampling.BICUBIC)
+        wanted = resized(given, size, size)
     elif fit == "pad":
         scale = size / max(height, width)
-        small = given.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC)
+        small = resized(given, max(1, round(width * scale)), max(1, round(height * scale)))
         wanted = Image.new("RGB", (size, size))
         wanted.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
     else:
         short = min(height, width)
-        small = given.resize((int(size * width / short), int(size * height / short)), Image.Resampling.BICUBIC)
+        small = resized(given, int(size * width / short), int(size * height / short))
         left, top = (small.width - size) / 2, (small.height - size) / 2
         left, top = (round(left), round(top)) if fit == "crop" else (int(left), int(top))
         wanted = small.crop((left, top, left + size, top + size))
     found = Preprocess(fit=fit).fitted(tensor(given).movedim(-1, 1))[0].movedim(0, -1)
     assert found.shape == (size, size, 3)
     assert (found - tensor(wanted)[0]).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("kind", ["smooth", "stripes", "checks", "silhouette", "noise"])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_tensors_are_prepared_as_transformers_does(height, width, kind):
+    processor = pytest.importorskip("transformers.models.clip.image_processing_pil_clip").CLIPImageProcessorPil()
+    given = picture(3, height, width) if kind == "smooth" else hard(kind, height, width)
+    wanted = torch.as_tensor(processor(given, return_tensors="np")["pixel_values"])
+    found = CLIP(tensor(given))
+    scale = torch.tensor(CLIP.std).view(1, 3, 1, 1)  # back to pixels in [0, 1]
+    assert ((found - wanted) * scale).abs().max() < 1e-2
 
 
 def test_hps_pads_with_black_and_loses_nothing():

@@ -192,8 +192,10 @@ def test_dynamic_inputs_arrive_as_in_comfyui(go, ui, ui_node, where):
     assert outcome.notes == []
 
 
-def test_a_note_says_what_an_older_save_lacks(go, ui):
+def test_a_note_says_what_an_older_save_lacks_and_the_prompt_has_its_default(go, ui, known):
     ui["nodes"][4]["widgets_values"] = [5, "fixed", 99, 4.0, "euler", "simple"]
+    older = copy.deepcopy(ui)
+    assert workflow.from_document(older, known()).prompt()["5"]["inputs"]["denoise"] == 1.0
     assert go(ui).notes == ['node 5 "Draw": saved before denoise existed; the default is used']
 
 
