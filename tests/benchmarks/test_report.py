@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from retort.benchmarks.report import Figure, Report
 
 
