@@ -29,11 +29,19 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """Whether the value, or the end of its interval on the better side, reaches the target."""
+        """Whether the value itself reaches the target, whatever its interval."""
         if self.target is None:
             return None
+        return self.value <= self.target if self.better == "lower" else self.value >= self.target
+
+    @property
+    def verdict(self) -> str:
+        """`met` in words, with "within noise" where the interval reaches to the target's other side; "" without one."""
+        if self.target is None:
+            return ""
         low, high = self.interval or (self.value, self.value)
-        return low <= self.target if self.better == "lower" else high >= self.target
+        ends = [end <= self.target if self.better == "lower" else end >= self.target for end in (low, high)]
+        return ("yes" if self.met else "no") + ("" if all(end == self.met for end in ends) else ", within noise")
 
 
 @dataclass
@@ -65,8 +73,7 @@ class Report:
             interval = f"{figure.interval[0]:.4g} .. {figure.interval[1]:.4g}" if figure.interval else ""
             sign = "<=" if figure.better == "lower" else ">="
             target = "" if figure.target is None else f"{sign} {figure.target:.4g}"
-            met = {None: "", True: "yes", False: "no"}[figure.met]
-            table.add_row(name, f"{figure.value:.4g} {figure.unit}".strip(), interval, target, met)
+            table.add_row(name, f"{figure.value:.4g} {figure.unit}".strip(), interval, target, figure.verdict)
         (console or Console()).print(table)
 
     def write(self, path: Path) -> None:
@@ -77,14 +84,15 @@ class Report:
 
     def rows(self) -> str:
         """The figures as a table of RESULTS.md, below the command and the machine."""
-        lines = [f"`{self.command}`, {self.machine}:", "", "| figure | value | target | met |", "|---|---|---|---|"]
+        lines = [f"`{self.command}`, {self.machine}:", "", "| figure | value | 95 % interval | target | met |"]
+        lines.append("|---|---|---|---|---|")
         for name, figure in self.figures.items():
             value = f"{figure.value:,.0f}" if figure.value == round(figure.value) else f"{figure.value:,.3g}"
             sign = "at most" if figure.better == "lower" else "at least"
             unit = f" {figure.unit}" if figure.unit else ""
             target = "" if figure.target is None else f"{sign} {figure.target:,.4g}{unit}"
-            met = {None: "", True: "yes", False: "no"}[figure.met]
-            lines.append(f"| {name} | {value}{unit} | {target} | {met} |")
+            interval = f"{figure.interval[0]:.4g} to {figure.interval[1]:.4g}" if figure.interval else ""
+            lines.append(f"| {name} | {value}{unit} | {interval} | {target} | {figure.verdict} |")
         return "\n".join(lines)
 
 
