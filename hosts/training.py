@@ -22,6 +22,7 @@ from ..trainers.dataset import Dataset
 from ..trainers.export import VERSION, metadata, read_lora, write_lora
 from ..trainers.files import check_writable, checked_name, write_json
 from ..trainers.folder import Inside, inside
+from ..trainers.host_memory import given_back
 from ..trainers.job import LOCK
 from ..trainers.job_watch import STATUS, FileWatcher, clear_commands, has_status, holding, read_status
 from ..trainers.log_file import METRICS, column
@@ -100,41 +101,42 @@ def run(
     with host.training_session():
         denoiser = host.trainable(model, precision(config))
         truth = Truth(denoiser.device)  # whose network is not there yet
-        try:
-            objective = METHODS[config.method].objective(config.objective, denoiser)
-            add_adapters(denoiser, config, objective, request.start)
-            forecast = place(host, denoiser, config, forecast)
-            if forecast is not None:
-                watcher.says(f"memory: {forecast.plan}")
-            data = encode(denoiser, request.dataset)
-            furnish(host, objective, denoiser, data, config, vae, (reward, second))
-            decode = denoiser.preview if vae is None else (lambda x0: host.decode(vae, denoiser.latents_out(x0)))
-            names = [each.name for each in (reward, second) if each is not None]
-            started_on = origin(denoiser.base_hash, request.dataset, request.start, " and ".join(names) or None)
-            trainer = Trainer(
-                denoiser,
-                objective,
-                data,
-                config,
-                folder,
-                watcher,
-                decode,
-                reducer,
-                started_on,
-                forecast,
-                truth,
-            )
-            if forecast is not None:
-                planning.furnish_measures(trainer, forecast.measures)
-            lora = denoiser.to_file(trainer.train())
-            base_hash, architecture = denoiser.base_hash, denoiser.architecture
-            # Where a few-step student is called; whoever samples with the LoRA needs them.
-            timesteps = [round(float(denoiser.schedule.timestep(level)), 3) for level in student_levels(objective)]
-            done, begun = trainer.done, trainer.begun
-        finally:
-            # Optimisers, averages and the decoder, too: the memory is wanted for looking at the LoRA's file.
-            trainer = objective = data = decode = None
-            denoiser.release()
+        with given_back(denoiser.device, weights(denoiser.network)):
+            try:
+                objective = METHODS[config.method].objective(config.objective, denoiser)
+                add_adapters(denoiser, config, objective, request.start)
+                forecast = place(host, denoiser, config, forecast)
+                if forecast is not None:
+                    watcher.says(f"memory: {forecast.plan}")
+                data = encode(denoiser, request.dataset)
+                furnish(host, objective, denoiser, data, config, vae, (reward, second))
+                decode = denoiser.preview if vae is None else (lambda x0: host.decode(vae, denoiser.latents_out(x0)))
+                names = [each.name for each in (reward, second) if each is not None]
+                started_on = origin(denoiser.base_hash, request.dataset, request.start, " and ".join(names) or None)
+                trainer = Trainer(
+                    denoiser,
+                    objective,
+                    data,
+                    config,
+                    folder,
+                    watcher,
+                    decode,
+                    reducer,
+                    started_on,
+                    forecast,
+                    truth,
+                )
+                if forecast is not None:
+                    planning.furnish_measures(trainer, forecast.measures)
+                lora = denoiser.to_file(trainer.train())
+                base_hash, architecture = denoiser.base_hash, denoiser.architecture
+                # Where a few-step student is called; whoever samples with the LoRA needs them.
+                timesteps = [round(float(denoiser.schedule.timestep(level)), 3) for level in student_levels(objective)]
+                done, begun = trainer.done, trainer.begun
+            finally:
+                # Optimisers, averages and the decoder, too: the memory is wanted for looking at the LoRA's file.
+                trainer = objective = data = decode = None
+                denoiser.release()
     losses = column(inside(folder) / METRICS, "student_loss")
     if reducer is not None and reducer.rank:
         return Result(lora, losses, None, folder, done)

@@ -48,7 +48,12 @@ class _Shapes:
             kind = self._kinds[func] = _kind(func)
         if kind == "view":
             return func(*args, **kwargs)
-        if kind == "in place" and args[0].is_meta:
+        if (
+            args
+            and args[0].__class__ is Tensor
+            and args[0].is_meta
+            and (kind == "in place" or (kwargs and kwargs.get("out") is args[0]))
+        ):
             return args[0]
         key = (func, _key(args), _key(tuple(kwargs.items())) if kwargs else None)
         try:
@@ -68,6 +73,8 @@ _UNKNOWN = object()
 def _kind(func: Any) -> str:
     """ "fresh" where all that comes out is new, "in place" where the first argument is only given other numbers."""
     schema = func._schema
+    if func is _aten._unsafe_view.default:  # whose schema does not say that it is one
+        return "view"
     if not schema.is_mutable and all(part.alias_info is None for part in schema.returns):
         return "fresh"
     name = schema.name.partition("::")[2]

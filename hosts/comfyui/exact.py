@@ -1,8 +1,9 @@
-"""Layers with weights of 8 bits and less, computed as their numbers stand: multiplied out, then used like others.
+"""Layers whose weights are stored in another precision than they compute in, computed as their numbers stand.
 
-ComfyUI's own kernels for such weights round the inputs as well, which is right where a picture is sampled: it is not
-what adapters should make up for, and with some formats a tenth of the output. Autograd keeps the weight as it is stored
-and nothing else: neither the input, since the weight is frozen, nor the numbers multiplied out.
+ComfyUI's own kernels for weights of 8 bits and less round the inputs as well, which is right where a picture is
+sampled: it is not what adapters should make up for, and with some formats a tenth of the output. Autograd keeps the
+weight as it is stored and nothing else: neither the input, since the weight is frozen, nor the numbers multiplied out
+or cast, which in fp32 would be twice a 16-bit base.
 """
 
 from __future__ import annotations
@@ -40,6 +41,33 @@ class _Product(torch.autograd.Function):
         return gradient @ _plain(weight, gradient.dtype), None, None
 
 
+class _Convolution(torch.autograd.Function):
+    """A convolution of x with a weight and a bias, differentiated by x; settings: stride, padding, dilation, groups."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, ...]) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.settings = x.shape, settings
+        return _CONVOLUTIONS[weight.ndim][0](x, weight.to(x.dtype), bias, *settings)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (weight,) = ctx.saved_tensors
+        by_input = _CONVOLUTIONS[weight.ndim][1]
+        return by_input(ctx.shape, weight.to(gradient.dtype), gradient, *ctx.settings), None, None, None
+
+
+# By the weight's dimensions.
+_CONVOLUTIONS = {3: (F.conv1d, torch.nn.grad.conv1d_input), 4: (F.conv2d, torch.nn.grad.conv2d_input)}
+
+
+def _convolved(layer: nn.Module, x: Tensor) -> Tensor:
+    comfy.ops.run_every_op()  # hears the user's cancel
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    return _Convolution.apply(x, layer.weight, bias, (layer.stride, layer.padding, layer.dilation, layer.groups))
+
+
 def _forward(layer: nn.Module, x: Tensor) -> Tensor:
     comfy.ops.run_every_op()  # hears the user's cancel
     smooth = dict(layer.named_parameters(recurse=False)).get("pre_quant_scale")
@@ -57,10 +85,21 @@ def small(layer: nn.Module) -> bool:
     return isinstance(weight, comfy.ops.QuantizedTensor) or (weight is not None and weight.dtype in SMALL)
 
 
+def cast(layer: nn.Module) -> bool:
+    """Whether a layer is one of ComfyUI's ordinary ones that cast their weights for each product."""
+    if not isinstance(layer, comfy.ops.CastWeightBiasOp) or not type(layer).comfy_cast_weights:
+        return False
+    plain = isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.padding_mode == "zeros"
+    return plain or isinstance(layer, nn.Linear)
+
+
 def exact_layers(network: nn.Module) -> None:
-    """Let the layers with small weights of a network of one's own compute exactly."""
+    """Let the layers with small weights of a network of one's own compute exactly, and none leave cast weights behind.
+
+    Layers whose weights ComfyUI changes as they run are left alone.
+    """
     for layer in network.modules():
-        if small(layer) and not layer.weight_function and not layer.bias_function:
-            layer.forward = MethodType(_forward, layer)
+        if (small(layer) or cast(layer)) and not layer.weight_function and not layer.bias_function:
+            layer.forward = MethodType(_convolved if isinstance(layer, nn.Conv1d | nn.Conv2d) else _forward, layer)
         elif hasattr(layer, "_full_precision_mm"):  # banks of experts, whose kernels pass no gradient on
             layer._full_precision_mm = True

@@ -160,3 +160,14 @@ def ready(ours, host, model, positive, kind, rank=3, targets="*", exclude=""):
             if "lora_B" in key:
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.03)
     return denoiser, denoiser.encode(positive, x_of(kind).shape)
+
+
+def addresses(network):
+    return {p.data_ptr() for p in network.parameters()}
+
+
+def gradients(denoiser, one, kind):
+    with denoiser.adapter("student"):
+        x0 = denoiser.predict_x0(x_of(kind), torch.tensor([level(denoiser)]), denoiser.join([one]))
+        (x0 - 0.5).square().mean().backward()
+    return {k: w.grad.clone() for k, w in denoiser.adapters.parameters("student").items()}

@@ -19,6 +19,7 @@ from retort.trainers.objectives.contract import Asked, Batch, Draws
 from retort.trainers.objectives.discriminator import Discriminator
 from retort.trainers.objectives.dmd2 import DMD2, DMD2Config
 from retort.trainers.objectives.dpo import DPO, DPOConfig
+from retort.trainers.objectives.flow_grpo import FlowGRPO, FlowGRPOConfig
 from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from retort.trainers.objectives.instarevive import InstaRevive, InstaReviveConfig
 from retort.trainers.objectives.mapo import MaPO, MaPOConfig
@@ -78,7 +79,7 @@ class Transformer(nn.Module):
 
 
 class Tokens(Denoiser):
-    """A flow; a condition is a list of prompts (1, L, C), one for each sample."""
+    """A flow whose conditions are lists of prompts (1, L, C)."""
 
     def __init__(self, dtype=torch.float32, folded=False, blocks=8, adapters=("student", "fake")):
         torch.manual_seed(0)
@@ -135,8 +136,7 @@ def asked(count=2):
 
 
 def test_rows_of_three_networks_are_three_calls():
-    denoiser = Tokens()
-    calls, adapters = asked(), ["fake", None, "student"]
+    denoiser, calls, adapters = Tokens(), asked(), ["fake", None, "student"]
     with torch.no_grad():
         together = denoiser.predict_each(calls, adapters)
         assert denoiser.calls == 1
@@ -258,22 +258,22 @@ METHODS = {
     "mapo": (MaPO, MaPOConfig(scale=10.0), ("loser",)),
     "align_prop": (AlignProp, AlignPropConfig(steps=4, cfg=3.0, truncation="fixed", last=2), ()),
     "instarevive": (InstaRevive, InstaReviveConfig(cfg=3.0), ("degraded",)),
+    "flow_grpo": (FlowGRPO, FlowGRPOConfig(steps=3, cfg=3.0, group=2, clip=1.0, updates=1), ()),
 }
 
 
 def trained(name, batch, joins, blocks=True, streamed=None):
     """Gradients of every player, and the denoiser; streamed: how many of its blocks are."""
-    kind, config, _ = METHODS[name]
-    denoiser = Tokens()
+    (kind, config, _), denoiser = METHODS[name], Tokens()
     if not joins:
         denoiser.most_places = 0
     objective = kind(config, denoiser)
-    if kind is AlignProp:
+    if kind in (AlignProp, FlowGRPO):
         objective.reward = score
     objective.prepare([batch])
     for head in [] if kind is not DMD2 or objective.discriminator is None else objective.discriminator.heads:
         nn.init.normal_(head.whole[-1].weight, generator=torch.Generator().manual_seed(4))
-    ring = None if streamed is None else Ring(denoiser.network, denoiser.device, streamed)
+    ring = Ring(denoiser.network, denoiser.device, streamed) if streamed else None
     if blocks:
         checkpointing.enable(denoiser.network)
     for loss in objective.losses(batch, 0):

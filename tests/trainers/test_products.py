@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig as PeftConfig
@@ -10,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from retort.trainers.adapters import Adapters, LoraConfig
+from retort.trainers.tracker import Tracker
 
 WIDTH = 64
 
@@ -147,3 +150,75 @@ def test_a_hosts_own_convolutions_are_adapted_alike():
         fill(adapters.parameters("student"))
     assert type(host.enter.lora_A["student"]) is type(network.enter.lora_A["student"]) is not nn.Conv1d
     assert torch.equal(network(X), host(X))
+
+
+class Wide(nn.Module):
+    """A layer that makes much of little, and one that does the reverse."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 16 * WIDTH), nn.Linear(16 * WIDTH, WIDTH)
+
+    def forward(self, x):
+        """(N, C) -> the same."""
+        return self.down(self.up(x))
+
+
+def test_a_layer_has_one_output_and_one_gradient_of_its_input_at_a_time():
+    network = Wide().to("meta", torch.bfloat16)
+    adapters = Adapters(network)
+    adapters.add("student", LoraConfig(rank=2, alpha=3.0), 0)
+    x = torch.empty(4096, WIDTH, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    wide = 4096 * 16 * WIDTH * 2
+    with Tracker() as tracker, adapters.active("student"):
+        tracker.enter("forward")
+        before = tracker.now
+        loss = network(x).sum()
+        assert tracker.peaks["forward"] - before < 1.5 * wide
+        tracker.enter("backward")
+        loss.backward()
+        # What lora_A of the second layer keeps, and the gradient that goes to the first.
+        assert tracker.peaks["backward"] - before < 2.5 * wide
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_rows_of_a_batch_are_adapted_each_as_it_would_be_alone(dtype):
+    network, weights, adapters = ours(dtype)
+    fill(weights)
+    adapters.add("fake", LoraConfig(rank=2), 1)
+    fill(adapters.parameters("fake"))
+    names, x = ("student", None, "fake"), torch.randn(3, 24, WIDTH).to(dtype)
+    with torch.no_grad():
+        with adapters.rows(names):
+            together = network(x)
+        for row, name in enumerate(names):
+            with adapters.active(name):
+                torch.testing.assert_close(together[row : row + 1], network(x[row : row + 1]))
+
+
+@pytest.mark.parametrize("given", ["frozen", "learning"])
+def test_in_bf16_sums_are_rounded_once(given):
+    """Against the same weights in fp64, a layer's output and gradients are as near as bf16 can say."""
+    torch.manual_seed(0)
+    for layer, x in ((nn.Linear(WIDTH, 48), torch.randn(2, 24, WIDTH)), (nn.Conv2d(8, 12, 3), torch.randn(2, 8, 9, 9))):
+        results = []
+        for dtype in (torch.bfloat16, torch.float64):
+            network = nn.Sequential(copy.deepcopy(layer).to(torch.bfloat16).to(dtype))
+            adapters = Adapters(network)
+            adapters.add("student", LoraConfig(rank=4, alpha=3.0), 0)
+            weights = adapters.parameters("student")
+            fill(weights)
+            for weight in weights.values():
+                weight.data = weight.data.to(torch.bfloat16).to(weight.dtype)
+            inner = x.to(torch.bfloat16).to(dtype).requires_grad_(given == "learning")
+            with adapters.active("student"):
+                out = network(inner)
+                (
+                    out * torch.linspace(-1, 1, out.numel(), dtype=dtype).view(out.shape).to(torch.bfloat16)
+                ).sum().backward()
+            gradients = [weight.grad for weight in weights.values()]
+            results.append(
+                [each.double() for each in (out, *gradients, *([inner.grad] if inner.requires_grad else []))]
+            )
+        for rough, exact in zip(*results, strict=True):
+            assert float((rough - exact).norm()) < 6e-3 * float(exact.norm())

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...sampling.transition import Transition
-from .contract import Batch, Loss, TrainableDenoiser, mean_each, swapped
+from .contract import Batch, Loss, TrainableDenoiser, guided, mean_each, swapped
 from .sampled import Sampled, check_ranges, chosen_steps
 
 # Advantages beyond it are held; the released code's.
@@ -137,7 +137,7 @@ class FlowGRPO(Sampled):
         """(mean, deviation) of the step from x (B, ...) at the grid's level `index`."""
         sigma, following = self.level(index, len(batch)), self.level(index + 1, len(batch))
         with self.denoiser.adapter(adapter):
-            x0 = self.guided(x, sigma, batch.cond, batch.uncond)
+            x0 = guided(self.denoiser, x, sigma, batch.cond, batch.uncond, self.cfg, joined=True)
             return self._transition.law(self.denoiser.path, x, x0, sigma, following)
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:

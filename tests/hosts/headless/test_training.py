@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import weakref
 from pathlib import Path
@@ -22,6 +23,7 @@ from retort.hosts.headless.model import Lora  # noqa: E402
 from retort.trainers import checkpointing  # noqa: E402
 from retort.trainers.adapters import LoraConfig  # noqa: E402
 from retort.trainers.dataset import Dataset  # noqa: E402
+from retort.trainers.loop import Stopped, TrainingFailed  # noqa: E402
 from retort.trainers.methods import read_config  # noqa: E402
 from retort.trainers.objectives.contract import Asked
 from retort.trainers.watch import Silent  # noqa: E402
@@ -269,3 +271,75 @@ def test_prompts_of_unlike_length_and_pictures_of_unlike_size_train(models, tmp_
     with folders.use(folders.Folders(models=(tmp_path / "models",), output=tmp_path / "out")):
         result = training.run(host, model, training.Request("mixed", read_config(config), data), watcher=Silent())
     assert result.path is not None and len(result.losses) == 3
+
+
+class Ended(Silent):
+    """Ends a run after its first step, whenever it is asked."""
+
+    def __init__(self, error):
+        self.error, self.checks = error, 0
+
+    def check(self):
+        self.checks += 1
+        if self.checks >= 2 and self.error is not None:
+            raise self.error
+
+
+def base_of(module):
+    """A network's own weights by name; LoRAs with which it has sampled stay beside them, switched off."""
+    state = {name: value.clone() for name, value in module.state_dict().items() if ".lora_" not in name}
+    return {name.replace(".base_layer", ""): value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("offload", ["none", "1"])
+@pytest.mark.parametrize(
+    "error",
+    [None, Stopped("asked to"), RuntimeError("a fault"), torch.OutOfMemoryError("none left")],
+    ids=["finished", "cancelled", "failed", "out of memory"],
+)
+def test_nothing_lives_on_after_a_run(models, tmp_path, monkeypatch, offload, error):
+    """Neither the network, its adapters, the optimiser nor an activation; the MODEL is as it was, without a hook."""
+    model, positive, x = models("SD3")
+    before = base_of(model.network.module)
+    held: list[weakref.ref] = []
+    made = training.Trainer.prepare
+
+    def prepared(self):
+        made(self)
+        network = self.denoiser.network
+        held.extend(map(weakref.ref, [network, *network.parameters(), self.denoiser, self, self.objective]))
+        held.extend(weakref.ref(runner.optimiser) for runner in self.runners.values())
+        for module in network.modules():
+            module.register_forward_hook(
+                lambda module, given, out: held.append(weakref.ref(out)) if isinstance(out, torch.Tensor) else None
+            )
+
+    monkeypatch.setattr(training.Trainer, "prepare", prepared)
+    settings = {
+        "steps": 2, "batch_size": 1, "learning_rate": 0.01, "warmup": 0, "preview_every": 0, "offload": offload,
+        "gradient_checkpointing": True,
+    }  # fmt: skip
+    config = {"method": "flow", "objective": {}, "training": settings, "lora": {"rank": 2}}
+    data = Dataset([tuple(positive[0])], [], None, [x[0]])
+    watcher = Ended(error)
+    request = training.Request("ends", read_config(config), data)
+    kind = TrainingFailed if isinstance(error, torch.OutOfMemoryError) else type(error)
+    with folders.use(folders.Folders(models=(tmp_path / "models",), output=tmp_path / "out")):
+        if error is None:
+            training.run(host, model, request, watcher=watcher)
+        else:
+            with pytest.raises(kind) as raised:
+                training.run(host, model, request, watcher=watcher)
+            # The traceback is the caller's, and names every frame's variables.
+            seen, raised = raised.value, None
+            while seen is not None:
+                seen.__traceback__ = None
+                seen = seen.__cause__ or seen.__context__
+    gc.collect()
+    assert watcher.checks >= 2 and len(held) > 100
+    assert [kept() for kept in held if kept() is not None] == []
+    module = model.network.module
+    assert not [m for m in module.modules() if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks]
+    assert not [m for m in module.modules() if "forward" in vars(m)]
+    after = base_of(module)
+    assert after.keys() == before.keys() and all(torch.equal(after[name], value) for name, value in before.items())
