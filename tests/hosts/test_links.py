@@ -113,7 +113,7 @@ def test_a_run_with_a_link_is_neither_collected_nor_drawn(where, outside, name):
     assert outside.same() and link.is_symlink()
 
 
-@pytest.mark.parametrize("name", [*RUN, *DEEPER])
+@pytest.mark.parametrize("name", [*RUN, *DEEPER, *DEEPEST])
 def test_the_panel_follows_no_link(where, outside, name):
     """Nothing of outside is shown, nothing is made by looking, and a command is refused."""
     runs = api.host.runs_folder()
@@ -240,6 +240,40 @@ def test_nodes_and_panel_read_a_set_through_no_link(taste, outside, name):
     assert sorted(p.name for p in (outside.path / "moved").rglob("*")) == sorted(
         p.name for p in before if p.name != "moved"
     )
+
+
+@pytest.mark.parametrize("name", ["picture", "tickets.lock"])
+def test_the_picker_meets_links_deeper_in(taste, outside, name):
+    """A picture of the ticket, two folders down, and the lock that would be made, as links."""
+    folder, id, names = taste
+    before = moved_out(folder, names[0] if name == "picture" else name, outside)
+    with pytest.raises(ValueError, match="is a link" if name == "picture" else NAMED):
+        tickets.answer(folder, id, 0, "pick")
+    with pytest.raises(ValueError, match="there is no answer|is a link"):
+        tickets.take_back(folder, id, "pick")
+    assert name != "picture" or len(tickets.Desk(folder, "pick").waiting) == 0
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert [pair.prompt for pair in preferences.read(folder).pairs] == (["a"] if name != "picture" else [])
+
+
+@pytest.mark.parametrize("name", [*SET[:2], "images", "picture"])
+def test_the_command_line_reads_a_set_through_no_link(taste, outside, tmp_path, name):
+    folder, _, names = taste
+    before = moved_out(folder, names[0] if name == "picture" else name, outside)
+    inputs = {i.id: i.default for i in RetortPreferenceSet.define_schema().inputs if i.id != "pairs"}
+    graph = {
+        "1": {"class_type": "RetortPreferenceSet", "inputs": inputs | {"name": "taste"}},
+        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 3]}},
+    }
+    (tmp_path / "set.json").write_text(json.dumps(graph))
+    out = str(folder.parents[1])
+    done = CliRunner().invoke(cli.app, ["run", str(tmp_path / "set.json"), "--out", out], env={"COLUMNS": "1000"})
+    # The node reads no tickets.
+    if name == "tickets.jsonl":
+        assert done.exit_code == 0
+    else:
+        assert done.exit_code == 2 and ("is a link" in done.stderr or "none of the 0 pairs" in done.stderr), done.stderr
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_imports_and_exports_follow_no_link(taste, outside):
