@@ -20,7 +20,8 @@ def beside(name: str):
     return made
 
 
-tiny, own = beside("tiny_training"), beside("test_own_network")
+tiny, formats = beside("tiny_training"), beside("test_quantised_formats")
+STORED = ["float8_e4m3fn", "int8_tensorwise", "nvfp4", "mxfp8", "plain fp8"]
 files, loaded, host = tiny.files, tiny.loaded, tiny.host
 
 
@@ -67,9 +68,9 @@ def test_a_dry_step_takes_what_a_real_one_takes(loaded, counted, kind, method):
     assert 0.97 * (real.beside - prompts) <= dry.beside <= 1.03 * real.beside
 
 
-@pytest.mark.parametrize("kind", own.FORMATS)
+@pytest.mark.parametrize("kind", STORED)
 def test_small_weights_are_counted_as_they_are_stored(comfy, loaded, files, counted, tmp_path, kind):
-    weights = own.quantised(comfy, load_file(files("sd3")), kind)[0]
+    weights = formats.quantised(comfy, load_file(files("sd3")), kind)[0]
     save_file(weights, tmp_path / "small.safetensors")
     with torch.inference_mode():
         options = {"dtype": torch.float8_e4m3fn} if kind == "plain fp8" else {}
@@ -91,6 +92,6 @@ def test_a_file_is_counted_by_its_header(comfy, ours, loaded, files, tmp_path):
             {n: tuple(w.shape) for n, w in m.model.diffusion_model.named_parameters()} for m in (model, real)
         )
         assert mine == theirs
-    save_file(own.quantised(comfy, load_file(files("sd3")), "float8_e4m3fn")[0], tmp_path / "small.safetensors")
+    save_file(formats.quantised(comfy, load_file(files("sd3")), "float8_e4m3fn")[0], tmp_path / "small.safetensors")
     network = bare.from_file(tmp_path / "small.safetensors").model.diffusion_model
     assert sum(ours("hosts.comfyui.exact").small(layer) for layer in network.modules()) > 8
