@@ -15,6 +15,7 @@ import errno
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -234,12 +235,16 @@ class Inside:
         with self._entry() as held:
             os.rmdir(held.name, **held.where)
 
-    def forget_parts(self, name: str = "*") -> None:
-        """Delete what killed writers left of files of this name in this folder, or of all. Only for files that the
-        caller alone writes."""
+    def forget_parts(self, name: str = "*", older: float = 0.0) -> None:
+        """Delete what killed writers left of files of this name in this folder, or of all.
+
+        older: seconds for which nothing may have been written to it; above 0 where others write such files too.
+        """
         for found in self.files():
             if found.endswith(".part") and found.startswith("." if name == "*" else f".{name}."):
-                (self / found).remove()
+                part = self / found
+                if not older or part.changed() < (time.time() - older) * 1e9:
+                    part.remove()
 
     # ---- holding ---------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ SILENT_AFTER = 120.0  # a process that has written nothing for so long is gone, 
 LOG_EVERY = 30.0
 LOG_LINES, LOG_BYTES = 15, 8192
 LETTING_GO = 2.0
+STALE = 60.0  # seconds after which a temporary file has no writer any more
 MOST_PID, MOST_NUMBER = 2**31 - 1, 2**53
 MOST_MESSAGE, MOST_NAME = 2000, 255  # characters of a text that a stranger's status may hold
 
@@ -241,6 +242,8 @@ class FileWatcher:
         self._thread = threading.Thread(target=self._beat, name="retort job status", daemon=True)
 
     def __enter__(self) -> FileWatcher:
+        # What a kill left; whoever started this process may be writing one now.
+        self._folder.forget_parts(STATUS, older=STALE)
         write_status(self._folder, self.status)
         self._thread.start()
         return self

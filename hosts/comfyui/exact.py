@@ -89,8 +89,9 @@ def cast(layer: nn.Module) -> bool:
     """Whether a layer is one of ComfyUI's ordinary ones that cast their weights for each product."""
     if not isinstance(layer, comfy.ops.CastWeightBiasOp) or not type(layer).comfy_cast_weights:
         return False
-    plain = isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.padding_mode == "zeros"
-    return plain or isinstance(layer, nn.Linear)
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return isinstance(layer, nn.Linear)
 
 
 def exact_layers(network: nn.Module) -> None:

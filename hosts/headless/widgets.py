@@ -60,6 +60,7 @@ class _Row:
     def __init__(self, values: list):
         self.values, self.at = values, 0
         self.missing: list[str] = []
+        self.whole = True  # so far
 
     def next_is(self, wanted: Iterable[str]) -> bool:
         return self.at < len(self.values) and isinstance(self.values[self.at], str) and self.values[self.at] in wanted
@@ -81,21 +82,22 @@ class _Row:
         return found
 
     def one(self, name: str, widget: WidgetInput) -> list[tuple[str, Any, Place]]:
+        # The editor stores what happens to a seed after the run, and an upload button's label, behind the value.
+        controlled = isinstance(widget, IntInput | ComboInput) and bool(widget.control_after_generate)
+        controlled |= name in ("seed", "noise_seed")
+        label = widget.upload.value.partition("_")[0] if isinstance(widget, ComboInput) and widget.upload else None
         if self.at >= len(self.values):
             self.missing.append(name)
-            if widget.default is None:
+            # As the editor does when it opens the file, so that prompt and embedded workflow are whole. Behind a value
+            # that is not known, or has more behind it, the places of others are not known either.
+            self.whole &= widget.default is not None and not controlled and label is None
+            if not self.whole:
                 return []
-            # As the editor does when it opens the file, so that prompt and embedded workflow are whole.
             self.values.append(widget.default)
         place = Place(self.values, self.at)
         self.at += 1
-        # The editor stores what happens to a seed after the run, and an upload button's label, behind the value.
-        is_seed = name in ("seed", "noise_seed")
-        controlled = isinstance(widget, IntInput | ComboInput) and bool(widget.control_after_generate)
-        if (is_seed or controlled) and self.next_is(_CONTROLS):
+        if controlled and self.next_is(_CONTROLS):
             self.at += 1
-        if isinstance(widget, ComboInput) and widget.upload is not None:
-            label = widget.upload.value.partition("_")[0]
-            if self.next_is((label,)):
-                self.at += 1
+        if label is not None and self.next_is((label,)):
+            self.at += 1
         return [(name, place.holder[place.key], place)]

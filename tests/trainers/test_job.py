@@ -240,6 +240,16 @@ def test_what_is_no_safetensors_file_is_no_data_set(tmp_path, content):
 # ---- status and commands --------------------------------------------------------------------------
 
 
+def test_what_a_kill_left_of_a_status_is_cleared_and_one_being_written_is_not(folder):
+    """Whoever starts a job writes its status too, while the job begins."""
+    stale, now = folder / ".status.json.1.part", folder / ".status.json.2.part"
+    for part in (stale, now):
+        part.write_bytes(b"half")
+    os.utime(stale, (time.time() - 2 * job_watch.STALE,) * 2)
+    with FileWatcher(folder):
+        assert (stale.exists(), now.exists()) == (False, True)
+
+
 def test_commands_arrive_once_and_a_stop_before_the_first_step_ends_the_run(folder, monkeypatch):
     monkeypatch.setattr(job_watch, "LOOK_EVERY", 0.0)
     with FileWatcher(folder) as watcher:

@@ -199,6 +199,14 @@ def test_a_note_says_what_an_older_save_lacks_and_the_prompt_has_its_default(go,
     assert go(ui).notes == ['node 5 "Draw": saved before denoise existed; the default is used']
 
 
+def test_defaults_are_not_added_behind_a_gap(ui, known):
+    """A seed has a second value behind it in the editor's list: what would follow has no certain place."""
+    ui["nodes"][4]["widgets_values"] = []
+    older = copy.deepcopy(ui)
+    inputs = workflow.from_document(older, known()).prompt()["5"]["inputs"]
+    assert older["nodes"][4]["widgets_values"] == [] and not {"seed", "cfg", "denoise"} & set(inputs)
+
+
 def test_transparency_becomes_a_mask(where):
     picture = Image.new("RGBA", (8, 4), (255, 0, 0, 64))
     picture.save(where.inputs[0] / "clear.png")
