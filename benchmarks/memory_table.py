@@ -77,7 +77,12 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Counted on whole networks: a discriminator looks at a share of the depth.
 GAN = "dmd2 + GAN"
-MORE_METHODS = {GAN: ("dmd2", {"steps": 4, "ratio": 1, "gan_weight": 5e-3})}
+# Through SDXL's decoder and a CLIP ViT-H/14 in fp32, as rewards load it.
+ALIGN = "align_prop, ViT-H"
+MORE_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    GAN: ("dmd2", {"steps": 4, "ratio": 1, "gan_weight": 5e-3}),
+    ALIGN: ("align_prop", {"steps": 20, "last": 1, "truncation": "fixed"}),
+}
 # diffusers' own classes, for where there is no ComfyUI.
 DIFFUSERS = {
     "SDXL": ("SDXL", {
@@ -123,8 +128,9 @@ def rows(host: str) -> list[Row]:
         return [Row(host, n, m) for n, m in (("SDXL", "flow"), ("Flux.1", "flow"), ("Flux.1", "dmd2"),
                                              ("SD3.5-medium", "dpo"))]  # fmt: skip
     found = [Row(host, network, method) for network in NETWORKS for method in METHODS]
-    return [*found, Row(host, "SDXL", "dmd2", 64), *(Row(host, network, GAN) for network in ("SDXL", "Flux.1 fp8")),
-            *(Row(host, network, "dmd2", optimiser="adamw8bit") for network in ("Flux.1", "Qwen-Image"))]  # fmt: skip
+    more = [Row(host, "SDXL", "dmd2", 64), Row(host, "SDXL", ALIGN)]
+    more += [Row(host, network, GAN) for network in ("SDXL", "Flux.1 fp8")]
+    return [*found, *more, *(Row(host, n, "dmd2", optimiser="adamw8bit") for n in ("Flux.1", "Qwen-Image"))]
 
 
 def _request(row: Row, latent: tuple[int, ...], text: tuple[int, int], pooled: int, extra: Mapping[str, Any]) -> Any:
@@ -166,7 +172,12 @@ def count(row: Row, measures: tuple[str, ...] = (), whole: bool = False) -> Coun
 
         model = bare.model_of(getattr(known, layout.kind)(dict(layout.config)), layout.loaded or layout.stored)
     settings, dataset = _request(row, latent, text, pooled, extra)
-    found = planning.counted(host, model, settings, dataset, compute=BF16, measures=measures, whole=whole)
+    judged: dict[str, Any] = {}
+    if row.method == ALIGN:
+        from . import memory_reward
+
+        judged = {"vae": memory_reward.sdxl_vae(), "rewards": [memory_reward.vit_h()]}
+    found = planning.counted(host, model, settings, dataset, **judged, compute=BF16, measures=measures, whole=whole)
     return replace(found, peaks=found.phases())
 
 

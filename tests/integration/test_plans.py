@@ -21,7 +21,7 @@ def beside(name: str):
 
 
 tiny, formats = beside("tiny_training"), beside("test_quantised_formats")
-STORED = ["float8_e4m3fn", "int8_tensorwise", "nvfp4", "mxfp8", "plain fp8"]
+STORED = ["fp8_scaled", "int8", "nvfp4", "mxfp8", "plain fp8"]
 files, loaded, host = tiny.files, tiny.loaded, tiny.host
 
 
@@ -92,6 +92,6 @@ def test_a_file_is_counted_by_its_header(comfy, ours, loaded, files, tmp_path):
             {n: tuple(w.shape) for n, w in m.model.diffusion_model.named_parameters()} for m in (model, real)
         )
         assert mine == theirs
-    save_file(formats.quantised(comfy, load_file(files("sd3")), "float8_e4m3fn")[0], tmp_path / "small.safetensors")
+    save_file(formats.quantised(comfy, load_file(files("sd3")), "fp8_scaled")[0], tmp_path / "small.safetensors")
     network = bare.from_file(tmp_path / "small.safetensors").model.diffusion_model
     assert sum(ours("hosts.comfyui.exact").small(layer) for layer in network.modules()) > 8
