@@ -130,7 +130,7 @@ def test_a_missing_peft_is_named_with_the_command(ours, node, monkeypatch, tmp_p
 def test_a_folder_that_cannot_be_written_is_found_before_the_first_step(ours, node, monkeypatch, tmp_path, which):
     """A file in the folder's place: the superuser, who runs tests, may write wherever there is a folder."""
     (tmp_path / which).write_bytes(b"")
-    monkeypatch.setattr(ours("trainers.loop").Trainer, "_step", lambda self: pytest.fail("it trained"))
+    monkeypatch.setattr(ours("trainers.loop").Trainer, "step", lambda self: pytest.fail("it trained"))
     with pytest.raises(OSError, match=f"cannot write to .*{which}.*right to write"):
         node()
     assert [p.name for p in tmp_path.rglob("*")] == [which]
