@@ -33,7 +33,7 @@ MOST_BYTES = 80_000_000
 SCANNED = "S102,S307,E702"
 NOT_SERVED = {".ci", ".git", ".github", ".venv", "tests"}
 # Who may start processes: each is short and reviewed. benchmarks/ measures programs and runs in no ComfyUI.
-STARTS_PROCESSES = {"install.py", "hosts/starter.py"}
+STARTS_PROCESSES = {"install.py", "hosts/jobs/starter.py"}
 ACCELERATORS = {"NVIDIA CUDA", "AMD ROCm", "Intel Arc", "Apple Metal"}
 
 
@@ -118,7 +118,7 @@ def code_faults(folder: Path) -> Iterator[str]:
         if name not in STARTS_PROCESSES and not name.startswith("benchmarks/"):
             found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
             if {"subprocess", "pty"} & found:
-                yield f"{name}: starts processes; hosts/starter.py does that for everyone"
+                yield f"{name}: starts processes; hosts/jobs/starter.py does that for everyone"
         for node in nodes:
             # As an argument of its own: help that says "pip install ..." to a reader installs nothing.
             if isinstance(node, ast.Constant) and node.value in ("pip", "uv", "ensurepip") and name != "install.py":

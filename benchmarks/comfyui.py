@@ -78,8 +78,8 @@ class Server:
 
     def run(self, workflow: Path, seed: int) -> None:
         """Run a workflow file with this seed and wait for it; RuntimeError when it fails."""
-        from ..hosts.headless import registry
-        from ..hosts.headless import workflow as reader
+        from ..graphs import registry
+        from ..graphs import workflow as reader
 
         graph = reader.read(workflow, asyncio.run(registry.everything()))
         graph.set_seed(seed)

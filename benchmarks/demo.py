@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
+from ..graphs.run import run
 from ..hosts.headless.folders import Folders
-from ..hosts.headless.run import run
 from ..models import evaluate, loader
 from .distillation import RUNS
 from .report import Figure, Report, arguments

@@ -19,13 +19,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..hosts import training
+from ..files.atomic import tensors, write_atomically
 from ..hosts.headless import host
 from ..hosts.headless.folders import Folders, use
+from ..hosts.training import run as training
 from ..models import evaluate, loader, twins
 from ..trainers import watch
 from ..trainers.dataset import Dataset, entries_of
-from ..trainers.files import tensors, write_atomically
 from ..trainers.methods import read_config
 from .report import Figure, Report, arguments, finish
 

@@ -24,8 +24,9 @@ from typing import Any
 
 import torch
 
-from ..hosts import planning, training
-from ..hosts.assembly import add_adapters, encode, precision
+from ..hosts.training import planning
+from ..hosts.training import run as training
+from ..hosts.training.assembly import add_adapters, encode, precision
 from ..sampling import presets
 from ..trainers.adapters import LoraConfig
 from ..trainers.config import RunConfig, TrainingConfig

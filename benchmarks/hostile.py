@@ -20,17 +20,21 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ..hosts import preference_view, run_view, search_view
-from ..hosts.headless import workflow
-from ..hosts.headless.errors import UsageError
-from ..trainers import preferences, tickets, watch
+from ..files.errors import UsageError
+from ..files.log_file import METRICS
+from ..graphs import workflow
+from ..hosts import preference_view
+from ..hosts.jobs import view as run_view
+from ..hosts.search import view as search_view
+from ..preferences import store as preferences
+from ..preferences import tickets
+from ..preferences.exchange import take_in
+from ..trainers import watch
 from ..trainers.dataset import Dataset
 from ..trainers.export import read_lora
 from ..trainers.job import Job
 from ..trainers.job_watch import Status, read_status, write_status
-from ..trainers.log_file import METRICS
 from ..trainers.origin import recognise
-from ..trainers.preference_files import take_in
 from ..trainers.state import load as load_state
 from . import hostile_files, hostile_headers
 from .report import Figure, Report, arguments, finish
@@ -145,7 +149,7 @@ class Files:
 
     def readers(self) -> dict[str, tuple[Path, Callable[[], Any]]]:
         """{what: (its file, who reads it)}."""
-        from ..hosts.headless import registry
+        from ..graphs import registry
 
         known, run, set_ = asyncio.run(registry.everything()), self.run, self.set
         new = self.folder / "retort_preferences" / "new"

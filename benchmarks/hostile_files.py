@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hosts import search_files, statistics
-from ..hosts.headless import registry, workflow
+from ..graphs import registry, workflow
+from ..hosts import statistics
 from ..hosts.headless.noise import RandomNoise
-from ..hosts.search import draw_from, policy_noise
-from ..hosts.search_wish import Saved, Wish
+from ..hosts.search import files as search_files
+from ..hosts.search.run import draw_from, policy_noise
+from ..hosts.search.wish import Saved, Wish
+from ..preferences.exchange import take_in
 from ..sampling.find import Find, FindConfig
 from ..sampling.particles import BestOfConfig, SteeringConfig, ValueConfig
 from ..sampling.path import FLOW
@@ -24,7 +26,6 @@ from ..sampling.search import Budget, Config, search
 from ..sampling.teleport import LowRank, Stationary
 from ..sampling.transition import Transition
 from ..sampling.tree import TreeConfig
-from ..trainers.preference_files import take_in
 
 SHAPE, STEPS, CALLS = (4, 4, 4), 4, 40
 Reader = tuple[Path, Callable[[], Any]]

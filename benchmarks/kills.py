@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from ..trainers.folder import part_name
-from ..trainers.log_file import METRICS, last_step, read_rows
+from ..files.folder import part_name
+from ..files.log_file import METRICS, last_step, read_rows
 from .comfyui import ROOT, Server
 from .report import Figure, Report, arguments, finish
 
@@ -41,9 +41,10 @@ class Run:
     """A job of the embedded model in a folder, begun in a process of its own as often as need be."""
 
     def __init__(self, output: Path, models: Path, method: str, name: str, steps: int):
-        from ..hosts import starter, training
         from ..hosts.headless import host
         from ..hosts.headless.folders import Folders, use
+        from ..hosts.jobs import starter
+        from ..hosts.training import run as training
         from ..trainers.dataset import Dataset, entries_of
         from ..trainers.methods import read_config
 
@@ -65,7 +66,7 @@ class Run:
 
     def begin(self) -> int:
         """Go on in a new process; its id."""
-        from ..hosts.job_process import run_job
+        from ..hosts.jobs.process import run_job
 
         child = os.fork()
         if child:
@@ -85,7 +86,7 @@ class Run:
 
     def alone(self) -> None:
         """Train from the beginning to the end, in this process, which has then imported what the others need."""
-        from ..hosts.job_process import run_job
+        from ..hosts.jobs.process import run_job
 
         with self.use(self.where):
             run_job(self.host, self.folder)
@@ -246,7 +247,7 @@ def prompt(name: str, steps: int) -> dict[str, Any]:
     """A node that trains on eight pictures that the workflow makes."""
     import asyncio
 
-    from ..hosts.headless import registry, workflow
+    from ..graphs import registry, workflow
 
     graph = workflow.read(ROOT / "workflows" / "train_style.json", asyncio.run(registry.everything())).prompt()
     train = next(id for id, node in graph.items() if node["class_type"] == "RetortTrainFlow")

@@ -17,10 +17,14 @@ from typing import Any
 
 import torch
 
-from ..hosts import preference_view, run_view
+from ..files import log_file
+from ..files.folder import inside
+from ..hosts import preference_view
 from ..hosts.comfyui import guard, picker_routes
-from ..trainers import chart, log_file, preferences, tickets
-from ..trainers.folder import inside
+from ..hosts.jobs import view as run_view
+from ..preferences import store as preferences
+from ..preferences import tickets
+from ..trainers import chart
 from ..trainers.job_watch import STATUS
 from .report import Figure, Report, arguments, finish
 
@@ -41,7 +45,7 @@ def write_log(folder: Path, lines: int) -> None:
 
 
 def write_set(folder: Path, count: int, pictures: int) -> None:
-    """`count` tickets of two, all answered but a hundred, in lines as `trainers.tickets` writes them."""
+    """`count` tickets of two, all answered but a hundred, in lines as `preferences.tickets` writes them."""
     (folder / "images").mkdir(parents=True)
     names = [f"images/{hashlib.blake2b(str(i).encode(), digest_size=16).hexdigest()}.png" for i in range(pictures)]
     for name in names:

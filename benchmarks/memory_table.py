@@ -151,7 +151,7 @@ def _request(row: Row, latent: tuple[int, ...], text: tuple[int, int], pooled: i
 
 def count(row: Row, measures: tuple[str, ...] = (), whole: bool = False) -> Counted:
     """What a step of it takes."""
-    from ..hosts import planning
+    from ..hosts.training import planning
 
     if row.host == "diffusers":
         from ..hosts.headless import families, host

@@ -27,10 +27,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..hosts import restoration
 from ..hosts.headless import host
 from ..hosts.headless import photographs as shipped
-from ..hosts.restoration import Size, Wish
+from ..hosts.restoration import run as restoration
+from ..hosts.restoration.run import Size, Wish
 from ..models import build_photos, loader, photographs
 from ..models.photo_eye import Eye
 from ..restoration.degradation import degrade

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..hosts.assembly import add_adapters, encode
 from ..hosts.headless import embedded, host
+from ..hosts.training.assembly import add_adapters, encode
 from ..models import loader
 from ..trainers.methods import read_config
-from ..trainers.objectives.contract import Batch, swapped
-from ..trainers.objectives.preference import LOSER
+from ..trainers.objectives.parts.contract import Batch, swapped
+from ..trainers.objectives.parts.preference import LOSER
 from ..trainers.objectives.smpo import SmPO
 from ..trainers.watch import METRICS, read_metrics
 from . import preference_runs as runs

@@ -17,11 +17,11 @@ from torch import Tensor
 from ..trainers.adapters import LoraConfig
 from ..trainers.config import RunConfig
 from ..trainers.objectives.align_prop import AlignPropConfig
-from ..trainers.objectives.contract import Batch
 from ..trainers.objectives.dpo import DPOConfig
 from ..trainers.objectives.flow_grpo import FlowGRPOConfig
 from ..trainers.objectives.flow_matching import FlowMatchingConfig
 from ..trainers.objectives.mapo import MaPOConfig
+from ..trainers.objectives.parts.contract import Batch
 from ..trainers.objectives.smpo import SmPOConfig
 from ..trainers.objectives.spo import SPOConfig
 from .report import Figure, Report

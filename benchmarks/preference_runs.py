@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hosts import training
+from ..files.atomic import write_json
 from ..hosts.headless import embedded, host
 from ..hosts.headless.folders import Folders, use
+from ..hosts.training import run as training
 from ..models import digits, evaluate, judge, loader, twins
 from ..models.reward import BOLD, judge_reward
 from ..rewards.combine import Combined, Term
@@ -30,7 +31,6 @@ from ..rewards.contract import Holder
 from ..rewards.scoring import score
 from ..sampling.accounts import seed_of
 from ..trainers.dataset import Dataset, entries_of
-from ..trainers.files import write_json
 from ..trainers.methods import read_config
 from ..trainers.watch import METRICS, read_metrics
 from .distillation import Shown

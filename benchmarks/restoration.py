@@ -25,9 +25,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..hosts import training
+from ..files.atomic import tensors, write_atomically, write_json
 from ..hosts.headless import host
 from ..hosts.headless.folders import Folders, use
+from ..hosts.training import run as training
 from ..models import captioner, digits, judge, loader, twins
 from ..models.build import DAMAGE, drawn
 from ..restoration.metrics import psnr
@@ -39,7 +40,6 @@ from ..sampling.schedule import FlowSchedule
 from ..sampling.standard import sample_dpmpp_2m
 from ..trainers import watch
 from ..trainers.dataset import Dataset, entries_of
-from ..trainers.files import tensors, write_atomically, write_json
 from ..trainers.methods import read_config
 from .distillation import Shown
 from .report import Figure, Report, arguments, finish

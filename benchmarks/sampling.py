@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
+from ..graphs.run import run
 from ..hosts.headless import embedded
 from ..hosts.headless.folders import Folders
 from ..hosts.headless.guider import Guider
-from ..hosts.headless.run import run
 from ..hosts.headless.samplers import StandardSampler
 from ..sampling.grids import simple
 from .report import Figure, Report, arguments, finish

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files.atomic import write_json
 from ..hosts.headless import host
 from ..hosts.prior import Prior
 from ..models.reward import judge_reward
@@ -27,7 +28,6 @@ from ..sampling.accounts import Budget
 from ..sampling.grids import simple
 from ..sampling.search import Config, State, search
 from ..sampling.transition import Transition
-from ..trainers.files import write_json
 from .report import Figure
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..hosts import training
+from ..files.atomic import tensors, write_atomically
 from ..hosts.headless import host
 from ..hosts.headless.folders import Folders, use
+from ..hosts.training import run as training
 from ..models import digits, loader
 from ..models.build import drawn
 from ..trainers.dataset import Dataset, entries_of
-from ..trainers.files import tensors, write_atomically
 from ..trainers.methods import read_config
 from .distillation import Shown
 

@@ -25,18 +25,18 @@ from typing import Any
 
 import torch
 
-from ..hosts.assembly import add_adapters, encode
 from ..hosts.headless import embedded, host
 from ..hosts.headless.families import SD3, as_model, coordinates
 from ..hosts.headless.model import Model
+from ..hosts.training.assembly import add_adapters, encode
 from ..trainers.adapters import LoraConfig
 from ..trainers.config import RunConfig, TrainingConfig
 from ..trainers.dataset import Dataset
 from ..trainers.loop import Trainer
 from ..trainers.methods import METHODS
-from ..trainers.objectives.contract import LatentReward
 from ..trainers.objectives.dmd2 import DMD2Config
 from ..trainers.objectives.flow_matching import FlowMatchingConfig
+from ..trainers.objectives.parts.contract import LatentReward
 from ..trainers.watch import METRICS, read_metrics
 from .report import Figure, Report, arguments, finish
 from .sampling import ratio

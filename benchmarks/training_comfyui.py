@@ -110,9 +110,9 @@ class Trainings:
             return importlib.import_module("..hosts.comfyui.embedded", __package__).load("flow")[0]
 
     def ours(self, stepped: Callable[[], None]) -> None:
-        """`hosts.training.run`, as the node calls it."""
-        from ..hosts import training
+        """`hosts.training.run.run`, as the node calls it."""
         from ..hosts.comfyui import host
+        from ..hosts.training import run as training
         from ..trainers.adapters import LoraConfig
         from ..trainers.config import RunConfig, TrainingConfig
         from ..trainers.dataset import Dataset

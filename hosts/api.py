@@ -21,8 +21,8 @@
 * `embedded(variant) -> (MODEL, CLIP, VAE)`: the small model that comes with Retort.
 * `models_folder() -> Path`: where its weights lie.
 * `add_model_folders()`: shows that folder to the host's own loaders.
-* `add_routes(sets)`: lets the host's page, where there is one, look at runs (`hosts.run_view`) and searches, and answer
-  what waits beside the preference sets in `sets()`.
+* `add_routes(sets)`: lets the host's page, where there is one, look at runs (`hosts.jobs.view`) and searches, and
+  answer what waits beside the preference sets in `sets()`.
 
 For training:
 
@@ -33,7 +33,7 @@ For training:
   `latents_out(x0)`, `preview(x0) -> IMAGE` without a VAE, `to_file(lora)` and `from_file(state)` (names in LoRA files),
   `base_hash`, `architecture` and `release()`. ValueError for patches that cannot be trained through.
 * `outline(model, compute=None) -> trainers.dry_run.Outline`: the same without its weights, none of which is read, and
-  `outlined_decoder(vae)` likewise: for counting what a run takes (`hosts.planning`).
+  `outlined_decoder(vae)` likewise: for counting what a run takes (`hosts.training.planning`).
 * `from_header(path, width, height, frames, tokens)`: (MODEL without weights, a CONDITIONING entry of so many tokens, 0
   for the usual number, shape of its latents), from a file's header alone. ValueError for one that is not known.
 * `training_session()`: context in which gradients flow, under whatever mode the node runs.
@@ -57,23 +57,23 @@ For training:
 * In ComfyUI alone, under these: `describe(model) -> dict | None` (what loads it again, None where patches cannot be
   named), `save_merged(model, path) -> dict` (its network with the patches merged), `load_described(dict) -> MODEL`.
 
-For rewards (`hosts.rewards.make(host, kind, settings) -> Reward` puts them together):
+For rewards (`hosts.rewards.kinds.make(host, kind, settings) -> Reward` puts them together):
 
 * `hold(network) -> rewards.contract.Holder`: the network under the host's memory management.
 * `rewards_folders() -> list[Path]`: where reward models lie, the first being where new ones belong.
 
-For restoration (`hosts.restoration.run(host, ...)`, `hosts.captions.run(host, ...)`):
+For restoration (`hosts.restoration.run.run(host, ...)`, `hosts.restoration.captions.run(host, ...)`):
 
 * `captioners_folders() -> list[Path]`: where captioning models lie.
 
-For searches (`hosts.search.run(host, ...)` puts them together):
+For searches (`hosts.search.run.run(host, ...)` puts them together):
 
 * `latents_of(guider, latent) -> (B, C, ...)`: a LATENT's samples, an empty one with the channels of the guider's model.
 * `latents_out(guider, x0) -> LATENT samples`: of the model's own latents (B, C, ...).
 * `search(guider, samples, mask, sigmas, noise, batch, seed, job) -> LATENT samples`: one sampling run of the guider on
   one latent `samples` (1, ...), sized for `batch` of them, in which `job` (`hosts.prior.Job`) does the sampling. noise
   (1, ...): the first candidate's, and that of the area which a mask keeps.
-* `search_records() -> Path | None`: where a page finds what a search has found so far (`hosts.search_record`).
+* `search_records() -> Path | None`: where a page finds what a search has found so far (`hosts.search.record`).
 * `CANCELLED`: the exception by which a user stops what runs.
 
 For reflection (`hosts.reflection.compare(host, ...)` puts runs side by side):
@@ -93,29 +93,24 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from . import (
-    captions,
-    compare,
-    methods,
-    noise,
-    picture_compare,
-    reflection,
-    restoration,
-    rewards,
-    search,
-    starter,
-    statistics,
-    training,
-)
-from . import plan_report as plans
+from . import compare, methods, noise, reflection, statistics
+from .jobs import starter
+from .restoration import captions
+from .restoration import compare as picture_compare
+from .restoration import run as restoration
+from .rewards import kinds as rewards
+from .search import run as search
+from .training import plan_report as plans
+from .training import run as training
 
 # The process tells who runs us: ComfyUI has imported its API long before it loads packs. That ComfyUI could be imported
 # says nothing, since the command line may be started inside a ComfyUI checkout.
 IN_COMFYUI = "comfy_api" in sys.modules
 
 if TYPE_CHECKING or not IN_COMFYUI:
-    from .headless import host, io, ui
-    from .headless.io import ComfyExtension
+    from ..graphs.api import io, ui
+    from ..graphs.api.io import ComfyExtension
+    from .headless import host
 else:
     from comfy_api.latest import ComfyExtension, io, ui
 

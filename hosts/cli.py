@@ -18,21 +18,22 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
+from ..files.errors import UsageError
+from ..graphs import registry
+from ..graphs.run import run as run_workflow
+from ..graphs.search_prompts import read_prompts, search_prompts
 from ..trainers import job_watch
 from ..trainers.job import checked_folder
 from ..trainers.loop import TrainingFailed
 from ..trainers.parallel import place
 from ..trainers.watch import Silent
-from . import plan_report
-from .headless import device, folders, host, registry
+from .headless import device, folders, host
 from .headless import doctor as headless_doctor
-from .headless.errors import UsageError
 from .headless.folders import Folders
-from .headless.run import run as run_workflow
-from .headless.search_prompts import read_prompts, search_prompts
 from .job import enter_comfyui
-from .job_process import run_job
+from .jobs.process import run_job
 from .terminal import Plain, cell
+from .training import plan_report
 
 app = typer.Typer(
     help="Run ComfyUI workflows without ComfyUI, on the embedded model or on real checkpoints.",

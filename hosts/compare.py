@@ -12,7 +12,7 @@ from torch import Tensor
 from ..rewards.comparison import Comparison, compare
 from ..rewards.contract import Reward
 from ..rewards.scoring import score
-from .reward_sheet import pairs_sheet
+from .rewards.sheet import pairs_sheet
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
     try:
         if given.comfyui is not None:
             enter_comfyui(given.comfyui, given.output, given.models, theirs)
-        from retort.hosts.job_process import run_job
+        from retort.hosts.jobs.process import run_job
 
         if given.comfyui is not None:
             from retort.hosts.comfyui import host

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..trainers.strangers import parse
+from ..files.strangers import parse
 
 ADAPTER = "adapter_config.json"
 INDEX = "model.safetensors.index.json"

@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..trainers.entries import LinkError
-from ..trainers.files import checked_name
-from ..trainers.folder import inside
-from ..trainers.preferences import BOOKS, PAIRS, Preferences, is_latent, read
+from ..files.atomic import checked_name
+from ..files.entries import LinkError
+from ..files.folder import inside
+from ..preferences.store import BOOKS, PAIRS, Preferences, is_latent, read
 from .patience import soon
 
 MOST_SETS, LATEST = 200, 12

@@ -4,7 +4,7 @@
 
 in an environment with that model's packages and Pillow. `my_scorer.py` is yours and defines
 `score(images, prompts) -> list of numbers` (PIL images in RGB, one prompt each), and, if it likes, `NAME` and
-`RANGE = (lowest, highest)`. It listens on this machine alone and answers no web page. `hosts.reward_remote` is the
+`RANGE = (lowest, highest)`. It listens on this machine alone and answers no web page. `hosts.rewards.remote` is the
 other end:
 
 * GET / -> {"name": ..., "range": [low or null, high or null]}

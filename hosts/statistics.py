@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import pictures as images
+from ..files import weights as files
+from ..files.atomic import tensors, write_new
+from ..files.paths import inside
 from ..sampling.teleport import Statistics, read
-from ..trainers.files import tensors, write_new
-from .headless import files, images
-from .headless.paths import inside
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LATENTS = (".latent", ".safetensors")

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..trainers.strangers import plain
+from ..files.strangers import plain
 
 
 class Plain(Console):

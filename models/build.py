@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import trange
 
+from ..files import atomic as files
 from ..restoration.spoil import Spoiling
 from ..sampling.teleport import low_rank
-from ..trainers import files
 from . import digits, export, judge, layout, loader, text, twins
 from .autoencoder import NARROW, Autoencoder
 from .training import Schedule, train

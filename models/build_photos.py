@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ..files import atomic as files
 from ..restoration.perceptual import feature_distance
-from ..trainers import files
 from . import loader, photo_network, photographs
 from .photo_eye import Eye
 from .photo_network import PhotoText, PhotoTokenizer, new_network

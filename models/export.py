@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ..trainers import files
+from ..files import atomic as files
 from . import autoencoder, layout, loader
 
 FINISHED = {"flow": "flow", "eps": "eps_refined"}

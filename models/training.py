@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import trange
 
-from ..trainers import files
+from ..files import atomic as files
 
 LossFunction = Callable[[torch.Generator], torch.Tensor]
 

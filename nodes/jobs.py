@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from ..files.atomic import checked_name
+from ..files.folder import Inside, inside
+from ..files.log_file import METRICS, column, thinned
 from ..hosts.api import host, io, starter, ui
 from ..trainers.chart import draw
 from ..trainers.export import read_lora
-from ..trainers.files import checked_name
-from ..trainers.folder import Inside, inside
 from ..trainers.job_watch import Status, has_status, read_status, send
-from ..trainers.log_file import METRICS, column, thinned
 from ..trainers.watch import checkpoints, latest_preview, open_picture, read_picture
 from .method_inputs import DISTILLATION, FEW_SHOT, FLOW, method_input
 from .preference import PREFERENCES, asked

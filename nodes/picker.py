@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 from ..hosts.api import io
-from ..trainers import preferences, tickets
+from ..preferences import store as preferences
+from ..preferences import tickets
+from ..preferences.tickets import Ticket
 from ..trainers.dataset import latents_of
-from ..trainers.tickets import Ticket
 from .preference import ALIASES, CATEGORY, set_folder
 from .training import lines
 

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files.atomic import checked_name
+from ..files.folder import inside
 from ..hosts.api import host, io, training, ui
+from ..preferences import exchange as preference_files
+from ..preferences import store as preferences
+from ..preferences.store import Preferences
 from ..rewards.scoring import score
-from ..trainers import preference_files, preferences
 from ..trainers.dataset import Dataset, Entry, entries_of, latents_of
-from ..trainers.files import checked_name
-from ..trainers.folder import inside
 from ..trainers.methods import read_config
-from ..trainers.preferences import Preferences
 from .method_inputs import method_input
 from .preference_inputs import PREFERENCE
 from .rewards import REWARD

@@ -33,15 +33,19 @@ class Door:
     banned: frozenset[str] = field(default_factory=frozenset)
 
 
+STORES = ("files", "preferences")
 DOORS = {
     **{room: Door(PURE, frozenset(MATHS)) for room in PURE},
-    "trainers": Door((*PURE, "trainers"), banned=frozenset(COMFYUI | {"diffusers"})),
-    "models": Door((*PURE, "trainers", "models"), banned=frozenset(COMFYUI)),
-    # The root is hosts' door to the node classes: the runner asks it for `comfy_entrypoint`, as ComfyUI does.
-    "hosts": Door((*PURE, "trainers", "models", "hosts", "")),
-    "hosts.headless": Door((*PURE, "trainers", "models", "hosts", ""), banned=frozenset(COMFYUI)),
-    "nodes": Door((*PURE, "trainers", "nodes", "hosts.api"), frozenset(MATHS)),
-    "benchmarks": Door((*PURE, "trainers", "models", "hosts", "benchmarks", "")),
+    "files": Door(("files",), banned=frozenset(COMFYUI | {"diffusers"})),
+    "preferences": Door((*PURE, *STORES), banned=frozenset(COMFYUI | {"diffusers"})),
+    "trainers": Door((*PURE, *STORES, "trainers"), banned=frozenset(COMFYUI | {"diffusers"})),
+    "models": Door((*PURE, "files", "trainers", "models"), banned=frozenset(COMFYUI)),
+    # The root is how the graphs reach the node classes: they ask it for `comfy_entrypoint`, as ComfyUI does.
+    "graphs": Door((*PURE, *STORES, "models", "hosts", "graphs", ""), banned=frozenset(COMFYUI)),
+    "hosts": Door((*PURE, *STORES, "trainers", "models", "hosts", "graphs")),
+    "hosts.headless": Door((*PURE, *STORES, "trainers", "models", "hosts"), banned=frozenset(COMFYUI)),
+    "nodes": Door((*PURE, *STORES, "trainers", "nodes", "hosts.api"), frozenset(MATHS)),
+    "benchmarks": Door((*PURE, *STORES, "trainers", "models", "hosts", "graphs", "benchmarks", "")),
     # gradio and modules are the web UI's.
     "extensions.webui": Door(("sampling",), frozenset(MATHS | {"gradio", "modules"})),
     "": Door(("nodes", "hosts.api"), frozenset()),
@@ -169,8 +173,8 @@ def call_faults(root: Path) -> Iterator[str]:
 def long_files(root: Path) -> Iterator[str]:
     for path in sources(root):
         lines = len(path.read_text(encoding="utf-8").splitlines())
-        if lines >= 400:
-            yield f"{path.relative_to(root).as_posix()} has {lines} lines; 399 is the most"
+        if lines > 600:
+            yield f"{path.relative_to(root).as_posix()} has {lines} lines; split it by subject at 600"
 
 
 def test_every_import_goes_through_an_open_door() -> None:
@@ -210,6 +214,9 @@ def test_there_is_something_to_read() -> None:
         ("hosts/a.py", "from .. import nodes"),
         ("hosts/comfyui/a.py", "import diffusers"),
         ("hosts/headless/a.py", "import comfy"),
+        ("hosts/headless/a.py", "from ...graphs import run"),
+        ("files/a.py", "from ..sampling import path"),
+        ("preferences/a.py", "from ..trainers import loop"),
         ("hosts/a.py", "import retort.sampling"),
         ("benchmarks/a.py", "from retort.nodes import RetortExtension"),
         ("__init__.py", "from .hosts.comfyui import host"),
@@ -222,7 +229,8 @@ def test_there_is_something_to_read() -> None:
     ],
 )
 def test_a_closed_door_is_seen(tmp_path: Path, file: str, text: str) -> None:
-    for folder in ("hosts/headless", "hosts/comfyui", "nodes", "trainers/objectives", "models", "rewards", "tests"):
+    folders = ("hosts/headless", "hosts/comfyui", "nodes", "trainers/objectives", "models", "rewards", "tests")
+    for folder in (*folders, "files", "preferences", "graphs"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "sampling").mkdir()
     (tmp_path / "benchmarks").mkdir()
@@ -237,7 +245,8 @@ def test_a_closed_door_is_seen(tmp_path: Path, file: str, text: str) -> None:
     [
         ("sampling/a.py", "import math\nimport torch\nfrom .path import VE\nfrom ..rewards.clip import score"),
         ("nodes/a.py", "from ..hosts import api\nfrom ..hosts.api import io\nfrom ..sampling.path import VE"),
-        ("hosts/headless/a.py", "def f():\n    import diffusers\n    from ... import comfy_entrypoint"),
+        ("hosts/headless/a.py", "def f():\n    import diffusers"),
+        ("graphs/a.py", "from .. import comfy_entrypoint\nfrom ..hosts.headless import host"),
         ("hosts/job.py", "import retort.hosts"),
         (
             "extensions/webui/scripts/a.py",
@@ -248,7 +257,7 @@ def test_a_closed_door_is_seen(tmp_path: Path, file: str, text: str) -> None:
     ],
 )
 def test_an_open_door_is_let_through(tmp_path: Path, file: str, text: str) -> None:
-    for folder in ("hosts/headless", "nodes", "sampling", "benchmarks", "extensions/webui/scripts"):
+    for folder in ("hosts/headless", "graphs", "nodes", "sampling", "benchmarks", "extensions/webui/scripts"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "hosts" / "api.py").touch()
     (tmp_path / file).write_text(text, encoding="utf-8")
@@ -264,5 +273,5 @@ def test_a_forbidden_call_is_seen(tmp_path: Path, text: str) -> None:
 
 
 def test_a_long_file_is_seen(tmp_path: Path) -> None:
-    (tmp_path / "a.py").write_text("\n" * 400, encoding="utf-8")
+    (tmp_path / "a.py").write_text("\n" * 601, encoding="utf-8")
     assert list(long_files(tmp_path))

@@ -16,7 +16,10 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("sampling", "rewards", "restoration", "trainers", "hosts", "nodes", "models", "benchmarks")
+ROOMS = (
+    "sampling", "rewards", "restoration", "trainers", "files", "preferences", "graphs", "hosts", "nodes", "models",
+    "benchmarks",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .config import TrainingConfig
-from .objectives.norm_test import GradientNoise, gradient_noise, next_accumulation
+from .objectives.parts.batch_growth import GradientNoise, gradient_noise, next_accumulation
 from .processes import Reducer
 
 # One step's estimate scatters widely; averages of its two parts do not.

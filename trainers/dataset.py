@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .files import refuse_types, tensors, write_atomically
-from .folder import Inside, alone
-from .strangers import parse
+from ..files.atomic import refuse_types, tensors, write_atomically
+from ..files.folder import Inside, alone
+from ..files.strangers import parse
 
 FORMAT = 1
 MOST = 1_000_000

@@ -14,7 +14,7 @@ from . import checkpointing
 from .adapters import Adapters, RowsDiffer
 from .host_inputs import HostInputs
 from .masters import Pin, Unpin
-from .objectives.contract import Asked, Cond, Prediction, Schedule
+from .objectives.parts.contract import Asked, Cond, Prediction, Schedule
 from .streaming import Ring
 
 # Where a discriminator looks: how deep into the blocks (half way, and three quarters).

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..files.atomic import TYPES, tensors, write_new
 from .config import RunConfig
-from .files import TYPES, tensors, write_new
 
 # As in pyproject.toml; ComfyUI imports the folder without installing it, so no installer can be asked.
 VERSION = "0.1.0"

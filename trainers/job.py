@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..files.atomic import checked_name, write_json
+from ..files.folder import Inside, inside
+from ..files.strangers import read_json
 from .config import RunConfig, read
 from .dataset import Dataset
-from .files import checked_name, write_json
-from .folder import Inside, inside
 from .methods import NEED_REWARD, read_config
 from .objectives.di_star import DIStarConfig
 from .sources import Base, Vae, checked_path, read_base
-from .strangers import read_json
 
 FORMAT = 1
 JOB, DATA, LOG, LOCK = "job.json", "data.safetensors", "job.log", "job.lock"

@@ -18,12 +18,12 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from ..files.atomic import locked, write_atomically, write_json
+from ..files.folder import Inside, inside
+from ..files.strangers import plain, read_json
 from .config import read
-from .files import locked, write_atomically, write_json
-from .folder import Inside, inside
 from .job import LOCK, LOG
 from .loop import Stopped, TrainingFailed
-from .strangers import plain, read_json
 from .watch import Silent, Watcher
 
 STATUS, COMMANDS_FOLDER = "status.json", "commands"

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files.atomic import locked, write_json, write_tensors
+from ..files.folder import Inside, inside
 from ..sampling.accounts import seed_of
 from . import checkpointing, memory, offload, pairs, previews, slow, state
 from .accumulation import Accumulation, square
 from .config import NONE, RunConfig, TrainingConfig
 from .data import Data
 from .denoiser import Denoiser
-from .files import locked, write_json, write_tensors
-from .folder import Inside, inside
 from .host_inputs import HostInputs
-from .objectives.contract import Batch, Loss, Objective, swapped
+from .objectives.parts.contract import Batch, Loss, Objective, swapped
 from .order import Order
 from .origin import recognise
 from .planning import Forecast, Truth

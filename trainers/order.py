@@ -17,7 +17,7 @@ from torch import Tensor
 from .config import TrainingConfig
 from .data import Data
 from .denoiser import Denoiser
-from .objectives.contract import Batch, Draws, Loss
+from .objectives.parts.contract import Batch, Draws, Loss
 from .processes import Reducer
 
 BUCKETS = 8  # of noise levels, even in the network's timestep

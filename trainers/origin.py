@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files.atomic import write_json
+from ..files.folder import Inside, inside
+from ..files.strangers import read_json
 from .dataset import Dataset
 from .export import weights_hash
-from .files import write_json
-from .folder import Inside, inside
-from .strangers import read_json
 
 ORIGIN = "origin.json"
 # Encoded again, on another day or device, a text or an image differs in its last bits: marks are compared within this

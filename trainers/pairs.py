@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..files.atomic import tensors, write_atomically
+from ..files.folder import Inside, inside
 from .data import Data
 from .denoiser import Denoiser
-from .files import tensors, write_atomically
-from .folder import Inside, inside
-from .objectives.contract import Draws
+from .objectives.parts.contract import Draws
 from .watch import Watcher
 
 NOTE = "made_for.json"

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import optimisers, state
 from .config import TrainingConfig
 from .denoiser import Denoiser
-from .objectives.contract import Player
+from .objectives.parts.contract import Player
 
 HOST = torch.device("cpu")
 LEAST = 1024  # numbers; what is smaller stays on the device, counts of steps and the tables of 8-bit optimisers

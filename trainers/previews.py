@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .config import TrainingConfig
 from .data import Data
 from .denoiser import Denoiser
-from .objectives.contract import Draws, Objective
+from .objectives.parts.contract import Draws, Objective
 
 # Of a video a preview shows so many, from its first to its last.
 FRAMES = 4

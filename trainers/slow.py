@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..files.atomic import write_json
+from ..files.folder import Inside
+from ..files.strangers import read_json
 from .config import RunConfig
-from .files import write_json
-from .folder import Inside
-from .objectives.contract import Objective
+from .objectives.parts.contract import Objective
 from .previews import without_dropout
-from .strangers import read_json
 from .watch import Watcher
 
 if TYPE_CHECKING:

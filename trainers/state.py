@@ -11,11 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..files.atomic import refuse_types, write_tensors
+from ..files.folder import Inside, alone
+from ..files.strangers import parse
 from .config import MOST_STEPS, RunConfig, differences
-from .files import refuse_types, write_tensors
-from .folder import Inside, alone
 from .optimisers import LEARNT, WHOLE, expected_state, rebuilt
-from .strangers import parse
 
 FORMAT = 1
 

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .files import write_atomically
-from .folder import Inside, inside
-from .log_file import METRICS as METRICS
-from .log_file import Row, end_of, read_rows
+from ..files.atomic import write_atomically
+from ..files.folder import Inside, inside
+from ..files.log_file import METRICS as METRICS
+from ..files.log_file import Row, end_of, read_rows
 
 PICTURE_BYTES = 2**27  # of a contact sheet
 

@@ -11,8 +11,8 @@ import comfy.sd
 import torch
 from comfy.model_sampling import ModelSamplingFlux
 
-from ...trainers.files import write_tensors
-from ...trainers.folder import inside
+from ...files.atomic import write_tensors
+from ...files.folder import inside
 from . import embedded, photographs
 from .coordinates import path_of, prediction_of, with_shift
 from .own_network import own_network

@@ -14,9 +14,9 @@ import folder_paths
 from comfy.cli_args import args
 from safetensors.torch import load_file
 
+from ...files.folder import inside
 from ...models.loader import CHECKPOINTS, FOLDER
 from ...trainers import sources
-from ...trainers.folder import inside
 from . import base as named
 
 KINDS: dict[str, tuple[Any, str]] = {

@@ -1,7 +1,7 @@
 """Where Preference Picker's page asks and answers, on ComfyUI's server: what waits beside the sets.
 
 GET retort/picker/SET/tickets and images/ID, POST retort/picker/SET/answer and take_back; ?by= tells who picks. All but
-pictures answer with the desk as it is. Names and numbers are checked here and by `trainers.tickets`, so that nothing
+pictures answer with the desk as it is. Names and numbers are checked here and by `preferences.tickets`, so that nothing
 outside the set's folder is read or written, and no folder is made. A picture is a file that a ticket may name, sent as
 PNG whatever is in it.
 """
@@ -15,10 +15,10 @@ from typing import Any
 
 from aiohttp import web
 
-from ...trainers import tickets
-from ...trainers.files import checked_name
-from ...trainers.preferences import NAME_LENGTH, trouble
-from ...trainers.tickets import SKIP, AnsweredError, Desk, Ticket
+from ...files.atomic import checked_name
+from ...preferences import tickets
+from ...preferences.store import NAME_LENGTH, trouble
+from ...preferences.tickets import SKIP, AnsweredError, Desk, Ticket
 from ..patience import soon
 from .guard import ROOT, ConflictError, door
 

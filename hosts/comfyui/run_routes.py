@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from .. import run_view
+from ..jobs import view as run_view
 from .guard import ROOT, door, whole
 
 

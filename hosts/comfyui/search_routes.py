@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from .. import search_view
+from ..search import view as search_view
 from .guard import ROOT, door, whole
 
 

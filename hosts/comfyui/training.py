@@ -27,9 +27,9 @@ from ...trainers.dataset import Dataset
 from ...trainers.denoiser import Denoiser
 from ...trainers.export import weights_hash
 from ...trainers.weightless import bare
-from .. import conditions
-from ..conditions import Joined, Rejoins, shape_of
-from ..lora_files import LoraNames
+from ..training import conditions
+from ..training.conditions import Joined, Rejoins, shape_of
+from ..training.lora_files import LoraNames
 from . import work
 from .coordinates import path_of, prediction_of
 from .exact import exact_layers

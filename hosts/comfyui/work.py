@@ -17,7 +17,7 @@ from ...models.loader import FOLDER
 from ...trainers import export
 from ...trainers.decoder import Decoder
 from ...trainers.sources import ENDINGS, checked_path
-from .. import search_files
+from ..search import files as search_files
 
 # As large as ComfyUI shows a preview on a node.
 PREVIEW = 512

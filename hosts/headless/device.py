@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import torch
 
-from .errors import UsageError
+from ...files.errors import UsageError
 
 CHOSEN = "RETORT_DEVICE"  # environment variable: a device as torch names it, for all networks of the process
 

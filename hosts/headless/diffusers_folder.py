@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from ...files.errors import UsageError
+from ...files.strangers import MOST_BYTES, parse
 from ...sampling.schedule import DiscreteSchedule
-from ...trainers.strangers import MOST_BYTES, parse
 from .. import model_folder
 from . import text_encoders, tokenizers, vaes
 from .device import device, dtype
-from .errors import UsageError
 from .families import FLUX, SD3, SD15, SDXL, Family, as_model, bare_module, coordinates, require_diffusers
 from .model import Clip, Model, Vae
 

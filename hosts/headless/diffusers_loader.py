@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import files, layout_dit, layout_unet, text_encoders, tokenizers, vaes
+from ...files import weights as files
+from ...files.errors import UsageError
+from ...models.layouts import dit as layout_dit
+from ...models.layouts import unet as layout_unet
+from . import text_encoders, tokenizers, vaes
 from .device import dtype
-from .errors import UsageError
 from .families import FLUX, SD3, SD15, SDXL, Family, Shapes, as_model, bare_module, coordinates, require_diffusers
 from .model import Clip, Model, Vae
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...files.errors import UsageError
 from ...models import autoencoder, loader, text
+from ...models.layouts.dit import sd3_layout
+from ...models.layouts.renames import Layout
 from ...sampling.path import FLOW, VE
 from ...sampling.schedule import DiscreteSchedule, FlowSchedule
 from ...trainers import sources
 from . import photographs
-from .errors import UsageError
-from .layout import Layout
-from .layout_dit import sd3_layout
 from .model import Clip, LatentFormat, Lora, Model, NetworkSource, Origin, Vae
 from .threads import quickest, threads
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from ...files.errors import UsageError
+from ...models.layouts import dit as layout_dit
+from ...models.layouts import unet as layout_unet
+from ...models.layouts.renames import Layout
 from ...sampling.path import FLOW, VE, NoisePath
 from ...sampling.schedule import DiscreteSchedule, FlowSchedule, FluxSchedule, Schedule
-from . import layout_dit, layout_unet, networks
+from . import networks
 from .device import device, has_xformers
-from .errors import UsageError
-from .layout import Layout
 from .model import LatentFormat, Model, NetworkSource, Prediction
 
 Shapes = dict[str, tuple[int, ...]]

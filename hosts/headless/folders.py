@@ -9,8 +9,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import UsageError
-from .paths import PathError, inside
+from ...files.errors import UsageError
+from ...files.paths import PathError, inside
 
 # The embedded weights, laid out like the user's own models.
 EMBEDDED = Path(__file__).resolve().parents[2] / "models"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import UsageError
+from ...files.errors import UsageError
 from .model import Conditioning, Model, Network
 from .samplers import Run, Sampler
 from .work import latents_in

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...files import weights as files
 from ...sampling.distilled import Mode, Start
 from ...sampling.path import NoisePath
 from ...sampling.presets import Preset
@@ -18,7 +19,7 @@ from ...sampling.schedule import FlowSchedule, FluxSchedule, Schedule
 from ...sampling.teleport import Teleport
 from ..methods import Method
 from . import embedded as _embedded
-from . import files, folders, job_base, reflection, rewards, training, work
+from . import folders, job_base, reflection, rewards, training, work
 from . import outline as _outline
 from . import search as _search
 from .folders import EMBEDDED
@@ -178,4 +179,4 @@ def search_records() -> None:
 
 
 def add_routes(sets: Callable[[], Path]) -> None:
-    """No page is served here: what waits is answered in ComfyUI, or through `trainers.tickets`."""
+    """No page is served here: what waits is answered in ComfyUI, or through `preferences.tickets`."""

@@ -6,11 +6,11 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from ...files import weights as files
+from ...files.errors import UsageError
 from ...sampling.schedule import FlowSchedule, FluxSchedule, Schedule
 from ...trainers import sources
-from . import embedded, files, folders
-from .core.loaders import CheckpointLoaderSimple, DiffusersLoader, UNETLoader, VAELoader
-from .errors import UsageError
+from . import embedded, folders, loaders
 from .model import Lora, Model, Vae
 
 
@@ -48,11 +48,11 @@ def load_base(base: sources.Base, folder: Path) -> Model:
     if base.kind == "embedded":
         model = embedded.load(base.variant)[0]
     elif base.kind == "checkpoint":
-        model = CheckpointLoaderSimple.execute(base.file).args[0]
+        model = loaders.checkpoint(base.file)[0]
     elif base.kind == "diffusion_model":
-        model = UNETLoader.execute(base.file, "default").args[0]
+        model = loaders.diffusion_model(base.file)
     elif base.kind == "diffusers":
-        model = DiffusersLoader.execute(base.folder).args[0]
+        model = loaders.diffusers(base.folder)[0]
     else:
         raise UsageError(
             "the base of this job was merged by ComfyUI, and only ComfyUI loads it as it was: start it with "
@@ -69,9 +69,9 @@ def load_vae(vae: sources.Vae) -> Vae:
     if vae.kind == "embedded":
         return embedded.load(vae.variant)[2]
     if vae.kind == "vae":
-        return VAELoader.execute(vae.file).args[0]
-    loader = CheckpointLoaderSimple if vae.kind == "checkpoint" else DiffusersLoader
-    found = loader.execute(vae.file or vae.folder).args[2]
+        return loaders.vae(vae.file)
+    load = loaders.checkpoint if vae.kind == "checkpoint" else loaders.diffusers
+    found = load(vae.file or vae.folder)[2]
     if found is None:
         raise UsageError(f"{vae.file} holds no VAE; name one of the vae folder")
     return found

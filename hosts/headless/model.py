@@ -9,11 +9,11 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from ...files.errors import UsageError
+from ...models.layouts.renames import Layout
 from ...sampling.path import NoisePath
 from ...sampling.schedule import Schedule
 from ...trainers import sources
-from .errors import UsageError
-from .layout import Layout
 
 Prediction = Literal["eps", "v", "flow", "x0"]
 Conditioning = list  # of [tokens (1, L, C), {"pooled_output": (1, P), ...}], ComfyUI's CONDITIONING
@@ -39,6 +39,17 @@ class LatentFormat:
     def process_out(self, latent: Tensor) -> Tensor:
         """Model latent to stored latent, any shape."""
         return latent / self.scale + self.shift
+
+    def fitted(self, latent: Tensor) -> Tensor:
+        """An empty latent takes the model's channels; one with a picture must have them, else UsageError."""
+        if latent.shape[1] != self.channels:
+            if bool(torch.count_nonzero(latent)):
+                raise UsageError(
+                    f"the latent has {latent.shape[1]} channels and the model's have {self.channels}; encode the image "
+                    "with the VAE that belongs to the model"
+                )
+            latent = latent[:, :1].expand(-1, self.channels, *latent.shape[2:]).contiguous()
+        return latent.unsqueeze(2) if self.dims == 3 and latent.ndim == 4 else latent
 
 
 @dataclass(frozen=True, eq=False)

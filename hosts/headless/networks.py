@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import UsageError
-from .layout import Layout
-from .lora_names import for_network
+from ...files.errors import UsageError
+from ...models.layouts.lora_names import for_network
+from ...models.layouts.renames import Layout
 from .model import Lora
 
 

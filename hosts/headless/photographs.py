@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...files.errors import UsageError
 from ...models import loader, photo_network
+from ...models.layouts.renames import Layout
 from ...sampling.path import FLOW
 from ...sampling.schedule import FlowSchedule
 from ...trainers import sources
-from .errors import UsageError
-from .layout import Layout
 from .model import Clip, LatentFormat, Lora, Model, NetworkSource, Origin, Vae
 from .networks import Diffusers
 

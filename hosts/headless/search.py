@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from ..prior import Job, Prior, first_latent, identity
-from .core.sampling import fitted
 from .guider import Guider
 from .samplers import Run
 
@@ -56,7 +55,7 @@ class SearchSampler:
 
 def latents_of(guider: Guider, latent: dict[str, Any]) -> Tensor:
     """See `hosts.api`."""
-    return fitted(latent["samples"], guider.model.latent)
+    return guider.model.latent.fitted(latent["samples"])
 
 
 def latents_out(guider: Guider, x0: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ...files.errors import UsageError
+from ...models.layouts.lora_names import pairs
+from ...models.layouts.text import clip_config, from_open_clip, from_transformers, is_open_clip
 from .device import device, dtype
-from .errors import UsageError
-from .layout_text import clip_config, from_open_clip, from_transformers, is_open_clip
-from .lora_names import pairs
 from .model import Clip, Lora
 from .tokenizers import Chunks
 
@@ -107,7 +107,7 @@ def t5_encoder(state: dict[str, Tensor], tokenizer: Any, least: int) -> Encoder:
     """An Encoder from a T5 v1.1 state dict in transformers' names."""
     from transformers import T5Config, T5EncoderModel
 
-    from .layout import count
+    from ...models.layouts.renames import count
 
     query = state["encoder.block.0.layer.0.SelfAttention.q.weight"].shape
     buckets, heads = state["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"].shape

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...files.errors import UsageError
 from ...models.text import weighted_spans
 from . import folders
-from .errors import UsageError
 
 Token = tuple[int, float]
 # A word shorter than this is not cut in two by the end of a chunk.

@@ -18,9 +18,9 @@ from ...trainers.denoiser import Denoiser
 from ...trainers.export import weights_hash
 from ...trainers.offload import forget_unused
 from ...trainers.weightless import bare
-from .. import conditions
-from ..conditions import Joined, Rejoins, shape_of
-from ..lora_files import LoraNames
+from ..training import conditions
+from ..training.conditions import Joined, Rejoins, shape_of
+from ..training.lora_files import LoraNames
 from . import work
 from .guider import Guider
 from .model import Conditioning, Lora, Model

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ...files.errors import UsageError
 from ...models.autoencoder import CHANNELS, Autoencoder
-from . import layout_vae
+from ...models.layouts import vae as layout_vae
 from .device import device
-from .errors import UsageError
 from .model import LatentFormat, Vae
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...files import weights as files
+from ...files.errors import UsageError
 from ...trainers.decoder import Decoder
-from . import files, folders, pinned, progress
+from . import folders, pinned, progress
 from .device import device, has_bf16
-from .errors import UsageError
 from .model import Clip, Conditioning, Model, Vae
 
 _log = logging.getLogger("retort")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from retort.hosts.headless import io, registry, run
+from retort.graphs import registry, run
+from retort.graphs.api import io
 from retort.hosts.headless.folders import Folders
 from retort.hosts.headless.model import Clip, LatentFormat, Model, NetworkSource, Vae
 from retort.sampling.path import FLOW, VE
@@ -99,7 +100,7 @@ def known():
     """known(*classes) -> a registry of the core nodes, the plugin's, TinyLoader and further classes."""
 
     def make(*classes):
-        from retort.hosts.headless.core import NODES
+        from retort.graphs.core import NODES
 
         return registry.Registry([*NODES, *asyncio.run(registry.plugin_nodes()), TinyLoader, *classes])
 

@@ -15,8 +15,10 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from retort.files import pictures as images
+from retort.graphs import registry
+from retort.graphs.api import io
 from retort.hosts import cli
-from retort.hosts.headless import images, io, registry
 
 
 class Poison(io.ComfyNode):
@@ -250,7 +252,7 @@ def test_nan_latents(failing, api):
 
 
 def test_a_model_that_returns_nan(failing, api, monkeypatch):
-    from retort.hosts.headless import executor
+    from retort.graphs import executor
 
     monkeypatch.setattr(executor, "_check_finite", lambda *args: None)
     api["9"] = step("Poison", latent=["4", 0])

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from retort.hosts import captions
 from retort.hosts.headless import rewards as headless
+from retort.hosts.restoration import captions
 
 WORDS = [
     "a",

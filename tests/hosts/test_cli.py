@@ -7,8 +7,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from retort.files import pictures as images
+from retort.graphs import registry
 from retort.hosts import cli
-from retort.hosts.headless import images, registry
 
 
 @pytest.fixture

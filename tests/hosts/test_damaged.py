@@ -11,8 +11,11 @@ from typer.testing import CliRunner
 
 pytest.importorskip("peft")
 
-from retort.hosts import api, cli, search_files, starter, training  # noqa: E402
+from retort.hosts import api, cli
 from retort.hosts.headless.folders import Folders, use  # noqa: E402
+from retort.hosts.jobs import starter
+from retort.hosts.search import files as search_files
+from retort.hosts.training import run as training  # noqa: E402
 from retort.nodes.jobs import RetortCollectJob, RetortLossChart  # noqa: E402
 from retort.trainers.dataset import Dataset, entries_of  # noqa: E402
 from retort.trainers.job_watch import Status, write_status  # noqa: E402

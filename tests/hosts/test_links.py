@@ -17,17 +17,23 @@ from typer.testing import CliRunner
 pytest.importorskip("aiohttp")
 pytest.importorskip("peft")
 
-from retort.hosts import api, cli, preference_view, run_view, search_files, search_view, starter, training  # noqa: E402
+from retort.files.entries import LinkError  # noqa: E402
+from retort.hosts import api, cli, preference_view
 from retort.hosts.comfyui import picker_routes  # noqa: E402
 from retort.hosts.headless.folders import Folders, use  # noqa: E402
-from retort.hosts.search_record import Record  # noqa: E402
+from retort.hosts.jobs import starter
+from retort.hosts.jobs import view as run_view
+from retort.hosts.search import files as search_files
+from retort.hosts.search import view as search_view
+from retort.hosts.search.record import Record  # noqa: E402
+from retort.hosts.training import run as training  # noqa: E402
 from retort.nodes.jobs import RetortCollectJob, RetortLossChart  # noqa: E402
 from retort.nodes.picker import RetortPreferencePicker  # noqa: E402
 from retort.nodes.preference import RetortLabelPairs, RetortPreferenceSet  # noqa: E402
 from retort.nodes.search_files import RetortLoadSearch  # noqa: E402
-from retort.trainers import preferences, tickets  # noqa: E402
+from retort.preferences import store as preferences  # noqa: E402
+from retort.preferences import tickets
 from retort.trainers.dataset import Dataset, entries_of  # noqa: E402
-from retort.trainers.entries import LinkError  # noqa: E402
 from retort.trainers.job_watch import Status, write_status  # noqa: E402
 from retort.trainers.methods import read_config  # noqa: E402
 from retort.trainers.watch import Silent  # noqa: E402

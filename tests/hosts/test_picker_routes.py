@@ -13,9 +13,10 @@ pytest.importorskip("aiohttp")
 from aiohttp import web  # noqa: E402
 from aiohttp.test_utils import TestClient, TestServer  # noqa: E402
 
+from retort.files.atomic import locked  # noqa: E402
 from retort.hosts.comfyui import picker_routes  # noqa: E402
-from retort.trainers import preferences, tickets  # noqa: E402
-from retort.trainers.files import locked  # noqa: E402
+from retort.preferences import store as preferences  # noqa: E402
+from retort.preferences import tickets
 
 URL = "/retort/picker/taste"
 

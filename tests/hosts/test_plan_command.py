@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
-from retort.hosts import plan_report  # noqa: E402
 from retort.hosts.cli import app  # noqa: E402
 from retort.hosts.headless import host  # noqa: E402
-from retort.hosts.headless.layout_dit import flux_layout  # noqa: E402
+from retort.hosts.training import plan_report  # noqa: E402
+from retort.models.layouts.dit import flux_layout  # noqa: E402
 from retort.nodes.plan import RetortTrainingPlan  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location(

@@ -11,9 +11,10 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
-from retort.hosts import planning, training  # noqa: E402
 from retort.hosts.headless import folders, host  # noqa: E402
 from retort.hosts.headless.folders import Folders  # noqa: E402
+from retort.hosts.training import planning  # noqa: E402
+from retort.hosts.training import run as training
 from retort.trainers import dry_run  # noqa: E402
 from retort.trainers.dataset import Dataset  # noqa: E402
 from retort.trainers.loop import TrainingFailed  # noqa: E402

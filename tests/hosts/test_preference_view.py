@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from retort.hosts import preference_view
-from retort.trainers import preferences
+from retort.preferences import store as preferences
 
 
 def test_sets_and_their_latest_judgements(tmp_path):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from retort.hosts.methods import Run
-from retort.hosts.restoration import Size, Wish, pictures, run, softened, tiles_of
+from retort.hosts.restoration.run import Size, Wish, pictures, run, softened, tiles_of
 from retort.restoration.one_step import OneStep
 from retort.restoration.resize import region
 from retort.restoration.tiles import Tiling

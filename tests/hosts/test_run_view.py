@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from retort.hosts import run_view
+from retort.hosts.jobs import view as run_view
 from retort.trainers.job_watch import COMMANDS_FOLDER, Status, started, write_status
 from retort.trainers.watch import METRICS
 

@@ -11,12 +11,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from retort.hosts import api, rewards, search_files
+from retort.graphs.core.sampling import grid
+from retort.hosts import api
 from retort.hosts.headless import folders
-from retort.hosts.headless.core.sampling import grid
 from retort.hosts.headless.folders import Folders
 from retort.hosts.headless.noise import NoNoise, RandomNoise
 from retort.hosts.noise import StudentTNoise
+from retort.hosts.rewards import kinds as rewards
+from retort.hosts.search import files as search_files
 from retort.nodes.noise_policy import RetortNoisePolicy, RetortPolicyNoise
 from retort.nodes.search import METHODS, RetortResumeSearch, RetortTreeSearch
 from retort.nodes.search_files import RetortDrawFromSearch, RetortLoadSearch, RetortSaveSearch

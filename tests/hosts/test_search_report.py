@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from retort.hosts import search_report, tree_picture
+from retort.hosts.search import report as search_report
+from retort.hosts.search import tree_picture
 from retort.sampling.tree import Tree, TreeConfig
 
 SETTING = {

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from retort.hosts import search_record, search_view
-from retort.hosts.search_record import Record
+from retort.hosts.search import record as search_record
+from retort.hosts.search import view as search_view
+from retort.hosts.search.record import Record
 from retort.sampling.particles import BestOfConfig
 from retort.sampling.path import FLOW
 from retort.sampling.search import search

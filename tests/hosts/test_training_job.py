@@ -17,15 +17,17 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import retort
-from retort.hosts import cli, job, starter, training
+from retort.files.atomic import locked
+from retort.hosts import cli, job
 from retort.hosts.headless import host
 from retort.hosts.headless.folders import Folders, use
-from retort.hosts.job_process import run_job
+from retort.hosts.jobs import starter
+from retort.hosts.jobs.process import run_job
+from retort.hosts.training import run as training
 from retort.sampling.path import VE
 from retort.sampling.schedule import DiscreteSchedule
 from retort.trainers import job_watch
 from retort.trainers.dataset import Dataset, entries_of
-from retort.trainers.files import locked
 from retort.trainers.job import JOB, LOCK, LOG, Job
 from retort.trainers.job_watch import read_status, send
 from retort.trainers.methods import read_config
@@ -262,7 +264,7 @@ def test_the_command_line_trains_and_tells(made, where, tmp_path):
 def test_a_base_is_named_with_its_shift_and_loras_or_not_at_all(where):
     model, _, vae = host.embedded("flow")
     lora = min((host.models_folder() / "loras").glob("digits_flow_*.safetensors"))
-    from retort.hosts.headless.core.loaders import LoraLoaderModelOnly
+    from retort.graphs.core.loaders import LoraLoaderModelOnly
 
     patched = LoraLoaderModelOnly.execute(model, lora.name, 0.5).args[0]
     shifted = host.with_shift(patched, 1.5)

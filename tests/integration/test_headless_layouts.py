@@ -91,7 +91,7 @@ def test_a_network_file_samples_alike(comfy, ours, tmp_path, kind, sampler):
             model, 9, steps, 3.0, sampler, "simple", positive, negative, latent
         )[0]["samples"]  # fmt: skip
     loaded = ours("hosts.headless.diffusers_loader").load_diffusion_model(tmp_path / "network.safetensors")
-    node = ours("hosts.headless.core.sampling").KSampler
+    node = ours("graphs.core.sampling").KSampler
     mine = node.execute(loaded, 9, steps, 3.0, sampler, "simple", positive, negative, latent).args[0]["samples"]
     # Random networks send latents far out; rounding grows with them.
     scale = max(1.0, float(theirs.abs().max()))

@@ -41,9 +41,9 @@ def theirs_of(cls) -> list[tuple]:
 
 
 def test_every_schema_is_cores(core, ours):
-    dynamic, inputs = ours("hosts.headless.dynamic"), ours("hosts.headless.inputs")
-    files = ours("hosts.headless.file_inputs")
-    nodes = ours("hosts.headless.core").NODES
+    dynamic, inputs = ours("graphs.dynamic"), ours("graphs.api.inputs")
+    files = ours("graphs.file_inputs")
+    nodes = ours("graphs.core").NODES
     assert len(nodes) > 30
     for node in nodes:
         schema = node.GET_SCHEMA()
@@ -146,7 +146,7 @@ CALLS = [
 
 @pytest.mark.parametrize(("name", "inputs"), CALLS, ids=[name for name, _ in CALLS])
 def test_a_node_computes_what_cores_does(core, ours, name, inputs):
-    mine = {node.GET_SCHEMA().node_id: node for node in ours("hosts.headless.core").NODES}[name]
+    mine = {node.GET_SCHEMA().node_id: node for node in ours("graphs.core").NODES}[name]
     assert same(tuple(mine.execute(**inputs).args), tuple(called(core[name], **inputs)))
 
 
@@ -195,7 +195,7 @@ def test_sampling_nodes_agree(core, ours, model, name, changes, masked):
         inputs |= {"noise_seed": 6, "add_noise": "enable", "start_at_step": 0, "end_at_step": 10000,
                    "return_with_leftover_noise": "disable"}  # fmt: skip
     inputs |= changes
-    mine = {node.GET_SCHEMA().node_id: node for node in ours("hosts.headless.core").NODES}[name]
+    mine = {node.GET_SCHEMA().node_id: node for node in ours("graphs.core").NODES}[name]
     ours_out = mine.execute(model=model[0], **inputs).args[0]
     theirs_out = called(core[name], model=model[1], **inputs)[0]
     assert ours_out.keys() == theirs_out.keys()
@@ -206,7 +206,7 @@ def test_sampling_nodes_agree(core, ours, model, name, changes, masked):
 def test_both_outputs_of_a_custom_run_agree(core, ours, model):
     """SamplerCustom and SamplerCustomAdvanced on part of a grid, at another shift: latent and last x0."""
     positive, negative = prompts()
-    nodes = {node.GET_SCHEMA().node_id: node for node in ours("hosts.headless.core").NODES}
+    nodes = {node.GET_SCHEMA().node_id: node for node in ours("graphs.core").NODES}
     results = []
     for table, base in ((nodes, model[0]), (core, model[1])):
 

@@ -190,7 +190,7 @@ def test_bf16_is_asked_of_comfyui(comfy, ours, host, loaded, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
     assert host.bf16() is False
     config = ours("trainers.config")
-    training = ours("hosts.training")
+    training = ours("hosts.training.run")
     run = config.RunConfig("flow", ours("trainers.methods").METHODS["flow"].config())
     assert training.precision(run) is None
     model, _ = loaded("sd15")

@@ -279,7 +279,7 @@ def test_a_search_is_looked_through(page, app):
 
 def test_the_panel_in_every_state(page, app):
     """No runs, a failure with a long error, long and hostile names, more runs than are shown; sets, with pictures."""
-    preferences = importlib.import_module("retort.trainers.preferences")
+    preferences = importlib.import_module("retort.preferences.store")
     job_watch = importlib.import_module("retort.trainers.job_watch")
     runs, sets = (app.base / "output" / name for name in ("retort", "retort_preferences"))
     aside = runs.rename(runs.with_name("aside"))

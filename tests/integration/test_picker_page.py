@@ -50,7 +50,7 @@ def test_pick_train_compare(browser_python, server, folder, tmp_path):
     assert seen["hostile"] == [HOSTILE, None] and not seen["errors"]
     assert seen["nodes"][0] == seen["nodes"][1]
     # Every choice is a pair, the one that was made while nothing could be sent as well, and no other is.
-    preferences = importlib.import_module("retort.trainers.preferences")
+    preferences = importlib.import_module("retort.preferences.store")
     found = preferences.read(folder)
     stems = [(Path(p.winner).stem, Path(p.loser).stem) for p in found.pairs if p.strength is None]
     assert stems == [(c["winner"], c["loser"]) for c in seen["chosen"]] and len(stems) == 20

@@ -30,7 +30,8 @@ def counted(ours, host, monkeypatch):
     """counted(model, positive, kind, method) -> (counted dry, counted on the real network)."""
     # On the CPU the norm is taken apart.
     monkeypatch.setattr(ours("trainers.weightless"), "_FUSED_NORM", False)
-    planning, dry_run, assembly = ours("hosts.planning"), ours("trainers.dry_run"), ours("hosts.assembly")
+    planning, assembly = ours("hosts.training.planning"), ours("hosts.training.assembly")
+    dry_run = ours("trainers.dry_run")
     methods = ours("trainers.methods")
 
     def count(model, positive, kind, method="flow"):

@@ -72,7 +72,7 @@ def test_other_networks_learn_from_latents(app, spelled, base, drawn, kind, meth
     """Pairs of latents that a script wrote, on networks without a text encoder or a VAE of their own."""
     import importlib
 
-    preferences = importlib.import_module("retort.trainers.preferences")
+    preferences = importlib.import_module("retort.preferences.store")
     name = f"{method} {kind}"
     folder = app.base / "output" / "retort_preferences" / name
     generator = torch.Generator().manual_seed(0)

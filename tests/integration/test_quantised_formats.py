@@ -121,9 +121,9 @@ def test_a_training_on_such_a_base_gives_a_lora_that_core_reads(
     data = ours("trainers.dataset").Dataset([(tokens, extra)] * 2, [], None, latents)
     settings = {"steps": 2, "batch_size": 1, "warmup": 0, "learning_rate": 0.01, "preview_every": 0}
     config = {"method": "flow", "objective": {}, "training": settings, "lora": {"rank": 2}}
-    request = ours("hosts.training").Request("small", ours("trainers.methods").read_config(config), data)
+    request = ours("hosts.training.run").Request("small", ours("trainers.methods").read_config(config), data)
     with torch.inference_mode():
-        result = ours("hosts.training").run(
+        result = ours("hosts.training.run").run(
             host, model, request, watcher=ours("trainers.watch").Silent(), folder=tmp_path / "run"
         )
         known = comfy.lora.model_lora_keys_unet(model.model, {})

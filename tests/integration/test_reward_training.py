@@ -76,7 +76,7 @@ def test_what_cannot_be_is_said(app, spelled, base):
 def test_gradients_of_each_layout_with_and_without_checkpoints(ours, host, loaded, kind, method):
     """On a UNet, a joint transformer and a video model, with ComfyUI's own conditions and guidance."""
     model, positive = loaded(kind)
-    contract = ours("trainers.objectives.contract")
+    contract = ours("trainers.objectives.parts.contract")
     settings = {"method": method, "objective": {**SHORT[method], "cfg": 2.0}, "lora": {"rank": 2}}
     config = ours("trainers.methods").read_config(settings)
     found = []
@@ -84,7 +84,7 @@ def test_gradients_of_each_layout_with_and_without_checkpoints(ours, host, loade
         for checkpoints in (False, True):
             denoiser = host.trainable(model)
             objective = ours("trainers.methods").METHODS[method].objective(config.objective, denoiser)
-            ours("hosts.training").add_adapters(denoiser, config, objective, None)
+            ours("hosts.training.run").add_adapters(denoiser, config, objective, None)
             shape = x_of(kind).shape[1:]
             cond = denoiser.encode(positive, (1, *shape))
             without = denoiser.encode([[positive[0][0] * 0, positive[0][1]]], (1, *shape))

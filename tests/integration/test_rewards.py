@@ -10,7 +10,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def parts(comfy, ours):
-    return ours("hosts.comfyui.host"), ours("hosts.rewards"), ours("rewards.scoring")
+    return ours("hosts.comfyui.host"), ours("hosts.rewards.kinds"), ours("rewards.scoring")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ def parts(comfy, ours):
             with torch.inference_mode():
                 model, clip, vae = host.embedded(variant)
                 words = [host.encode_text(clip, text) for text in (PROMPT, "")]
-                reward = ours("hosts.rewards").make(host, "embedded_judge", {"boldness": 1.0})
+                reward = ours("hosts.rewards.kinds").make(host, "embedded_judge", {"boldness": 1.0})
             made[variant, headless] = host, model, *words, vae, reward
         return made[variant, headless]
 
@@ -103,7 +103,7 @@ def test_hosts_agree(comfy, ours, nodes, parts, guided, variant):
     sigmas = simple(comfy, model)
     here = run(nodes, guided(model, positive, negative, 3.0), sigmas, vae, reward, calls=2 * CALLS)
     host, model, positive, negative, vae, reward = parts(variant, True)
-    search = ours("hosts.search")
+    search = ours("hosts.search.run")
     step = ours("sampling.transition").Transition()
     wish = search.Wish(sigmas, empty(), PROMPT, nodes.config_of(settings(nodes)), step, 3)
     guider = host.cfg_guider(model, positive, negative, 3.0)

@@ -189,9 +189,9 @@ def test_a_run_with_a_streamed_base_writes_the_same_lora(
         }  # fmt: skip
         config = {"method": method, "objective": {}, "training": settings, "lora": {"rank": 2}}
         name = f"{method}_{offload}"
-        request = ours("hosts.training").Request(name, ours("trainers.methods").read_config(config), data)
+        request = ours("hosts.training.run").Request(name, ours("trainers.methods").read_config(config), data)
         with torch.inference_mode():
-            written[offload] = ours("hosts.training").run(
+            written[offload] = ours("hosts.training.run").run(
                 host, model, request, watcher=ours("trainers.watch").Silent(), folder=tmp_path / name
             )
     for offload in ("1", "99"):

@@ -39,7 +39,7 @@ def denoiser(ours, host, loaded, training, request):
 
 
 def calls(ours, denoiser, kind, cond):
-    asked = ours("trainers.objectives.contract").Asked
+    asked = ours("trainers.objectives.parts.contract").Asked
     sigma = torch.tensor([level(denoiser), 0.7 * level(denoiser)])
     x = x_of(kind, 6)
     return [asked(x[2 * i : 2 * i + 2], sigma * (1 - 0.1 * i), cond) for i in range(3)]

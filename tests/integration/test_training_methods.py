@@ -42,9 +42,9 @@ def trained(ours, host, loaded, monkeypatch, tmp_path):
             "preview_every": 2, "previews": 2, **training,
         }  # fmt: skip
         config = {"method": method, "objective": METHODS[method], "training": settings, "lora": {"rank": 2}}
-        request = ours("hosts.training").Request(method, ours("trainers.methods").read_config(config), data)
+        request = ours("hosts.training.run").Request(method, ours("trainers.methods").read_config(config), data)
         with torch.inference_mode():
-            result = ours("hosts.training").run(
+            result = ours("hosts.training.run").run(
                 host, model, request, watcher=ours("trainers.watch").Silent(), folder=tmp_path / method
             )
         return result, [json.loads(row) for row in (tmp_path / method / "metrics.jsonl").read_text().splitlines()]

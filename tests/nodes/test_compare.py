@@ -7,10 +7,11 @@ import torch
 
 pytest.importorskip("peft")
 
-from retort.hosts import api, rewards  # noqa: E402
-from retort.hosts.headless.core.sampling import grid  # noqa: E402
+from retort.graphs.core.sampling import grid  # noqa: E402
+from retort.hosts import api
 from retort.hosts.headless.model import Lora  # noqa: E402
 from retort.hosts.headless.samplers import StandardSampler  # noqa: E402
+from retort.hosts.rewards import kinds as rewards  # noqa: E402
 from retort.nodes.compare import RetortCompareModels  # noqa: E402
 from retort.trainers.adapters import LoraConfig  # noqa: E402
 

@@ -7,7 +7,8 @@ import torch
 
 from retort.hosts.headless.folders import Folders, use
 from retort.nodes.picker import RetortPreferencePicker, RetortPromptQueue
-from retort.trainers import preferences, tickets
+from retort.preferences import store as preferences
+from retort.preferences import tickets
 
 
 @pytest.fixture

@@ -11,16 +11,19 @@ import torch
 
 pytest.importorskip("peft")
 
-from retort.hosts import api, rewards, starter  # noqa: E402
+from retort.hosts import api
 from retort.hosts.headless.folders import Folders, use  # noqa: E402
-from retort.hosts.job_process import run_job  # noqa: E402
+from retort.hosts.jobs import starter  # noqa: E402
+from retort.hosts.jobs.process import run_job  # noqa: E402
+from retort.hosts.rewards import kinds as rewards
 from retort.nodes import jobs, preference  # noqa: E402
 from retort.nodes.preference import (  # noqa: E402
     RetortLabelPairs,
     RetortPreferenceSet,
     RetortTrainPreference,
 )
-from retort.trainers import job_watch, preferences  # noqa: E402
+from retort.preferences import store as preferences  # noqa: E402
+from retort.trainers import job_watch
 from retort.trainers.watch import METRICS, read_metrics  # noqa: E402
 
 QUICK = {"steps": 2, "batch_size": 2, "rank": 2, "warmup": 0, "learning_rate": 0.01, "preview_every": 0, "seed": 3}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from retort.graphs.core.sampling import grid
 from retort.hosts import api, reflection
-from retort.hosts.headless.core.sampling import grid
 from retort.hosts.headless.samplers import StandardSampler
 from retort.nodes.reflection import (
     PAIRS,

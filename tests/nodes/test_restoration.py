@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from retort.hosts import api
-from retort.hosts import captions as captioners
 from retort.hosts.headless import progress
+from retort.hosts.restoration import captions as captioners
 from retort.models import digits
 from retort.nodes import NODES
 from retort.restoration.color_fix import coarse

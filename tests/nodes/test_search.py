@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from retort.hosts import api, rewards
-from retort.hosts.headless.core.sampling import grid
+from retort.graphs.core.sampling import grid
+from retort.hosts import api
 from retort.hosts.headless.noise import RandomNoise
 from retort.hosts.headless.samplers import StandardSampler
+from retort.hosts.rewards import kinds as rewards
 from retort.nodes.search import METHODS, RetortResumeSearch, RetortTreeSearch, budget_of, config_of
 
 STEPS, PROMPT = 5, "a blue seven on yellow paper"

@@ -10,9 +10,10 @@ import torch
 pytest.importorskip("peft")
 pytest.importorskip("sklearn")
 
-from retort.hosts import api, starter  # noqa: E402
+from retort.hosts import api
 from retort.hosts.headless.folders import Folders, use  # noqa: E402
-from retort.hosts.job_process import run_job  # noqa: E402
+from retort.hosts.jobs import starter  # noqa: E402
+from retort.hosts.jobs.process import run_job  # noqa: E402
 from retort.models import digits  # noqa: E402
 from retort.nodes import jobs  # noqa: E402
 from retort.nodes.train_restorer import RESTORER, RetortTrainRestorer  # noqa: E402

@@ -7,8 +7,9 @@ import torch
 
 pytest.importorskip("peft")
 
-from retort.hosts import api, rewards  # noqa: E402
+from retort.hosts import api
 from retort.hosts.headless.folders import Folders, use  # noqa: E402
+from retort.hosts.rewards import kinds as rewards  # noqa: E402
 from retort.nodes import jobs  # noqa: E402
 from retort.nodes.train_reward import METHODS, RetortTrainReward  # noqa: E402
 from retort.trainers.methods import read_config  # noqa: E402

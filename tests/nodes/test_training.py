@@ -12,9 +12,13 @@ from safetensors.torch import load_file
 
 pytest.importorskip("peft")
 
-from retort.hosts import api, rewards, starter, training  # noqa: E402
+from retort.files.atomic import locked  # noqa: E402
+from retort.hosts import api
 from retort.hosts.headless.folders import Folders, use  # noqa: E402
-from retort.hosts.job_process import run_job  # noqa: E402
+from retort.hosts.jobs import starter
+from retort.hosts.jobs.process import run_job  # noqa: E402
+from retort.hosts.rewards import kinds as rewards
+from retort.hosts.training import run as training  # noqa: E402
 from retort.nodes import jobs  # noqa: E402
 from retort.nodes.training import (  # noqa: E402
     RetortFewShotAdapt,
@@ -23,7 +27,6 @@ from retort.nodes.training import (  # noqa: E402
     one,
 )
 from retort.trainers import job_watch, state  # noqa: E402
-from retort.trainers.files import locked  # noqa: E402
 from retort.trainers.job import LOCK  # noqa: E402
 from retort.trainers.watch import METRICS, read_metrics  # noqa: E402
 

@@ -74,7 +74,7 @@ def rewards_folder(tmp_path) -> Path:
 
 @pytest.fixture
 def host(rewards_folder):
-    """What `hosts.rewards.make` asks of a host; it counts how often a network was asked for."""
+    """What `hosts.rewards.kinds.make` asks of a host; it counts how often a network was asked for."""
     counted = SimpleNamespace(loads=0, held=[])
 
     class Held(headless.Held):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from retort.hosts.rewards import jpeg_bytes
+from retort.hosts.rewards.kinds import jpeg_bytes
 from retort.rewards import deqa, preprocess, simple
 from retort.rewards.combine import Combined, RunningScore, Term, statistics
 from retort.rewards.heads import LinearHead, head_from

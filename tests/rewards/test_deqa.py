@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from retort.hosts import rewards
+from retort.hosts.rewards import kinds as rewards
 from retort.rewards.deqa import ANSWER, LEVELS, QUESTION
 from retort.rewards.scoring import score
 
@@ -78,8 +78,8 @@ def test_a_chat_template_is_used(host, llava):
     from transformers import AutoProcessor
 
     take = AutoProcessor.from_pretrained(folder)
-    from retort.hosts.reward_files import Place
-    from retort.hosts.rewards import asked
+    from retort.hosts.rewards.files import Place
+    from retort.hosts.rewards.kinds import asked
 
     assert asked(take, Place("llava", folder)) == f"USER: <image> {QUESTION} ASSISTANT: {ANSWER}"
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from retort.hosts import reward_files, rewards
+from retort.hosts.rewards import files as reward_files
+from retort.hosts.rewards import kinds as rewards
 
 
 def test_a_usual_name_is_never_downloaded(host, rewards_folder, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from retort.hosts import rewards
+from retort.hosts.rewards import kinds as rewards
 from retort.rewards.heads import LinearHead
 from retort.rewards.image_reward import MEAN, STD
 from retort.rewards.preprocess import Preprocess

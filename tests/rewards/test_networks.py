@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from retort.hosts import rewards
+from retort.hosts.rewards import kinds as rewards
 from retort.rewards.heads import LinearHead
 from retort.rewards.scoring import score
 

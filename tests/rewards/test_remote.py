@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from retort.hosts import reward_remote, reward_server, rewards
+from retort.hosts import reward_server
+from retort.hosts.rewards import kinds as rewards
+from retort.hosts.rewards import remote as reward_remote
 from retort.rewards.scoring import score
 
 ROOT = Path(__file__).resolve().parents[2]

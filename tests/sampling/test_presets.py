@@ -66,7 +66,7 @@ def test_every_integer_is_reachable_on_a_flow(schedule):
 
 
 def test_the_embedded_students_grids_are_those_that_they_are_trained_on():
-    """As `trainers.objectives.grids.student_sigmas` makes them: even levels behind the model's shift."""
+    """As `trainers.objectives.parts.grids.student_sigmas` makes them: even levels behind the model's shift."""
     levels = torch.arange(4, 0, -1) / 4
     for key, steps in (("digits_flow", 4), ("digits_flow_tdm", 4)):
         shifted = 3 * levels / (1 + 2 * levels)

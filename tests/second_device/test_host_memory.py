@@ -10,7 +10,7 @@ from torch import nn
 
 from retort.trainers import checkpointing, optimisers, players
 from retort.trainers.host_inputs import HostInputs
-from retort.trainers.objectives.contract import Player
+from retort.trainers.objectives.parts.contract import Player
 from retort.trainers.players import Runner
 
 HERE = torch.device("second")

@@ -18,7 +18,7 @@ from retort.trainers.adapters import LoraConfig
 from retort.trainers.data import Data
 from retort.trainers.loop import Trainer
 from retort.trainers.methods import METHODS, read_config
-from retort.trainers.objectives.discriminator import Discriminator
+from retort.trainers.objectives.parts.discriminator import Discriminator
 from retort.trainers.streaming import Ring
 from retort.trainers.watch import Silent
 

@@ -92,9 +92,9 @@ def shortened(document: dict[str, Any], name: str) -> dict[str, Any]:
 
 def latents(source: Path, folder: Path) -> dict[str, Tensor]:
     """The latents of every node of a workflow file that samples, by the node's id."""
-    from retort.hosts.headless import registry, workflow
+    from retort.graphs import registry, workflow
+    from retort.graphs.run import run
     from retort.hosts.headless.folders import Folders
-    from retort.hosts.headless.run import run
 
     prompt = workflow.read(source, asyncio.run(registry.everything())).prompt()
     slots = {key: SAMPLES[node["class_type"]] for key, node in prompt.items() if node["class_type"] in SAMPLES}

@@ -12,7 +12,7 @@ from retort.sampling.path import FLOW, VE, VP
 from retort.sampling.schedule import DiscreteSchedule, FlowSchedule
 from retort.trainers.adapters import LoraConfig
 from retort.trainers.denoiser import Denoiser, _Left
-from retort.trainers.objectives.contract import alpha_sigma, broadcast
+from retort.trainers.objectives.parts.contract import alpha_sigma, broadcast
 
 
 class AffineNetwork(nn.Module):

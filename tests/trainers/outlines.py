@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from retort.hosts.assembly import add_adapters, encode
 from retort.hosts.headless.families import FLUX, SD3, SDXL, Family, as_model, bare_module, coordinates
 from retort.hosts.headless.model import Model
+from retort.hosts.training.assembly import add_adapters, encode
 from retort.trainers.adapters import LoraConfig
 from retort.trainers.config import RunConfig, TrainingConfig
 from retort.trainers.dataset import Dataset

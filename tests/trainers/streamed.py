@@ -9,7 +9,7 @@ from retort.sampling.path import FLOW, VE
 from retort.sampling.schedule import DiscreteSchedule, FlowSchedule
 from retort.trainers.adapters import Adapters, LoraConfig
 from retort.trainers.denoiser import Denoiser
-from retort.trainers.objectives.contract import alpha_sigma, broadcast
+from retort.trainers.objectives.parts.contract import alpha_sigma, broadcast
 
 
 class Block(nn.Module):

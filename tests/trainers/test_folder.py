@@ -8,9 +8,10 @@ import threading
 
 import pytest
 
-from retort.trainers import entries, files
-from retort.trainers.entries import LinkError
-from retort.trainers.folder import Inside, alone, inside, part_name
+from retort.files import atomic as files
+from retort.files import entries
+from retort.files.entries import LinkError
+from retort.files.folder import Inside, alone, inside, part_name
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="making links needs a right there")
 

@@ -10,10 +10,12 @@ import threading
 import pytest
 import torch
 
+from retort.files import growing
+from retort.files.folder import Inside
+from retort.files.growing import Growing, Rooms, Shelf
 from retort.hosts import patience
-from retort.trainers import growing, preferences, tickets
-from retort.trainers.folder import Inside
-from retort.trainers.growing import Growing, Rooms, Shelf
+from retort.preferences import store as preferences
+from retort.preferences import tickets
 
 BY = "pick"
 

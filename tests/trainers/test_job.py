@@ -14,17 +14,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from retort.files.atomic import locked
+from retort.files.strangers import MOST_BYTES, read_json
 from retort.trainers import job_watch, parallel
 from retort.trainers.adapters import LoraConfig
 from retort.trainers.config import TrainingConfig
 from retort.trainers.dataset import Dataset
-from retort.trainers.files import locked
 from retort.trainers.job import DATA, JOB, LOCK, LOG, Job, checked_folder
 from retort.trainers.job_watch import FileWatcher, Status, read_status, send, write_status
 from retort.trainers.loop import Stopped
 from retort.trainers.methods import read_config
 from retort.trainers.sources import AppliedLora, Base, Vae
-from retort.trainers.strangers import MOST_BYTES, read_json
 
 GOOD = {
     "format": 1,

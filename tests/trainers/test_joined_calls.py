@@ -15,14 +15,14 @@ from retort.trainers import checkpointing
 from retort.trainers.adapters import LoraConfig
 from retort.trainers.denoiser import Denoiser
 from retort.trainers.objectives.align_prop import AlignProp, AlignPropConfig
-from retort.trainers.objectives.contract import Asked, Batch, Draws
-from retort.trainers.objectives.discriminator import Discriminator
 from retort.trainers.objectives.dmd2 import DMD2, DMD2Config
 from retort.trainers.objectives.dpo import DPO, DPOConfig
 from retort.trainers.objectives.flow_grpo import FlowGRPO, FlowGRPOConfig
 from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from retort.trainers.objectives.instarevive import InstaRevive, InstaReviveConfig
 from retort.trainers.objectives.mapo import MaPO, MaPOConfig
+from retort.trainers.objectives.parts.contract import Asked, Batch, Draws
+from retort.trainers.objectives.parts.discriminator import Discriminator
 from retort.trainers.objectives.smpo import SmPO, SmPOConfig
 from retort.trainers.objectives.tdm import TDM, TDMConfig
 from retort.trainers.streaming import Ring

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from retort.trainers import log_file, watch
+from retort.files import log_file
+from retort.files.log_file import column, end_of, last_step, read_rows, thinned
+from retort.trainers import watch
 from retort.trainers.chart import draw
-from retort.trainers.log_file import column, end_of, last_step, read_rows, thinned
 
 RUBBISH = (
     b"[" * 100_000, b'{"step": ' + b"9" * 5000 + b"}", b'{"step": 1e999}', b"\xff\xfe", b"[1]", b'{"step": true}',

@@ -19,7 +19,7 @@ from retort.trainers.adapters import LoraConfig
 from retort.trainers.config import RunConfig, TrainingConfig
 from retort.trainers.data import Data
 from retort.trainers.loop import Stopped, Trainer, TrainingFailed
-from retort.trainers.objectives.contract import Loss, Player
+from retort.trainers.objectives.parts.contract import Loss, Player
 
 
 @dataclass(frozen=True)

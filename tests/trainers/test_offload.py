@@ -17,7 +17,7 @@ from retort.trainers.counted import Counted
 from retort.trainers.data import Data
 from retort.trainers.loop import Stopped, Trainer, TrainingFailed
 from retort.trainers.methods import METHODS, read_config
-from retort.trainers.objectives.preference import LOSER, STRENGTH
+from retort.trainers.objectives.parts.preference import LOSER, STRENGTH
 
 _spec = importlib.util.spec_from_file_location("retort_streamed", Path(__file__).with_name("streamed.py"))
 streamed = importlib.util.module_from_spec(_spec)

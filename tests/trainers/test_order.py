@@ -15,12 +15,12 @@ from retort.trainers.config import RunConfig, TrainingConfig
 from retort.trainers.data import Data
 from retort.trainers.loop import Stopped, Trainer
 from retort.trainers.methods import read_config
-from retort.trainers.objectives.contract import Batch, Draws, Loss, native_scale
 from retort.trainers.objectives.dpo import DPO, DPOConfig
 from retort.trainers.objectives.few_shot import FewShot, FewShotConfig
 from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from retort.trainers.objectives.mapo import MaPO, MaPOConfig
-from retort.trainers.objectives.preference import LOSER, SMALLEST, STRENGTH
+from retort.trainers.objectives.parts.contract import Batch, Draws, Loss, native_scale
+from retort.trainers.objectives.parts.preference import LOSER, SMALLEST, STRENGTH
 from retort.trainers.objectives.smpo import SmPO, SmPOConfig
 from retort.trainers.order import BUCKETS, Order, chances, slope
 from retort.trainers.processes import Alone

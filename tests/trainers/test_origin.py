@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
+from retort.files.atomic import check_writable
 from retort.trainers.dataset import Dataset, one_for_each
-from retort.trainers.files import check_writable
 from retort.trainers.origin import ORIGIN, alike, origin, recognise
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from retort.trainers.folder import inside
+from retort.files.folder import inside
 
 _spec = importlib.util.spec_from_file_location("retort_test_loop", Path(__file__).with_name("test_loop.py"))
 loop = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)

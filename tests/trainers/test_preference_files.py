@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from retort.trainers import preferences
-from retort.trainers.preference_files import take_in, write_folder, write_parquet
+from retort.preferences import store as preferences
+from retort.preferences.exchange import take_in, write_folder, write_parquet
 
 
 @pytest.fixture

@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from retort.preferences import store as preferences
 from retort.sampling.path import VE
-from retort.trainers import preferences
 from retort.trainers.adapters import LoraConfig
 from retort.trainers.config import RunConfig, TrainingConfig
 from retort.trainers.data import Data
 from retort.trainers.dataset import Dataset
 from retort.trainers.loop import Stopped, Trainer
-from retort.trainers.objectives.contract import Batch, Draws
 from retort.trainers.objectives.dpo import DPO, DPOConfig
 from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from retort.trainers.objectives.mapo import MaPO, MaPOConfig
-from retort.trainers.objectives.preference import LOSER, STRENGTH
+from retort.trainers.objectives.parts.contract import Batch, Draws
+from retort.trainers.objectives.parts.preference import LOSER, STRENGTH
 from retort.trainers.objectives.smpo import SmPO, SmPOConfig
 from retort.trainers.origin import alike, origin
 from retort.trainers.watch import Silent

@@ -16,8 +16,8 @@ from retort.trainers.adapters import LoraConfig
 from retort.trainers.config import RunConfig, TrainingConfig
 from retort.trainers.data import Data
 from retort.trainers.loop import STATE, Stopped, Trainer
-from retort.trainers.objectives.contract import Loss
 from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from retort.trainers.objectives.parts.contract import Loss
 from retort.trainers.watch import Silent
 
 SLOW = [1, 4, 9]

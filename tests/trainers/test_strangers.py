@@ -10,15 +10,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from retort.trainers import preference_files, preferences, state
+from retort.files.atomic import checked_name, write_new
+from retort.files.log_file import read_rows
+from retort.files.strangers import MOST_BYTES, parse, plain, read_json
+from retort.preferences import exchange as preference_files
+from retort.preferences import store as preferences
+from retort.preferences.tickets import Ticket
+from retort.trainers import state
 from retort.trainers.dataset import Dataset
 from retort.trainers.export import read_lora
-from retort.trainers.files import checked_name, write_new
 from retort.trainers.job import DATA
-from retort.trainers.log_file import read_rows
 from retort.trainers.origin import ORIGIN, recognise
-from retort.trainers.strangers import MOST_BYTES, parse, plain, read_json
-from retort.trainers.tickets import Ticket
 from retort.trainers.watch import Metrics, open_picture, read_metrics
 
 BAD = {
@@ -192,7 +194,7 @@ def test_a_parquet_row_that_is_no_text_is_named(tmp_path):
 
 
 def test_a_preview_that_is_no_picture_is_named(tmp_path):
-    from retort.trainers.folder import inside
+    from retort.files.folder import inside
 
     (tmp_path / "a.png").write_bytes(b"GIF89a")
     with pytest.raises(ValueError, match=r"the picture .*a\.png cannot be read"):

@@ -12,9 +12,10 @@ import time
 import pytest
 import torch
 
-from retort.trainers import preferences, tickets
-from retort.trainers.files import locked
-from retort.trainers.tickets import AnsweredError, Desk, Ticket, answer, ask, take_back
+from retort.files.atomic import locked
+from retort.preferences import store as preferences
+from retort.preferences import tickets
+from retort.preferences.tickets import AnsweredError, Desk, Ticket, answer, ask, take_back
 
 BY = "pick"
 

@@ -25,9 +25,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ...sampling.path import NoisePath
 from ...sampling.transition import Transition
-from .contract import Batch, Draws, LatentReward, Loss, Prediction, TrainableDenoiser, broadcast, guided
-from .pareto import share
-from .sampled import Sampled, check_ranges
+from .parts.contract import Batch, Draws, LatentReward, Loss, Prediction, TrainableDenoiser, broadcast, guided
+from .parts.pareto import share
+from .parts.sampled import Sampled, check_ranges
 
 Truncation = Literal["uniform", "normal", "fixed"]
 LossForm = Literal["maximise", "target"]

@@ -25,9 +25,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .contract import Asked, Batch, Cond, LatentReward, TrainableDenoiser, alpha_sigma, broadcast, mean_each
 from .dmd2 import DMD2, DMD2Config
-from .grids import level_draws
+from .parts.contract import Asked, Batch, Cond, LatentReward, TrainableDenoiser, alpha_sigma, broadcast, mean_each
+from .parts.grids import level_draws
 
 Distance = Literal["pseudo_huber", "l2", "kl"]
 Guidance = Literal["in", "out"]

@@ -24,7 +24,7 @@ from ...sampling import grids
 from ...sampling.accounts import seed_of
 from ...sampling.distilled import sample_distilled
 from ...sampling.standard import default_noise_sampler, sample_dpmpp_2m
-from .contract import (
+from .parts.contract import (
     Asked,
     Batch,
     Cond,
@@ -36,8 +36,8 @@ from .contract import (
     mean_each,
     native_scale,
 )
-from .discriminator import Discriminator
-from .grids import check_grid, level_draws, place_of, student_sigmas
+from .parts.discriminator import Discriminator
+from .parts.grids import check_grid, level_draws, place_of, student_sigmas
 
 GanOn = Literal["teacher", "fake"]
 Kind = Literal["real", "fake"]

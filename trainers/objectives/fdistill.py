@@ -15,8 +15,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .contract import TrainableDenoiser, broadcast
 from .dmd2 import DMD2, DMD2Config
+from .parts.contract import TrainableDenoiser, broadcast
 
 Divergence = Literal[
     "reverse_kl", "softened_reverse_kl", "jensen_shannon", "squared_hellinger", "forward_kl", "jeffreys", "neyman",

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ...sampling.grids import simple
 from ...sampling.standard import sample_euler
-from .contract import Batch, Cond, Loss, Player, TrainableDenoiser, broadcast, guided, mean_each, native_scale
+from .parts.contract import Batch, Cond, Loss, Player, TrainableDenoiser, broadcast, guided, mean_each, native_scale
 
 # (latents (B, ...), batch) -> (B, F), with gradients to the latents; decoding happens inside.
 Embed = Callable[[Tensor, Batch], Tensor]

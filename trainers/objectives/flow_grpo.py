@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ...sampling.transition import Transition
-from .contract import Batch, Loss, TrainableDenoiser, guided, mean_each, swapped
-from .sampled import Sampled, check_ranges, chosen_steps
+from .parts.contract import Batch, Loss, TrainableDenoiser, guided, mean_each, swapped
+from .parts.sampled import Sampled, check_ranges, chosen_steps
 
 # Advantages beyond it are held; the released code's.
 MOST_ADVANTAGE = 5.0

@@ -21,7 +21,7 @@ from torch import Tensor
 from ...sampling.grids import simple
 from ...sampling.standard import sample_euler
 from ...sampling.student_t import check_aug_dim, student_t
-from .contract import Batch, Cond, Draws, Loss, Player, TrainableDenoiser, guided, mean_each, native_scale
+from .parts.contract import Batch, Cond, Draws, Loss, Player, TrainableDenoiser, guided, mean_each, native_scale
 
 LossSpace = Literal["native", "x0"]
 Levels = Literal["uniform", "logit_normal", "core"]

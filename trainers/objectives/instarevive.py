@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from ...restoration.spoil import Kind, Spoiling
-from .contract import Batch, Cond, Draws, Loss, Player, TrainableDenoiser, mean_each
 from .dmd2 import DMD2, Call, DMD2Config, GanOn
-from .sampled import check_ranges
+from .parts.contract import Batch, Cond, Draws, Loss, Player, TrainableDenoiser, mean_each
+from .parts.sampled import check_ranges
 
 # Column of a batch: latents of the degraded pictures, of the shape and scale of the clean ones.
 DEGRADED = "degraded"

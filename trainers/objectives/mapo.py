@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .contract import Batch, Loss, TrainableDenoiser
-from .preference import LOSER, PairConfig, PairObjective, agreement, column, require, soft_loss
+from .parts.contract import Batch, Loss, TrainableDenoiser
+from .parts.preference import LOSER, PairConfig, PairObjective, agreement, column, require, soft_loss
 
 NEAR, FAR = 0.1, 80.0
 

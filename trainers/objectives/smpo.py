@@ -22,9 +22,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .contract import Asked, Batch, Cond, Loss, TrainableDenoiser, broadcast
 from .dpo import watched
-from .preference import LOSER, STRENGTH, PairConfig, PairObjective, column, require, soft_loss
+from .parts.contract import Asked, Batch, Cond, Loss, TrainableDenoiser, broadcast
+from .parts.preference import LOSER, STRENGTH, PairConfig, PairObjective, column, require, soft_loss
 
 Labels = Literal["weight", "soft"]
 

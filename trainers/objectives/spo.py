@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...sampling.transition import Transition
-from .contract import Batch, Loss, TrainableDenoiser, mean_each
-from .sampled import Sampled, check_ranges, chosen_steps
+from .parts.contract import Batch, Loss, TrainableDenoiser, mean_each
+from .parts.sampled import Sampled, check_ranges, chosen_steps
 
 Step = Literal["ancestral", "sde"]
 

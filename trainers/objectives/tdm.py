@@ -25,8 +25,8 @@ from torch import Tensor
 
 from ...sampling.distilled import sample_distilled
 from ...sampling.path import NoisePath
-from .contract import Batch, Cond, Loss, Player, TrainableDenoiser, alpha_sigma, broadcast, guided, mean_each
-from .grids import check_grid, student_sigmas
+from .parts.contract import Batch, Cond, Loss, Player, TrainableDenoiser, alpha_sigma, broadcast, guided, mean_each
+from .parts.grids import check_grid, student_sigmas
 
 Diffusing = Literal["separate", "top"]
 

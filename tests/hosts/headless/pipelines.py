@@ -192,7 +192,9 @@ def open_clip(module) -> dict[str, torch.Tensor]:
 
 def single_file(kind: str, made, path: Path) -> None:
     """The same pipeline as one safetensors file in the published layout."""
-    from retort.hosts.headless import layout_dit, layout_unet, layout_vae
+    from retort.models.layouts import dit as layout_dit
+    from retort.models.layouts import unet as layout_unet
+    from retort.models.layouts import vae as layout_vae
 
     def prefixed(prefix: str, state):
         return {prefix + k: v.detach().clone().contiguous() for k, v in state.items()}

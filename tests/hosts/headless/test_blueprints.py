@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from retort.hosts.headless.graph import Node
+from retort.graphs.graph import Node
 
 ROOT = Path(__file__).resolve().parents[3]
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))

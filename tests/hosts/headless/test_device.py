@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from retort.files.errors import UsageError
 from retort.hosts.headless import device
-from retort.hosts.headless.errors import UsageError
 
 
 def test_a_named_device_is_taken_and_an_unknown_one_refused(monkeypatch):

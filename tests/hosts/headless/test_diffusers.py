@@ -13,13 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from retort.hosts.headless import folders, layout_dit, layout_text, layout_unet, layout_vae
-from retort.hosts.headless.core.sampling import grid, sample_latent
-from retort.hosts.headless.errors import UsageError
+from retort.files.errors import UsageError
+from retort.graphs.core.sampling import grid, sample_latent
+from retort.hosts.headless import folders
 from retort.hosts.headless.guider import Guider
 from retort.hosts.headless.model import Lora
 from retort.hosts.headless.noise import RandomNoise
 from retort.hosts.headless.samplers import StandardSampler
+from retort.models.layouts import dit as layout_dit
+from retort.models.layouts import text as layout_text
+from retort.models.layouts import unet as layout_unet
+from retort.models.layouts import vae as layout_vae
 
 pytest.importorskip("diffusers")
 _spec = importlib.util.spec_from_file_location("retort_tiny_pipelines", Path(__file__).with_name("pipelines.py"))
@@ -324,7 +328,7 @@ def test_a_real_layout_runs_from_a_workflow(go, api, pipelines, where):
     """CheckpointLoaderSimple and DiffusersLoader, from prompt to PNG."""
     from dataclasses import replace
 
-    from retort.hosts.headless import run
+    from retort.graphs import run
 
     here = replace(where, models=(pipelines.root,))
     pipelines("SD1.5")

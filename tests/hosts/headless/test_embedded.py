@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
+from retort.files.errors import NodeError, UsageError
 from retort.hosts.headless import embedded, folders
-from retort.hosts.headless.errors import NodeError, UsageError
 from retort.hosts.headless.guider import Guider
 from retort.hosts.headless.samplers import StandardSampler
 from retort.hosts.headless.threads import quickest, threads
@@ -112,8 +112,8 @@ def test_core_loaders_find_the_embedded_files(go):
 @needs_weights
 def test_a_lora_that_was_just_trained_is_the_lora_of_its_file(where):
     pytest.importorskip("diffusers")
+    from retort.graphs.core.loaders import LoraLoaderModelOnly, LoraModelLoader
     from retort.hosts.headless import host
-    from retort.hosts.headless.core.loaders import LoraLoaderModelOnly, LoraModelLoader
 
     model, _, _ = embedded.load("flow")
     name = "digits_flow_dmd2_1step.safetensors"

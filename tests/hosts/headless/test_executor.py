@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from retort.hosts.headless import images, io
-from retort.hosts.headless.errors import NodeError
+from retort.files import pictures as images
+from retort.files.errors import NodeError
+from retort.graphs.api import io
 
 LOG: list = []
 

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from retort.files.errors import UsageError
 from retort.hosts.headless import folders
-from retort.hosts.headless.errors import UsageError
 from retort.nodes.gaussian import FORMS
 
 

@@ -10,11 +10,11 @@ import pytest
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
+from retort.files.errors import UsageError  # noqa: E402
+from retort.graphs.run import run  # noqa: E402
 from retort.hosts.headless import embedded, folders  # noqa: E402
-from retort.hosts.headless.errors import UsageError  # noqa: E402
 from retort.hosts.headless.folders import Folders  # noqa: E402
-from retort.hosts.headless.run import run  # noqa: E402
-from retort.trainers import preferences  # noqa: E402
+from retort.preferences import store as preferences  # noqa: E402
 
 WORKFLOW = Path(__file__).resolve().parents[3] / "workflows" / "train_preference.json"
 HERE = all((folders.EMBEDDED / name).is_file() for name in embedded.FILES)

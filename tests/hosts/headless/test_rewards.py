@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from retort.hosts.headless import io
+from retort.graphs.api import io
 from retort.nodes import NODES
 from retort.nodes.rewards import KINDS, RetortCombineRewards, RetortReward, RetortScoreImages
 
@@ -114,7 +114,7 @@ def test_what_is_wrong_is_said(run, reward, score, match):
 
 
 def test_kinds_of_node_and_host_are_the_same():
-    from retort.hosts.rewards import KINDS as known
+    from retort.hosts.rewards.kinds import KINDS as known
 
     assert list(KINDS) == list(known)
 
@@ -122,8 +122,9 @@ def test_kinds_of_node_and_host_are_the_same():
 def test_di_star_learns_from_the_judge(tmp_path):
     pytest.importorskip("peft")
     pytest.importorskip("diffusers")
-    from retort.hosts import rewards, training
     from retort.hosts.headless import folders, host
+    from retort.hosts.rewards import kinds as rewards
+    from retort.hosts.training import run as training
     from retort.trainers.dataset import Dataset, entries_of
     from retort.trainers.methods import read_config
     from retort.trainers.watch import Silent

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from retort.files.errors import UsageError
+from retort.graphs.core.sampling import grid, sample_latent
 from retort.hosts.headless import host
-from retort.hosts.headless.core.sampling import grid, sample_latent
-from retort.hosts.headless.errors import UsageError
 from retort.hosts.headless.guider import Guider
 from retort.hosts.headless.noise import NoNoise, RandomNoise, prepare_noise
 from retort.hosts.headless.samplers import StandardSampler

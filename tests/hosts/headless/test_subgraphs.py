@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
-from retort.hosts.headless import workflow
-from retort.hosts.headless.errors import NodeError, UsageError
+from retort.files.errors import NodeError, UsageError
+from retort.graphs import workflow
 
 SLOTS = [
     ("model", "MODEL"), ("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent_image", "LATENT"),

@@ -15,17 +15,17 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
-from retort.hosts import training  # noqa: E402
+from retort.files.errors import UsageError  # noqa: E402
 from retort.hosts.headless import embedded, folders, host  # noqa: E402
-from retort.hosts.headless.errors import UsageError  # noqa: E402
 from retort.hosts.headless.guider import Guider  # noqa: E402
 from retort.hosts.headless.model import Lora  # noqa: E402
+from retort.hosts.training import run as training  # noqa: E402
 from retort.trainers import checkpointing  # noqa: E402
 from retort.trainers.adapters import LoraConfig  # noqa: E402
 from retort.trainers.dataset import Dataset  # noqa: E402
 from retort.trainers.loop import Stopped, TrainingFailed  # noqa: E402
 from retort.trainers.methods import read_config  # noqa: E402
-from retort.trainers.objectives.contract import Asked
+from retort.trainers.objectives.parts.contract import Asked
 from retort.trainers.watch import Silent  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location("retort_tiny_pipelines", Path(__file__).with_name("pipelines.py"))
@@ -42,8 +42,8 @@ CONTEXTS = {"SD1.5": (6, 64), "SDXL": (6, 128), "SD3": (6, 160), "Flux dev": (6,
 def models(tmp_path_factory):
     """models(kind) -> MODEL, CONDITIONING of one prompt, and a noisy latent."""
     from retort.hosts.headless.diffusers_loader import load_diffusion_model
-    from retort.hosts.headless.layout_dit import flux_layout, sd3_layout
-    from retort.hosts.headless.layout_unet import layout
+    from retort.models.layouts.dit import flux_layout, sd3_layout
+    from retort.models.layouts.unet import layout
 
     root, made = tmp_path_factory.mktemp("models"), {}
 

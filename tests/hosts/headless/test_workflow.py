@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from retort.hosts.headless import images, io, workflow
-from retort.hosts.headless.errors import NodeError, UsageError
-from retort.hosts.headless.graph import Link
+from retort.files import pictures as images
+from retort.files.errors import NodeError, UsageError
+from retort.graphs import workflow
+from retort.graphs.api import io
+from retort.graphs.graph import Link
 
 
 @pytest.fixture

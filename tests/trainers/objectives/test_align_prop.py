@@ -10,7 +10,7 @@ import torch
 from retort.sampling.path import FLOW, VE, VP
 from retort.trainers import checkpointing
 from retort.trainers.objectives.align_prop import AlignProp, AlignPropConfig, kept_steps, through_the_step
-from retort.trainers.objectives.contract import Batch, Draws
+from retort.trainers.objectives.parts.contract import Batch, Draws
 
 STD, STEPS, THETA = 0.5, 20, 0.3
 # alignment.md 4.5: d x0 / d theta with a gradient through the last K steps, and with the networks' input stopped.

@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from retort.sampling.path import FLOW, VE
-from retort.trainers.objectives.contract import Batch, Draws
 from retort.trainers.objectives.di_star import DIStar, DIStarConfig
 from retort.trainers.objectives.dmd2 import DMD2, DMD2Config
 from retort.trainers.objectives.dpo import DPO, DPOConfig
 from retort.trainers.objectives.fdistill import FDistill, FDistillConfig
 from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig
-from retort.trainers.objectives.grids import level_draws, place_of
 from retort.trainers.objectives.instarevive import InstaRevive, InstaReviveConfig
+from retort.trainers.objectives.parts.contract import Batch, Draws
+from retort.trainers.objectives.parts.grids import level_draws, place_of
 from retort.trainers.objectives.tdm import TDM, TDMConfig
 
 SHAPE, COUNT = (3, 4, 5), 3

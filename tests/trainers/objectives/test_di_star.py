@@ -10,8 +10,8 @@ import torch
 
 from retort.sampling.path import FLOW, VE, VP, NoisePath
 from retort.trainers import checkpointing
-from retort.trainers.objectives.contract import Batch, Draws, alpha_sigma
 from retort.trainers.objectives.di_star import DIStar, DIStarConfig, partials
+from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
 
 ONE = (1, 1, 1)
 A_T, S_T, MEAN, STD, B, A0, C = 0.6, 0.8, 0.4, 1.3, -0.3, 0.5, 0.2

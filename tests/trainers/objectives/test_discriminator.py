@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from retort.trainers.objectives.discriminator import Discriminator
+from retort.trainers.objectives.parts.discriminator import Discriminator
 
 
 def woken(seed: int = 0) -> Discriminator:

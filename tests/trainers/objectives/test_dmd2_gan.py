@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from retort.sampling.path import FLOW, VE, VP
-from retort.trainers.objectives.contract import Batch, Draws, alpha_sigma
 from retort.trainers.objectives.dmd2 import DMD2, DMD2Config
-from retort.trainers.objectives.grids import level_draws
+from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
+from retort.trainers.objectives.parts.grids import level_draws
 
 SCALAR = (1, 1, 1)
 MIDDLE = {"low": 0.499, "high": 0.5}  # one level: t = 499, or 0.5 of a flow

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from retort.sampling.path import FLOW, VE
-from retort.trainers.objectives.contract import Batch, Draws, alpha_sigma
 from retort.trainers.objectives.dmd2 import DMD, DMD2, DMD2Config, make_pairs, pseudo_huber
-from retort.trainers.objectives.grids import level_draws
+from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
+from retort.trainers.objectives.parts.grids import level_draws
 
 SCALAR = (1, 1, 1)
 

@@ -9,9 +9,9 @@ import torch
 
 from retort.sampling.path import FLOW, VE
 from retort.trainers import checkpointing
-from retort.trainers.objectives.contract import Batch, Draws, alpha_sigma, native_scale
 from retort.trainers.objectives.dpo import DPO, DPOConfig
-from retort.trainers.objectives.preference import soft_loss
+from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma, native_scale
+from retort.trainers.objectives.parts.preference import soft_loss
 
 SHAPE = (1, 6, 6)
 LORA = "blocks.0.affine.lora_A.weight"

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from retort.sampling.path import FLOW, VE, VP, NoisePath
-from retort.trainers.objectives.contract import Batch, Draws, alpha_sigma
 from retort.trainers.objectives.dmd2 import DMD2, DMD2Config
 from retort.trainers.objectives.fdistill import BINS, WEIGHTS, Averages, FDistill, FDistillConfig
-from retort.trainers.objectives.grids import level_draws
+from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
+from retort.trainers.objectives.parts.grids import level_draws
 
 SCALAR = (1, 1, 1)
 # Nothing between the exact ratio and h, and a GAN too faint to be felt.

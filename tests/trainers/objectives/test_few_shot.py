@@ -7,7 +7,6 @@ import torch
 
 from retort.sampling.path import FLOW, VE
 from retort.trainers import checkpointing
-from retort.trainers.objectives.contract import Batch, Draws, native_scale
 from retort.trainers.objectives.few_shot import (
     FewShot,
     FewShotConfig,
@@ -16,6 +15,7 @@ from retort.trainers.objectives.few_shot import (
     diffusion_weight,
     directional_consistency,
 )
+from retort.trainers.objectives.parts.contract import Batch, Draws, native_scale
 
 SHAPE = (2, 4, 4)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from retort.sampling.path import FLOW, VE, NoisePath
-from retort.trainers.objectives.contract import Batch, Draws
 from retort.trainers.objectives.flow_grpo import FlowGRPO, FlowGRPOConfig, advantages, clipped, log_density
+from retort.trainers.objectives.parts.contract import Batch, Draws
 
 LEVELS = [0.9, 0.6, 0.3]
 SHAPE = (1, 3, 3)

@@ -12,8 +12,8 @@ from retort.sampling.path import FLOW, VE
 from retort.sampling.schedule import FlowSchedule
 from retort.sampling.student_t import student_t
 from retort.trainers import checkpointing
-from retort.trainers.objectives.contract import Batch, Draws, native_scale
 from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig, quantile
+from retort.trainers.objectives.parts.contract import Batch, Draws, native_scale
 
 SHAPE = (1, 8, 8)
 

@@ -7,7 +7,7 @@ import torch
 
 from retort.sampling.path import FLOW, VE, VP
 from retort.trainers.objectives.dmd2 import DMD2Config
-from retort.trainers.objectives.grids import level_draws, place_of, student_sigmas
+from retort.trainers.objectives.parts.grids import level_draws, place_of, student_sigmas
 
 
 @pytest.mark.parametrize("path", [VE, VP], ids=["VE", "VP"])

@@ -13,9 +13,9 @@ from scipy.optimize import brentq
 
 from retort.sampling.path import FLOW, VE
 from retort.trainers import checkpointing
-from retort.trainers.objectives.contract import Batch, Draws, alpha_sigma, broadcast, mean_each
-from retort.trainers.objectives.grids import level_draws
 from retort.trainers.objectives.instarevive import InstaRevive, InstaReviveConfig
+from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma, broadcast, mean_each
+from retort.trainers.objectives.parts.grids import level_draws
 
 S, TAU = 0.7, 0.5
 V = S**2 + TAU**2

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from retort.sampling.path import FLOW, VE
-from retort.trainers.objectives.contract import Batch, Draws
 from retort.trainers.objectives.mapo import MaPO, MaPOConfig, phi
+from retort.trainers.objectives.parts.contract import Batch, Draws
 
 SHAPE = (1, 6, 6)
 LORA = "blocks.0.affine.lora_A.weight"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from retort.trainers.objectives.norm_test import GradientNoise, gradient_noise, next_accumulation
+from retort.trainers.objectives.parts.batch_growth import GradientNoise, gradient_noise, next_accumulation
 
 
 def _measured(gradients: torch.Tensor) -> GradientNoise:

@@ -7,8 +7,8 @@ import torch
 
 from retort.sampling.path import FLOW, VE
 from retort.trainers.objectives.align_prop import AlignProp, AlignPropConfig
-from retort.trainers.objectives.contract import Batch, Draws
-from retort.trainers.objectives.pareto import share
+from retort.trainers.objectives.parts.contract import Batch, Draws
+from retort.trainers.objectives.parts.pareto import share
 
 
 def _vector(seed, scale=1.0):

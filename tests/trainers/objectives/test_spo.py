@@ -9,7 +9,7 @@ import torch
 
 from retort.sampling.path import FLOW, VE, VP
 from retort.sampling.transition import Transition
-from retort.trainers.objectives.contract import Batch, Draws, alpha_sigma, broadcast
+from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma, broadcast
 from retort.trainers.objectives.spo import SPO, SPOConfig, step_preference
 
 SHAPE = (1, 3, 3)

@@ -10,8 +10,8 @@ import torch
 from retort.sampling.path import FLOW, VE
 from retort.sampling.schedule import DiscreteSchedule
 from retort.trainers import checkpointing
-from retort.trainers.objectives.contract import Batch, Draws, alpha_sigma
-from retort.trainers.objectives.grids import student_sigmas
+from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
+from retort.trainers.objectives.parts.grids import student_sigmas
 from retort.trainers.objectives.tdm import TDM, TDMConfig, between, diffuse_on
 
 SHAPE = (1, 2, 2)

@@ -12,7 +12,7 @@ import torch
 
 from retort.sampling.path import VE
 from retort.trainers.adapters import LoraConfig
-from retort.trainers.objectives.contract import Batch, alpha_sigma
+from retort.trainers.objectives.parts.contract import Batch, alpha_sigma
 from retort.trainers.objectives.tdm import TDM, TDMConfig, between
 
 _spec = importlib.util.spec_from_file_location("retort_test_tdm", Path(__file__).with_name("test_tdm.py"))

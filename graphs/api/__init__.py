@@ -1,0 +1,1 @@
+"""The names of `comfy_api.latest` that nodes use, without ComfyUI."""

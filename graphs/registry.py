@@ -1,0 +1,62 @@
+"""The nodes that a run may use: core nodes of the headless host and the plugin's own."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from ..files.errors import NodeError
+from .api.schema import ComfyExtension, ComfyNode, Schema
+from .graph import Node
+
+
+class Registry:
+    """Node classes by id, each with its schema as of now (file lists included)."""
+
+    def __init__(self, classes: Iterable[type[ComfyNode]]):
+        self._classes: dict[str, type[ComfyNode]] = {}
+        self._schemas: dict[str, Schema] = {}
+        for cls in classes:
+            schema = cls.GET_SCHEMA()
+            self._classes[schema.node_id] = cls
+            self._schemas[schema.node_id] = schema
+
+    def __iter__(self):
+        return iter(self._schemas.values())
+
+    def find(self, class_type: str) -> Schema | None:
+        """The schema of a class, or None."""
+        return self._schemas.get(class_type)
+
+    def schema(self, node: Node) -> Schema:
+        """The schema of a node; NodeError for an unknown class, with the nearest known ones."""
+        schema = self._schemas.get(node.class_type)
+        if schema is None:
+            near = difflib.get_close_matches(node.class_type, self._schemas, n=2)
+            hint = f"Did you mean {' or '.join(near)}? " if near else ""
+            raise NodeError(
+                node,
+                f"the class {node.class_type!r} is not known to the headless host",
+                remedy=f"{hint}`retort nodes` lists those that are; other nodes need ComfyUI",
+            )
+        return schema
+
+    def cls(self, node: Node) -> type[ComfyNode]:
+        """The class of a node that `schema` knows."""
+        return self._classes[node.class_type]
+
+
+async def plugin_nodes() -> list[type[ComfyNode]]:
+    """The plugin's nodes, asked for as ComfyUI does it."""
+    from .. import comfy_entrypoint
+
+    extension: ComfyExtension = await comfy_entrypoint()
+    await extension.on_load()
+    return await extension.get_node_list()
+
+
+async def everything() -> Registry:
+    """Core nodes and the plugin's."""
+    from .core import NODES
+
+    return Registry([*NODES, *await plugin_nodes()])

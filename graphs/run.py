@@ -1,0 +1,71 @@
+"""Runs a workflow file from beginning to end; the command line and the tests call this."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..hosts.headless import folders, progress
+from ..hosts.headless.folders import Folders
+from . import registry, workflow
+from .api.ui import saved_path
+from .executor import Results, execute
+from .graph import Graph
+from .registry import Registry
+from .validate import validate
+
+
+@dataclass
+class Outcome:
+    """What came of a run: files in the order they were written, texts that nodes said or showed, notes, raw results."""
+
+    saved: list[Path]
+    texts: list[str]
+    notes: list[str]
+    results: Results
+
+
+def run(
+    source: Path | dict[str, Any],
+    *,
+    where: Folders | None = None,
+    sets: Sequence[str] = (),
+    seed: int | None = None,
+    keep: Collection[str] = (),
+    watcher: progress.Watcher | None = None,
+    nodes: Registry | None = None,
+) -> Outcome:
+    """Run a workflow file (JSON or PNG), or one already parsed.
+
+    sets: NODE.INPUT=VALUE assignments. seed: given to every seed. keep: ids of nodes whose outputs `results.outputs`
+    shall hold. nodes: the nodes to know, by default core's and the plugin's. Raises UsageError for every mistake that
+    the caller can mend.
+    """
+    return asyncio.run(_run(source, where or Folders.from_environment(), sets, seed, keep, watcher, nodes))
+
+
+async def _run(source, where: Folders, sets, seed, keep, watcher, nodes) -> Outcome:
+    with folders.use(where), progress.watched_by(watcher), progress.heard() as said:
+        known = nodes if nodes is not None else await registry.everything()
+        graph: Graph = (
+            workflow.from_document(copy.deepcopy(source), known)
+            if isinstance(source, dict)
+            else workflow.read(source, known)
+        )
+        if seed is not None:
+            graph.set_seed(seed)
+        for assignment in sets:
+            graph.assign(assignment)
+        order = validate(graph, known)
+        results = await execute(graph, order, known, keep)
+        shown = results.shown.values()
+        return Outcome(
+            saved=[saved_path(image) for ui in shown for image in ui.get("images", []) if isinstance(image, dict)],
+            texts=[*said, *(str(text) for ui in shown for text in ui.get("text", []))],
+            notes=graph.notes,
+            results=results,
+        )

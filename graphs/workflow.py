@@ -1,0 +1,111 @@
+"""Reads a workflow: JSON in UI or API format, or the one that a PNG from ComfyUI carries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..files import pictures as images
+from ..files.errors import UsageError
+from . import subgraphs, workflow_ui
+from .graph import Graph, Link, Node, Place
+from .registry import Registry
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_DEPTH = 60
+
+
+def read(path: Path, registry: Registry) -> Graph:
+    """The graph of a workflow file. Raises UsageError (NodeError where a node is at fault)."""
+    try:
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{str(path)!r} cannot be read: {error}. Give the path of a workflow file") from error
+    if data.startswith(_PNG):
+        return _from_png(path, registry)
+    return from_document(parse(data, str(path)), registry)
+
+
+def parse(data: bytes | str, name: str) -> Any:
+    """JSON as Python objects. Raises UsageError with line and column."""
+    try:
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"{name} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}. "
+            "Save the workflow again from ComfyUI"
+        ) from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, a number of thousands of digits, thousands of brackets
+        raise UsageError(f"{name} is not a workflow: {error}. Save it again from ComfyUI") from error
+    level, depth = [document], 0
+    while level:
+        level = [v for c in level if isinstance(c, dict | list) for v in (c.values() if isinstance(c, dict) else c)]
+        depth += 1
+        if depth > _DEPTH:
+            raise UsageError(f"{name} is not a workflow: it is nested more than {_DEPTH} deep")
+    return document
+
+
+def from_document(document: Any, registry: Registry) -> Graph:
+    """The graph of a parsed workflow in either format."""
+    if isinstance(document, dict):
+        if isinstance(document.get("nodes"), list):
+            return workflow_ui.read(document, registry)
+        wrapped = document.get("prompt")
+        if isinstance(wrapped, dict) and "class_type" not in document:
+            return _from_api(wrapped)
+        if any(isinstance(node, dict) and "class_type" in node for node in document.values()):
+            return _from_api(document)
+    raise UsageError(
+        'this is not a workflow: it has neither a list "nodes" (UI format) nor nodes with a "class_type" (API format). '
+        "In ComfyUI use Workflow > Save, or Workflow > Export (API)"
+    )
+
+
+def _from_png(path: Path, registry: Registry) -> Graph:
+    texts = images.read_texts(path)
+    if not texts:
+        raise UsageError(f"{path} carries no workflow. Use a PNG that ComfyUI or `retort run` saved with its metadata")
+    documents = {key: parse(text, f'{path} (its text "{key}")') for key, text in texts.items()}
+    ui, api = documents.get("workflow"), documents.get("prompt")
+    if ui is None:
+        return from_document(api, registry)
+    if api is not None and subgraphs.has_subgraphs(ui):
+        # The prompt beside it is the same run with its subgraphs unfolded.
+        graph = from_document(api, registry)
+        graph.document = ui
+        return graph
+    return from_document(ui, registry)
+
+
+def _from_api(document: dict[str, Any]) -> Graph:
+    nodes: dict[str, Node] = {}
+    for id, raw in document.items():
+        if not isinstance(raw, dict) or not isinstance(raw.get("class_type"), str):
+            raise UsageError(f'node {id} has no "class_type". Export the workflow again with Workflow > Export (API)')
+        meta = raw.get("_meta")
+        title = meta.get("title") if isinstance(meta, dict) else None
+        node = Node(id, raw["class_type"], title if isinstance(title, str) and title else raw["class_type"])
+        inputs = raw.get("inputs", {})
+        if not isinstance(inputs, dict):
+            raise UsageError(f'node {id} "{node.title}": "inputs" must map names to values. Export the workflow again')
+        for name, value in inputs.items():
+            if _is_link(value, document):
+                node.inputs[name] = Link(str(value[0]), value[1])
+                continue
+            holder, key = inputs, name
+            if isinstance(value, dict) and "__value__" in value:
+                holder, key, value = value, "__value__", value["__value__"]
+            node.inputs[name] = value
+            node.places[name] = Place(holder, key)
+        nodes[id] = node
+    return Graph(nodes)
+
+
+def _is_link(value: Any, document: dict[str, Any]) -> bool:
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    source, slot = value
+    return isinstance(source, str | int) and isinstance(slot, int) and not isinstance(slot, bool)

@@ -1,0 +1,1 @@
+"""Jobs: a training in a process of its own, how it starts and how it is looked at."""

@@ -1,0 +1,253 @@
+"""What a page sees of training runs, and what it may ask of them: names and numbers, and pictures by name.
+
+All names come from whoever sent the request. `folder` is the host's `runs_folder()`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ...files.atomic import checked_name
+from ...files.folder import Inside, inside
+from ...files.log_file import METRICS, Row, chosen, last_step, row_before, rows_of, sample
+from ...files.strangers import read_json
+from ...trainers.chart import LEFT_OUT
+from ...trainers.job import JOB
+from ...trainers.job_watch import COMMANDS, MOST_MESSAGE, STATUS, has_status, read_status, send
+from ...trainers.loop import CONFIG
+from ..training.run import RESULT
+
+MOST_RUNS = 200
+MOST_LIST = 800_000  # bytes of the list as JSON
+# Of a log in one answer: bytes that are read, and numbers that are sent.
+CHUNK, MOST_NUMBERS = 1 << 19, 36_000
+# A log that has grown by more since the last look is thinned to so many rows, but for its end.
+LONG, MOST_ROWS = 1 << 22, 2000
+MOST_FILES = 1000  # save points and pictures that are named
+MOST_TEXT, MOST_TIMESTEPS = 255, 100
+_NUMBERED = re.compile(r"step_(\d{1,12})\.(?:png|safetensors)")
+_PICTURE = re.compile(r"step_\d{1,12}\.png")
+
+
+def run_folder(folder: Path, name: str) -> Path:
+    """The folder of a run. ValueError for a name that leads elsewhere, FileNotFoundError where there is no such run."""
+    found = folder / checked_name(name)
+    if not found.is_dir():
+        raise FileNotFoundError(f"there is no run called {name!r:.140}")
+    if found.resolve().parent != folder.resolve():
+        raise ValueError(f"the run {name!r:.140} is a link to another place")
+    return found
+
+
+def runs(folder: Path) -> list[dict[str, Any]]:
+    """The runs, latest first: name, `when` (seconds since 1970), method, base and what `summary` gives, but logs."""
+    found = sorted(_when(folder), reverse=True)[:MOST_RUNS] if folder.is_dir() else []
+    listed, size = [], 0
+    for when, name in found:
+        entry = {"name": name, "when": when, **_ended(folder / name)}
+        entry.pop("log", None)
+        size += len(json.dumps(entry))
+        if size > MOST_LIST:
+            break
+        listed.append(entry)
+    return listed
+
+
+def _ended(run: Path) -> dict[str, Any]:
+    """The summary of a run, kept of one that has ended well while none of its files changes."""
+    stamp = tuple(_stamp(f"{run}{os.sep}{name}") for name in (STATUS, METRICS, CONFIG, RESULT, JOB))
+    before = _kept.get(run)
+    if before is not None and before[0] == stamp:
+        return before[1]
+    found = summary(run)
+    with _keeping:
+        _kept.pop(run, None)
+        if found["state"] in ("finished", "stopped"):
+            _kept[run] = stamp, found
+            while len(_kept) > 2 * MOST_RUNS:
+                del _kept[next(iter(_kept))]
+    return found
+
+
+_keeping = threading.Lock()
+_kept: dict[Path, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+
+def _stamp(path: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _when(folder: Path) -> list[tuple[float, str]]:
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                continue
+            times = []
+            for name in (STATUS, METRICS):
+                try:
+                    # Of a link itself: whoever opens it is told.
+                    times.append(os.lstat(f"{entry.path}{os.sep}{name}").st_mtime)
+                except OSError:
+                    continue
+            if times:
+                found.append((max(times), entry.name))
+    return found
+
+
+def summary(run: Path) -> dict[str, Any]:
+    """Where a run stands: the fields of `Status`, which runs of earlier versions and of scripts may lack; its settings.
+
+    method; timesteps: a few-step student's, empty for others; base: as job.json names it, None
+    where no file is the whole of it.
+    """
+    files = inside(run)
+    config, result = _object(files / CONFIG), _object(files / RESULT)
+    base = result.get("base") or _object(files / JOB).get("base")
+    steps = result.get("timesteps")
+    known: dict[str, Any] = {
+        "method": str(config.get("method", ""))[:MOST_TEXT],
+        "timesteps": [step for step in steps[:MOST_TIMESTEPS] if _is_number(step)] if isinstance(steps, list) else [],
+        "base": _texts(base) if isinstance(base, dict) else None,
+    }
+    try:
+        if has_status(files):
+            return known | asdict(read_status(files))
+        step = last_step(files / METRICS)
+    except (ValueError, OSError) as error:
+        return known | {"state": "failed", "message": str(error)[:MOST_MESSAGE], "step": _step(files / METRICS)}
+    training = config.get("training")
+    total = training.get("steps", 0) if isinstance(training, dict) else 0
+    state = "finished" if result.get("file") else "stopped"
+    return known | {
+        "state": state, "step": step, "steps": total if _is_number(total) else 0,
+        "lora": str(result.get("file", ""))[:MOST_TEXT], "message": "", "rate": 0.0, "eta": None,
+    }  # fmt: skip
+
+
+def log(run: Path, offset: int, step: int) -> dict[str, Any]:
+    """What a run's log holds from byte `offset` on, by columns, and which steps have a save point or a picture.
+
+    step: the last one before `offset`, 0 at the beginning. Where the log has another line there, as when a run went on
+    from an earlier save, the answer begins anew and says `restart`. `more`: the answer ends before the log does.
+    `thinned`: how many bytes were looked at here and there only, since there were many.
+    """
+    path = inside(run) / METRICS
+    rows: list[Row] = []
+    end, more, restart, thinned = 0, False, False, 0
+    if path.is_file():
+        with path.open() as handle:
+            size = handle.seek(0, 2)
+            restart = offset > 0 and (offset > size or _other(handle, offset, step))
+            start = 0 if restart else offset
+            if size - start > LONG:
+                handle.seek(size - CHUNK)
+                end = size - CHUNK + len(handle.readline(CHUNK))
+                rows, more, thinned = [one for _, one in sample(handle, start, end, MOST_ROWS)], True, end - start
+            else:
+                rows, end, more = _part(handle, start)
+    names = chosen(rows)
+    return {
+        "restart": restart or offset == 0,
+        "offset": end,
+        "more": more,
+        "thinned": thinned,
+        "steps": [row["step"] for row in rows],
+        "values": {name: [row.get(name) for row in rows] for name in sorted(names)},
+        "hidden": sorted(LEFT_OUT & set(names)),
+        "saves": _numbers(inside(run) / "checkpoints"),
+        "pictures": _numbers(inside(run) / "previews"),
+        "status": summary(run),
+    }
+
+
+def _part(handle: BinaryIO, start: int) -> tuple[list[Row], int, bool]:
+    """(rows, where they end, whether there are more) of one answer's worth of a log, from a byte on."""
+    handle.seek(start)
+    data = handle.read(CHUNK)
+    # The line that is being written now is for the next look; one that fills an answer is no row.
+    end = data.rfind(b"\n") + 1
+    if not end and len(data) == CHUNK:
+        end = len(data)
+    more = len(data) == CHUNK
+    rows = rows_of(data[:end])
+    while len(rows) * (1 + len(chosen(rows))) > MOST_NUMBERS:
+        # About half as many lines, whatever they hold.
+        end, more = data.rfind(b"\n", 0, end // 2) + 1 or data.find(b"\n") + 1, True
+        rows = rows_of(data[:end])
+    return rows, start + end, more
+
+
+def _other(handle: BinaryIO, offset: int, step: int) -> bool:
+    """Whether the last row before a byte is of another step. Where long lines of no use stand, nobody can tell."""
+    before = row_before(handle, offset)
+    return before is not None and before["step"] != step
+
+
+def picture(run: Path, name: str) -> Path:
+    """A preview's file. ValueError for a name that is none, FileNotFoundError where it is not there."""
+    if not _PICTURE.fullmatch(name):
+        raise ValueError(f"{name!r:.80} is no preview's name: they are called step_0000100.png")
+    path = inside(run) / "previews" / name
+    if not path.is_file():
+        raise FileNotFoundError(f"the run {run.name} has no picture {name}")
+    return path.path
+
+
+def command(run: Path, wish: str) -> None:
+    """Ask a run that goes on to stop, save or sample. ValueError for another wish, or a run that has ended."""
+    if wish not in COMMANDS:
+        raise ValueError(f"command {wish!r:.40} is not known; use one of {', '.join(COMMANDS)}")
+    inside(run).refuse_links()
+    status = read_status(run)
+    if not status.going:
+        raise ValueError(f"the run {run.name} does not go on ({status.state}), so it cannot {wish}")
+    send(run, wish)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """What a file says in short texts."""
+    texts = {name[:MOST_TEXT]: text[:MOST_TEXT] for name, text in values.items() if isinstance(text, str)}
+    return dict(islice(texts.items(), 8))
+
+
+def _step(path: Inside) -> int:
+    """The last step of a log, also where it is a link, which has none."""
+    try:
+        return last_step(path)
+    except (ValueError, OSError):
+        return 0
+
+
+def _numbers(folder: Inside) -> list[int]:
+    """The last steps that a folder has a file of."""
+    names = folder.files(20 * MOST_FILES)
+    return sorted(int(match[1]) for match in map(_NUMBERED.fullmatch, names) if match)[-MOST_FILES:]
+
+
+def _object(path: Inside) -> Mapping[str, Any]:
+    try:
+        if not path.is_file():
+            return {}
+        value = read_json(path)
+    except ValueError:
+        # A stranger's run, or one that is being written: what is known of it without the file is shown.
+        return {}
+    return value if isinstance(value, dict) else {}

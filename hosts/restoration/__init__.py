@@ -1,0 +1,1 @@
+"""Restoration in either host."""

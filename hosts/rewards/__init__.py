@@ -1,0 +1,1 @@
+"""Rewards in either host: kinds, files, scorers in another process."""

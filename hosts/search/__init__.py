@@ -1,0 +1,1 @@
+"""Searches in either host: running, files, records and reports."""

@@ -1,0 +1,127 @@
+"""A search in a file: what is searched and what it knows of each item, so that another session can go on with it.
+
+One safetensors file: tensors `sigmas`, `latent.*` and `item.N.*`, and everything else as JSON in its header. A file may
+be a stranger's: names, types and ranges are checked.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ...files.atomic import checked_name, refuse_types, tensors, write_new
+from ...files.folder import inside
+from ...files.strangers import parse
+from ...sampling.find import Find, FindConfig
+from ...sampling.particles import BestOf, BestOfConfig, Steering, SteeringConfig, ValueConfig, Values
+from ...sampling.search import State
+from ...sampling.transition import Transition
+from ...sampling.tree import Tree, TreeConfig
+from ...trainers.config import read
+from .wish import Absent, Saved, Wish
+
+FORMAT = "retort search 1"
+FOLDER = "retort_searches"
+METHODS: dict[str, tuple[type, type[State]]] = {
+    state.method: (config, state)
+    for config, state in (
+        (TreeConfig, Tree), (BestOfConfig, BestOf), (SteeringConfig, Steering), (ValueConfig, Values),
+        (FindConfig, Find),
+    )
+}  # fmt: skip
+MOST_STEPS, HEADER_BYTES = 100_000, 100_000_000
+
+
+def folder(host: Any) -> Path:
+    """Where saved searches lie, beside the folder of training runs."""
+    return host.runs_folder().with_name(FOLDER)
+
+
+def save(host: Any, saved: Saved, name: str) -> Path:
+    """Write a search under a name that no file has yet; its path. ValueError for a name that cannot be a file's."""
+    wish = saved.wish
+    latent = {k: v for k, v in wish.latent.items() if isinstance(v, Tensor)}
+    state = {"sigmas": wish.sigmas, **{f"latent.{k}": v for k, v in latent.items()}}
+    items: list[dict[str, Any] | None] = []
+    for i, item in enumerate(saved.states):
+        if item is None:
+            items.append(None)
+            continue
+        own, header = item.to_file()
+        state |= {f"item.{i}.{k}": v for k, v in own.items()}
+        items.append(header)
+    method = next(m for m, (config, _) in METHODS.items() if config is type(wish.config))
+    header = {
+        "prompt": wish.prompt, "method": method, "config": asdict(wish.config), "transition": asdict(wish.transition),
+        "seed": wish.seed, "noise": None if wish.noise is None else int(wish.noise.seed), "keep": wish.keep,
+        "latent": {k: v for k, v in wish.latent.items() if isinstance(v, int | float | str)}, "items": items,
+    }  # fmt: skip
+    return write_new(folder(host), name, tensors(state, {"format": FORMAT, "search": json.dumps(header)}))
+
+
+def rescue(host: Any, saved: Saved) -> Path:
+    """Write a search that an error ended, under a name that says when."""
+    return save(host, saved, time.strftime("unfinished %Y-%m-%d %H-%M-%S"))
+
+
+def written(host: Any, name: str) -> int:
+    """When the file of that name was written, in nanoseconds; 0 where there is none."""
+    return (inside(folder(host)) / f"{checked_name(name)}.safetensors").changed()
+
+
+def load(host: Any, name: str) -> Saved:
+    """The search of that name. ValueError where there is none, or the file is broken, forged or something else's."""
+    path = inside(folder(host)) / f"{checked_name(name)}.safetensors"
+    if not path.is_file():
+        there = [n.removesuffix(".safetensors") for n in path.parent.files() if n.endswith(".safetensors")]
+        raise ValueError(
+            f"file: there is no search {name!r} in {path.parent} (found there: {', '.join(there[:8]) or 'nothing'}); "
+            "Save Search writes them"
+        )
+    try:
+        with safe_open(path.checked(), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError("it is no search that this version wrote")
+            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        refuse_types(found)
+        return _saved(parse(metadata["search"].encode(), HEADER_BYTES, finite=False), found)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError, SafetensorError) as error:
+        raise ValueError(f"file: {path.name} cannot be used ({error}); start a new search") from error
+
+
+def _saved(header: Mapping[str, Any], found: Mapping[str, Tensor]) -> Saved:
+    method, items, seed, keep, noise = (header[name] for name in ("method", "items", "seed", "keep", "noise"))
+    if method not in METHODS:
+        raise ValueError(f"method {method!r:.80} is not known; this version has {', '.join(METHODS)}")
+    for name, value, low, high in (("seed", seed, 0, 2**64), ("keep", keep, 1, 65), ("noise", noise or 0, 0, 2**64)):
+        if not isinstance(value, int) or not low <= value < high:
+            raise ValueError(f"{name} {value!r:.80} is out of range")
+    config, state = METHODS[method]
+    settings = read(config, header["config"], "config")
+    sigmas, samples = found["sigmas"], found["latent.samples"]
+    if sigmas.ndim != 1 or not 2 <= len(sigmas) <= MOST_STEPS or not bool(torch.isfinite(sigmas).all()):
+        raise ValueError("its sigmas are no schedule")
+    if samples.ndim not in (4, 5) or not bool(torch.isfinite(samples).all()) or len(items) != len(samples):
+        raise ValueError("its latents do not fit its items")
+    latent: dict[str, Any] = {
+        k: v for k, v in header["latent"].items() if isinstance(k, str) and isinstance(v, int | float | str)
+    }
+    latent |= {k.removeprefix("latent."): v for k, v in found.items() if k.startswith("latent.")}
+    wish = Wish(
+        sigmas, latent, str(header["prompt"]), settings, read(Transition, header["transition"], "transition"), seed,
+        None if noise is None else Absent(noise), keep,
+    )  # fmt: skip
+    states: list[State | None] = []
+    for i, item in enumerate(items):
+        own = {k.removeprefix(f"item.{i}."): v for k, v in found.items() if k.startswith(f"item.{i}.")}
+        states.append(None if item is None else state.from_file(own, item, settings))
+    return Saved(wish, tuple(states))

@@ -1,0 +1,301 @@
+"""A search from the LATENT that a user connects to the best latents and their report, the same on every host.
+
+`run(host, ...)` serves both search nodes; `host` is the module of `hosts.api`. Items of a LATENT batch are searched one
+after another, each with a budget of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...rewards.contract import Reward
+from ...rewards.scoring import score
+from ...sampling.accounts import Budget, candidate_seed, seed_of
+from ...sampling.find import Find
+from ...sampling.particles import Steering
+from ...sampling.search import State, search
+from ...sampling.tree import Tree
+from ..noise import PolicyNoise
+from ..prior import Prior
+from .files import load, rescue, save, written
+from .record import Record
+from .report import draw
+from .wish import Absent, Found, Saved, Wish
+
+__all__ = ["Found", "Saved", "Wish", "draw_from", "load", "policy_noise", "run", "save", "with_noise", "written"]
+
+CANCELLED = "cancelled"
+_log = logging.getLogger("retort.search")
+_TICKS = 1000  # of the progress bar, where the budget is no number of calls
+
+
+def run(
+    host: Any,
+    guider: Any,
+    vae: Any,
+    reward: Reward,
+    wish: Wish,
+    budget: Budget,
+    batch: int,
+    earlier: Saved | None = None,
+) -> Found:
+    """Search every item with this budget each, going on from `earlier`, which stays as it is.
+
+    A cancelled search gives back the best so far; where there is none yet the host's own exception goes on. Any other
+    error leaves what was found in a file, which its message names. Raises ValueError for a NOISE, reward, budget or
+    earlier search that does not fit.
+    """
+    if isinstance(wish.noise, Absent):
+        raise ValueError(
+            f"noise: the search drew its starts from a NOISE of seed {wish.noise.seed}, which its file does not hold; "
+            "connect the same one"
+        )
+    samples = host.latents_of(guider, wish.latent)
+    states: list[State | None] = [None] * len(samples)
+    if earlier is not None:
+        states = [None if s is None else _copy(s) for s in earlier.states]
+    watch = _Watch(host, budget, len(samples))
+    rows: list[tuple[Tensor, State, str]] = []
+    with Record(host.search_records(), wish.prompt, reward.name, len(samples)) as record:
+        for i in range(len(samples)):
+            item = _Item(host, vae, reward, wish, budget, batch, i, len(samples), states[i], watch, record)
+            try:
+                latents = item.search(guider, samples[i : i + 1])
+            except host.CANCELLED:
+                # Nothing was found for this item, but what others found stays.
+                if not rows:
+                    raise
+                break
+            except Exception as error:
+                states[i] = item.state
+                if not any(state is not None and state.best.found for state in states):
+                    raise
+                kept = _kept(host, Saved(wish, tuple(states)))
+                if isinstance(error, ValueError):
+                    raise ValueError(f"{error}; {kept}") from error
+                # The type of others counts: ComfyUI frees memory after its own out-of-memory errors.
+                _log.warning("%s", kept)
+                raise
+            assert item.state is not None
+            states[i] = item.state
+            rows.append((latents, item.state, item.stopped))
+            if item.stopped == CANCELLED:
+                break
+    return _found(host, vae, wish, rows, tuple(states))
+
+
+def _kept(host: Any, saved: Saved) -> str:
+    try:
+        return f"what was found so far is in {rescue(host, saved).name}: Load Search goes on with it"
+    except OSError as error:
+        return f"what was found so far could not be saved: {error}"
+
+
+def with_noise(saved: Saved, noise: Any) -> Saved:
+    """The search with the NOISE that its file could not hold. ValueError for one that is not the search's own."""
+    own = saved.wish.noise
+    if own is None or int(own.seed) != int(noise.seed):
+        seed = "its own seed" if own is None else f"a NOISE of seed {own.seed}"
+        raise ValueError(f"noise: the search draws its starts from {seed}, not from one of seed {noise.seed}")
+    return replace(saved, wish=replace(saved.wish, noise=noise))
+
+
+def policy_noise(host: Any, saved: Saved, seed: int) -> PolicyNoise:
+    """NOISE of the policies that FIND has learnt, one for each item. ValueError for a search by another method."""
+    policies = tuple(state.policy for state in saved.states if isinstance(state, Find))
+    if len(policies) < len(saved.states):
+        raise ValueError(
+            "search: only a noise policy can be drawn from, and this search is none, or was cancelled before all its "
+            "items were begun; connect Noise Policy"
+        )
+    return PolicyNoise(policies, host.random_noise, seed)
+
+
+def draw_from(host: Any, guider: Any, saved: Saved, count: int, seed: int, greedy: bool) -> dict[str, Any]:
+    """LATENT of `count` draws for each item: of a tree by algorithm 2, of particles by their weights. No network calls.
+
+    greedy: down the largest values of a tree. ValueError for a search that keeps no samples of its target.
+    """
+    found: list[Tensor] = []
+    for i, state in enumerate(saved.states):
+        own = seed_of(seed, "draw", i)
+        if isinstance(state, Tree):
+            found.append(state.latents(state.draw(count, own, greedy)))
+        elif isinstance(state, Steering):
+            found.append(state.draw(count, own))
+        else:
+            method = "not begun" if state is None else state.method
+            raise ValueError(f"search: item {i + 1} is {method}, with nothing to draw from; search with dts or fk")
+    return {"samples": host.latents_out(guider, torch.cat(found))}
+
+
+class _Item:
+    """One latent of the batch."""
+
+    def __init__(
+        self, host, vae, reward, wish: Wish, budget, batch, index, count, state: State | None, watch: _Watch,
+        record: Record,
+    ):  # fmt: skip
+        self.host, self.vae, self.reward, self.wish, self.watch, self.record = host, vae, reward, wish, watch, record
+        self.budget, self.batch, self.index, self.count = budget, batch, index, count
+        self.state, self.stopped = state, ""
+        seed = wish.seed if wish.noise is None else int(wish.noise.seed)
+        self.seed = seed if index == 0 else seed_of(seed, "item", index)
+
+    def search(self, guider: Any, sample: Tensor) -> Tensor:
+        """LATENT samples (K, ...) of the best, best first."""
+        unit = self._units(sample)
+        if self.wish.noise is not None and torch.equal(unit(0), unit(1)):
+            raise ValueError(
+                "noise: it is the same for every seed, so that all candidates would be one; connect Random Noise, or "
+                "nothing"
+            )
+        mask = self.wish.latent.get("noise_mask")
+        # Rows of a video's mask are frames.
+        if mask is not None and sample.ndim == 4 and len(mask) > 1:
+            mask = mask[self.index % len(mask)].unsqueeze(0)
+
+        def job(prior: Prior) -> Tensor:
+            return self._job(prior, None if self.wish.noise is None else lambda number: unit(number)[0])
+
+        seed = self.seed % (1 << 64)
+        return self.host.search(guider, sample, mask, self.wish.sigmas, unit(0), self.batch, seed, job)
+
+    def _units(self, sample: Tensor) -> Callable[[int], Tensor]:
+        """Candidate's number -> its unit noise (1, ...)."""
+        noise = self.wish.noise
+
+        def unit(number: int) -> Tensor:
+            seed = candidate_seed(self.seed, number)
+            if noise is None:
+                generator = torch.Generator().manual_seed(seed % (1 << 64))
+                return torch.randn(sample.shape, generator=generator)
+            drawn = copy.copy(noise)
+            # A NOISE has nothing but its seed to tell one draw from another; headless ones are frozen.
+            vars(drawn)["seed"] = seed
+            found = drawn.generate_noise({"samples": sample})
+            if found.shape != sample.shape:
+                raise ValueError(f"noise has shape {tuple(found.shape)} for a latent of {tuple(sample.shape)}")
+            return found
+
+        return unit
+
+    def _job(self, prior: Prior, noise: Callable[[int], Tensor] | None) -> Tensor:
+        wish, host = self.wish, self.host
+
+        def evaluate(x0: Tensor) -> Tensor:
+            stored = prior.stored(x0)
+            images = host.decode(self.vae, stored)
+            if len(images) != len(x0):  # a video's frames come in one row
+                images = images.view(len(x0), -1, *images.shape[1:])
+            rewards = score(self.reward, images, wish.prompt)
+            prior.again()
+            self.watch.seen(images, rewards)
+            self.record.scored(images, stored, rewards)
+            return rewards
+
+        def callback(state: State) -> None:
+            self.state = state
+            self.watch.tell(state, self.index)
+            self.record.tell(state, self.index)
+            host.check_cancelled()
+
+        self.watch.begin(self.state)
+        try:
+            found = search(
+                prior.model, prior.shape, prior.sigmas, path=prior.path, transition=wish.transition, evaluate=evaluate,
+                config=wish.config, budget=self.budget, seed=self.seed, batch=prior.batch, callback=callback,
+                state=self.state, extra_args=prior.extra_args, noise=noise, start=prior.first,
+                mixed_levels=prior.mixed_levels, calls_per_eval=prior.calls_per_eval, keep=wish.keep,
+                identity=prior.identity,
+            )  # fmt: skip
+            self.state, self.stopped = found.state, found.stopped
+        except host.CANCELLED:
+            if self.state is None or not self.state.best.found:
+                raise
+            self.stopped = CANCELLED
+        return torch.stack([c.latent for c in self.state.best.found]).to(prior.sigmas)
+
+
+class _Watch:
+    """The node's bar: share of the budget spent, the best picture so far and its reward."""
+
+    def __init__(self, host: Any, budget: Budget, items: int):
+        self.budget, self.items = budget, items
+        self.share = _TICKS if budget.calls is None else budget.calls
+        self._bar = host.progress(self.share * items)
+        self._last: tuple[Tensor, Tensor] | None = None
+        self.begin(None)
+
+    def begin(self, state: State | None) -> None:
+        """Spending is counted from here; an earlier run's best is not shown anew."""
+        self._calls, self._seconds, self._shown = 0, 0.0, -math.inf
+        if state is not None:
+            self._calls, self._seconds, self._shown = state.ledger.calls, state.ledger.seconds, state.best.reward
+
+    def seen(self, images: Tensor, rewards: Tensor) -> None:
+        """The last pictures that were scored."""
+        self._last = (images, rewards)
+
+    def tell(self, state: State, item: int) -> None:
+        """After each forward and each scored batch."""
+        if self.budget.calls is not None:
+            done = state.ledger.calls - self._calls
+        elif self.budget.seconds is not None:
+            done = int((state.ledger.seconds - self._seconds) / self.budget.seconds * _TICKS)
+        else:
+            done = 0
+        preview, text = None, ""
+        best = state.best.reward
+        if best > self._shown and self._last is not None:
+            images, rewards = self._last
+            preview, self._shown = _picture(images[int(rewards.argmax())]), best
+            text = f"best reward {best:.5g} after {state.ledger.calls} calls"
+        self._bar.step(item * self.share + min(done, self.share), preview, text)
+
+
+def _picture(image: Tensor) -> Any:
+    from PIL import Image
+
+    still = image if image.ndim == 3 else image[0]
+    return Image.fromarray((still[..., :3].float().clamp(0, 1) * 255).round().byte().cpu().numpy())
+
+
+def _copy(state: State) -> State:
+    return type(state).from_file(*state.to_file(), state.config)
+
+
+def _found(host: Any, vae: Any, wish: Wish, rows: list[tuple[Tensor, State, str]], states: tuple) -> Found:
+    kept = {k: v for k, v in wish.latent.items() if not k.startswith("downscale_ratio") and k != "batch_index"}
+    best = {**kept, "samples": torch.cat([latents[:1] for latents, *_ in rows])}
+    if len(rows) < len(states) and "noise_mask" in best and len(best["noise_mask"]) == len(states):
+        best["noise_mask"] = best["noise_mask"][: len(rows)]
+    top = {"samples": torch.cat([latents for latents, *_ in rows])}
+    lines, reports = [], []
+    height = -(-max(len(latents) for latents, *_ in rows) // 4)
+    for i, (latents, state, stopped) in enumerate(rows):
+        images = host.decode(vae, latents)
+        images = images.view(len(latents), -1, *images.shape[1:])[:, 0]
+        rewards, ledger = [c.reward for c in state.best.found], state.ledger
+        name = f"item {i + 1} of {len(states)}: " if len(states) > 1 else ""
+        title = f"{name}best {rewards[0]:.5g}, {ledger.calls} calls, {ledger.rewards} rewards"
+        reports.append(draw(state, images, title, height))
+        lines.append(
+            f"{name}{state.method}, best reward {rewards[0]:.6g} found after {state.best.found[0].calls} calls\n"
+            f"spent: {ledger.calls} network calls in {ledger.forwards} batches, {ledger.rewards} rewards and decodes, "
+            f"{ledger.seconds:.1f} s; stopped by: {stopped}\n"
+            f"kept: {', '.join(f'{r:.6g}' for r in rewards)}"
+        )
+        if isinstance(state, Find):
+            lines.append(f"policy: {state.step} steps, {float(state.policy.divergence()):.4g} nats from plain noise")
+    if len(rows) < len(states):
+        lines.append(f"cancelled: {len(states) - len(rows)} of {len(states)} items were not searched")
+    return Found(best, top, Saved(wish, states), torch.cat(reports), "\n".join(lines))

@@ -1,0 +1,87 @@
+"""What a training would take on cards of several sizes, as text: for the node Training Plan and `retort plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...rewards.contract import Reward
+from ...trainers.config import RunConfig
+from ...trainers.dataset import Dataset
+from ...trainers.memory import advice, size
+from ...trainers.methods import METHODS, read_config
+from ...trainers.planning import CONTEXT, Forecast, on_cards
+from . import planning
+
+CARDS = "8, 12, 16, 24"
+MOST_CARDS = 16
+
+
+def sizes(cards: str) -> list[int]:
+    """Whole GB of cards from a text such as "8, 12". ValueError for anything else."""
+    try:
+        found = [int(part) for part in cards.split(",")]
+    except ValueError:
+        found = []
+    if not found or len(found) > MOST_CARDS or not all(1 <= card <= 1024 for card in found):
+        raise ValueError(f'cards must be sizes in GB with commas between, such as "{CARDS}", got {cards!r:.40}')
+    return found
+
+
+def settings(method: str, rank: int, batch_size: int, optimiser: str) -> RunConfig:
+    """A run with a method's own settings. ValueError names what is wrong."""
+    training = {"batch_size": batch_size, "gradient_checkpointing": True, "optimiser": optimiser}
+    return read_config({"method": method, "training": training, "lora": {"rank": rank}})
+
+
+def sample(method: str, entry: tuple[Tensor, dict[str, Any]], shape: tuple[int, ...], downscale: int = 8) -> Dataset:
+    """A data set of one picture of this latent size and one prompt, as the method takes it."""
+    picture = [torch.zeros(shape)]
+    pairs = {"losers": picture, "strengths": [1.0]} if method in ("dpo", "smpo", "mapo") else {}
+    pixels = [side * downscale for side in shape[-2:]]
+    pictures = [torch.zeros(*pixels, 3, dtype=torch.uint8)] if METHODS[method].pictures else None
+    return Dataset([entry], ["a prompt"], entry, picture, pictures=pictures, **pairs)
+
+
+def report(
+    host: Any,
+    model: Any,
+    config: RunConfig,
+    dataset: Dataset,
+    cards: Sequence[int],
+    vae: Any = None,
+    rewards: Sequence[Reward | None] = (),
+) -> str:
+    """A line for each card, what is free here first where there is an accelerator; nothing is loaded.
+
+    Arithmetic is bf16 but where the settings say fp32. ValueError for settings that cannot be, and for a network that
+    cannot be counted.
+    """
+    compute = torch.float32 if config.training.precision == "fp32" else torch.bfloat16
+    given = (host, model, config, dataset, vae, rewards, compute)
+    try:
+        plain = planning.counted(*given)
+        free = host.free_memory()
+        least = Forecast(plain, config.training, min(cards) * 2**30, context=CONTEXT).plan
+        more = () if least.fits else planning.with_measures(*given)
+    except (RuntimeError, NotImplementedError, TypeError, AttributeError, KeyError, IndexError) as error:
+        raise ValueError(f"this network cannot be run without its numbers: {str(error)[:200]}") from error
+    training = config.training
+    lines = [
+        f"{config.method}, rank {config.lora.rank}, batch {training.batch_size}, {training.optimiser}: base "
+        f"{size(plain.base)}, {size(plain.beside)} beside it"
+    ]
+    if free is not None:
+        plan = Forecast(plain, training, free, more=more).settled.plan
+        lines.append(f"here, {size(free)} free: {_line(plan)}")
+    lines += [f"{card} GB: {_line(plan)}" for card, plan in on_cards(plain, training, cards, more)]
+    if any("does not fit" in line for line in lines):
+        lines.append(f"To make it smaller: {advice(training)}")
+    return "\n".join(lines)
+
+
+def _line(plan: Any) -> str:
+    return str(plan) if plan.fits else f"does not fit ({plan})"

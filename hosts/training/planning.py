@@ -1,0 +1,234 @@
+"""What a training run will take in memory, before a weight of it is loaded: for a run, a node and the command line."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...files.atomic import write_json
+from ...rewards.contract import Reward
+from ...trainers import dry_run
+from ...trainers.config import RunConfig
+from ...trainers.counted import Counted
+from ...trainers.dataset import Dataset
+from ...trainers.denoiser import Denoiser
+from ...trainers.export import VERSION
+from ...trainers.loop import Trainer
+from ...trainers.methods import METHODS
+from ...trainers.planning import INPUTS, MEASURES, STATE, Forecast
+from ...trainers.weightless import META, weightless_copy
+from .assembly import add_adapters, encode, furnish, precision
+
+REMEMBERED = ".counted.json"
+_MOST = 200  # counts that are remembered
+_log = logging.getLogger("retort.training")
+
+
+def forecast(
+    host: Any, model: Any, config: RunConfig, dataset: Dataset, vae: Any = None, rewards: Sequence[Reward | None] = ()
+) -> Forecast | None:
+    """What a run takes on this machine; None where there is no accelerator, or the network cannot be run dry."""
+    free = host.free_memory()
+    if free is None:
+        return None
+    try:
+        known = host.runs_folder() / REMEMBERED
+        found = counted(host, model, config, dataset, vae, rewards, remembered=known)
+        made = Forecast(found, config.training, free)
+        if not made.plan.fits:
+            made = replace(made, more=with_measures(host, model, config, dataset, vae, rewards, remembered=known))
+    except (RuntimeError, NotImplementedError, TypeError, AttributeError, KeyError, IndexError) as error:
+        # Whatever a network does that needs its numbers, the run itself can still be tried.
+        _log.warning("memory could not be counted beforehand: %s", str(error).partition("\n")[0])
+        return None
+    return made
+
+
+def counted(
+    host: Any,
+    model: Any,
+    config: RunConfig,
+    dataset: Dataset,
+    vae: Any = None,
+    rewards: Sequence[Reward | None] = (),
+    compute: torch.dtype | None = None,
+    remembered: Path | None = None,
+    measures: Sequence[str] = (),
+    whole: bool = False,
+) -> Counted:
+    """A step of this run without its weights, as its largest picture and longest prompt make it.
+
+    compute: precision of the arithmetic, where this machine's own is not meant. remembered: a file of earlier counts.
+    measures: of `planning.MEASURES`, what waits in host memory. whole: count every block, not shallow copies.
+    Not counted: a VAE and rewards that are asked without a gradient, which the host places and frees, and previews.
+    Raises what the run itself would raise for settings that cannot be, and RuntimeError and the like for a network that
+    cannot be run without numbers.
+    """
+    outline = host.outline(model, compute or precision(config))
+    sample = largest(dataset)
+    key = _key(outline.network, config, sample, vae, rewards, measures)
+    known = _read(remembered)
+    if key in known:
+        return Counted(**{**known[key], "blocks": tuple(known[key]["blocks"])})
+    dry = _Dry(host, sample)
+
+    def trainer(denoiser: Denoiser) -> Trainer:
+        # Accumulated batches take no more than two: from the second on, gradients are there already.
+        # Whatever keeps the optimiser may not be installed, so that its state is counted by itself.
+        training = replace(
+            config.training,
+            accumulation=min(2, config.training.accumulation),
+            noise_scale_target=0.0,
+            optimiser="adamw",
+        )
+        objective = METHODS[config.method].objective(config.objective, denoiser)
+        add_adapters(denoiser, config, objective, None)
+        data = encode(denoiser, sample)
+        furnish(dry, objective, denoiser, data, config, vae, [each and weightless_reward(each) for each in rewards])
+        if objective.pairs:
+            each = torch.zeros(data.shape_of(0), dtype=torch.float16)
+            data.pairs = {name: [each] * len(data) for name in ("noise", "target")}
+        made = Trainer(denoiser, objective, data, replace(config, training=training), Path())
+        furnish_measures(made, measures)
+        return made
+
+    with host.training_session():
+        # A discriminator looks at a share of the depth, which shallow copies do not have in the same place.
+        watched = getattr(config.objective, "gan_weight", 0) > 0
+        count = dry_run.run if whole or watched else dry_run.count
+        found = count(outline, trainer, optimiser=config.training.optimiser)
+    if remembered is not None:
+        known[key] = asdict(found)
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        write_json(remembered, dict(list(known.items())[-_MOST:]))
+    return found
+
+
+def with_measures(*given: Any, **named: Any) -> tuple[tuple[tuple[str, ...], Counted], ...]:
+    """`counted` once more for each of `planning.MEASURES`, with what it is given."""
+    return tuple((measures, counted(*given, **named, measures=measures)) for measures in MEASURES)
+
+
+def furnish_measures(trainer: Trainer, measures: Sequence[str]) -> None:
+    """Let a trainer keep these in host memory."""
+    trainer.host_inputs, trainer.host_state = INPUTS in measures, STATE in measures
+
+
+def largest(dataset: Dataset) -> Dataset:
+    """One sample, of the largest picture and the longest prompt of a data set, without its numbers."""
+    entry = max(dataset.entries, key=lambda entry: entry[0].numel())
+    shape = dataset.shape if dataset.latents is None else max((t.shape for t in dataset.latents), key=torch.Size.numel)
+    latents = None if dataset.latents is None else [torch.zeros(tuple(shape or ()))]
+    picture = max(dataset.pictures, key=Tensor.numel) if dataset.pictures else None
+    return Dataset(
+        [entry],
+        max(dataset.prompts, key=len, default="") and [max(dataset.prompts, key=len)],
+        dataset.negative,
+        latents,
+        dataset.shape,
+        latents if dataset.losers is not None else None,
+        [1.0] if dataset.losers is not None else None,
+        None if picture is None else [torch.zeros_like(picture)],
+    )
+
+
+def free_host_memory() -> int | None:
+    """Bytes of host memory that programs may still take, None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            row = next(line for line in file if line.startswith("MemAvailable:"))
+        return int(row.split()[1]) * 1024
+    except (OSError, StopIteration, ValueError):
+        pass
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return int(psutil.virtual_memory().available)
+
+
+class _Dry:
+    """A host whose decoder has no weights, and whose VAE costs nothing."""
+
+    def __init__(self, host: Any, sample: Dataset):
+        self._host, self._sample = host, sample
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._host, name)
+
+    def differentiable_decoder(self, vae: Any) -> Any:
+        """The host's, without weights."""
+        return self._host.outlined_decoder(vae)
+
+    def decode(self, vae: Any, samples: Tensor) -> Tensor:
+        """Pictures of no use, on the CPU."""
+        return torch.zeros(len(samples), 8, 8, 3)
+
+    def encode_images(self, vae: Any, images: Tensor) -> dict[str, Tensor]:
+        """Latents of no use, of the sample's size."""
+        assert self._sample.latents is not None
+        return {"samples": torch.stack([self._sample.latents[0]] * len(images))}
+
+
+class _Bare:
+    """See `rewards.contract.Holder`: a network without weights."""
+
+    def __init__(self, network: nn.Module):
+        self.network = weightless_copy(network)
+
+    def load(self) -> torch.device:
+        """It is nowhere else."""
+        return META
+
+    def offload(self) -> None:
+        """Nothing to free."""
+
+
+def weightless_reward(reward: Reward) -> Reward:
+    """The same reward on networks without weights."""
+    known: dict[int, Any] = {}
+
+    def look(value: Any, depth: int = 0) -> None:
+        if isinstance(getattr(value, "network", None), nn.Module) and hasattr(value, "offload"):
+            known[id(value)] = _Bare(value.network)
+        elif depth < 5:
+            inside = value if isinstance(value, list | tuple) else getattr(value, "__dict__", {})
+            for part in inside.values() if isinstance(inside, dict) else inside:
+                look(part, depth + 1)
+
+    look(reward)
+    return copy.deepcopy(reward, known)
+
+
+def _key(network: nn.Module, config: RunConfig, sample: Dataset, vae: Any, rewards: Sequence[Any], *more: Any) -> str:
+    """What a count depends on: architecture, format, sizes, settings and versions."""
+    layers = [(name, tuple(w.shape), str(w.dtype)) for name, w in network.named_parameters()]
+    settings = config.to_json()
+    for free in ("steps", "name", "seed", "learning_rate", "preview_every", "previews", "save_every", "save_minutes",
+                 "keep", "offload"):  # fmt: skip
+        settings["training"].pop(free, None)
+    shape = sample.shape if sample.latents is None else tuple(sample.latents[0].shape)
+    tokens = [tuple(entry[0].shape) for entry in (*sample.entries, *([sample.negative] if sample.negative else []))]
+    with_rewards = [each.name for each in rewards if each is not None]
+    parts = [layers, settings, shape, tokens, with_rewards, vae is not None, *more, VERSION, str(torch.__version__)]
+    return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _read(remembered: Path | None) -> dict[str, Any]:
+    if remembered is None or not os.path.isfile(remembered):
+        return {}
+    try:
+        found = json.loads(remembered.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,308 @@
+"""A training run, whoever asked for it: encode, add adapters, train, write the LoRA, see that its file works.
+
+A node calls `run` with its MODEL, the job process with the one it loaded; both get the same weights, to the bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...files.atomic import check_writable, checked_name, write_json
+from ...files.folder import Inside, inside
+from ...files.log_file import METRICS, column
+from ...files.strangers import read_json
+from ...rewards.contract import Reward
+from ...trainers.checkpointing import units
+from ...trainers.config import RunConfig
+from ...trainers.dataset import Dataset
+from ...trainers.export import VERSION, metadata, read_lora, write_lora
+from ...trainers.host_memory import given_back
+from ...trainers.job import LOCK
+from ...trainers.job_watch import STATUS, FileWatcher, clear_commands, has_status, holding, read_status
+from ...trainers.loop import Reducer, Stopped, Trainer, TrainingFailed
+from ...trainers.memory import size, weights
+from ...trainers.methods import METHODS
+from ...trainers.objectives.dmd2 import DMD2
+from ...trainers.objectives.parts.contract import Objective
+from ...trainers.objectives.tdm import TDM
+from ...trainers.offload import blocks_to_stream
+from ...trainers.origin import origin
+from ...trainers.planning import Forecast, Truth, problem
+from ...trainers.watch import Watcher, open_picture
+from . import planning
+from .assembly import add_adapters, encode, furnish, precision
+
+RESULT = "result.json"
+_log = logging.getLogger("retort.training")
+
+
+@dataclass
+class Request:
+    """What is to be trained. name: of the LoRA and of the run's folder; start: a LoRA that the student begins as."""
+
+    name: str
+    config: RunConfig
+    dataset: Dataset
+    start: dict[str, Tensor] | None = None
+
+
+@dataclass
+class Result:
+    """lora: as core loaders read it. losses: the student's, step by step. path: the file; folder: the run's."""
+
+    lora: dict[str, Tensor]
+    losses: list[float]
+    path: Path | None
+    folder: Path
+    steps: int
+
+
+def run(
+    host: Any,
+    model: Any,
+    request: Request,
+    *,
+    watcher: Watcher,
+    vae: Any = None,
+    reward: Reward | None = None,
+    second: Reward | None = None,
+    folder: Path | None = None,
+    reducer: Reducer | None = None,
+) -> Result:
+    """Train, and return when the LoRA is written and found to change the model's output.
+
+    host: the module of `hosts.api`. second: another reward, which AlignProp balances with the first. folder: the run's
+    own (default: the host's, by name). Raises what `trainers.loop.Trainer` does, ValueError for settings and data that
+    cannot go together.
+    """
+    name = checked_name(request.name)
+    folder = folder or host.runs_folder() / name
+    inside(folder).refuse_links()
+    config = request.config
+    if second is not None and (config.method != "align_prop" or reward is None):
+        raise ValueError(
+            f"reward_2: {config.method} takes one reward; join both with Combine Rewards, or choose align_prop with "
+            "`reward` connected"
+        )
+    for each in (reward, second):
+        if each is not None:
+            _check_reward(each, vae, request)
+    for needed in (folder, host.loras_folder()):
+        check_writable(needed)
+    forecast = planning.forecast(host, model, config, request.dataset, vae, (reward, second))
+    with host.training_session():
+        denoiser = host.trainable(model, precision(config))
+        truth = Truth(denoiser.device)  # whose network is not there yet
+        with given_back(denoiser.device, weights(denoiser.network)):
+            try:
+                objective = METHODS[config.method].objective(config.objective, denoiser)
+                add_adapters(denoiser, config, objective, request.start)
+                forecast = place(host, denoiser, config, forecast)
+                if forecast is not None:
+                    watcher.says(f"memory: {forecast.plan}")
+                data = encode(denoiser, request.dataset)
+                furnish(host, objective, denoiser, data, config, vae, (reward, second))
+                decode = denoiser.preview if vae is None else (lambda x0: host.decode(vae, denoiser.latents_out(x0)))
+                names = [each.name for each in (reward, second) if each is not None]
+                started_on = origin(denoiser.base_hash, request.dataset, request.start, " and ".join(names) or None)
+                trainer = Trainer(
+                    denoiser,
+                    objective,
+                    data,
+                    config,
+                    folder,
+                    watcher,
+                    decode,
+                    reducer,
+                    started_on,
+                    forecast,
+                    truth,
+                )
+                if forecast is not None:
+                    planning.furnish_measures(trainer, forecast.measures)
+                lora = denoiser.to_file(trainer.train())
+                base_hash, architecture = denoiser.base_hash, denoiser.architecture
+                # Where a few-step student is called; whoever samples with the LoRA needs them.
+                timesteps = [round(float(denoiser.schedule.timestep(level)), 3) for level in student_levels(objective)]
+                done, begun = trainer.done, trainer.begun
+            finally:
+                # Optimisers, averages and the decoder, too: the memory is wanted for looking at the LoRA's file.
+                trainer = objective = data = decode = None
+                denoiser.release()
+    losses = column(inside(folder) / METRICS, "student_loss")
+    if reducer is not None and reducer.rank:
+        return Result(lora, losses, None, folder, done)
+    path = None if done > begun else written(folder, host.loras_folder(), done)
+    if path is None:
+        notes = metadata(config, done, name, architecture, base_hash, VERSION)
+        path = write_lora(host.loras_folder(), name, lora, notes)
+        written_down = {
+            "file": path.name, "sha256": _hash(path), "steps": done, "timesteps": timesteps,
+            "base": _base(host, model),
+        }  # fmt: skip
+        write_json(inside(folder) / RESULT, written_down)
+    changed = host.output_change(model, path, request.dataset)
+    if not changed > 0:
+        path.unlink()
+        raise TrainingFailed(
+            f"after {done} steps the LoRA changes nothing in this model's output, so no file was kept: raise "
+            f"learning_rate or steps. The run's state is in {folder}"
+        )
+    taken = "" if path.stem == name else f", since another file is called {name}.safetensors"
+    watcher.says(f"{done} steps: {path.name}{taken}")
+    _log.info("the LoRA of run %s is %s%s", folder.name, path, taken)
+    return Result(read_lora(path), losses, path, folder, done)
+
+
+def run_in_node(host: Any, model: Any, request: Request, *, watcher: Watcher, **given: Any) -> Result:
+    """`run` as a node does it: status.json says how far it is, and the commands stop, save and sample are heard.
+
+    A stop saves the run and then ends the node as the host's own cancel does. Raises what `run` does, BlockingIOError
+    while a job works in the run's folder.
+    """
+    folder = host.runs_folder() / checked_name(request.name)
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    inside(folder).refuse_links()
+    check_writable(folder)
+    try:
+        with holding(folder):
+            return _told(host, model, request, watcher, folder, given)
+    finally:
+        # What was refused before it began is no run.
+        if new and not (inside(folder) / METRICS).is_file():
+            for name in (STATUS, LOCK):
+                (inside(folder) / name).remove()
+            with contextlib.suppress(OSError):
+                for each in new:
+                    each.rmdir()
+
+
+def _told(host: Any, model: Any, request: Request, watcher: Watcher, folder: Path, given: dict[str, Any]) -> Result:
+    clear_commands(folder)
+    before = read_status(folder) if has_status(folder) else None
+    with FileWatcher(folder, before, show=watcher) as told:
+        try:
+            result = run(host, model, request, watcher=told, **given)
+        except (Stopped, host.CANCELLED) as ended:
+            told.end("stopped", str(ended) or "cancelled; queue it again to go on")
+            raise host.CANCELLED() from ended
+        except BaseException as error:
+            told.fail(error)
+            raise
+        assert result.path is not None
+        told.end("finished", lora=result.path.name)
+    return result
+
+
+def student_levels(objective: Objective) -> list[Tensor]:
+    """The levels at which a few-step student is called, highest first; none for other methods."""
+    if isinstance(objective, DMD2):
+        return list(objective.sigmas[:-1])
+    return list(objective.grids[objective.config.steps][:-1]) if isinstance(objective, TDM) else []
+
+
+def written(folder: Path, loras: Path, steps: int) -> Path | None:
+    """The LoRA that a run has written after so many steps, None when there is none or it is no longer as it was."""
+    try:
+        noted = read_json(inside(folder) / RESULT)
+        path = loras / f"{checked_name(noted['file'])}.safetensors"
+        return path if noted["steps"] == steps and _hash(path) == noted["sha256"] else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # Nobody's record, or a damaged one: the LoRA is written anew under a free name.
+        return None
+
+
+def _base(host: Any, model: Any) -> dict[str, Any] | None:
+    """The model by the name of its file, None where no file says all of it."""
+    try:
+        base = host.describe_base(model)
+    except ValueError:
+        return None
+    return None if base is None else base.to_json()
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def place(host: Any, denoiser: Any, config: RunConfig, forecast: Forecast | None) -> Forecast | None:
+    """Bring the network to the device, and let as many of its blocks wait in host memory as `offload` says.
+
+    The forecast with what is free by now. TrainingFailed, before anything is there, for a run that has no room.
+    """
+    network, free = denoiser.network, host.free_memory()
+    if forecast is None:
+        count = blocks_to_stream(config.training, len(units(network)), weights(network), free)
+    else:
+        forecast = replace(forecast, free=free).settled
+        refused = problem(forecast.plan, config.training)
+        if refused:
+            raise TrainingFailed(refused)
+        count = forecast.plan.streamed
+    denoiser.place(count, host.pin, host.unpin)
+    if count:
+        ring = denoiser.ring
+        _log.info("%d of %d blocks are streamed, %s", ring.count, len(ring.blocks), size(ring.streamed_bytes))
+    return forecast
+
+
+def _check_reward(reward: Reward, vae: Any, request: Request) -> None:
+    wanted = METHODS[request.config.method].reward
+    if wanted == "none":
+        pleasing = ", ".join(name for name, method in METHODS.items() if method.reward != "none")
+        raise ValueError(
+            f"reward: {request.config.method} pleases none; choose one of {pleasing}, or disconnect {reward.name}"
+        )
+    if vae is None:
+        raise ValueError(f"the reward {reward.name} looks at pictures: connect a VAE")
+    if wanted == "differentiable" and not reward.differentiable:
+        raise ValueError(
+            f"the reward {reward.name} has no gradient, and {request.config.method} needs a differentiable one: "
+            "PickScore, HPSv2, CLIP, aesthetic, ImageReward and the embedded judge are; spo and flow_grpo take any"
+        )
+    if not request.dataset.prompts:
+        raise ValueError(
+            f"the reward {reward.name} reads prompts, and encoded ones cannot be read: type them in `prompts` and "
+            "disconnect `positive`"
+        )
+
+
+class HostWatcher:
+    """Shows a run in the host's own progress, and lets the host's cancel end it. shown: whether a picture was."""
+
+    def __init__(self, host: Any, total: int):
+        self._host, self._progress = host, host.progress(total)
+        self._done = 0
+        self.shown = False
+
+    def check(self) -> None:
+        """Raise the host's own interruption."""
+        self._host.check_cancelled()
+
+    def wishes(self) -> set[str]:
+        """A host asks for nothing but to end."""
+        return set()
+
+    def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """One step on."""
+        self._done = done
+        loss, rate = metrics.get("student_loss"), 1 / metrics["seconds"]
+        text = "" if loss is None else f"step {done} of {total}, loss {loss:.4g}, {rate:.3g} steps/s"
+        self._progress.step(done, text=text)
+
+    def preview(self, images: Tensor, done: int, path: Inside) -> None:
+        """Show the contact sheet on the node."""
+        self._progress.step(done, preview=open_picture(path))
+        self.shown = True
+
+    def says(self, text: str) -> None:
+        """A line on the node."""
+        self._progress.step(self._done, text=text)

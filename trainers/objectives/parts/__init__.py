@@ -1,0 +1,1 @@
+"""What several objectives share: the contract, levels, the discriminator, losses over pairs."""

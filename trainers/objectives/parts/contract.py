@@ -1,0 +1,297 @@
+"""What an objective sees of the engine, and the engine of an objective: nothing else passes between them.
+
+An objective is the maths of one paper. Each step it gets the same `Batch` for all its losses and yields them one by
+one; the engine runs each backward pass before it asks for the next, so that one network's graph is alive at a time. A
+student's checkpointed graph, which is a row of block inputs, may wait beside it where that spares a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ....sampling.accounts import seed_of
+from ....sampling.path import NoisePath
+from ....sampling.schedule import Schedule
+
+Prediction = Literal["eps", "v", "flow", "x0", "edm"]
+# What a network is told besides latent and level; made, joined and read by the host alone.
+Cond = Any
+
+
+class Asked(NamedTuple):
+    """A call of the network: x (B, ...) at the levels sigma (B,), and what it is told of these samples."""
+
+    x: Tensor
+    sigma: Tensor
+    cond: Cond
+
+
+class TrainableDenoiser(Protocol):
+    """One frozen base with named adapters: without one it is the teacher, with "student" or "fake" those networks.
+
+    network carries the adapters. sigma_range: lowest and highest level of the model's schedule. checkpointed: whether
+    the network's blocks forget what they computed until the backward pass, so that a graph that waits takes little.
+    """
+
+    network: nn.Module
+    path: NoisePath
+    schedule: Schedule
+    prediction: Prediction
+    sigma_range: tuple[float, float]
+    device: torch.device
+
+    @property
+    def checkpointed(self) -> bool:
+        """See the class."""
+        ...
+
+    def predict_x0(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """x (B, C, ...) at sigma (B,) -> x0 in fp32, with gradients wherever they are on; no guidance inside."""
+        ...
+
+    def joined(self, asked: Sequence[Asked]) -> Asked | None:
+        """Several calls as one of all their samples; None where they do not fit, or are large enough by themselves."""
+        ...
+
+    def predict_each(self, asked: Sequence[Asked], adapters: Sequence[str | None] | None = None) -> list[Tensor]:
+        """x0 of each of several calls, in as few passes of the network as `joined` allows.
+
+        adapters: whose each call is, by default that of the adapter which is on. Calls of unlike adapters share a pass
+        only without gradients.
+        """
+        ...
+
+    def chosen(self, cond: Cond, rows: Sequence[int]) -> Cond:
+        """What the network is told of some of a batch's samples."""
+        ...
+
+    def features(self, x: Tensor, sigma: Tensor, cond: Cond) -> list[Tensor]:
+        """What middle blocks put out, (B, C, ...) in a UNet, (B, N, C) in a DiT; blocks behind them are not run."""
+        ...
+
+    def feature_widths(self, x: Tensor, sigma: Tensor, cond: Cond) -> list[int]:
+        """Channels of each of those outputs."""
+        ...
+
+    def adapter(self, name: str | None) -> AbstractContextManager[None]:
+        """Within it the network is the base with this adapter; gradients flow to that adapter's weights alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers of one step, by name and sample, so that neither batch split nor call order changes them.
+
+    indices: which samples of the step's whole batch these are. There is no state to save: a resumed run draws the same.
+    """
+
+    seed: int
+    step: int
+    indices: tuple[int, ...]
+    device: torch.device = torch.device("cpu")
+
+    def _each(self, name: str) -> Iterator[torch.Generator]:
+        for seed in self.seeds(name):
+            yield torch.Generator().manual_seed(seed)
+
+    def normal(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Unit noise (B, *shape), fp32, drawn on the CPU so that every device gets the same."""
+        drawn = torch.stack([torch.randn(tuple(shape), generator=g) for g in self._each(name)])
+        return drawn.to(self.device)
+
+    def uniform(self, name: str, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """(B,) numbers in [low, high), fp32."""
+        drawn = torch.stack([torch.rand((), generator=g) for g in self._each(name)])
+        return (low + (high - low) * drawn).to(self.device)
+
+    def integers(self, name: str, low: int, high: int) -> Tensor:
+        """(B,) integers in low .. high - 1."""
+        drawn = torch.stack([torch.randint(low, high, (), generator=g) for g in self._each(name)])
+        return drawn.to(self.device)
+
+    def seeds(self, name: str) -> list[int]:
+        """B seeds, for what draws from generators of its own."""
+        return [seed_of(self.seed, self.step, index, name) for index in self.indices]
+
+    def common(self, name: str) -> float:
+        """One number in [0, 1) that the whole step shares, on every device and process."""
+        return float(
+            torch.rand((), generator=torch.Generator().manual_seed(seed_of(self.seed, self.step, "all", name)))
+        )
+
+
+@dataclass
+class Batch:
+    """One micro-batch of B samples on the training device.
+
+    shape: of one latent, (C, H, W) or (C, T, H, W). latents: (B, *shape) in the network's own scale, None where the
+    run has no images. uncond: the empty or negative prompt for B samples. columns: further tensors (B, ...) that the
+    data set has (pairs of noise and target). weights: (B,) by which the engine multiplies the samples' losses, None
+    where all count alike.
+    """
+
+    draws: Draws
+    shape: tuple[int, ...]
+    cond: Cond
+    uncond: Cond = None
+    latents: Tensor | None = None
+    prompts: tuple[str, ...] = ()
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.draws.indices)
+
+    @property
+    def images(self) -> Tensor:
+        """The latents, where a method cannot do without. ValueError when there are none."""
+        if self.latents is None:
+            raise ValueError("this method learns from images, and the batch has none: connect latents")
+        return self.latents
+
+
+# (x0 latents (B, ...), prompts, batch) -> (B,), higher is better, with gradients to the latents where the method needs
+# them; decoding happens inside.
+LatentReward = Callable[[Tensor, tuple[str, ...], Batch], Tensor]
+
+
+class Loss(NamedTuple):
+    """A loss to run backwards, whose it is, and the numbers worth watching (0-d or float, means over the batch).
+
+    each: (B,) the losses of the samples, whose mean is `value`, where it is such a mean. errors: the (B,) mean squared
+    errors of the network's output that `each` is made of, at the levels sigma (B,).
+    """
+
+    player: str
+    value: Tensor
+    metrics: dict[str, Tensor | float]
+    each: Tensor | None = None
+    errors: tuple[Tensor, ...] = ()
+    sigma: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Player:
+    """Someone with weights of its own: an adapter of the network, and perhaps modules beside it.
+
+    adapter: its name on the denoiser. rate: its learning rate over the run's. modules: trained with it.
+    betas: AdamW's, None for the run's.
+    """
+
+    adapter: str
+    rate: float = 1.0
+    modules: nn.Module | None = None
+    betas: tuple[float, float] | None = None
+
+
+class Objective(Protocol):
+    """The maths of one method; constructed as `Objective(config, denoiser)` with a frozen dataclass."""
+
+    name: str
+    needs_latents: bool
+    needs_uncond: bool
+
+    @property
+    def players(self) -> dict[str, Player]:
+        """Who is trained; every name that `losses` yields. The one called "student" becomes the LoRA."""
+        ...
+
+    def prepare(self, samples: Iterable[Batch]) -> None:
+        """Called once, before the optimisers are made, with the run's first samples, of any size and one to a batch:
+        heads learn their sizes here."""
+        ...
+
+    @property
+    def pairs(self) -> int:
+        """How many teacher pairs the run needs (0 = none); they arrive as columns "pair_noise" and "pair_target"."""
+        ...
+
+    def make_pairs(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
+        """The guided teacher's x0 (B, ...) from unit noise."""
+        ...
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
+        """The step's losses, each a mean over the micro-batch, in an order that keeps one graph alive at a time."""
+        ...
+
+    def after_step(self, metrics: Mapping[str, float], step: int) -> None:
+        """Called when every player has moved, with the whole batch's mean metrics: running averages are kept here."""
+        ...
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Tensors, besides weights, that a resumed run needs; they are restored in place."""
+        ...
+
+    def sample(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
+        """x0 from unit noise as users of this student will sample it, for previews; adapter "student" is on.
+
+        A method that restores is given degraded latents instead.
+        """
+        ...
+
+
+def broadcast(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) values shaped to multiply a (B, ...) tensor."""
+    return values.view(-1, *(1,) * (like.ndim - 1))
+
+
+def mean_each(x: Tensor) -> Tensor:
+    """(B, ...) -> (B,), the mean over all but the batch."""
+    return x.flatten(1).mean(1)
+
+
+@contextmanager
+def swapped(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within it the weights have the values of `others` (their running average, an older policy), by name."""
+    own = {key: weights[key].detach().clone() for key in others}
+    try:
+        for key, value in others.items():
+            weights[key].data.copy_(value)
+        yield
+    finally:
+        for key, value in own.items():
+            weights[key].data.copy_(value)
+
+
+def native_scale(prediction: Prediction, path: NoisePath, sigma: Tensor) -> Tensor:
+    """How much an error of the network's own output is magnified in x0: |x0 error| = scale * |output error|.
+
+    sigma (B,). eps on VE: sigma. v on VE and VP: sigma / sqrt(1 + sigma^2). flow: sigma. x0: 1; edm: as its output
+    scale with sigma_data 1, which is v's.
+    """
+    if prediction in ("eps", "flow"):
+        return sigma
+    if prediction == "x0":
+        return torch.ones_like(sigma)
+    return sigma / (1 + sigma.square()).sqrt()
+
+
+def alpha_sigma(path: NoisePath, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """(a, s) of x_t = a x0 + s n as the papers write it: VP's for VE models, (1 - t, t) for flow; sigma (B,)."""
+    if path.kind == "FLOW":
+        return 1 - sigma, sigma * path.noise_scale
+    a = 1 / (1 + sigma.square()).sqrt()
+    return a, sigma * a
+
+
+def guided(
+    denoiser: TrainableDenoiser, x: Tensor, sigma: Tensor, cond: Cond, uncond: Cond, cfg: float, joined: bool = False
+) -> Tensor:
+    """Classifier-free guidance in x0: uncond + cfg (cond - uncond) (Ho & Salimans 2022, arXiv 2207.12598, eq. 6).
+
+    It is linear in the network's output, so x0, eps and v give the same. cfg 1 makes one call. joined: let both calls
+    share a pass where they can, which rounds otherwise.
+    """
+    if cfg == 1.0:
+        return denoiser.predict_x0(x, sigma, cond)
+    if joined:
+        x0, without = denoiser.predict_each([Asked(x, sigma, cond), Asked(x, sigma, uncond)])
+    else:
+        x0, without = (denoiser.predict_x0(x, sigma, told) for told in (cond, uncond))
+    return without + cfg * (x0 - without)

@@ -1,0 +1,126 @@
+"""What the methods that learn from pairs share: levels, the error of the network's own output, the loss of a label.
+
+A pair is a winner and a loser for one prompt. The error is of what the network predicts (eps, v or flow), averaged over
+a latent: on eps networks mean |eps_theta - eps|^2 as Wallace et al. 2023 (arXiv 2311.12908) have it, elsewhere the same
+in the space in which the network was trained. Below a scale of 1/100 it is held, since a flow's has no bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..flow_matching import FlowMatching, FlowMatchingConfig, Levels
+from .contract import Asked, Batch, Cond, Draws, Loss, Player, TrainableDenoiser, broadcast, mean_each, native_scale
+
+LOSER, STRENGTH = "loser", "strength"
+SMALLEST = 1e-2
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """How levels are drawn, as `flow_matching` draws them; steps and cfg are of the previews."""
+
+    levels: Levels = "uniform"
+    steps: int = 20
+    cfg: float = 4.0
+
+    def __post_init__(self) -> None:
+        self.matching()
+
+    def matching(self) -> FlowMatchingConfig:
+        """The same settings as plain fine-tuning's. ValueError names the field."""
+        return FlowMatchingConfig(levels=self.levels, steps=self.steps, cfg=self.cfg)
+
+
+def require(ranges: Mapping[str, tuple[float, float, float, str]]) -> None:
+    """ValueError for the first of name: (value, low, high, remedy) that lies outside or is no finite number."""
+    for name, (value, low, high, remedy) in ranges.items():
+        if not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value!r}: {remedy}")
+
+
+def column(batch: Batch, name: str) -> Tensor:
+    """A column of the pairs. ValueError when the batch is of single images."""
+    if name not in batch.columns:
+        raise ValueError("this method learns from pairs of a winner and a loser, and the data are single images")
+    return batch.columns[name]
+
+
+def soft_loss(u: Tensor, chance: Tensor | float) -> Tensor:
+    """(B,) -p log sigmoid(u) - (1 - p) log sigmoid(-u); chance is p, that the first of the pair is the better one.
+
+    At p = 1 it is DPO's loss; elsewhere its minimum is finite, at u = log(p / (1 - p)).
+    """
+    return -chance * functional.logsigmoid(u) - (1 - chance) * functional.logsigmoid(-u)
+
+
+class PairObjective:
+    """One adapter that learns from pairs; a method says what the loss of a pair is."""
+
+    name: str
+    needs_latents = True
+    needs_uncond = False
+    pairs = 0
+
+    def __init__(self, config: PairConfig, denoiser: TrainableDenoiser):
+        self.denoiser = denoiser
+        self._matching = FlowMatching(config.matching(), denoiser)
+
+    @property
+    def players(self) -> dict[str, Player]:
+        """The student alone."""
+        return {"student": Player("student")}
+
+    def prepare(self, samples: Iterable[Batch]) -> None:
+        """See that the data are pairs, before anything is computed."""
+        for batch in samples:
+            column(batch, LOSER)
+
+    def make_pairs(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
+        """Never called: `pairs` is 0."""
+        raise NotImplementedError
+
+    def sigma(self, draws: Draws) -> Tensor:
+        """The step's levels (B,), one for both of a pair."""
+        return self._matching.sigma(draws)
+
+    def errors(
+        self, pair: Sequence[Tensor], sigma: Tensor, noises: Sequence[Tensor], cond: Cond
+    ) -> tuple[Tensor, Tensor]:
+        """(B,) mean squared errors of the network's own output at the noisy versions of winners and losers (B, ...).
+
+        One call for both where they fit in one; the adapter is on. noises: of each.
+        """
+        denoiser = self.denoiser
+        scale = native_scale(denoiser.prediction, denoiser.path, sigma).clamp(min=SMALLEST)
+        noisy = [denoiser.path.add_noise(x, sigma, noise) for x, noise in zip(pair, noises, strict=True)]
+        found = denoiser.predict_each([Asked(x, sigma, cond) for x in noisy])
+        errors = (x0 - latents for x0, latents in zip(found, pair, strict=True))
+        winner, loser = (mean_each((error / broadcast(scale, error)).square()) for error in errors)
+        return winner, loser
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
+        """See the contract."""
+        raise NotImplementedError
+
+    def after_step(self, metrics: Mapping[str, float], step: int) -> None:
+        """No running averages."""
+
+    def buffers(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def sample(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
+        """As plain fine-tuning's previews: Euler with guidance where there is an empty prompt."""
+        return self._matching.sample(noise, cond, uncond)
+
+
+def agreement(margin: Tensor) -> Tensor:
+    """Share of pairs with a margin above 0; ties count as wrong."""
+    return (margin.detach() > 0).to(torch.float32).mean()
