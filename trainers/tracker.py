@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 # CUDA's allocator hands out whole blocks of so many bytes.
 BLOCK = 512
@@ -119,6 +118,10 @@ class Tracker(TorchDispatchMode):
         self.phase = "start"
         self.peaks: dict[str, int] = {}
         self.flops: defaultdict[str, int] = defaultdict(int)
+        # Imported here, since ComfyUI's start must not wait for it.
+        from torch.utils import flop_counter
+
+        self._formulas = flop_counter
         self._live: dict[int, tuple[int, weakref.ref[Any]]] = {}
         self._shapes = _Shapes()
 
@@ -165,12 +168,12 @@ class Tracker(TorchDispatchMode):
         if packet is _FILL and args[1].is_meta and not args[0].is_meta:
             return args[0]
         out = self._shapes.run(func, args, kwargs)
-        if packet in flop_registry:
-            self.flops[self.phase] += flop_registry[packet](*args, **kwargs, out_val=out)
+        if packet in self._formulas.flop_registry:
+            self.flops[self.phase] += self._formulas.flop_registry[packet](*args, **kwargs, out_val=out)
         elif packet is _FLASH:
-            self.flops[self.phase] += sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape)
+            self.flops[self.phase] += self._formulas.sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape)
         elif packet is _FLASH_BACKWARD:
-            self.flops[self.phase] += sdpa_backward_flop_count(*(part.shape for part in args[:4]))
+            self.flops[self.phase] += self._formulas.sdpa_backward_flop_count(*(part.shape for part in args[:4]))
         self._hold_all(out)
         return out
 
