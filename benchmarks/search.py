@@ -1,9 +1,9 @@
 """What search finds for what it spends: tree search beside its baselines on the embedded model; and its overhead.
 
-`python -m retort.benchmarks.search [--quick] [--json FILE] [--work DIR] [--seeds N]`. Three parts: the best reward
-against network calls and seconds; class-conditional sampling by a steered unconditional prior (`search_classes`);
-overhead over the bare network (`search_overhead`), whose figure inside ComfyUI needs COMFYUI_PATH. --work keeps
-finished searches there, so that a run that was stopped goes on.
+`python -m retort.benchmarks.search [--quick] [--json FILE] [--work DIR] [--seeds N] [--methods NAME ...]`. Three parts:
+the best reward against network calls and seconds; class-conditional sampling by a steered unconditional prior
+(`search_classes`); overhead over the bare network (`search_overhead`), whose figure inside ComfyUI needs COMFYUI_PATH.
+--work keeps finished searches there, so that a run that was stopped goes on.
 
 The reward is log p(digit, ink, paper) + log p(bold) by the judge, for prompts that say nothing of boldness. Every
 method has the same model, steps, batch and accounting; those that are not the target's two stop at a fifth of it.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -65,6 +65,7 @@ def methods(batch: int) -> dict[str, Config]:
         "best-of-N": BestOfConfig(),
         "DTS*": DTS_STAR,
         "DTS": TreeConfig(leaves=batch),
+        "DTS, the paper's widening": TreeConfig(leaves=batch, widening=2.0, growth=0.8),
         "FK": SteeringConfig(particles=batch),
         "SVDD": ValueConfig(),
         "FIND": FindConfig(samples=batch),
@@ -117,10 +118,11 @@ class Measured:
         return at_most(needed(np.arange(len(goal))), looked, target, bounds)
 
 
-def measure(task: Task, size: Size, kept: Kept) -> Measured:
-    """Every method on every prompt and seed, in turn."""
+def measure(task: Task, size: Size, kept: Kept, only: Collection[str] = ()) -> Measured:
+    """Every method on every prompt and seed, in turn; `only` these where it names any."""
     evals = size.steps * (1 if task.cfg == 1 else 2)
     vae, reward, chosen = host.embedded(task.kind)[2], judge(1.0), methods(task.batch)
+    chosen = {name: config for name, config in chosen.items() if not only or name in only}
     curves: dict[str, list[list[Curve]]] = {name: [[] for _ in range(size.prompts)] for name in chosen}
     for seed in range(size.seeds):
         for row, prompt in enumerate(prompts(size.prompts)):
@@ -144,12 +146,14 @@ def tabulate(report: Report, found: Measured, size: Size, about: str) -> None:
             values = found.best(name, n * found.evals)
             figure = Figure(float(values.mean()), better="higher", interval=interval(values))
             report.figures[f"{about}, {n * found.evals} calls: {name}, mean best reward"] = figure
+    if "best-of-N" not in found.curves:
+        return
     last = found.best("best-of-N", size.n * found.evals)
     whole = f"{about}: best-of-{size.n}"
     report.figures[f"{whole} ({size.n * found.evals} calls), mean best reward"] = Figure(
         float(last.mean()), better="higher", interval=interval(last)
     )
-    for name in list(found.curves)[1:]:
+    for name in [name for name in found.curves if name != "best-of-N"]:
         report.figures[f"{whole}'s reward: {name}'s share of its calls"] = found.share(name, 0)
         report.figures[f"{whole}'s reward: {name}'s share of its wall time"] = found.share(name, 1)
 
@@ -162,6 +166,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, default="flow", help="which twin the first part searches")
     parser.add_argument("--cfg", type=float, default=1.0, help="its guidance; two calls a step unless it is 1")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="measure these parts alone")
+    parser.add_argument("--methods", nargs="*", default=[], help="of the first part, these alone: DTS, FK and so on")
     options = parser.parse_args()
     report = Report("search")
     with torch.inference_mode():
@@ -176,7 +181,7 @@ def rewards(report: Report, options: argparse.Namespace) -> None:
     size = replace(size, seeds=options.seeds or size.seeds)
     task = Task("", options.kind, options.cfg, batch=BATCH)
     about = f"{options.kind} twin, cfg {options.cfg:g}"
-    tabulate(report, measure(task, size, Kept(options.work)), size, about)
+    tabulate(report, measure(task, size, Kept(options.work), options.methods), size, about)
 
 
 PARTS = {"rewards": rewards, "classes": search_classes.measure, "overhead": search_overhead.measure}

@@ -55,6 +55,7 @@ def methods(calls: int) -> dict[str, Config]:
         "FK": SteeringConfig(particles=calls // TASK.steps, lam=1.0),
         "SVDD": ValueConfig(lam=1.0),
         "DTS": TreeConfig(leaves=TASK.batch),
+        "DTS, the paper's widening": TreeConfig(leaves=TASK.batch, widening=2.0, growth=0.8),
         "DTS as published": TreeConfig(leaves=TASK.batch, selection="boltzmann"),
     }
 

@@ -4,11 +4,13 @@ Jain et al. 2025, "Diffusion Tree Sampling" (arXiv 2506.20701), algorithms 1 and
 r = r(x0); a node's value is (1/lambda) log E[exp(lambda r)] below it, estimated by the plain log-mean-exp over its
 children, which are independent draws of the prior. DTS descends by Boltzmann, DTS* by UCT.
 
-Three things are not the paper's. Its Boltzmann descent biases the values for ever (children that look bad after one
+Four things are not the paper's. Its Boltzmann descent biases the values for ever (children that look bad after one
 rollout are not revisited), so "uniform" is the selection for building a tree that one samples from; `draw` is algorithm
 2, Boltzmann, whatever built the tree. Several leaves are expanded at once: visits are counted when a leaf is chosen,
 not when its reward is back, which widens and spreads UCT as if it were (Liu et al. 2020, WU-UCT, arXiv 1810.11755).
-UCT's bonus is in standard deviations of the rewards seen.
+UCT's bonus is in standard deviations of the rewards seen. The default widening C = 1 and growth alpha = 0.5 are for
+hundreds or thousands of calls; with the paper's 2 and 0.8 the first 36 rollouts all begin at the root, so that a search
+of a few hundred calls is best-of-N.
 """
 
 from __future__ import annotations
@@ -76,8 +78,8 @@ class TreeConfig:
 
     lam: float = 1.0
     selection: Selection = "uniform"
-    widening: float = 2.0
-    growth: float = 0.8
+    widening: float = 1.0
+    growth: float = 0.5
     branch: tuple[int, ...] | None = None
     exploration: float = 1.0
     leaves: int = 8
@@ -91,11 +93,9 @@ class TreeConfig:
                 f"TreeConfig: selection {self.selection!r} is not known; use one of {', '.join(get_args(Selection))}"
             )
         if not (math.isfinite(self.widening) and self.widening >= 1):
-            raise ValueError(f"TreeConfig: widening must be 1 or more, got {self.widening!r}: 2 is the paper's")
+            raise ValueError(f"TreeConfig: widening must be 1 or more, got {self.widening!r}: 1 is usual")
         if not 0 < self.growth <= 1:
-            raise ValueError(
-                f"TreeConfig: growth must be above 0 and at most 1, got {self.growth!r}: 0.8 is the paper's"
-            )
+            raise ValueError(f"TreeConfig: growth must be above 0 and at most 1, got {self.growth!r}: 0.5 is usual")
         if not (math.isfinite(self.exploration) and self.exploration >= 0):
             raise ValueError(f"TreeConfig: exploration must be 0 or more, got {self.exploration!r}: 1 is usual")
         if self.leaves < 1:
@@ -116,7 +116,7 @@ class TreeConfig:
 
 
 # DTS* with settings of ours, which the paper leaves open: chosen on the embedded model (`benchmarks.search`).
-DTS_STAR = TreeConfig(lam=10.0, selection="uct", widening=1.0, growth=0.5, exploration=0.1, leaves=16)
+DTS_STAR = TreeConfig(lam=10.0, selection="uct", exploration=0.1, leaves=16)
 
 
 class Tree(State):

@@ -130,6 +130,6 @@ def test_the_figures_are_written(monkeypatch, tmp_path):
     shares = {name: f for name, f in figures.items() if "DTS*'s share" in name}
     assert sorted(f["target"] for f in shares.values()) == [0.2, 0.25]
     rows = [f["value"] for name, f in figures.items() if "32 calls" in name and "mean best reward" in name]
-    assert len(rows) == 6 and all(value < 0 for value in rows)
-    assert sum("Fréchet distance" in name for name in figures) == 2 + 5 * 2
+    assert len(rows) == 7 and all(value < 0 for value in rows)
+    assert sum("Fréchet distance" in name for name in figures) == 2 + 6 * 2
     assert figures["in ComfyUI, DTS*: time per call over core KSampler's at the same batch"]["met"] is True

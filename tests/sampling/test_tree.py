@@ -15,9 +15,11 @@ from retort.sampling.path import FLOW, VE
 from retort.sampling.schedule import DiscreteSchedule, FlowSchedule
 from retort.sampling.search import Budget, Walk, search
 from retort.sampling.transition import Transition
-from retort.sampling.tree import ROOT, TreeConfig, boltzmann, branch_steps, soft_value
+from retort.sampling.tree import DTS_STAR, ROOT, TreeConfig, boltzmann, branch_steps, soft_value
 
 each_path = pytest.mark.parametrize("path", [VE, FLOW], ids=["VE", "FLOW"])
+# C and alpha of the paper.
+PAPER = {"widening": 2.0, "growth": 0.8}
 REWARDS = [[0.3, -1.2, 2.0], [0.9], [-0.4, 0.1]]
 
 
@@ -97,8 +99,8 @@ def test_with_the_root_alone_it_is_importance_sampling():
 @each_path
 @pytest.mark.parametrize("leaves", [1, 8, 64])
 def test_widening(leaves, path, gaussian):
-    """1.6 (c): ceil(C N^alpha) children after N descents, however many leaves go together."""
-    tree = TreeConfig(leaves=leaves, branch=(1,)).fresh(setting())
+    """ceil(C N^alpha) children after N descents, however many leaves go together."""
+    tree = TreeConfig(leaves=leaves, branch=(1,), **PAPER).fresh(setting())
     model = gaussian(path)
     run(model, tree.config, path, 1300, state=(state := tree.config.fresh(started(path), 4)))
     n = int(state.visits[ROOT]) - 1
@@ -132,7 +134,7 @@ def run(model, config, path, calls, **options):
 
 def test_widening_to_the_letter():
     """One leaf at a time, no network: N = 1000 -> 503, 3000 -> 1210."""
-    tree = TreeConfig(leaves=1, branch=()).fresh(setting())
+    tree = TreeConfig(leaves=1, branch=(), **PAPER).fresh(setting())
     for n in range(1, 3001):
         assert tree._choose(0) or tree.descents == n
         while tree.pending:
@@ -174,9 +176,9 @@ def test_it_branches_at_the_papers_noise():
 
 @each_path
 def test_the_safe_mode_reaches_the_tilted_law(path, mixture):
-    """1.6 (e), uniform while building: 2,000 rollouts, exact reverse kernel."""
+    """Uniform while building: 2,000 rollouts, exact reverse kernel."""
     model = mixture(path)
-    tree = sampled(model, TreeConfig(leaves=50, branch=(1, 2, 3)), 6900).state
+    tree = sampled(model, TreeConfig(leaves=50, branch=(1, 2, 3), **PAPER), 6900).state
     assert 1900 <= len(tree.leaves) <= 2100
     value, masses = model.tilted()
     assert abs(tree.value[ROOT] - value) < 0.1
@@ -185,11 +187,49 @@ def test_the_safe_mode_reaches_the_tilted_law(path, mixture):
     assert float(drawn.mean()) == pytest.approx(float((masses * (model.mu + 0.2)).sum()), abs=0.1)
 
 
-def sampled(model, config, calls, **options):
+def sampled(model, config, calls, sigmas=None, **options):
+    given = {"seed": model.seed, "evaluate": model.reward, "budget": Budget(calls=calls), "batch": 64, **options}
     return search(
-        model, (1, 1, 1), model.sigmas, path=model.path, transition=Transition(), config=config, seed=model.seed,
-        **{"evaluate": model.reward, "budget": Budget(calls=calls), "batch": 64, **options},
+        model, (1, 1, 1), model.sigmas if sigmas is None else sigmas, path=model.path, transition=Transition(),
+        config=config, **given,
     )  # fmt: skip
+
+
+def default_calls():
+    from retort.nodes.search import RetortTreeSearch
+
+    return next(one.default for one in RetortTreeSearch.define_schema().inputs if one.id == "calls")
+
+
+def many_steps(path):
+    schedule = FlowSchedule(3.0) if path.kind == "FLOW" else DiscreteSchedule()
+    return simple(schedule, 20).double()
+
+
+@each_path
+@pytest.mark.parametrize("config", [TreeConfig(), DTS_STAR], ids=["dts", "dts_star"])
+def test_the_node_as_it_comes_branches_below_the_root(path, config, mixture):
+    """20 steps and the node's own 400 calls: several latents at branch steps have more than one child."""
+    tree = sampled(mixture(path), config, default_calls(), many_steps(path)).state
+    inner = [node for node in range(1, tree.size) if tree.place[node] < len(tree.stops) - 1]
+    assert sum(len(tree.children(node)) > 1 for node in inner) >= 5
+    assert len(tree.leaves) > 1.3 * default_calls() / 20 and len(tree.children(ROOT)) < len(tree.leaves) / 2
+    # The paper's widening leaves it best of N at as many calls.
+    plain = sampled(mixture(path), TreeConfig(**PAPER), default_calls(), many_steps(path)).state
+    assert len(plain.children(ROOT)) == len(plain.leaves) == default_calls() // 20
+
+
+@each_path
+def test_the_value_of_the_root_is_without_bias(path, mixture):
+    """Over searches of 400 calls the mean of exp(lambda (v - V)) is 1 within its error: V is known exactly."""
+    value, found = mixture(path).tilted()[0], []
+    for seed in range(120):
+        tree = sampled(mixture(path, seed=10_000 + seed), TreeConfig(), 400, many_steps(path), seed=seed).state
+        found.append(tree.value[ROOT])
+    weights = np.exp(np.array(found) - value)
+    error = weights.std(ddof=1) / math.sqrt(len(weights))
+    assert error < 0.06
+    assert abs(weights.mean() - 1) < 3 * error
 
 
 @each_path
@@ -206,7 +246,7 @@ def test_the_published_selection_stays_near_the_target(path, mixture):
 @each_path
 def test_lambda_zero_is_the_prior(path, mixture):
     model = mixture(path)
-    tree = sampled(model, TreeConfig(lam=0.0, leaves=50, branch=(1, 2, 3)), 6900).state
+    tree = sampled(model, TreeConfig(lam=0.0, leaves=50, branch=(1, 2, 3), **PAPER), 6900).state
     drawn = tree.latents(tree.draw(20_000, 1))
     assert float((model.masses(drawn, 0.0) - model.w).abs().sum() / 2) < 0.04
     assert tree.value[ROOT] == pytest.approx(float((model.w * model.mu).sum()) * 0.8, abs=0.2)
