@@ -315,7 +315,7 @@ class Bench:
         """Seconds a call of Distilled Sampler with a preset, and of core's lcm sampler, on the same levels."""
         custom: Any = importlib.import_module("comfy_extras.nodes_custom_sampler")
         preset = presets.PRESETS[key]
-        sigmas = presets.sigmas(preset, None, self.host.schedule(model))
+        sigmas = presets.sigmas(preset, None, self.host.schedule(model), self.host.noise_path(model))
         (guider,) = custom.BasicGuider.execute(model, positive).args
         (noise,) = custom.RandomNoise.execute(0).args
         (core,) = custom.KSamplerSelect.execute("lcm").args

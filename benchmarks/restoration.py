@@ -187,7 +187,7 @@ class Restorers:
     def once(self, name: str, images: Tensor, captions: list[str]) -> Tensor:
         """By a network of one call."""
         denoiser = twins.Denoiser("flow", self.networks[name], self.prompts.encode(captions))
-        sigmas = OneStep(TIMESTEP).sigmas(self.schedule)
+        sigmas = OneStep(TIMESTEP).sigmas(self.schedule, FLOW)
         return self.decoded(restore(denoiser, self.encoded(images), sigmas, path=FLOW))
 
     def stepped(self, images: Tensor, captions: list[str], level: float, cfg: float, steps: int) -> Tensor:

@@ -57,7 +57,7 @@ def _fitting(model, key: str, timesteps: str) -> Preset:
 
 def _grid(model, preset: Preset, steps: int, denoise: float):
     """The preset's levels, or the end of them."""
-    sigmas = presets.sigmas(preset, steps or None, host.schedule(model))
+    sigmas = presets.sigmas(preset, steps or None, host.schedule(model), host.noise_path(model))
     if denoise <= 0:
         # An empty grid is how ComfyUI says that nothing is to be sampled.
         return sigmas[:0]

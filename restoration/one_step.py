@@ -39,10 +39,10 @@ class OneStep:
         if not 1 <= self.timestep <= 1000:
             raise ValueError(f"timestep must be 1 to 1000, got {self.timestep}: 400 is InstaRevive's")
 
-    def sigmas(self, schedule: Schedule) -> Tensor:
+    def sigmas(self, schedule: Schedule, path: NoisePath) -> Tensor:
         """The grid (2,) of the one call: the level of the timestep, and 0. ValueError where the model has none."""
         preset = replace(presets.PRESETS["custom"], title="one-step restoration", timesteps=((self.timestep,),))
-        return presets.sigmas(preset, None, schedule)
+        return presets.sigmas(preset, None, schedule, path)
 
 
 def restore(

@@ -81,8 +81,10 @@ def policy_gradient(policy: Policy, z: Tensor, weights: Tensor) -> tuple[Tensor,
 class FindConfig:
     """samples: K per step. rate: of the natural gradient; decay: divides it by 1 + decay * step. pull, divergence: see
     the module. normalise: rewards over the root of their mean variance, so that rate and pull suit any reward. epochs,
-    clip: each step's samples serve so often, with the probability ratio clipped as in PPO (Schulman et al. 2017, arXiv
-    1707.06347, eq. 7). ValueError names field, value and remedy.
+    clip: each step's samples serve so often, each time at rate / epochs, with the probability ratio clipped as in PPO
+    (Schulman et al. 2017, arXiv 1707.06347, eq. 7). The ratio is the geometric mean over a latent's numbers: that of
+    the whole latent leaves any clip after one step of thousands of numbers, so that later epochs would do nothing.
+    ValueError names field, value and remedy.
     """
 
     samples: int = 8
@@ -155,7 +157,7 @@ class Find(State):
         before = policy.log_prob(z)
         rate = config.rate / (1 + config.decay * self.step) / config.epochs
         for _ in range(config.epochs):
-            ratio = (policy.log_prob(z) - before).exp()
+            ratio = ((policy.log_prob(z) - before) / z[0].numel()).exp()
             # Beyond the clip, in the direction that the advantage pushes to, PPO's objective is flat.
             flat = torch.where(gain > 0, ratio > 1 + config.clip, ratio < 1 - config.clip)
             d_mean, d_log_std = policy_gradient(policy, z, torch.where(flat, 0.0, ratio * gain))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .distilled import MODES, STARTS, Mode, Start
-from .path import KINDS
+from .path import KINDS, NoisePath
 from .schedule import Schedule
 
 Family = Literal["eps", "v", "flow", "any"]
@@ -111,25 +111,25 @@ def timesteps(preset: Preset, steps: int | None = None) -> tuple[int, ...]:
     )
 
 
-def sigmas(preset: Preset, steps: int | None, schedule: Schedule) -> Tensor:
-    """The levels of the preset's timesteps on this model's schedule: float32 (steps + 1,), descending to 0.
+def sigmas(preset: Preset, steps: int | None, schedule: Schedule, path: NoisePath) -> Tensor:
+    """The levels of the preset's timesteps on this model's schedule and path: float32 (steps + 1,), descending to 0.
 
     Every level s satisfies schedule.timestep(s) == t, so the network is told the integer it was trained with (t / 1000
     where a flow counts in units of one; of 1 .. 1000 ten have no float32 level, and no preset here uses those: they are
     met within 1.2e-7). Raises PresetMismatch where the schedule has no such level.
     """
-    return torch.tensor([_level(t, preset, schedule) for t in timesteps(preset, steps)] + [0.0])
+    return torch.tensor([_level(t, preset, schedule, path) for t in timesteps(preset, steps)] + [0.0])
 
 
-def start_level(preset: Preset, schedule: Schedule) -> float:
+def start_level(preset: Preset, schedule: Schedule, path: NoisePath) -> float:
     """The highest level that the student starts from, over its step counts; a grid below it is a part of one."""
-    return max(_level(grid[0], preset, schedule) for grid in preset.timesteps)
+    return max(_level(grid[0], preset, schedule, path) for grid in preset.timesteps)
 
 
-def _level(t: int, preset: Preset, schedule: Schedule) -> float:
-    unit, half = (float(schedule.timestep(torch.tensor(s))) for s in (1.0, 0.5))
-    if unit > 0 and unit == 2 * half:
-        # A flow, its timestep being proportional to the level. schedule.sigma() would apply the shift to integers that
+def _level(t: int, preset: Preset, schedule: Schedule, path: NoisePath) -> float:
+    if path.kind == "FLOW":
+        unit = float(schedule.timestep(torch.tensor(1.0)))
+        # A flow's timestep is proportional to the level. schedule.sigma() would apply the shift to integers that
         # are shifted already. A float just below a power of two (127, 511, ..) is met to its last bit but one.
         wanted, slack, candidates = t / 1000 * unit, 2.0**-23, [torch.tensor(t / 1000)]
     else:

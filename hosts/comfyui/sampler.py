@@ -32,7 +32,7 @@ class DistilledSampler(Sampler):
         model.latent_image, model.noise = latent_image, noise
 
         top = self.max_denoise(model_wrap, sigmas)
-        x = start(path, sigmas[0], noise, latent_image, self.start, top, self._own_start(model_sampling))
+        x = start(path, sigmas[0], noise, latent_image, self.start, top, self._own_start(model_sampling, path))
         steps = len(sigmas) - 1
 
         def report(state):
@@ -53,8 +53,8 @@ class DistilledSampler(Sampler):
             x = x * vp_scale(sigmas[-1], x.ndim)
         return model_sampling.inverse_noise_scaling(sigmas[-1], x)
 
-    def _own_start(self, model_sampling) -> float | None:
-        return None if self.preset is None else presets.start_level(self.preset, model_sampling)
+    def _own_start(self, model_sampling, path) -> float | None:
+        return None if self.preset is None else presets.start_level(self.preset, model_sampling, path)
 
 
 class KeepInVP(KSamplerX0Inpaint):

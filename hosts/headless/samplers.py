@@ -121,7 +121,7 @@ class DistilledSampler:
 
     def sample(self, run: Run) -> Tensor:
         """The latent at the last level."""
-        own = None if self.preset is None else presets.start_level(self.preset, run.schedule)
+        own = None if self.preset is None else presets.start_level(self.preset, run.schedule, run.path)
         x = start(run.path, run.sigmas[0], run.noise, run.latent, self.start, run.max_denoise, own)
         x = sample_distilled(
             run.masked(run.noise),

@@ -140,7 +140,7 @@ class _Networks:
     def __init__(self, host: Any, model: Any, clip: Any, vae: Any, wish: Wish):
         self.host, self.model, self.clip, self.vae, self.wish = host, model, clip, vae, wish
         self.video = host.latent_format(model)[1] == 3
-        self._sigmas = wish.one_step.sigmas(host.schedule(model))
+        self._sigmas = wish.one_step.sigmas(host.schedule(model), host.noise_path(model))
         self._sampler = host.method_sampler(Restore())
         self._factor = _factor(host, model, wish.latent_scale)
         self._guiders: dict[str, Any] = {}

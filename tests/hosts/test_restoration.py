@@ -33,6 +33,9 @@ class Host:
     def schedule(self, model):
         return self._schedule
 
+    def noise_path(self, model):
+        return self.path
+
     def latent_format(self, model):
         return 3, self.dims
 

@@ -123,7 +123,7 @@ def test_dmd2_four_steps_are_core_s_lcm_on_simple(comfy, ours, pair, latent):
     theirs, mine, path = pair("discrete", {})
     presets, distilled = ours("sampling.presets"), ours("sampling.distilled")
     preset = presets.PRESETS["dmd2_sdxl_4step"]
-    sigmas = presets.sigmas(preset, 4, theirs)
+    sigmas = presets.sigmas(preset, 4, theirs, path)
     assert torch.equal(sigmas, comfy.samplers.calculate_sigmas(theirs, "simple", 4))
     z = torch.zeros(IMAGE) if latent == "empty" else draw(IMAGE, 2)
     model, n = Wrapped(theirs, False), draw(IMAGE, 1)
@@ -160,12 +160,12 @@ def test_image_to_image_starts_and_steps_as_core(ours, pair, kind, settings, mod
 @pytest.mark.parametrize("kind", ["discrete", "flow"])
 def test_presets_read_core_s_schedules(ours, pair, kind):
     presets = ours("sampling.presets")
-    theirs, mine, _ = pair(kind, {"shift": 3.0} if kind == "flow" else {})
+    theirs, mine, path = pair(kind, {"shift": 3.0} if kind == "flow" else {})
     for preset in presets.PRESETS.values():
         if preset.family == {"discrete": "eps", "flow": "flow"}[kind]:
             for steps in preset.step_counts:
-                sigmas = presets.sigmas(preset, steps, theirs)
-                assert torch.equal(sigmas, presets.sigmas(preset, steps, mine))
+                sigmas = presets.sigmas(preset, steps, theirs, path)
+                assert torch.equal(sigmas, presets.sigmas(preset, steps, mine, path))
                 assert tuple(theirs.timestep(sigmas[:-1]).tolist()) == presets.timesteps(preset, steps)
 
 
@@ -173,7 +173,7 @@ def test_lcm_s_spaced_table(ours):
     """ComfyUI's sampling for LCM keeps 50 levels; its own timesteps are still met, DMD2's are refused by name."""
     presets = ours("sampling.presets")
     spaced = import_module("comfy_extras.nodes_model_advanced").ModelSamplingDiscreteDistilled()
-    sigmas = presets.sigmas(presets.PRESETS["lcm"], 4, spaced)
+    sigmas = presets.sigmas(presets.PRESETS["lcm"], 4, spaced, ours("sampling.path").VE)
     assert spaced.timestep(sigmas[:-1]).tolist() == [999, 759, 499, 259]
     with pytest.raises(presets.PresetMismatch, match="needs timestep 749"):
-        presets.sigmas(presets.PRESETS["dmd2_sdxl_4step"], 4, spaced)
+        presets.sigmas(presets.PRESETS["dmd2_sdxl_4step"], 4, spaced, ours("sampling.path").VE)

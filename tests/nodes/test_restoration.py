@@ -55,7 +55,7 @@ def test_one_call_on_the_clean_latent(variant, drawn):
     if variant == "flow":
         x0 = z - 0.4 * raw
     else:
-        s = float(OneStep().sigmas(model.schedule)[0].double())
+        s = float(OneStep().sigmas(model.schedule, model.path)[0].double())
         abar = 1 / (1 + s * s)
         x0 = (z - (1 - abar) ** 0.5 * raw) / abar**0.5
     torch.testing.assert_close(got, vae.decode(model.latent.process_out(x0)), atol=1e-4, rtol=0)

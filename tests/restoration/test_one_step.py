@@ -51,7 +51,7 @@ def test_the_network_sees_the_clean_latent_and_the_timestep(case, timestep):
     kind, path, schedule = case
     model = Wrapped(kind, path, schedule)
     z = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
-    restore(model, z, OneStep(timestep).sigmas(schedule), path=path)
+    restore(model, z, OneStep(timestep).sigmas(schedule, path), path=path)
     (seen,), (told,) = model.seen, model.told
     torch.testing.assert_close(seen, z, atol=1e-6, rtol=1e-6)
     unit = float(schedule.timestep(torch.tensor(1.0))) if path.kind == "FLOW" else 1000
@@ -59,7 +59,7 @@ def test_the_network_sees_the_clean_latent_and_the_timestep(case, timestep):
 
 
 def test_instarevives_own_numbers():
-    sigmas = OneStep().sigmas(DDPM)
+    sigmas = OneStep().sigmas(DDPM, VE)
     abar = 1 / (1 + float(sigmas[0].double()) ** 2)
     assert abar == pytest.approx(0.19357, abs=2e-5)
     assert math.sqrt(1 - abar) == pytest.approx(0.898, abs=5e-4) and math.sqrt(abar) == pytest.approx(0.440, abs=5e-4)
@@ -78,20 +78,20 @@ def test_v_and_flow_by_hand():
     schedule = DiscreteSchedule()
     for path in (VE, VP):
         model = Wrapped("v", path, schedule)
-        got = restore(model, z, OneStep(400).sigmas(schedule), path=path)
+        got = restore(model, z, OneStep(400).sigmas(schedule, path), path=path)
         abar = 1 / (1 + float(schedule.sigmas[400].double()) ** 2)
         v = model.network(z, torch.tensor([400, 400]))
         torch.testing.assert_close(got, math.sqrt(abar) * z - math.sqrt(1 - abar) * v, atol=1e-5, rtol=1e-5)
     flow = FlowSchedule(shift=3.0)
     model = Wrapped("flow", FLOW, flow)
-    got = restore(model, z, OneStep(400).sigmas(flow), path=FLOW)
+    got = restore(model, z, OneStep(400).sigmas(flow, FLOW), path=FLOW)
     torch.testing.assert_close(got, z - 0.4 * model.network(z, torch.tensor([400.0, 400.0])), atol=1e-6, rtol=1e-6)
 
 
 def test_eight_at_once_are_eight_times_one(case):
     kind, path, schedule = case
     z = torch.randn(8, 4, 5, 6, generator=torch.Generator().manual_seed(3))
-    model, sigmas = Wrapped(kind, path, schedule), OneStep().sigmas(schedule)
+    model, sigmas = Wrapped(kind, path, schedule), OneStep().sigmas(schedule, path)
     singly = [restore(model, z[i : i + 1], sigmas, path=path) for i in range(8)]
     torch.testing.assert_close(restore(model, z, sigmas, path=path), torch.cat(singly))
 
@@ -117,4 +117,4 @@ def test_timesteps_that_there_are_not(timestep):
 
 def test_a_schedule_without_the_timestep():
     with pytest.raises(ValueError, match="one-step restoration"):
-        OneStep(900).sigmas(DiscreteSchedule(timesteps=50))
+        OneStep(900).sigmas(DiscreteSchedule(timesteps=50), VE)

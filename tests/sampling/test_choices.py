@@ -150,8 +150,11 @@ def test_svdd_goes_on_from_the_candidate_with_the_best_value(path):
 
 
 def test_find_s_later_epochs_climb_ppo_s_objective():
-    """mean min(ratio A, clip(ratio, 1 - c, 1 + c) A) - pull D by autograd, in natural-gradient steps."""
-    config = FindConfig(samples=6, rate=0.9, epochs=3)
+    """n mean min(ratio A, clip(ratio, 1 - c, 1 + c) A) - pull D by autograd, in natural-gradient steps.
+
+    The ratio is the n-th root of the densities', n the size of a latent.
+    """
+    config = FindConfig(samples=6, rate=3.0, epochs=3)
     assert config.normalise and config.clip == 0.2 and config.pull > 0
     shape = (2, 1, 2)
     state = config.fresh({"shape": shape})
@@ -167,14 +170,14 @@ def test_find_s_later_epochs_climb_ppo_s_objective():
     before = log_prob(mean, log_std)
     for _ in range(3):
         m, s = mean.clone().requires_grad_(), log_std.clone().requires_grad_()
-        ratio = (log_prob(m, s) - before).exp()
+        ratio = ((log_prob(m, s) - before) / 4).exp()
         bounded = ratio.clamp(0.8, 1.2)
         pull = (0.5 * (m**2 + (2 * s).exp() - 1) - s).sum()
-        (torch.minimum(ratio * gain, bounded * gain).mean() - config.pull * pull).backward()
+        (4 * torch.minimum(ratio * gain, bounded * gain).mean() - config.pull * pull).backward()
         for up in (True, False):
             clipped[up] += int(((ratio * gain > bounded * gain) & ((gain > 0) == up)).sum())
-        mean = mean + 0.3 * (2 * log_std).exp() * m.grad
-        log_std = log_std + 0.3 * 0.5 * s.grad
+        mean = mean + (2 * log_std).exp() * m.grad
+        log_std = log_std + 0.5 * s.grad
     state.learn(z, rewards)
     assert clipped[True] and clipped[False]
     torch.testing.assert_close(state.policy.mean, mean, rtol=1e-9, atol=1e-12)

@@ -49,7 +49,7 @@ def test_the_network_gets_the_noise_the_integers_and_the_closed_form(preset, ste
     shape = VIDEO if preset.latent_dims == 3 else IMAGE
     n, z, fresh = noise(shape, 1), noise(shape, 2), [noise(shape, 10 + k) for k in range(steps)]
     model = network(path, prediction, schedule)
-    sigmas = presets.sigmas(preset, steps, schedule)
+    sigmas = presets.sigmas(preset, steps, schedule, path)
     out = run(model, preset, sigmas, path, n, z, fresh)
 
     assert model.timesteps == [[t, t] for t in presets.timesteps(preset, steps)]
@@ -70,7 +70,7 @@ def test_the_network_gets_the_noise_the_integers_and_the_closed_form(preset, ste
 
 
 def test_one_step_students_multiply_the_noise_by_1_32001(noise):
-    sigmas = presets.sigmas(PRESETS["dmd2_sdxl_1step"], 1, SD)
+    sigmas = presets.sigmas(PRESETS["dmd2_sdxl_1step"], 1, SD, VE)
     assert float(sigmas[0]) == pytest.approx(1.16058, rel=1e-5)
     n = noise(IMAGE)
     x = start(VE, sigmas[0], n, torch.zeros(IMAGE), "unit")
@@ -80,7 +80,7 @@ def test_one_step_students_multiply_the_noise_by_1_32001(noise):
 def test_instarevive_is_its_closed_form(network, noise):
     preset, z = PRESETS["instarevive"], noise(IMAGE)
     model = network(VE, "eps", PIXART)
-    out = run(model, preset, presets.sigmas(preset, 1, PIXART), VE, noise(IMAGE, 1), z)
+    out = run(model, preset, presets.sigmas(preset, 1, PIXART, VE), VE, noise(IMAGE, 1), z)
     sigma = PIXART.sigmas[400]
     eps = model._network(z, sigma)
     torch.testing.assert_close(out, (z - math.sqrt(1 - 0.19357) * eps) / math.sqrt(0.19357), rtol=1e-3, atol=1e-3)
@@ -89,7 +89,7 @@ def test_instarevive_is_its_closed_form(network, noise):
 def test_dmd2_four_steps_are_lcm_on_simple(gaussian, noise):
     preset, n = PRESETS["dmd2_sdxl_4step"], noise(IMAGE)
     grid = simple(SD, 4)
-    assert torch.equal(presets.sigmas(preset, 4, SD), grid)
+    assert torch.equal(presets.sigmas(preset, 4, SD, VE), grid)
     x = n * torch.sqrt(1.0 + grid[0] ** 2.0) + torch.zeros(IMAGE)
     lcm = SAMPLERS["lcm"](gaussian(VE), x, grid, {"seed": 7}, disable=True)
     ours = run(gaussian(VE), preset, grid, VE, n, torch.zeros(IMAGE))

@@ -144,6 +144,20 @@ def test_the_first_epoch_is_plain_reinforce_and_the_clip_stops_the_rest():
     torch.testing.assert_close(policy_of(rate=1e-6, epochs=4).mean, policy_of(rate=1e-6).mean, atol=1e-10, rtol=1e-3)
 
 
+@pytest.mark.parametrize("epochs", [2, 4])
+def test_later_epochs_move_the_policy_on_latents_of_usual_size(epochs):
+    """At the default rate two epochs of half the rate are one of the whole: no sample is clipped for its size."""
+    shape = (4, 64, 64)
+    z = torch.randn(8, *shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    moved = []
+    for count in (1, epochs):
+        state = FindConfig(epochs=count).fresh({"shape": shape})
+        state.learn(z, z.flatten(1).sum(1))
+        moved.append(state.policy.mean)
+    torch.testing.assert_close(moved[1].norm(), moved[0].norm(), rtol=0.1, atol=0)
+    assert float((moved[1] * moved[0]).sum() / moved[1].norm() / moved[0].norm()) > 0.99
+
+
 def test_any_scale_of_reward_gives_the_same_policy_when_normalised():
     policies = []
     for factor in (1.0, 1000.0):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from retort.sampling import presets
-from retort.sampling.path import NoisePath
+from retort.sampling.path import FLOW, VE, NoisePath
 from retort.sampling.presets import PRESETS, Preset, PresetMismatch, check, custom, parse_timesteps
 from retort.sampling.schedule import DiscreteSchedule, FlowSchedule, FluxSchedule
 
@@ -57,7 +57,7 @@ def test_every_integer_is_reachable_on_a_flow(schedule):
     unit = float(schedule.timestep(torch.tensor(1.0)))
     reached = 0
     for t in range(1, 1001):
-        sigmas = presets.sigmas(custom(str(t), highest=1000), 1, schedule)
+        sigmas = presets.sigmas(custom(str(t), highest=1000), 1, schedule, FLOW)
         assert float(sigmas[0]) == float(torch.tensor(t / 1000))
         timestep = float(schedule.timestep(sigmas[0]))
         assert timestep == pytest.approx(t / 1000 * unit, rel=2**-23)
@@ -70,14 +70,14 @@ def test_the_embedded_students_grids_are_those_that_they_are_trained_on():
     levels = torch.arange(4, 0, -1) / 4
     for key, steps in (("digits_flow", 4), ("digits_flow_tdm", 4)):
         shifted = 3 * levels / (1 + 2 * levels)
-        torch.testing.assert_close(presets.sigmas(PRESETS[key], steps, FlowSchedule(3.0))[:-1], shifted)
+        torch.testing.assert_close(presets.sigmas(PRESETS[key], steps, FlowSchedule(3.0), FLOW)[:-1], shifted)
     assert grid("digits_flow", 1) == (1000,) and grid("digits_eps") == (399,)
     assert grid("digits_eps_tdm") == (999, 749, 499, 249)
 
 
 def test_every_integer_is_reachable_on_a_table():
     everyone = custom(", ".join(str(t) for t in range(999, -1, -1)))
-    sigmas = presets.sigmas(everyone, None, SD)
+    sigmas = presets.sigmas(everyone, None, SD, VE)
     assert torch.equal(sigmas, torch.cat([SD.sigmas.flip(0), torch.zeros(1)]))
 
 
@@ -94,21 +94,39 @@ class Spaced:
         return self.sigmas[int((timestep - 19) / 20)]
 
 
+class Linear(Spaced):
+    """A table whose timesteps rise in proportion to the level, as a flow's do, though it is none."""
+
+    sigmas = torch.arange(1, 1001) / 1000
+
+    def timestep(self, sigma):
+        return sigma * 1000 - 1
+
+    def sigma(self, timestep):
+        return (timestep + 1) / 1000
+
+
+def test_a_flow_is_known_by_its_path():
+    sigmas = presets.sigmas(custom("999, 499"), None, Linear(), VE)
+    assert Linear().timestep(sigmas[:-1]).tolist() == [999, 499]
+    assert presets.sigmas(custom("999, 499"), None, FlowSchedule(), FLOW).tolist() == pytest.approx([0.999, 0.499, 0.0])
+
+
 def test_a_spaced_table_gives_its_own_timesteps_and_refuses_others():
-    assert torch.equal(presets.sigmas(PRESETS["lcm"], 4, Spaced())[:-1], SD.sigmas[[999, 759, 499, 259]])
+    assert torch.equal(presets.sigmas(PRESETS["lcm"], 4, Spaced(), VE)[:-1], SD.sigmas[[999, 759, 499, 259]])
     with pytest.raises(PresetMismatch, match="needs timestep 749, and this model's noise schedule .50 levels"):
-        presets.sigmas(PRESETS["dmd2_sdxl_4step"], 4, Spaced())
+        presets.sigmas(PRESETS["dmd2_sdxl_4step"], 4, Spaced(), VE)
 
 
 def test_timestep_zero_of_a_flow_is_refused():
     with pytest.raises(PresetMismatch, match="needs timestep 0"):
-        presets.sigmas(custom("500, 0"), 2, FlowSchedule())
+        presets.sigmas(custom("500, 0"), 2, FlowSchedule(), FLOW)
 
 
 @pytest.mark.parametrize("steps", [0, -3])
 def test_zero_steps(steps):
     with pytest.raises(PresetMismatch, match=f"steps is {steps}, so nothing would be sampled.*takes 4"):
-        presets.sigmas(PRESETS["dmd2_sdxl_4step"], steps, SD)
+        presets.sigmas(PRESETS["dmd2_sdxl_4step"], steps, SD, VE)
 
 
 def test_untrained_step_counts_and_the_default():
@@ -229,5 +247,5 @@ def test_paths_are_noise_paths():
 def test_a_student_that_starts_at_several_levels_starts_at_the_highest():
     preset = replace(PRESETS["lcm"], timesteps=((399,), (999, 499)))
     assert presets.timesteps(preset) == (399,)
-    assert presets.start_level(preset, SD) == float(SD.sigmas[999])
-    assert presets.start_level(presets.PRESETS["di_star_sdxl_1step"], SD) == float(SD.sigmas[399])
+    assert presets.start_level(preset, SD, VE) == float(SD.sigmas[999])
+    assert presets.start_level(presets.PRESETS["di_star_sdxl_1step"], SD, VE) == float(SD.sigmas[399])

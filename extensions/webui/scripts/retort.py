@@ -153,7 +153,8 @@ class DistilledSampler(RetortSampler):
                 f"Retort: {steps} steps are asked for and {preset.title!r} has {known}: set Sampling Steps to that (at "
                 "hires, and with exact img2img steps, it is the steps divided by the denoising strength that counts)"
             )
-        return presets.sigmas(preset, steps, self.model_wrap.predictor)
+        predictor = self.model_wrap.predictor
+        return presets.sigmas(preset, steps, predictor, kind_of(predictor)[0])
 
     def preset_of(self, p: Any) -> Preset:
         """The chosen preset, or a custom one. PresetMismatch names what is wrong with it."""
@@ -188,7 +189,7 @@ class DistilledSampler(RetortSampler):
     def run(self, model, x, sigmas, extra_args=None, callback=None, disable=None):
         preset, (path, _) = self.preset_of(self.p), kind_of(self.model_wrap.predictor)
         latent = None if self.latent is None else self.latent.to(x)
-        highest = presets.start_level(preset, self.model_wrap.predictor)
+        highest = presets.start_level(preset, self.model_wrap.predictor, path)
         noise = self.unit_noise.to(x)
         first = start(path, sigmas[0], noise, latent, preset.start, start_sigma=highest)
         # Where it is a noised latent that is wanted, the host's own has its extra noise in it.

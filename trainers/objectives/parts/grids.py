@@ -44,7 +44,7 @@ def student_sigmas(denoiser: TrainableDenoiser, steps: int, timesteps: str = "")
     flow = denoiser.path.kind == "FLOW"
     if timesteps.strip():
         own = presets.custom(timesteps, highest=1000 if flow else 999)
-        return presets.sigmas(own, None, denoiser.schedule)
+        return presets.sigmas(own, None, denoiser.schedule, denoiser.path)
     if steps == 1 and not flow:
         table = denoiser.schedule.sigmas
         return torch.tensor([float(table[round(ONE_STEP * len(table)) - 1]), 0.0])
