@@ -55,13 +55,13 @@ def boltzmann(values: np.ndarray, lam: float) -> np.ndarray:
 def branch_steps(setting: Mapping[str, Any]) -> tuple[int, ...]:
     """The steps of a run whose latents are nearest, in noise over signal, to those that the paper branches at.
 
-    None where steps draw no noise. Counted in steps, as in its table 2, a flow that is shifted to high noise would
-    branch where nothing is decided yet.
+    None where steps draw no noise, and not before the last step, which draws none: all children would be equal.
+    Counted in steps, as in its table 2, a flow that is shifted to high noise would branch where nothing is decided yet.
     """
     if setting["transition"]["kind"] == "ode":
         return ()
     scale = setting["path"]["noise_scale"] if setting["path"]["kind"] == "FLOW" else None
-    noise = [level if scale is None else scale * level / (1 - level) for level in setting["sigmas"][1:-1]]
+    noise = [level if scale is None else scale * level / (1 - level) for level in setting["sigmas"][1:-2]]
     near = (min(range(len(noise)), key=lambda i: abs(math.log(noise[i] / goal))) for goal in _NOISE if noise)
     return tuple(sorted({1 + i for i in near}))
 

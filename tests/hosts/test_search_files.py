@@ -112,7 +112,7 @@ def test_a_noise_is_asked_for_again(parts):
 
 def test_draws_of_a_tree_follow_its_values(parts):
     saved = search(parts, "dts", calls=30 * STEPS)
-    drawn = RetortDrawFromSearch.execute(saved, parts[0], count=16_000, seed=1).args[0]["samples"]
+    drawn = RetortDrawFromSearch.execute(saved, parts[0], count=4000, seed=1).args[0]["samples"]
     tree = saved.states[0]
     chances = {0: 1.0}
     for node in range(tree.size):

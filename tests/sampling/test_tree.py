@@ -175,6 +175,16 @@ def test_it_branches_at_the_papers_noise():
 
 
 @each_path
+def test_it_does_not_branch_before_a_step_without_noise(path, gaussian):
+    """The last step is x0 itself: children of the latent before it would be equal, and each cost a call."""
+    grid = many_steps(path)[::5]
+    assert len(grid) == 5 and branch_steps({**started(path), "sigmas": grid.tolist()})[-1] <= 2
+    tree = run(gaussian(path), TreeConfig(), path, 200, sigmas=grid, evaluate=lambda x: x.flatten()).state
+    values = tree.value[tree.leaves]
+    assert tree.stops[-2] <= 2 and len(np.unique(values)) == len(values) > 50
+
+
+@each_path
 def test_the_safe_mode_reaches_the_tilted_law(path, mixture):
     """Uniform while building: 2,000 rollouts, exact reverse kernel."""
     model = mixture(path)
