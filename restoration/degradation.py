@@ -2,10 +2,10 @@
 
 Real-world: Wang et al. 2021, "Real-ESRGAN: Training Real-World Blind Super-Resolution with Pure Synthetic Data" (arXiv
 2107.10833), sections 3.1 to 3.4: blur, resize, noise, JPEG, twice, and a sinc filter for ringing; the constants are
-those that InstaRevive (ICLR 2025) trains with. Kernels: its section 3.2 (generalised Gaussian and plateau shapes) and
-equation 5 (sinc). Face: Zhou et al. 2022, "Towards Robust Blind Face Restoration with Codebook Lookup Transformer"
-(arXiv 2206.11253), equation 7. Infrared (blur of the optics, coarse pixels, noise and column stripes of the sensor) is
-our own choice.
+those that InstaRevive (arXiv 2504.15513) trains with. Kernels: its section 3.2 (generalised Gaussian and plateau
+shapes) and equation 5 (sinc). Face: Zhou et al. 2022, "Towards Robust Blind Face Restoration with Codebook
+Lookup Transformer" (arXiv 2206.11253), equation 7. Infrared (blur of the optics, coarse pixels, noise and column
+stripes of the sensor) is our own choice.
 
 Every sample has a generator of its own, so a batch of eight equals eight batches of one. Borders are repeated where the
 papers reflect them, because reflection needs pictures larger than the kernel.

@@ -1,7 +1,7 @@
 """Pictures to learn restoration from: each damaged by a degradation of its own draw, and brought back to its size.
 
 The degradations are `degradation`'s. How hard each picture is hit is drawn here, so that one restorer serves light and
-heavy damage; InstaRevive (ICLR 2025) trains at Real-ESRGAN's full ranges and a shrinking factor of 4 throughout.
+heavy damage; InstaRevive (arXiv 2504.15513) trains at Real-ESRGAN's full ranges and a shrinking factor of 4 throughout.
 """
 
 from __future__ import annotations

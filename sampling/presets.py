@@ -272,7 +272,7 @@ _ALL = (
     Preset(
         key="instarevive", title="InstaRevive, 1 step", family="eps", timesteps=((400,),), mode="single",
         start="latent", latent_channels=4, latent_dims=2,
-        source="Zhu et al. 2025, ICLR; github.com/EternalEvan/InstaRevive",
+        source="Zhu et al. 2025, arXiv 2504.15513; github.com/EternalEvan/InstaRevive",
         note="InstaRevive_v1.ckpt is a PixArt-alpha 512 transformer (betas linear from 1e-4 to 0.02): put it into "
         "models/diffusion_models. The latent image is the degraded picture, encoded; no noise is added.",
     ),

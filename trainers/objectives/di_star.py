@@ -45,7 +45,8 @@ class DIStarConfig:
     guidance: "in" - s_ref is guided inside the distance (the better one); "out" - the guidance is a reward of its own,
     (cfg - 1) (s_cond - s_uncond), beside an unguided distance. cfg 1 is none either way.
     sid_alpha: SiD's, "l2" only. alpha_rew: the reward's weight beside the mean over a latent's numbers, where the
-    paper's 100 stands beside their sum. normalise: divide by mean |x0 - x_ref| per sample.
+    paper's 100 stands beside their sum (with normalise off). normalise: divide all but the reward's gradient by mean
+    |x0 - x_ref| per sample; the paper's weight is then alpha_rew times that distance.
     """
 
     steps: int = 1

@@ -2,7 +2,7 @@
 
 DMD2 (Yin et al. 2024, arXiv 2405.14867), sections 4.2 (two time scales), 4.3 (GAN), 4.4 (several steps), 4.5 (backward
 simulation). DMD (Yin et al. 2023, arXiv 2311.18828), sections 3.2 (matching) and 3.3 (regression): the configuration
-`DMD`. Guidance and matching at levels of their own: Decoupled DMD (ICLR 2026).
+`DMD`. Guidance and matching at levels of their own: Decoupled DMD (Liu et al. 2025, arXiv 2511.22677).
 Proposals, not the papers': the regression is pseudo-Huber on latents where DMD has LPIPS on pixels; in the decoupled
 form each of the two terms has the normaliser of its own level.
 """

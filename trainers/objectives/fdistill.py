@@ -2,8 +2,9 @@
 
 Xu et al. 2025 (arXiv 2502.15681), theorem 1: grad D_f(p || q) = E_q[h(r) (score_q - score_p) dx_t], h = f''(r) r^2,
 r = p / q = exp(logit of the discriminator); table 1 (h per divergence).
-Proposal, not the paper's: r is divided by running means of its level's bin, and h by its own running mean, all frozen
-during a step. The paper's batch means make every weight 1 at batch size 1, and depend on how a batch is split.
+As in the authors' released code (FastGen), r is divided by running means of its level's bin. Proposals here: h is
+divided by a running mean of its own, and all of these means are frozen during a step and take it in afterwards. The
+paper's batch means make every weight 1 at batch size 1, and depend on how a batch is split.
 """
 
 from __future__ import annotations

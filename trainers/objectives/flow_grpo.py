@@ -6,6 +6,9 @@ the advantage of every step of its trajectory; PPO's clipped ratio, and the KL d
 adapter-off network. The reward needs no gradient.
 
 Log-densities and KL are means over a latent's numbers, as in the released code, whose clip of 1e-4 belongs to that.
+The KL is the exact one of a step's two Gaussians, |mean - mean_ref|^2 / (2 std^2) with std^2 = sigma_t^2 |dt|. The
+released code divides by 2 sigma_t^2 alone, without |dt|, the length of the step: a weight of it times |dt|, about
+1 / steps, is the same pull here (its 0.04 at 10 steps is 0.004).
 Trajectories are drawn by the policy of fewer than `updates` steps ago; its weights are kept and saved with the run, so
 that a resumed run draws the same.
 """
@@ -34,8 +37,8 @@ class FlowGRPOConfig:
     steps, cfg: of the sampler while training (the paper trains at 10, and samples at 40); noise_level: of its SDE.
     group: samples of one prompt that are compared. trained: steps of a trajectory that are learnt from, drawn anew each
     time (0 = all but the last, which draws no noise). clip: how far a ratio may move before its gradient ends.
-    kl: weight of the divergence to the adapter-off network (paper: 0.04, 0.01 for PickScore). updates: of the student
-    for each update of the policy that draws; at 1 every ratio is 1.
+    kl: weight of the exact divergence to the adapter-off network; of a released weight (0.04, 0.01 for PickScore) its
+    product with |dt|. updates: of the student for each update of the policy that draws; at 1 every ratio is 1.
     """
 
     steps: int = 10
@@ -55,7 +58,7 @@ class FlowGRPOConfig:
             "group": (self.group, 2, 1024, "the paper's is 24"),
             "trained": (self.trained, 0, self.steps - 1, "0 is all steps"),
             "clip": (self.clip, 1e-8, 1, "1e-4 is the released code's"),
-            "kl": (self.kl, 0, 1e6, "0.01 to 0.04 are the paper's"),
+            "kl": (self.kl, 0, 1e6, "0.001 to 0.01 are usual"),
             "updates": (self.updates, 1, 1000, "2 is the released code's"),
         })  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Restoration in one call, learnt by score distillation: a degraded latent goes in as it stands, a clean one comes out.
 
-InstaRevive (Zhu et al., ICLR 2025): the student is called once at t = 400 on the clean latent of the degraded picture,
-with its caption; a frozen teacher and a learnt fake score pull its output towards the distribution of good pictures, a
-regression towards the very picture. The pull is DMD2's, the rest of which is `dmd2`.
+InstaRevive (Zhu et al. 2025, arXiv 2504.15513): the student is called once at t = 400 on the clean latent of the
+degraded picture, with its caption; a frozen teacher and a learnt fake score pull its output towards the
+distribution of good pictures, a regression towards the very picture. The pull is DMD2's, the rest of which is `dmd2`.
 
 The authors published no trainer. Dynamic control here is our reading of the paper, not its formula: D is the running
 mean squared distance of the output from the clean latent over that of the input, clipped to 0 .. 1; student and teacher

@@ -198,7 +198,10 @@ class TDM:
         return sigma_mid, self._level(low + (high - low) * draws.uniform("tau"))
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
-        """The fake score's loss, then the student's, on one rollout and one x_tau.
+        """The fake score's loss, then the student's, on one rollout and one x_tau, by the fake score before its update.
+
+        The authors' trainer updates the fake score first, and draws step, noise and tau again for the student; one
+        x_tau for both spares a rollout and a call.
 
         With checkpoints the student's call is made once and waits for its loss: two graphs exist while the fake score
         learns, each a row of block inputs. Without them a graph is too large to wait, and the call is made twice.
