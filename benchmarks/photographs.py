@@ -153,7 +153,7 @@ def evaluated(report: Report, options: argparse.Namespace) -> dict[str, list[Ima
     eye, model = loader.load_photo_eye(), shipped.load()[0]
     ways: dict[str, Way] = {"bicubic": bicubic, **dict(classical())}
     if (options.work / "baseline.safetensors").is_file():
-        plain = build_photos.build_baseline(options.work)["network"]
+        plain = build_photos.build_baseline(options.work).network
         ways["regression alone"] = partial(restored, shipped.model_of(plain))
     ways["restored"] = partial(restored, model)
     shown: dict[str, list[Image.Image]] = {}

@@ -63,7 +63,7 @@ class _Graph:
         self.content, self.parent, self.host = content, parent, host
         self.root: _Graph = self if parent is None else parent.root
         self.made = 0
-        self.prefix = "" if parent is None or host is None else f"{parent.prefix}{host['id']}:"
+        self.prefix: str = "" if parent is None or host is None else f"{parent.prefix}{host['id']}:"
         self.kinds: tuple[str, ...] = () if parent is None else (*parent.kinds, content["id"])
         self.nodes = _nodes(content, self.prefix)
         self.links: dict[Any, tuple[str, int]] = {}

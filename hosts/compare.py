@@ -66,7 +66,10 @@ def run(
     if not prompts:
         raise ValueError("prompts is empty: write one in each line, best others than those that were trained on")
     without = host.encode_text(clip, negative) if sampling.cfg != 1 else None
-    progress, made, scores, words = host.progress(len(prompts)), ([], []), ([], []), []
+    progress = host.progress(len(prompts))
+    made: tuple[list[Tensor], list[Tensor]] = ([], [])
+    scores: tuple[list[float], list[float]] = ([], [])
+    words: list[str] = []
     for done, prompt in enumerate(prompts):
         encoded = host.encode_text(clip, prompt)
         words += [prompt] * len(seeds)

@@ -22,7 +22,7 @@ MOST_TEXT, MOST_STATISTICS = 2000, 20_000  # characters
 
 def every(sets: Path) -> list[dict[str, Any]]:
     """The sets, those that grew last first: name and `when` (seconds since 1970)."""
-    found = []
+    found: list[dict[str, Any]] = []
     for name in inside(sets).folders():
         try:
             when = (inside(sets) / name / PAIRS).changed()

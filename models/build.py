@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from ..restoration.spoil import Spoiling
 from ..sampling.teleport import low_rank
 from . import digits, export, judge, layout, loader, text, twins
 from .autoencoder import NARROW, Autoencoder
-from .training import Schedule, train
+from .training import Schedule, channels_last, train
 
 BATCH = 64
 LATENTS = 32768
@@ -90,7 +91,7 @@ def build_text(work: Path) -> text.TextEncoder:
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         values = torch.stack([torch.randint(k, (256,), generator=generator) for k in judge.HEADS.values()])
-        captions = [digits.describe(*row, generator) for row in values.T.tolist()]
+        captions = [digits.described(row, generator) for row in values.T.tolist()]
         ids = tokenizer.batch([words for words, _ in captions])
         tokens, pooled = model.encoder(ids)
         terms = [F.cross_entropy(model.words(tokens).flatten(0, 1), ids.flatten())]
@@ -105,7 +106,7 @@ def build_text(work: Path) -> text.TextEncoder:
 def build_autoencoder(work: Path) -> Autoencoder:
     """Train the autoencoder; latents are whitened per channel and slightly noised, to suit a diffusion model."""
     torch.manual_seed(3)
-    model = Autoencoder(**NARROW).to(memory_format=torch.channels_last)
+    model = channels_last(Autoencoder(**NARROW))
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         image = drawn(generator, 16).image.to(memory_format=torch.channels_last)
@@ -121,7 +122,7 @@ def build_autoencoder(work: Path) -> Autoencoder:
     with torch.no_grad():
         z = model.encode(drawn(torch.Generator().manual_seed(31), 1024).image)
         mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
-        last = model.taesd_encoder[-1]
+        last: Any = model.taesd_encoder[-1]
         last.weight.div_(std[:, None, None, None])
         last.bias.sub_(mean).div_(std)
     return model
@@ -142,7 +143,7 @@ def build_decoder(work: Path) -> Autoencoder:
         pixels = error.abs().mean() + 2 * error.square().mean() + 0.5 * sum(e.abs().mean() for e in edges)
         seen, wanted = out * 2 - 1, image * 2 - 1
         # The first two strides of the judge: strokes and corners, at half and a quarter of the resolution.
-        for layer in reader.body[:6]:
+        for layer in list(reader.body)[:6]:
             seen, wanted = layer(seen), layer(wanted)
         return pixels + 0.05 * (seen - wanted).abs().mean()
 
@@ -171,11 +172,11 @@ def build_twin(kind: str, work: Path, compiled: bool = False) -> nn.Module:
     """Train the flow or the eps twin; compiled, a step takes about a quarter less time."""
     torch.manual_seed(5 if kind == "flow" else 6)
     model = layout.network()
-    loss = twins.loss(kind, torch.compile(model) if compiled else model, build_latents(work), build_text(work))
+    network = cast(nn.Module, torch.compile(model)) if compiled else model
+    loss = twins.loss(kind, network, build_latents(work), build_text(work))
     model = train(kind, model, loss, SCHEDULES[kind], 5 if kind == "flow" else 6, work)
     if kind == "flow":
         return model
-    network = torch.compile(model) if compiled else model
     loss = twins.loss(kind, network, build_latents(work), build_text(work), towards_x0=True)
     return train("eps_refined", model, loss, SCHEDULES["eps_refined"], 10, work)
 

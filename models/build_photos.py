@@ -27,7 +27,7 @@ from ..restoration.perceptual import feature_distance
 from . import loader, photo_network, photographs
 from .photo_eye import Eye
 from .photo_network import PhotoText, PhotoTokenizer, new_network
-from .training import Schedule, train
+from .training import Schedule, channels_last, train
 
 BATCH = 16
 SIDE = 48
@@ -46,16 +46,18 @@ SCHEDULES = {
 }
 
 
-class Model(nn.ModuleDict):
+class Model(nn.Module):
     """The network and the text encoder that it learns with."""
 
-    def __init__(self):
-        super().__init__({"network": new_network().to(memory_format=torch.channels_last), "text": PhotoText()})
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = channels_last(new_network())
+        self.text = PhotoText()
 
     def told(self, captions: list[str]) -> Tensor:
         """Captions to what the network is told (B, WIDTH)."""
         ids, weights = zip(*map(PhotoTokenizer().encode, captions), strict=True)
-        return self["text"](torch.tensor(ids), torch.tensor(weights))[1]
+        return self.text(torch.tensor(ids), torch.tensor(weights))[1]
 
 
 def build_teacher(work: Path) -> Model:
@@ -71,7 +73,7 @@ def build_teacher(work: Path) -> Model:
         t = torch.sigmoid(1.2 * torch.randn(BATCH, generator=generator))
         level = t[:, None, None, None]
         x = ((1 - level) * x0 + level * noise).to(memory_format=torch.channels_last)
-        return (model["network"](x, 1000 * t, told) - (noise - x0)).square().mean()
+        return (model.network(x, 1000 * t, told) - (noise - x0)).square().mean()
 
     return train("teacher", model, loss, SCHEDULES["teacher"], 41, work)
 
@@ -101,7 +103,7 @@ def regression_loss(model: Model, rows: dict[str, Tensor]):
 
     def loss(generator: torch.Generator) -> Tensor:
         clean, degraded, captions = drawn_pairs(rows, generator, BATCH)
-        velocity = model["network"](degraded, torch.full((BATCH,), 1000 * LEVEL), model.told(captions))
+        velocity = model.network(degraded, torch.full((BATCH,), 1000 * LEVEL), model.told(captions))
         error = degraded - LEVEL * velocity - clean
         return (error.square() + 1e-4).sqrt().mean()
 
@@ -111,7 +113,7 @@ def regression_loss(model: Model, rows: dict[str, Tensor]):
 def build_regression(work: Path) -> Model:
     """The restorer's start: from the teacher's weights, regression alone."""
     model = build_teacher(work)
-    model["text"].requires_grad_(False)
+    model.text.requires_grad_(False)
     return train("regression", model, regression_loss(model, build_pairs(work)), SCHEDULES["regression"], 43, work)
 
 
@@ -121,7 +123,7 @@ class Restoring(nn.Module):
     def __init__(self, regression: Model, teacher: Model):
         super().__init__()
         self.student = regression
-        self.fake = copy.deepcopy(teacher["network"])
+        self.fake = copy.deepcopy(teacher.network)
         self.critic = critic()
         self.teacher = [teacher.requires_grad_(False)]  # in a list, so that it is no part of what is trained
 
@@ -130,7 +132,7 @@ class Restoring(nn.Module):
         teacher = self.teacher[0]
         clean, degraded, captions = drawn_pairs(rows, generator, BATCH)
         told = self.student.told(captions)
-        x = degraded - LEVEL * self.student["network"](degraded, torch.full((BATCH,), 1000 * LEVEL), told)
+        x = degraded - LEVEL * self.student.network(degraded, torch.full((BATCH,), 1000 * LEVEL), told)
         regression = ((x - clean).square() + 1e-4).sqrt().mean()
         # The networks see patches of four pixels, and what repeats with them they would not miss: so the others look at
         # the student's picture from another corner every time.
@@ -142,7 +144,7 @@ class Restoring(nn.Module):
         level = t[:, None, None, None]
         with torch.no_grad():
             noisy = (1 - level) * x + level * noise
-            real = noisy - level * teacher["network"](noisy, 1000 * t, told)
+            real = noisy - level * teacher.network(noisy, 1000 * t, told)
             fake = noisy - level * self.fake(noisy, 1000 * t, told)
             scale = (x - real).abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-3)
             towards = x - (fake - real) / scale
@@ -167,7 +169,7 @@ def critic() -> nn.Module:
 def seen(teacher: Model, x: Tensor, told: Tensor) -> list[Tensor]:
     """The teacher's features of pictures (B, 3, H, W) that it is told are nearly clean."""
     found: list[Tensor] = []
-    network = teacher["network"]
+    network = teacher.network
     layers = [network.before[-1], network.middle[0], network.middle[-1]]
     hooks = [layer.register_forward_hook(lambda _m, _i, out: found.append(out)) for layer in layers]
     try:
@@ -195,7 +197,7 @@ def build_baseline(work: Path) -> Model:
 def build_eye(work: Path) -> Eye:
     """What judges the restorers; it sees as many clean patches as degraded ones."""
     torch.manual_seed(45)
-    rows, eye = build_pairs(work), Eye(len(photographs.TRAINING)).to(memory_format=torch.channels_last)
+    rows, eye = build_pairs(work), channels_last(Eye(len(photographs.TRAINING)))
 
     def loss(generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(rows["clean"]), (4 * BATCH,), generator=generator)
@@ -221,11 +223,7 @@ def between(work: Path) -> Model:
 def export(work: Path, out: Path) -> None:
     """Write restorer, baseline and eye in fp16 where the loader looks for them."""
     made = {
-        loader.PHOTOGRAPHS: {
-            f"{part}.{name}": value
-            for part, module in between(work).items()
-            for name, value in module.state_dict().items()
-        },
+        loader.PHOTOGRAPHS: between(work).state_dict(),
         loader.PHOTO_EYE: build_eye(work).state_dict(),
     }
     notes = {"modelspec.author": "Retort", "modelspec.license": "Apache-2.0"}

@@ -8,6 +8,7 @@ a caption never claims what the picture does not show.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +64,7 @@ class Digits:
     def caption(self, i: int, generator: torch.Generator | None = None) -> str:
         """The full caption of item i; with a generator, a varied one that may leave attributes out."""
         values = (self.digit, self.ink, self.paper, self.weight, self.slant)
-        return describe(*(int(v[i]) for v in values), generator)[0]
+        return described([int(value[i]) for value in values], generator)[0]
 
 
 def load(split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,3 +174,9 @@ def describe(
     if "slant" in said:
         text += ", upright" if SLANTS[slant] == "upright" else f", leaning {SLANTS[slant]}"
     return text, said
+
+
+def described(row: Sequence[int], generator: torch.Generator | None = None) -> tuple[str, set[str]]:
+    """`describe` of a row: digit, ink, paper, weight and slant."""
+    digit, ink, paper, weight, slant = row
+    return describe(digit, ink, paper, weight, slant, generator)

@@ -53,11 +53,12 @@ class Layers(nn.Module):
 
     def __init__(self, judge: Judge):
         super().__init__()
-        self.body = judge.body[:12]
+        self.body = nn.Sequential(*list(judge.body)[:12])
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Images (B, H, W, 3) in [0, 1] -> four features (B, C, h, w)."""
-        x, seen = images.movedim(-1, 1) * 2 - 1, []
+        x = images.movedim(-1, 1) * 2 - 1
+        seen: list[torch.Tensor] = []
         for number, layer in enumerate(self.body):
             x = layer(x)
             if number % 3 == 2:

@@ -6,6 +6,7 @@ Stock loaders read the SD3 layout (`joint_blocks.*`), diffusers its own. It conv
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,7 +60,8 @@ def network() -> nn.Module:
     """A diffusers SD3 transformer of the embedded size (3.79 M parameters), randomly initialised."""
     from diffusers import SD3Transformer2DModel
 
-    return SD3Transformer2DModel(**CONFIG)
+    made: Any = SD3Transformer2DModel(**CONFIG)
+    return made
 
 
 def to_sd3_layout(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

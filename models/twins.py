@@ -47,7 +47,7 @@ class Prompts:
         """One random caption for each chosen row; some are empty."""
         values = torch.stack([rows[name][chosen] for name in judge.HEADS], 1).tolist()
         dropped = torch.rand(len(values), generator=generator) < DROPPED
-        return ["" if drop else digits.describe(*row, generator)[0] for row, drop in zip(values, dropped, strict=True)]
+        return ["" if drop else digits.described(row, generator)[0] for row, drop in zip(values, dropped, strict=True)]
 
 
 def loss(

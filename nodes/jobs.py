@@ -89,7 +89,8 @@ class RetortTrainingJob(io.ComfyNode):
     @classmethod
     def execute(cls, **given):
         processes, start = one(given.pop("processes")), one(given["start_from"])
-        method, problems = one(given["method"])["method"], []
+        method = one(given["method"])["method"]
+        problems: list[str] = []
         if method in PREFERENCE:
             settings = one(given)
             request, problems = asked(settings)

@@ -43,6 +43,7 @@ def catalogue_path(language: str) -> Path:
 
 def inputs_of(schema: io.Schema) -> Iterator[tuple[str, str, Any]]:
     """(id, shown without a translation, input), those within a dynamic choice too; options may share an id."""
+    part: Any
     for part in schema.inputs:
         yield part.id, part.display_name or part.id, part
         if part.get_io_type() == "COMFY_DYNAMICCOMBO_V3":
@@ -57,7 +58,7 @@ def names(nodes: Sequence[type[io.ComfyNode]], say: Say) -> dict[str, Any]:
     for node in nodes:
         schema = node.GET_SCHEMA()
         found[schema.node_id] = {
-            "display_name": say("nodes", schema.display_name, schema.node_id),
+            "display_name": say("nodes", schema.display_name or "", schema.node_id),
             "inputs": {
                 id: {"name": say("names", shown, f"{schema.node_id}.{id}")} for id, shown, _ in inputs_of(schema)
             },
@@ -83,7 +84,7 @@ def texts(nodes: Sequence[type[io.ComfyNode]]) -> Iterator[str]:
         schema = node.GET_SCHEMA()
         yield schema.description
         yield from (part.tooltip for _, _, part in inputs_of(schema))
-        yield from (part.tooltip for part in schema.outputs)
+        yield from (part.tooltip or "" for part in schema.outputs)
 
 
 def english(section: str, text: str, place: str) -> str:

@@ -255,7 +255,7 @@ class RetortLabelPairs(io.ComfyNode):
             scores, by = [-float(place) for place in range(len(items))], "ranking"
         else:
             if images is None:
-                if vae is None:
+                if vae is None or stored is None:
                     raise ValueError(f"{reward.name} looks at pictures: connect images, or `vae` to decode the latents")
                 images = torch.cat([host.decode(vae, latent[None]) for latent in stored])
             frames = _frames(items, len(images))

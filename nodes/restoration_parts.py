@@ -86,6 +86,7 @@ class RetortDegrade(io.ComfyNode):
     def execute(cls, image, kind, keep_size=False, seed=0):
         image = restoration.pictures(image)[..., :3].float().cpu()
         name = kind["kind"]
+        config: degradation.RealWorld | degradation.Face | degradation.Infrared
         if name == "real world":
             config = degradation.weaken(degradation.RealWorld(shrink=kind["shrink"]), kind["strength"])
         else:

@@ -13,12 +13,16 @@ class Reward(Protocol):
     """`reward(images, prompts) -> (B,)`: the higher the better.
 
     images (B, H, W, 3) in [0, 1] as ComfyUI's IMAGE; prompts one string for all, or B of them. name: for people.
-    differentiable: whether gradients reach the images. range: lowest and highest value there can be.
+    differentiable: whether gradients reach the images.
     """
 
     name: str
     differentiable: bool
-    range: tuple[float, float]
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Lowest and highest value there can be."""
+        ...
 
     def __call__(self, images: Tensor, prompts: str | Sequence[str]) -> Tensor:
         """(B,) fp32."""

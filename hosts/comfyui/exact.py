@@ -14,6 +14,7 @@ from typing import Any
 import comfy.ops
 import torch
 import torch.nn.functional as F
+import torch.nn.grad
 from torch import Tensor, nn
 
 SMALL = {
@@ -99,6 +100,7 @@ def exact_layers(network: nn.Module) -> None:
 
     Layers whose weights ComfyUI changes as they run are left alone.
     """
+    layer: Any
     for layer in network.modules():
         if (small(layer) or cast(layer)) and not layer.weight_function and not layer.bias_function:
             layer.forward = MethodType(_convolved if isinstance(layer, nn.Conv1d | nn.Conv2d) else _forward, layer)

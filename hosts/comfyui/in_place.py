@@ -32,10 +32,13 @@ class _Single(SingleStreamBlock):
         return super().forward(*map(_copied, args[:1]), *args[1:], **named)
 
 
+_KEEPING: dict[type, type[nn.Module]] = {DoubleStreamBlock: _Double, SingleStreamBlock: _Single}
+
+
 def keep_inputs(network: nn.Module) -> None:
     """Make Flux's blocks, also in models built from them, leave alone what backward needs."""
     for block in network.modules():
-        kind = {DoubleStreamBlock: _Double, SingleStreamBlock: _Single}.get(type(block))
+        kind = _KEEPING.get(type(block))
         if kind is None:
             continue
         # A class and not an attribute: gradient checkpointing replaces `forward` on the instance, and puts it back.

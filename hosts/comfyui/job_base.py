@@ -35,8 +35,8 @@ def describe_base(model) -> sources.Base | None:
     if what["loader"] not in KINDS:
         return None
     kind, folder = KINDS[what["loader"]]
-    name = _inside(what["file"], folder)
-    return None if name is None else sources.Base(kind, file=name, shift=what["shift"])
+    file = _inside(what["file"], folder)
+    return None if file is None else sources.Base(kind, file=file, shift=what["shift"])
 
 
 def merge_base(model, folder: Path) -> sources.Base:
@@ -68,11 +68,11 @@ def load_base(base: sources.Base, folder: Path):
     if base.variant.startswith("eps"):
         loader = "embedded eps"
     if base.kind == "merged":
-        file = (inside(folder) / base.file).checked()
+        file = str((inside(folder) / base.file).checked())
     elif base.kind == "embedded":
         if base.variant not in CHECKPOINTS:
             raise ValueError(f"base.variant {base.variant!r} is not known; use one of {', '.join(CHECKPOINTS)}")
-        file = FOLDER / CHECKPOINTS[base.variant]
+        file = str(FOLDER / CHECKPOINTS[base.variant])
     else:
         file = folder_paths.get_full_path_or_raise(KINDS[loader][1], base.file)
     model = named.load_described({"loader": loader, "file": file, "shift": base.shift})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
@@ -112,7 +113,8 @@ def _ordinary(weight: Tensor, name: str) -> Tensor:
     if hasattr(weight, "__tensor_flatten__"):
         names, context = weight.__tensor_flatten__()
         inner = {part: _ordinary(getattr(weight, part), name) for part in names}
-        made = type(weight).__tensor_unflatten__(inner, context, weight.shape, weight.stride())
+        kind: Any = type(weight)
+        made = kind.__tensor_unflatten__(inner, context, weight.shape, weight.stride())
     elif type(weight) not in (Tensor, nn.Parameter, nn.Buffer):
         raise ValueError(
             f"model keeps {name} as a {type(weight).__name__}, which another loader brings along: load the model with "
@@ -149,7 +151,7 @@ def linear_kinds(network: nn.Module) -> tuple[type[nn.Module], ...]:
     )
 
 
-def set_precision(base: nn.Module, compute: torch.dtype | None) -> None:
+def set_precision(base: Any, compute: torch.dtype | None) -> None:
     """Let a BaseModel of one's own compute in a precision, None for the one in which ComfyUI samples with it.
 
     fp16 is never kept, since gradients overflow in it: bf16 takes its place where the device has it, else fp32. Layers

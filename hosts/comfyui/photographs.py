@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
@@ -30,7 +32,7 @@ class Pixels(comfy.latent_formats.LatentFormat):
 class Config(comfy.supported_models_base.BASE):
     """What ComfyUI asks of a model family."""
 
-    unet_extra_config = {}
+    unet_extra_config: ClassVar[dict[str, Any]] = {}
     sampling_settings = {"shift": 1.0}
     latent_format = Pixels
     memory_usage_factor = 0.2
@@ -39,7 +41,7 @@ class Config(comfy.supported_models_base.BASE):
 class Network(photo_network.PhotoNetwork):
     """Takes what ComfyUI gives every network, and leaves what it does not know."""
 
-    def forward(self, x, timesteps, context=None, y=None, **others):
+    def forward(self, x, timesteps, context=None, y=None, **others):  # type: ignore[override]  # ComfyUI's order
         """x (B, 3, H, W), timesteps (B,), y (B, 128)."""
         return super().forward(x, timesteps, y)
 

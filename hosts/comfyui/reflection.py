@@ -272,14 +272,14 @@ def reflection_sampler(weak: Any, config: ReflectionConfig, reflecting: Any = No
 
 def _check(strong: Any, guider: Any, name: str) -> None:
     """ValueError unless the guider's model shares latents and coordinates with the strong one's."""
-    mine, theirs = (g.model_patcher.get_model_object("latent_format") for g in (guider, strong))
-    schedules = [g.model_patcher.get_model_object("model_sampling") for g in (guider, strong)]
+    mine, theirs = (type(g.model_patcher.get_model_object("latent_format")).__name__ for g in (guider, strong))
+    own, other = (path_of(g.model_patcher.get_model_object("model_sampling")) for g in (guider, strong))
     check_pair(
         name,
         empty=[branch for branch, entries in guider.original_conds.items() if not entries]
         or ([] if guider.original_conds else ["positive"]),
-        formats=tuple(type(f).__name__ for f in (mine, theirs)),
-        paths=tuple(path_of(s) for s in schedules),
+        formats=(mine, theirs),
+        paths=(own, other),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ FILES = {name: variant for variant, name in loader.CHECKPOINTS.items()}
 class EmbeddedNetwork:
     """The network behind `model.Network`."""
 
-    kind = "transformer"
+    kind: Literal["unet", "transformer"] = "transformer"
     architecture = "stable-diffusion-3"
     repeats_context = False
 

@@ -61,7 +61,7 @@ def _named(model: Model, base: sources.Base) -> Model:
     return replace(model, origin=Origin(base, model.schedule))
 
 
-def _with_origin(loaded: Loaded, kind: Any, **name: str) -> Loaded:
+def _with_origin(loaded: Loaded, kind: Any, **name: Any) -> Loaded:
     model, clip, vae = loaded
     named = None if vae is None else replace(vae, origin=sources.Vae(kind, **name))
     return _named(model, sources.Base(kind, **name)), clip, named

@@ -65,14 +65,23 @@ class Network(Protocol):
     """A denoising network in fp32 at its door, whatever runs inside."""
 
     device: torch.device
+    dtype: torch.dtype
     # What carries adapters when it is trained: diffusers' module, the kind of LoRA files that it has, and its table;
     # architecture: as the metadata of LoRA files calls it.
-    module: torch.nn.Module
     architecture: str
     kind: Literal["unet", "transformer"]
-    table: Layout
     # SD1.5 and SDXL repeat the shorter of two prompts so that both fit one batch; attention does not notice.
     repeats_context: bool
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """diffusers' module."""
+        ...
+
+    @property
+    def table(self) -> Layout:
+        """Names of its layers in files."""
+        ...
 
     def conditions(self, tokens: Tensor, extra: dict[str, Any], shape: torch.Size) -> dict[str, Tensor]:
         """Keyword tensors (1 or B, ...) of one CONDITIONING entry for latents of a shape; `context` is the tokens."""

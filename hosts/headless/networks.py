@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -58,21 +58,25 @@ def _named(lora: Lora, module, table: Layout) -> dict[str, Tensor]:
     return named
 
 
+Own = TypeVar("Own", bound="Diffusers")
+
+
 class Diffusers:
     """What all of them share: device, precision, LoRAs."""
 
-    kind = "transformer"
+    kind: Literal["unet", "transformer"] = "transformer"
+    architecture: str
     repeats_context = False
 
-    def __init__(self, module, table: Layout):
-        self.module = module.eval().requires_grad_(False)
+    def __init__(self, module: Any, table: Layout):
+        self.module: Any = module.eval().requires_grad_(False)
         self.table = table
         parameter = next(module.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self._loras: tuple[Lora, ...] = ()
         self._adapters = _Adapters(module, table)
 
-    def with_loras(self, loras: tuple[Lora, ...]):
+    def with_loras(self: Own, loras: tuple[Lora, ...]) -> Own:
         """The same weights with these LoRAs; both can be used in turn."""
         for lora in loras:
             self._adapters.add(lora)
@@ -80,7 +84,7 @@ class Diffusers:
         clone._loras = loras
         return clone
 
-    def merge(self, loras: tuple[Lora, ...]):
+    def merge(self: Own, loras: tuple[Lora, ...]) -> Own:
         """This network with LoRAs added to its weights for good."""
         for lora in loras:
             named = _named(lora, self.module, self.table)
@@ -100,6 +104,10 @@ class Diffusers:
             self._adapters.switch_on(self._loras)
         given = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in conditions.items()}
         return self.forward(x.to(self.dtype), timestep, **given).float()
+
+    def conditions(self, tokens: Tensor, extra: dict[str, Any], shape: torch.Size) -> dict[str, Tensor]:
+        """See model.Network."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor, timestep: Tensor, **conditions: Tensor) -> Tensor:
         """The network in its own precision."""

@@ -55,7 +55,7 @@ def from_header(path: Path, width: int, height: int, frames: int = 1, tokens: in
     model = Folder(path).model() if path.is_dir() else load_diffusion_model(path)
     if frames != 1:
         raise ValueError("frames: videos are counted with --comfyui alone")
-    settings = model.source.bare().module.config
+    settings: Any = model.source.bare().module.config
     wide = settings.get("joint_attention_dim") or settings["cross_attention_dim"]
     pooled = settings.get("pooled_projection_dim")
     if settings.get("addition_embed_type") == "text_time":

@@ -36,8 +36,8 @@ class HeadlessDenoiser(Rejoins, Denoiser):
     """
 
     def __init__(self, model: Model, compute: torch.dtype | None = None, made: Any = None):
-        self._made: Any = made or model.source.anew(model.loras)
-        module = self._made.module
+        self._made = made or model.source.anew(model.loras)
+        module: torch.nn.Module = self._made.module
         # An outline's weights have no numbers.
         self.base_hash = "" if bare(module) else weights_hash(module.state_dict())
         held = next(module.parameters()).dtype

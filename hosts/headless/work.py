@@ -77,7 +77,9 @@ def check_cancelled() -> None:
 
 def free_memory() -> int | None:
     """See `hosts.api`."""
-    module = None if device().type == "cpu" else torch.get_device_module(device())
+    if device().type == "cpu":
+        return None
+    module = torch.get_device_module(device())
     return module.mem_get_info(device())[0] if hasattr(module, "mem_get_info") else None
 
 

@@ -98,4 +98,4 @@ def _environment() -> dict[str, str]:
 if sys.platform == "win32":
     _DETACHED: dict[str, Any] = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
 else:
-    _DETACHED = {"start_new_session": True}
+    _DETACHED: dict[str, Any] = {"start_new_session": True}

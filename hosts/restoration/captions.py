@@ -151,7 +151,7 @@ def _processing(place: files.Place, question: str) -> tuple[Callable[[list], dic
         )
     template = take.chat_template or take.tokenizer.chat_template
     if template:
-        content = [{"type": "image"}, {"type": "text", "text": question or QUESTION}]
+        content: Any = [{"type": "image"}, {"type": "text", "text": question or QUESTION}]
         text = take.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     else:
         text = question

@@ -57,8 +57,8 @@ class Lpips:
         for top, bottom in _spans(a.shape[1]):
             for left, right in _spans(a.shape[2]):
                 pieces = (_large_enough(x[:, top:bottom, left:right]).to(device) for x in (a, b))
-                apart = [feature_distance(*(self._network(one[None]) for one in pair), self._weights)
-                         for pair in zip(*pieces, strict=True)]  # fmt: skip
+                apart = [feature_distance(self._network(one[None]), self._network(other[None]), self._weights)
+                         for one, other in zip(*pieces, strict=True)]  # fmt: skip
                 total += torch.cat(apart).cpu() * (bottom - top) * (right - left)
                 area += (bottom - top) * (right - left)
         return total / area

@@ -86,7 +86,7 @@ def tiles_of(images: Tensor, size: Size) -> Iterator[Tensor]:
     """What each tile shows of images (B, H, W, C), row by row, at the pictures' own size: (B, h, w, C)."""
     grid = size.grid(*images.shape[1:3])
     for box in grid.boxes:
-        top, bottom, left, right = source_box(tuple(images.shape[1:3]), (grid.height, grid.width), box)
+        top, bottom, left, right = source_box((images.shape[1], images.shape[2]), (grid.height, grid.width), box)
         yield images[:, top:bottom, left:right]
 
 
@@ -113,7 +113,7 @@ def run(host: Any, model: Any, clip: Any, vae: Any, images: Tensor, wish: Wish) 
             bar.step(done)
             if tile is not None:
                 grid.add(canvas[some], *tile)
-    wanted = enlarged(*images.shape[1:3], wish.size.scale)
+    wanted = enlarged(images.shape[1], images.shape[2], wish.size.scale)
     if wanted != (grid.height, grid.width):
         canvas = region(canvas, wanted)
     return canvas.clamp_(0, 1)

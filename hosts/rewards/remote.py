@@ -50,7 +50,7 @@ class RemoteReward:
         if not fits:
             raise ValueError(f"url {url!r:.200} is not a server on this machine: give http://127.0.0.1:PORT")
         self.url, self._check = url, check
-        self._place = parts.hostname, parts.port
+        self._place = parts.hostname or "", parts.port or 0
         about = self._ask(None, ASKING)
         ends = about.get("range")
         if not isinstance(about.get("name"), str) or not isinstance(ends, list) or len(ends) != 2:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -60,8 +60,9 @@ def save(host: Any, saved: Saved, name: str) -> Path:
         items.append(header)
     method = next(m for m, (config, _) in METHODS.items() if config is type(wish.config))
     header = {
-        "prompt": wish.prompt, "method": method, "config": asdict(wish.config), "transition": asdict(wish.transition),
-        "seed": wish.seed, "noise": None if wish.noise is None else int(wish.noise.seed), "keep": wish.keep,
+        "prompt": wish.prompt, "method": method, "config": asdict(cast(Any, wish.config)),
+        "transition": asdict(wish.transition), "seed": wish.seed,
+        "noise": None if wish.noise is None else int(wish.noise.seed), "keep": wish.keep,
         "latent": {k: v for k, v in wish.latent.items() if isinstance(v, int | float | str)}, "items": items,
     }  # fmt: skip
     return write_new(folder(host), name, tensors(state, {"format": FORMAT, "search": json.dumps(header)}))
@@ -106,7 +107,7 @@ def _saved(header: Mapping[str, Any], found: Mapping[str, Tensor]) -> Saved:
         if not isinstance(value, int) or not low <= value < high:
             raise ValueError(f"{name} {value!r:.80} is out of range")
     config, state = METHODS[method]
-    settings = read(config, header["config"], "config")
+    settings: Any = read(config, header["config"], "config")
     sigmas, samples = found["sigmas"], found["latent.samples"]
     if sigmas.ndim != 1 or not 2 <= len(sigmas) <= MOST_STEPS or not bool(torch.isfinite(sigmas).all()):
         raise ValueError("its sigmas are no schedule")

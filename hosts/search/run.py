@@ -128,7 +128,7 @@ def draw_from(host: Any, guider: Any, saved: Saved, count: int, seed: int, greed
     for i, state in enumerate(saved.states):
         own = seed_of(seed, "draw", i)
         if isinstance(state, Tree):
-            found.append(state.latents(state.draw(count, own, greedy)))
+            found.append(state.latents(state.draw(count, own, greedy).tolist()))
         elif isinstance(state, Steering):
             found.append(state.draw(count, own))
         else:

@@ -45,7 +45,7 @@ def add_adapters(denoiser: Any, config: RunConfig, objective: Objective, start: 
 
 def encode(denoiser: Any, dataset: Dataset) -> Data:
     """The data set as the network takes it; equal prompts of equal size are encoded once."""
-    shapes = [tuple(t.shape) for t in dataset.latents] if dataset.latents is not None else [dataset.shape]
+    shapes: list[Any] = [tuple(t.shape) for t in dataset.latents] if dataset.latents is not None else [dataset.shape]
     known: dict[tuple[int, Any], Any] = {}
 
     def cond(entry: Entry, shape: Any, input: str = "positive") -> Any:

@@ -40,7 +40,7 @@ def settings(method: str, rank: int, batch_size: int, optimiser: str) -> RunConf
 def sample(method: str, entry: tuple[Tensor, dict[str, Any]], shape: tuple[int, ...], downscale: int = 8) -> Dataset:
     """A data set of one picture of this latent size and one prompt, as the method takes it."""
     picture = [torch.zeros(shape)]
-    pairs = {"losers": picture, "strengths": [1.0]} if method in ("dpo", "smpo", "mapo") else {}
+    pairs: dict[str, Any] = {"losers": picture, "strengths": [1.0]} if method in ("dpo", "smpo", "mapo") else {}
     pixels = [side * downscale for side in shape[-2:]]
     pictures = [torch.zeros(*pixels, 3, dtype=torch.uint8)] if METHODS[method].pictures else None
     return Dataset([entry], ["a prompt"], entry, picture, pictures=pictures, **pairs)

@@ -116,7 +116,7 @@ def counted(
 
 def with_measures(*given: Any, **named: Any) -> tuple[tuple[tuple[str, ...], Counted], ...]:
     """`counted` once more for each of `planning.MEASURES`, with what it is given."""
-    return tuple((measures, counted(*given, **named, measures=measures)) for measures in MEASURES)
+    return tuple((measures, counted(*given, **{**named, "measures": measures})) for measures in MEASURES)
 
 
 def furnish_measures(trainer: Trainer, measures: Sequence[str]) -> None:
@@ -130,9 +130,10 @@ def largest(dataset: Dataset) -> Dataset:
     shape = dataset.shape if dataset.latents is None else max((t.shape for t in dataset.latents), key=torch.Size.numel)
     latents = None if dataset.latents is None else [torch.zeros(tuple(shape or ()))]
     picture = max(dataset.pictures, key=Tensor.numel) if dataset.pictures else None
+    prompt = max(dataset.prompts, key=len, default="")
     return Dataset(
         [entry],
-        max(dataset.prompts, key=len, default="") and [max(dataset.prompts, key=len)],
+        [prompt] if prompt else [],
         dataset.negative,
         latents,
         dataset.shape,

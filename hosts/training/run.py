@@ -135,7 +135,7 @@ def run(
                 done, begun = trainer.done, trainer.begun
             finally:
                 # Optimisers, averages and the decoder, too: the memory is wanted for looking at the LoRA's file.
-                trainer = objective = data = decode = None
+                trainer = objective = data = decode = None  # type: ignore[assignment]
                 denoiser.release()
     losses = column(inside(folder) / METRICS, "student_loss")
     if reducer is not None and reducer.rank:
