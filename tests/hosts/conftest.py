@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from retort.graphs import registry, run
 from retort.graphs.api import io
-from retort.hosts.headless.folders import Folders
+from retort.hosts.headless.folders import Folders, use
 from retort.hosts.headless.model import Clip, LatentFormat, Model, NetworkSource, Vae
 from retort.sampling.path import FLOW, VE
 from retort.sampling.schedule import DiscreteSchedule, FlowSchedule
@@ -108,11 +109,13 @@ def known():
 
 
 @pytest.fixture
-def where(tmp_path) -> Folders:
-    """Empty folders of a run."""
+def where(tmp_path) -> Iterator[Folders]:
+    """Empty folders of a run, which the headless host uses."""
     for name in ("models", "input"):
         (tmp_path / name).mkdir()
-    return Folders(models=(tmp_path / "models",), inputs=(tmp_path / "input",), output=tmp_path / "out")
+    found = Folders(models=(tmp_path / "models",), inputs=(tmp_path / "input",), output=tmp_path / "out")
+    with use(found):
+        yield found
 
 
 @pytest.fixture

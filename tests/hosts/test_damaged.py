@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 pytest.importorskip("peft")
 
 from retort.hosts import api, cli
-from retort.hosts.headless.folders import Folders, use  # noqa: E402
 from retort.hosts.jobs import starter
 from retort.hosts.search import files as search_files
 from retort.hosts.training import run as training  # noqa: E402
@@ -20,13 +19,6 @@ from retort.nodes.jobs import RetortCollectJob, RetortLossChart  # noqa: E402
 from retort.trainers.dataset import Dataset, entries_of  # noqa: E402
 from retort.trainers.job_watch import Status, write_status  # noqa: E402
 from retort.trainers.methods import read_config  # noqa: E402
-
-
-@pytest.fixture
-def where(tmp_path):
-    found = Folders(models=(tmp_path / "models",), output=tmp_path / "out")
-    with use(found):
-        yield found
 
 
 def train(folder, where):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,13 @@ from typer.testing import CliRunner
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
+import tiny_pipelines as tiny
+
 from retort.hosts.cli import app  # noqa: E402
 from retort.hosts.headless import host  # noqa: E402
 from retort.hosts.training import plan_report  # noqa: E402
 from retort.models.layouts.dit import flux_layout  # noqa: E402
 from retort.nodes.plan import RetortTrainingPlan  # noqa: E402
-
-_spec = importlib.util.spec_from_file_location(
-    "retort_tiny_pipelines", Path(__file__).parent / "headless" / "pipelines.py"
-)
-tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny)
 
 
 @pytest.fixture(scope="module")

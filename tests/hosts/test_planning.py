@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
+
+import outlines
 
 from retort.hosts.headless import folders, host  # noqa: E402
 from retort.hosts.headless.folders import Folders  # noqa: E402
@@ -20,12 +19,6 @@ from retort.trainers.dataset import Dataset  # noqa: E402
 from retort.trainers.loop import TrainingFailed  # noqa: E402
 from retort.trainers.methods import read_config  # noqa: E402
 from retort.trainers.watch import Silent  # noqa: E402
-
-_spec = importlib.util.spec_from_file_location(
-    "retort_outlines", Path(__file__).parents[1] / "trainers" / "outlines.py"
-)
-outlines = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(outlines)
 
 SMALL = {**outlines.FLUX_SMALL, "num_layers": 1, "num_single_layers": 6}
 

@@ -20,7 +20,7 @@ import retort
 from retort.files.atomic import locked
 from retort.hosts import cli, job
 from retort.hosts.headless import host
-from retort.hosts.headless.folders import Folders, use
+from retort.hosts.headless.folders import use
 from retort.hosts.jobs import starter
 from retort.hosts.jobs.process import run_job
 from retort.hosts.training import run as training
@@ -36,13 +36,6 @@ from retort.trainers.watch import Silent, read_metrics
 PROMPTS = ["a red 3", "a blue 7", "a red 3", "a blue 7"]
 # Resolved, since the package may be found through a link.
 ENTRY = Path(retort.__file__).resolve().parent / "hosts" / "job.py"
-
-
-@pytest.fixture
-def where(tmp_path):
-    found = Folders(models=(tmp_path / "models",), output=tmp_path / "out")
-    with use(found):
-        yield found
 
 
 def dataset(clip) -> Dataset:
@@ -211,14 +204,8 @@ def test_other_settings_are_refused_and_the_state_stays(made, request_for):
 
 
 @pytest.fixture
-def tiny_disk(tmp_path):
-    place = tmp_path / "disk"
-    place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True)
-    if made.returncode:
-        pytest.skip("a tmpfs cannot be mounted here")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+def tiny_disk(disk):
+    return disk("8m")
 
 
 class Fills(Silent):

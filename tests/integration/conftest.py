@@ -195,6 +195,17 @@ def tiny(networks):
     return make
 
 
+@pytest.fixture
+def node(comfy):
+    """node(kind, **inputs) -> the outputs of a node of ours, run as ComfyUI runs nodes."""
+
+    def run(kind, /, **inputs):
+        with torch.inference_mode():
+            return comfy.plugin[kind].execute(**inputs).args
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def sample(comfy):
     """sample(guider, sampler, sigmas, latent, seed) through SamplerCustomAdvanced and RandomNoise: a sampled tensor."""

@@ -13,17 +13,6 @@ KINDS = ["flow", "eps", "v", "wan", "cog"]
 
 
 @pytest.fixture
-def node(comfy):
-    """node(kind, **inputs) -> the outputs of a node of ours, run as ComfyUI runs nodes."""
-
-    def run(kind, /, **inputs):
-        with torch.inference_mode():
-            return comfy.plugin[kind].execute(**inputs).args
-
-    return run
-
-
-@pytest.fixture
 def ready(comfy, tiny, guided):
     """ready(kind, batch, steps) -> (MODEL, GUIDER, SIGMAS, empty LATENT)."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import snapshots
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
@@ -20,9 +20,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKFLOWS = REPOSITORY / "workflows"
-_spec = importlib.util.spec_from_file_location("retort_snapshots", REPOSITORY / "tests" / "snapshots" / "snapshots.py")
-snapshots = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(snapshots)
 SAMPLES_NOTHING = "training_plan"
 SAMPLES, TRAINERS = snapshots.SAMPLES, snapshots.TRAINERS
 TRAINED_APART = 0.03  # of latents whose standard deviation is about 1

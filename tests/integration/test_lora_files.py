@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny_training as tiny
 import torch
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.integration
-_spec = importlib.util.spec_from_file_location("retort_tiny_training", Path(__file__).with_name("tiny_training.py"))
-tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny)
 files, loaded, host, training, sampled = tiny.files, tiny.loaded, tiny.host, tiny.training, tiny.sampled
 SHAPES, close, level, module, ready, x_of = tiny.SHAPES, tiny.close, tiny.level, tiny.module, tiny.ready, tiny.x_of
 

@@ -5,21 +5,16 @@ from __future__ import annotations
 import gc
 import importlib.util
 import weakref
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import saved
+import tiny_training as tiny
 import torch
 from safetensors.torch import save_file
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.integration
-_spec = importlib.util.spec_from_file_location("retort_tiny_training", Path(__file__).with_name("tiny_training.py"))
-tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny)
-_saved = importlib.util.spec_from_file_location("retort_saved", Path(__file__).parents[1] / "saved.py")
-saved = importlib.util.module_from_spec(_saved)
-_saved.loader.exec_module(saved)
 files, loaded, host, sampled = tiny.files, tiny.loaded, tiny.host, tiny.sampled
 addresses, gradients = tiny.addresses, tiny.gradients
 close, level, ready, x_of = tiny.close, tiny.level, tiny.ready, tiny.x_of

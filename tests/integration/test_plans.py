@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
+import tiny_training as tiny
 import torch
 from safetensors.torch import load_file, save_file
+from stored_formats import quantised
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.integration
 
 
-def beside(name: str):
-    spec = importlib.util.spec_from_file_location(f"retort_{name}", Path(__file__).with_name(f"{name}.py"))
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
 
-
-tiny, formats = beside("tiny_training"), beside("test_quantised_formats")
 STORED = ["fp8_scaled", "int8", "nvfp4", "mxfp8", "plain fp8"]
 files, loaded, host = tiny.files, tiny.loaded, tiny.host
 
@@ -71,7 +65,7 @@ def test_a_dry_step_takes_what_a_real_one_takes(loaded, counted, kind, method):
 
 @pytest.mark.parametrize("kind", STORED)
 def test_small_weights_are_counted_as_they_are_stored(comfy, loaded, files, counted, tmp_path, kind):
-    weights = formats.quantised(comfy, load_file(files("sd3")), kind)[0]
+    weights = quantised(comfy, load_file(files("sd3")), kind)[0]
     save_file(weights, tmp_path / "small.safetensors")
     with torch.inference_mode():
         options = {"dtype": torch.float8_e4m3fn} if kind == "plain fp8" else {}
@@ -93,6 +87,6 @@ def test_a_file_is_counted_by_its_header(comfy, ours, loaded, files, tmp_path):
             {n: tuple(w.shape) for n, w in m.model.diffusion_model.named_parameters()} for m in (model, real)
         )
         assert mine == theirs
-    save_file(formats.quantised(comfy, load_file(files("sd3")), "fp8_scaled")[0], tmp_path / "small.safetensors")
+    save_file(quantised(comfy, load_file(files("sd3")), "fp8_scaled")[0], tmp_path / "small.safetensors")
     network = bare.from_file(tmp_path / "small.safetensors").model.diffusion_model
     assert sum(ours("hosts.comfyui.exact").small(layer) for layer in network.modules()) > 8

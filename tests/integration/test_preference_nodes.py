@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
+import training_server as server
 from safetensors.torch import load_file
 
 pytest.importorskip("peft")
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
-_spec = importlib.util.spec_from_file_location(
-    "retort_preference_server", Path(__file__).with_name("training_server.py")
-)
-server = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(server)
 files, app, spelled, base, drawn = server.files, server.app, server.spelled, server.base, server.drawn
 QUICK, error_of, succeeded = server.QUICK, server.error_of, server.succeeded
 SIZES = {"sd3": (8, 64, 48), "sd15": (77, 768, 48)}

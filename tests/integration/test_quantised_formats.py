@@ -2,67 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import json
-from pathlib import Path
-
 import pytest
+import saved
+import tiny_training as tiny
 import torch
 from safetensors.torch import load_file, save_file
+from stored_formats import FORMATS, quantised
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.integration
-_spec = importlib.util.spec_from_file_location("retort_tiny_training", Path(__file__).with_name("tiny_training.py"))
-tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny)
-_saved = importlib.util.spec_from_file_location("retort_saved", Path(__file__).parents[1] / "saved.py")
-saved = importlib.util.module_from_spec(_saved)
-_saved.loader.exec_module(saved)
 files, loaded, host = tiny.files, tiny.loaded, tiny.host
 addresses, gradients, ready, x_of = tiny.addresses, tiny.gradients, tiny.ready, tiny.x_of
-
-TURNED = {"convrot_groupsize": 64}
-# By a name: format, how core makes such weights, and what a layer in a file says of them besides.
-FORMATS = {
-    "fp8_scaled": ("float8_e4m3fn", {"scale": "recalculate"}, {}),
-    "fp8_scaled e5m2": ("float8_e5m2", {"scale": "recalculate"}, {}),
-    "scaled_fp8": ("float8_e4m3fn", {"scale": "recalculate"}, {}),
-    "mxfp8": ("mxfp8", {}, {}),
-    "nvfp4": ("nvfp4", {}, {}),
-    "int8": ("int8_tensorwise", {}, {}),
-    "int8 by channel": ("int8_tensorwise", {"per_channel": True}, {}),
-    "int8_convrot": ("int8_tensorwise", {"per_channel": True, "convrot": True, **TURNED}, {"convrot": True, **TURNED}),
-    "convrot_w4a4": ("convrot_w4a4", TURNED, TURNED),
-    "asym_w4a8_int8": ("asym_w4a8_int8", TURNED, TURNED),
-}
-
-
-def quantised(comfy, weights, kind):
-    """A file's weights in one of ComfyUI's formats, and the same numbers multiplied out."""
-    if kind == "plain fp8":
-        out = {name: value.to(torch.float8_e4m3fn) for name, value in weights.items()}
-        return out, {name: value.float() for name, value in out.items()}
-    core = importlib.import_module("comfy.quant_ops")
-    form, made, said = FORMATS[kind]
-    out, exact = dict(weights), dict(weights)
-    for name, value in weights.items():
-        if value.ndim != 2 or "block" not in name or value.shape[0] % 64 or value.shape[1] % 64:
-            continue
-        value = value.bfloat16() if form in ("nvfp4", "mxfp8") else value
-        small = core.QuantizedTensor.from_float(value, core.QUANT_ALGOS[form]["comfy_tensor_layout"], **made)
-        layer = name.removesuffix("weight")
-        exact[name] = small.dequantize().float()
-        del out[name]
-        out |= {key: part.contiguous() for key, part in small.state_dict(name).items()}
-        if kind == "scaled_fp8":
-            out[f"{layer}scale_weight"] = out.pop(f"{layer}weight_scale")
-            continue
-        told = json.dumps({"format": form, **said}).encode()
-        out[f"{layer}comfy_quant"] = torch.tensor(list(told), dtype=torch.uint8)
-    if kind == "scaled_fp8":
-        out["scaled_fp8"] = torch.tensor([], dtype=torch.float8_e4m3fn)
-    return out, exact
 
 
 def bits(value):

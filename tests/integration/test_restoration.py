@@ -87,17 +87,6 @@ def headless(given, tmp_path_factory):
     return load_file(folder / "out.safetensors")
 
 
-@pytest.fixture
-def node(comfy):
-    """node(kind, **inputs) -> the outputs of a node of ours, run as ComfyUI runs nodes."""
-
-    def run(kind, /, **inputs):
-        with torch.inference_mode():
-            return comfy.plugin[kind].execute(**inputs).args
-
-    return run
-
-
 def loaded(comfy, case):
     host = importlib.import_module(f"{comfy.package}.hosts.comfyui.host")
     model, clip, vae = host.embedded(case["variant"])

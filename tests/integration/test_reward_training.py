@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+import training_server as server
 
 pytest.importorskip("peft")
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
-_spec = importlib.util.spec_from_file_location("retort_training_server", Path(__file__).with_name("training_server.py"))
-server = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(server)
 tiny = server.tiny
 app, spelled, base, files, error_of, succeeded = (
     server.app, server.spelled, server.base, server.files, server.error_of, server.succeeded,

@@ -5,16 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+import tiny_training as tiny
 import torch
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.integration
-_spec = importlib.util.spec_from_file_location("retort_tiny_training", Path(__file__).with_name("tiny_training.py"))
-tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny)
 files, loaded, host, quantised, training = tiny.files, tiny.loaded, tiny.host, tiny.quantised, tiny.training
 
 FORMATS = ("fp32", "bf16", "float8_e4m3fn", "int8_tensorwise", "nvfp4")

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 import torch
+import training_server as server
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("peft")
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
-_spec = importlib.util.spec_from_file_location("retort_training_server", Path(__file__).with_name("training_server.py"))
-server = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(server)
 files, app, spelled, base, drawn = server.files, server.app, server.spelled, server.base, server.drawn
 PROMPTS, QUICK, Listener = server.PROMPTS, server.QUICK, server.Listener
 error_of, post, succeeded = server.error_of, server.post, server.succeeded

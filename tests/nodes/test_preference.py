@@ -12,7 +12,6 @@ import torch
 pytest.importorskip("peft")
 
 from retort.hosts import api
-from retort.hosts.headless.folders import Folders, use  # noqa: E402
 from retort.hosts.jobs import starter  # noqa: E402
 from retort.hosts.jobs.process import run_job  # noqa: E402
 from retort.hosts.rewards import kinds as rewards
@@ -27,13 +26,6 @@ from retort.trainers import job_watch
 from retort.trainers.watch import METRICS, read_metrics  # noqa: E402
 
 QUICK = {"steps": 2, "batch_size": 2, "rank": 2, "warmup": 0, "learning_rate": 0.01, "preview_every": 0, "seed": 3}
-
-
-@pytest.fixture
-def where(tmp_path):
-    found = Folders(models=(tmp_path / "models",), output=tmp_path / "out")
-    with use(found):
-        yield found
 
 
 @pytest.fixture

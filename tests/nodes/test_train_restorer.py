@@ -11,7 +11,6 @@ pytest.importorskip("peft")
 pytest.importorskip("sklearn")
 
 from retort.hosts import api
-from retort.hosts.headless.folders import Folders, use  # noqa: E402
 from retort.hosts.jobs import starter  # noqa: E402
 from retort.hosts.jobs.process import run_job  # noqa: E402
 from retort.models import digits  # noqa: E402
@@ -22,13 +21,6 @@ from retort.trainers.watch import METRICS, read_metrics  # noqa: E402
 
 QUICK = {"steps": 4, "batch_size": 2, "rank": 2, "warmup": 0, "learning_rate": 0.01, "preview_every": 0, "seed": 3,
          "regression_steps": 2}  # fmt: skip
-
-
-@pytest.fixture
-def where(tmp_path):
-    found = Folders(models=(tmp_path / "models",), output=tmp_path / "out")
-    with use(found):
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import torch
 pytest.importorskip("peft")
 
 from retort.hosts import api
-from retort.hosts.headless.folders import Folders, use  # noqa: E402
 from retort.hosts.rewards import kinds as rewards  # noqa: E402
 from retort.nodes import jobs  # noqa: E402
 from retort.nodes.train_reward import METHODS, RetortTrainReward  # noqa: E402
@@ -21,13 +20,6 @@ SHORT = {
     "spo": {"steps": 4, "candidates": 2, "trained": 1},
     "flow_grpo": {"steps": 3, "group": 2},
 }
-
-
-@pytest.fixture
-def where(tmp_path):
-    found = Folders(models=(tmp_path / "models",), output=tmp_path / "out")
-    with use(found):
-        yield found
 
 
 def reward(kind="embedded_judge", **settings):

@@ -14,7 +14,6 @@ pytest.importorskip("peft")
 
 from retort.files.atomic import locked  # noqa: E402
 from retort.hosts import api
-from retort.hosts.headless.folders import Folders, use  # noqa: E402
 from retort.hosts.jobs import starter
 from retort.hosts.jobs.process import run_job  # noqa: E402
 from retort.hosts.rewards import kinds as rewards
@@ -32,13 +31,6 @@ from retort.trainers.watch import METRICS, read_metrics  # noqa: E402
 
 PROMPTS = "a bold blue seven\na thin red two"
 QUICK = {"steps": 2, "batch_size": 1, "rank": 2, "warmup": 0, "learning_rate": 0.01, "preview_every": 0, "seed": 3}
-
-
-@pytest.fixture
-def where(tmp_path):
-    found = Folders(models=(tmp_path / "models",), output=tmp_path / "out")
-    with use(found):
-        yield found
 
 
 @pytest.fixture

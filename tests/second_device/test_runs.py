@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+import streamed
 import torch
 
 from retort.sampling.path import FLOW
@@ -21,10 +19,6 @@ from retort.trainers.methods import METHODS, read_config
 from retort.trainers.objectives.parts.discriminator import Discriminator
 from retort.trainers.streaming import Ring
 from retort.trainers.watch import Silent
-
-_spec = importlib.util.spec_from_file_location("streamed", Path(__file__).parents[1] / "trainers" / "streamed.py")
-streamed = sys.modules.setdefault(_spec.name, importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(streamed)
 
 HERE, CPU = torch.device("second"), torch.device("cpu")
 

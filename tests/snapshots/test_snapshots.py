@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
+import snapshots
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
-_spec = importlib.util.spec_from_file_location("retort_snapshots", Path(__file__).with_name("snapshots.py"))
-snapshots = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(snapshots)
 
 # Searches and trainings turn on which of two near numbers is larger: `snapshots.py` alone runs them.
 QUICK = [

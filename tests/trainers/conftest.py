@@ -7,6 +7,7 @@ from contextlib import suppress
 import pytest
 import torch
 from torch import Tensor, nn
+from two_players import trainer
 
 from retort.sampling.path import FLOW, VE, VP
 from retort.sampling.schedule import DiscreteSchedule, FlowSchedule
@@ -324,3 +325,8 @@ class TinyDenoiser(Denoiser):
 def tiny():
     """TinyDenoiser, the class."""
     return TinyDenoiser
+
+
+@pytest.fixture
+def make(affine, tmp_path):
+    return trainer(affine, tmp_path)

@@ -6,16 +6,16 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-import conftest
-import test_loop
-import torch
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers")]
+import conftest  # noqa: E402
+import torch  # noqa: E402
+from two_players import Two, TwoConfig  # noqa: E402
 
-from retort.sampling.path import VE
-from retort.trainers.adapters import LoraConfig
-from retort.trainers.config import RunConfig, TrainingConfig
-from retort.trainers.data import Data
-from retort.trainers.loop import Trainer
+from retort.sampling.path import VE  # noqa: E402
+from retort.trainers.adapters import LoraConfig  # noqa: E402
+from retort.trainers.config import RunConfig, TrainingConfig  # noqa: E402
+from retort.trainers.data import Data  # noqa: E402
+from retort.trainers.loop import Trainer  # noqa: E402
 
 torch.set_num_threads(1)
 STEPS = 600
@@ -28,9 +28,9 @@ def trainer(folder: Path) -> Trainer:
     values = torch.randn(12, 1, 2, 2, generator=torch.Generator().manual_seed(1))
     rows = {"mean": torch.zeros(1)}
     settings = TrainingConfig(steps=STEPS, batch_size=4, save_every=1, save_minutes=0, preview_every=0, ema=0.9, keep=1)
-    config = RunConfig("two", test_loop.TwoConfig(), settings, LoraConfig(rank=1))
+    config = RunConfig("two", TwoConfig(), settings, LoraConfig(rank=1))
     data = Data([rows] * 12, latents=list(values), uncond=rows)
-    return Trainer(denoiser, test_loop.Two(config.objective, denoiser), data, config, folder)
+    return Trainer(denoiser, Two(config.objective, denoiser), data, config, folder)
 
 
 def main() -> None:

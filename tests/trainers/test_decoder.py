@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+import saved
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retort.trainers.decoder import Decoder, blocks
-
-_saved = importlib.util.spec_from_file_location("retort_saved", Path(__file__).parents[1] / "saved.py")
-saved = importlib.util.module_from_spec(_saved)
-_saved.loader.exec_module(saved)
 
 
 class Residual(nn.Module):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -12,14 +9,12 @@ from torch import nn
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
+import outlines
+
 from retort.hosts.headless.outline import Outline  # noqa: E402
 from retort.hosts.headless.training import HeadlessDenoiser  # noqa: E402
 from retort.trainers import depths, dry_run, weightless  # noqa: E402
 from retort.trainers.tracker import Tracker  # noqa: E402
-
-_spec = importlib.util.spec_from_file_location("retort_outlines", Path(__file__).with_name("outlines.py"))
-outlines = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(outlines)
 
 SHAPE, TOKENS, POOLED = (16, 32, 32), (24, 64), 32
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-from pathlib import Path
 
 import pytest
+import streamed
 import torch
 from torch import Tensor, nn
 
@@ -14,9 +13,6 @@ from retort.trainers import checkpointing, masters
 from retort.trainers.masters import Away
 from retort.trainers.streaming import Ring
 
-_spec = importlib.util.spec_from_file_location("retort_streamed", Path(__file__).with_name("streamed.py"))
-streamed = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(streamed)
 Network, start = streamed.Network, streamed.start
 CPU = torch.device("cpu")
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+import saved
 import torch
 from torch import Tensor, nn
 
 from retort.trainers import checkpointing, memory
 from retort.trainers.config import TrainingConfig
-
-_saved = importlib.util.spec_from_file_location("retort_saved", Path(__file__).parents[1] / "saved.py")
-saved = importlib.util.module_from_spec(_saved)
-_saved.loader.exec_module(saved)
 
 
 class Scaled(torch.Tensor):

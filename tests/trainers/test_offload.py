@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+import streamed
 import torch
 
 from retort.sampling.path import FLOW, VE
@@ -18,10 +17,6 @@ from retort.trainers.data import Data
 from retort.trainers.loop import Stopped, Trainer, TrainingFailed
 from retort.trainers.methods import METHODS, read_config
 from retort.trainers.objectives.parts.preference import LOSER, STRENGTH
-
-_spec = importlib.util.spec_from_file_location("retort_streamed", Path(__file__).with_name("streamed.py"))
-streamed = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(streamed)
 
 GB = 2**30
 OBJECTIVES = {

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from two_players import Stop, same
 
 from retort.trainers import optimisers, state
 from retort.trainers.adapters import LoraConfig
 from retort.trainers.config import TrainingConfig
 from retort.trainers.loop import Stopped
-
-_spec = importlib.util.spec_from_file_location("retort_test_loop", Path(__file__).with_name("test_loop.py"))
-loop = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(loop)
-make, same, Stop = loop.make, loop.same, loop.Stop
 
 PACKAGES = {"adamw": ("torch",), "adafactor": ("transformers",), "prodigy": ("prodigyopt",)}
 EIGHT = ("bitsandbytes", "torchao")

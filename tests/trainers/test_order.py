@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from watchers import StopsAt
 
 from retort.sampling.path import FLOW, VE
 from retort.trainers import order
@@ -24,7 +25,6 @@ from retort.trainers.objectives.parts.preference import LOSER, SMALLEST, STRENGT
 from retort.trainers.objectives.smpo import SmPO, SmPOConfig
 from retort.trainers.order import BUCKETS, Order, chances, slope
 from retort.trainers.processes import Alone
-from retort.trainers.watch import Silent
 
 GRADIENTS = torch.tensor([[1.0, 2.0], [-3.0, 0.5], [6.0, -2.0], [0.1, 0.0], [2.0, 8.0]], dtype=torch.float64)
 
@@ -190,19 +190,6 @@ def test_a_loss_of_no_single_samples_is_refused(affine):
         TrainingConfig(importance=0.6)
 
 
-class StopAt(Silent):
-    """Ends a run after so many steps."""
-
-    def __init__(self, last):
-        self.last, self.done = last, 0
-
-    def step(self, done, total, metrics):
-        self.done = done
-
-    def wishes(self):
-        return {"stop"} if self.done == self.last else set()
-
-
 @pytest.fixture
 def run(affine, tmp_path):
     """run(folder, watcher, **settings) -> the LoRA of a small flow matching run with importance and slow repeats."""
@@ -230,7 +217,7 @@ def same(a, b, **close):
 def test_a_resumed_run_is_the_uninterrupted_one(run, at):
     whole, trainer = run("whole")
     with pytest.raises(Stopped):
-        run("parts", StopAt(at))
+        run("parts", StopsAt(at))
     parts, second = run("parts")
     same(parts, whole, rtol=0, atol=0)
     assert torch.equal(second.order.scores, trainer.order.scores) and not torch.equal(

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
+from two_players import same
 
 from retort.files.folder import inside
-
-_spec = importlib.util.spec_from_file_location("retort_test_loop", Path(__file__).with_name("test_loop.py"))
-loop = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(loop)
-make, same = loop.make, loop.same
 
 
 class Together:

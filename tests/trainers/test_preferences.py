@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import multiprocessing
 import os
-from pathlib import Path
 
 import pytest
+import saved
 import torch
+from watchers import StopsAt
 
 from retort.preferences import store as preferences
 from retort.sampling.path import VE
@@ -26,11 +26,6 @@ from retort.trainers.objectives.parts.contract import Batch, Draws
 from retort.trainers.objectives.parts.preference import LOSER, STRENGTH
 from retort.trainers.objectives.smpo import SmPO, SmPOConfig
 from retort.trainers.origin import alike, origin
-from retort.trainers.watch import Silent
-
-_saved = importlib.util.spec_from_file_location("retort_saved", Path(__file__).parents[1] / "saved.py")
-saved = importlib.util.module_from_spec(_saved)
-_saved.loader.exec_module(saved)
 
 
 @pytest.fixture
@@ -285,19 +280,6 @@ def test_a_step_on_pairs_keeps_what_twice_as_many_images_keep(tiny, objective, c
     plain = kept(FlowMatching(FlowMatchingConfig(), denoiser), 8, {})
     pairs = kept(objective(config(), denoiser), 4, {LOSER: losers, STRENGTH: torch.ones(4)})
     assert 0.9 * plain < pairs < 1.15 * plain
-
-
-class StopsAt(Silent):
-    """Wishes to stop after a step."""
-
-    def __init__(self, last):
-        self.last, self.done = last, 0
-
-    def step(self, done, total, metrics):
-        self.done = done
-
-    def wishes(self):
-        return {"stop"} if self.done == self.last else set()
 
 
 @pytest.mark.parametrize(

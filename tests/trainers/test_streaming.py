@@ -7,11 +7,10 @@ point: a weight that is read too early shows.
 from __future__ import annotations
 
 import gc
-import importlib.util
 import weakref
-from pathlib import Path
 
 import pytest
+import streamed
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -21,9 +20,6 @@ from retort.trainers.adapters import Adapters
 from retort.trainers.masters import Away
 from retort.trainers.streaming import Ring, spread
 
-_spec = importlib.util.spec_from_file_location("retort_streamed", Path(__file__).with_name("streamed.py"))
-streamed = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(streamed)
 Network, adapted, network, start = streamed.Network, streamed.adapted, streamed.network, streamed.start
 CPU = torch.device("cpu")
 

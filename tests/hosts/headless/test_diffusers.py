@@ -5,12 +5,11 @@ Independent witnesses: diffusers' own converters, and its pipelines' `encode_pro
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import pytest
+import tiny_pipelines as tiny
 import torch
 
 from retort.files.errors import UsageError
@@ -26,9 +25,6 @@ from retort.models.layouts import unet as layout_unet
 from retort.models.layouts import vae as layout_vae
 
 pytest.importorskip("diffusers")
-_spec = importlib.util.spec_from_file_location("retort_tiny_pipelines", Path(__file__).with_name("pipelines.py"))
-tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny)
 
 KINDS = ("SD1.5", "SDXL", "SD3", "Flux dev", "Flux schnell")
 

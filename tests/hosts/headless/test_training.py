@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import weakref
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
+
+import tiny_pipelines as tiny
 
 from retort.files.errors import UsageError  # noqa: E402
 from retort.hosts.headless import embedded, folders, host  # noqa: E402
@@ -27,10 +27,6 @@ from retort.trainers.loop import Stopped, TrainingFailed  # noqa: E402
 from retort.trainers.methods import read_config  # noqa: E402
 from retort.trainers.objectives.parts.contract import Asked
 from retort.trainers.watch import Silent  # noqa: E402
-
-_spec = importlib.util.spec_from_file_location("retort_tiny_pipelines", Path(__file__).with_name("pipelines.py"))
-tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny)
 
 HERE = all((folders.EMBEDDED / name).is_file() for name in embedded.FILES)
 KINDS = ["SD1.5", "SDXL", "SD3", "Flux dev"]

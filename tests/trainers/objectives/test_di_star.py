@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gradients import same_with_checkpoints
 
 from retort.sampling.path import FLOW, VE, VP, NoisePath
-from retort.trainers import checkpointing
 from retort.trainers.objectives.di_star import DIStar, DIStarConfig, partials
 from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
 
@@ -283,27 +283,11 @@ def test_a_batch_of_eight_is_eight_batches(affine, path, config):
     assert list(_run(objective, (0, 1), step=1)) == ["fake"]
 
 
-def _tiny_gradients(objective, batch, step=0):
-    """Every weight's gradient of every player, on a network that has blocks to checkpoint."""
-    denoiser, found = objective.denoiser, {}
-    for loss in objective.losses(batch, step):
-        with denoiser.adapter(loss.player):
-            loss.value.backward()
-    for player in objective.players:
-        for key, p in denoiser.adapters.parameters(player).items():
-            found[player, key], p.grad = p.grad, None
-    return found
-
-
 def test_checkpointing_changes_no_gradient(tiny, path):
     denoiser = tiny(path)
     objective = DIStar(DIStarConfig(cfg=2.0), denoiser)
     batch = Batch(Draws(4, 0, (0, 1, 2)), (3, 4, 4), {"mean": torch.tensor([0.2, 0.5, 0.9])}, {"mean": torch.zeros(3)})
-    before = _tiny_gradients(objective, batch)
-    assert checkpointing.enable(denoiser.network) == 4
-    after = _tiny_gradients(objective, batch)
-    assert all(torch.allclose(after[key], before[key], rtol=1e-9, atol=0) for key in before)
-    assert sum(float(v.abs().sum()) > 0 for v in before.values()) > len(before) / 3
+    same_with_checkpoints(objective, batch)
 
 
 def test_a_missing_reward_is_said_before_the_first_step(affine):

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
+from gradients import same_with_checkpoints
 from scipy import stats
 
 from retort.sampling.path import FLOW, VE
 from retort.sampling.schedule import FlowSchedule
 from retort.sampling.student_t import student_t
-from retort.trainers import checkpointing
 from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig, quantile
 from retort.trainers.objectives.parts.contract import Batch, Draws, native_scale
 
@@ -136,29 +136,13 @@ def test_a_batch_of_eight_is_eight_batches(affine, path, aug_dim):
     assert torch.allclose(whole, parts, rtol=1e-5)
 
 
-def _tiny_gradients(objective, batch, step=0):
-    """Every weight's gradient of every player, on a network that has blocks to checkpoint."""
-    denoiser, found = objective.denoiser, {}
-    for loss in objective.losses(batch, step):
-        with denoiser.adapter(loss.player):
-            loss.value.backward()
-    for player in objective.players:
-        for key, p in denoiser.adapters.parameters(player).items():
-            found[player, key], p.grad = p.grad, None
-    return found
-
-
 def test_checkpointing_changes_no_gradient(tiny, path):
     denoiser = tiny(path)
     objective = FlowMatching(FlowMatchingConfig(), denoiser)
     draws = Draws(4, 0, (0, 1, 2))
     latents = draws.normal("data", (3, 4, 4))
     batch = Batch(draws, (3, 4, 4), {"mean": torch.tensor([0.2, 0.5, 0.9])}, {"mean": torch.zeros(3)}, latents)
-    before = _tiny_gradients(objective, batch)
-    assert checkpointing.enable(denoiser.network) == 4
-    after = _tiny_gradients(objective, batch)
-    assert all(torch.allclose(after[key], before[key], rtol=1e-9, atol=0) for key in before)
-    assert sum(float(v.abs().sum()) > 0 for v in before.values()) > len(before) / 3
+    same_with_checkpoints(objective, batch)
 
 
 def test_preview_is_the_data(affine, path):

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 import sys
 import threading
 import urllib.request
-from pathlib import Path
 
 import pytest
+import tiny_training as tiny
 from safetensors.torch import load_file
 
-_spec = importlib.util.spec_from_file_location("retort_tiny_training", Path(__file__).with_name("tiny_training.py"))
-tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny)
 files = tiny.files
 
 PROMPTS = "a bold blue seven on yellow paper\na thin red two\n\n  a green nine  "
