@@ -243,7 +243,8 @@ class Bench:
         """
         config = RunConfig(
             method, SETTINGS[method], TrainingConfig(
-                warmup=0, preview_every=0, save_every=0, save_minutes=0, keep=0, learning_rate=1e-5, **settings
+                warmup=0, preview_every=0, save_every=0, save_minutes=0, keep=0, learning_rate=1e-5,
+                **{"gradient_checkpointing": False, **settings},
             ), LoraConfig(),
         )  # fmt: skip
         folder = self.folder / "run"

@@ -92,7 +92,7 @@ class Run:
 
 COMMON = {
     "batch_size": 8, "steps": 150, "warmup": 10, "preview_every": 0, "save_every": 15,
-    "save_minutes": 0, "keep": 1000, "prompt_dropout": 0.1, "seed": SEED,
+    "save_minutes": 0, "keep": 1000, "prompt_dropout": 0.1, "seed": SEED, "gradient_checkpointing": False,
 }  # fmt: skip
 
 

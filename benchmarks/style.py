@@ -30,6 +30,7 @@ CONFIG = {
     "training": {
         "steps": 400, "batch_size": 32, "learning_rate": 1e-3, "warmup": 20, "ema": 0.98, "preview_every": 100,
         "previews": 16, "prompt_dropout": 0.1, "seed": SEED, "save_every": 100,
+        "gradient_checkpointing": False,
     },
     "lora": {"rank": 4},
 }  # fmt: skip

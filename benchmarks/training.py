@@ -166,7 +166,8 @@ def train(case: Case, config: RunConfig, folder: Path, reward: LatentReward | No
 def plain_settings(batch: int, steps: int) -> TrainingConfig:
     """Nothing but steps: no previews, no checkpoints; the rest is the default."""
     return TrainingConfig(
-        steps=steps, batch_size=batch, warmup=0, precision="fp32", preview_every=0, save_every=0, keep=0
+        steps=steps, batch_size=batch, warmup=0, precision="fp32", preview_every=0, save_every=0, keep=0,
+        gradient_checkpointing=False,
     )
 
 

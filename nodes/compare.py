@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..hosts.api import compare, host, io, ui
+from .inputs import schema
 from .rewards import ALIASES, CATEGORY, REWARD
 from .search import SEED_MAX
 from .training import lines
@@ -13,7 +14,7 @@ class RetortCompareModels(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortCompareModels",
             display_name="Compare Models",
             category=CATEGORY,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..hosts.api import host, io
 from ..sampling import presets
 from ..sampling.presets import PRESETS, Preset
+from .inputs import schema
 
 CATEGORY = "model/sampling/retort"
 ALIASES = [
@@ -69,7 +70,7 @@ class RetortDistilledSigmas(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortDistilledSigmas",
             display_name="Distilled Sigmas",
             category=CATEGORY,
@@ -96,7 +97,7 @@ class RetortDistilledSampler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortDistilledSampler",
             display_name="Distilled Sampler",
             category=CATEGORY,
@@ -144,7 +145,7 @@ class RetortDistilledSetup(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortDistilledSetup",
             display_name="Distilled Setup",
             category=CATEGORY,

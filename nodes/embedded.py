@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..hosts.api import host, io
+from .inputs import schema
 
 
 class RetortEmbeddedModel(io.ComfyNode):
@@ -10,7 +11,7 @@ class RetortEmbeddedModel(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortEmbeddedModel",
             display_name="Embedded Model",
             category="model/loaders/retort",

@@ -8,6 +8,7 @@ import torch
 
 from ..hosts.api import host, io, statistics, ui
 from ..sampling.teleport import low_rank, stationary
+from .inputs import schema
 
 CATEGORY = "model/sampling/retort"
 ALIASES = ["retort", "gaussian", "statistics", "teleport", "covariance", "pca"]
@@ -29,7 +30,7 @@ class RetortGaussianStatistics(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortGaussianStatistics",
             display_name="Gaussian Statistics",
             category=CATEGORY,
@@ -122,7 +123,7 @@ class RetortLoadGaussianStatistics(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         names = statistics.names(host.statistics_folders())
-        return io.Schema(
+        return schema(
             node_id="RetortLoadGaussianStatistics",
             display_name="Load Gaussian Statistics",
             category=CATEGORY,

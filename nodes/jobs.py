@@ -12,15 +12,14 @@ from ..hosts.api import host, io, starter, ui
 from ..trainers.chart import draw
 from ..trainers.export import read_lora
 from ..trainers.job_watch import Status, has_status, read_status, send
+from ..trainers.methods import METHODS, of_group
 from ..trainers.watch import checkpoints, latest_preview, open_picture, read_picture
-from .method_inputs import DISTILLATION, FEW_SHOT, FLOW, method_input
+from .inputs import completed, schema
 from .preference import PREFERENCES, asked
-from .preference_inputs import PREFERENCE
-from .train_restorer import RESTORER
 from .training import ALIASES, CATEGORY, NOTHING, one, read
-from .training_inputs import common_inputs, image_inputs, offload_input, sources
+from .training_inputs import common_inputs, image_inputs, method_input, offload_input, sources
 
-METHODS = {**DISTILLATION, "flow": FLOW, "few_shot": FEW_SHOT, **PREFERENCE, "instarevive": RESTORER}
+GROUPS = ("distillation", "images", "preference", "restoration")  # no file of a job names a reward
 COMMANDS = [NOTHING, "sample", "save", "stop"]
 LOOK_EVERY = 0.5
 MOST_ROWS = 10_000  # of a long log in a chart, which is not as wide
@@ -45,7 +44,7 @@ class RetortTrainingJob(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortTrainingJob",
             display_name="Training Job",
             category=CATEGORY,
@@ -59,8 +58,8 @@ class RetortTrainingJob(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 *sources(),
-                method_input(METHODS),
-                *common_inputs("my_job", 1000, 1e-4, 64),
+                method_input(of_group(*GROUPS)),
+                *common_inputs("my_job", 1000, 64),
                 io.Int.Input(
                     "processes",
                     default=1,
@@ -88,16 +87,15 @@ class RetortTrainingJob(io.ComfyNode):
 
     @classmethod
     def execute(cls, **given):
-        processes, start = one(given.pop("processes")), one(given["start_from"])
-        method = one(given["method"])["method"]
+        settings = completed(cls, one(given))
         problems: list[str] = []
-        if method in PREFERENCE:
-            settings = one(given)
+        processes, start, method = settings["processes"], settings["start_from"], settings["method"]["method"]
+        if METHODS[method].group == "preference":
             request, problems = asked(settings)
-        elif one(given.pop("pairs", None)) is not None:
+        elif settings.get("pairs") is not None:
             raise ValueError(f"pairs: {method} learns from none; choose dpo, smpo or mapo, or disconnect them")
         else:
-            settings, request = read(method, given)
+            settings, request = read(cls, given)
         run = checked_name(request.name)
         folder = host.runs_folder() / run
         status = _status(run)
@@ -116,7 +114,7 @@ class RetortCollectJob(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortCollectJob",
             display_name="Collect Job",
             category=CATEGORY,
@@ -209,7 +207,7 @@ class RetortLossChart(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortLossChart",
             display_name="Loss Chart",
             category=CATEGORY,

@@ -6,6 +6,7 @@ from ..hosts.api import host, io
 from ..hosts.api import search as searches
 from ..sampling.find import FindConfig
 from ..sampling.transition import Transition
+from .inputs import schema
 from .search import ALIASES, CATEGORY, REWARD, SEARCH_TREE, SEED_MAX, budget_of, limits, number, output, outputs
 
 
@@ -18,7 +19,7 @@ class RetortNoisePolicy(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortNoisePolicy",
             display_name="Noise Policy",
             category=CATEGORY,
@@ -79,7 +80,7 @@ class RetortPolicyNoise(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortPolicyNoise",
             display_name="Policy Noise",
             category=CATEGORY,

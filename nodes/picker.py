@@ -9,6 +9,7 @@ from ..preferences import store as preferences
 from ..preferences import tickets
 from ..preferences.tickets import Ticket
 from ..trainers.dataset import latents_of
+from .inputs import schema
 from .preference import ALIASES, CATEGORY, set_folder
 from .training import lines
 
@@ -18,7 +19,7 @@ class RetortPreferencePicker(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortPreferencePicker",
             display_name="Preference Picker",
             category=CATEGORY,
@@ -109,7 +110,7 @@ class RetortPromptQueue(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortPromptQueue",
             display_name="Prompt Queue",
             category=CATEGORY,

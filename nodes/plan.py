@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..hosts.api import host, io, plans
 from ..trainers.methods import METHODS
+from .inputs import schema
 from .training import ALIASES, CATEGORY
 
 
@@ -12,7 +13,7 @@ class RetortTrainingPlan(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortTrainingPlan",
             display_name="Training Plan",
             category=CATEGORY,

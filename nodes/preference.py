@@ -17,14 +17,13 @@ from ..preferences import store as preferences
 from ..preferences.store import Preferences
 from ..rewards.scoring import score
 from ..trainers.dataset import Dataset, Entry, entries_of, latents_of
-from ..trainers.methods import read_config
-from .method_inputs import method_input
-from .preference_inputs import PREFERENCE
+from ..trainers.methods import of_group, read_config
+from .inputs import completed, schema
 from .rewards import REWARD
 from .training import ALIASES as TRAINING_ALIASES
 from .training import CATEGORY as TRAINING
 from .training import NOTHING, outputs, run
-from .training_inputs import common_inputs, image_inputs, offload_input, training_settings
+from .training_inputs import common_inputs, image_inputs, method_input, offload_input, training_settings
 
 CATEGORY = "model/preference/retort"
 ALIASES = ["retort", "preference", "dpo", "pick-a-pic", "taste", "rlhf", "pairs", "ranking"]
@@ -48,7 +47,7 @@ class RetortPreferenceSet(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortPreferenceSet",
             display_name="Preference Set",
             category=CATEGORY,
@@ -165,7 +164,7 @@ class RetortLabelPairs(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortLabelPairs",
             display_name="Label Pairs",
             category=CATEGORY,
@@ -307,7 +306,7 @@ class RetortTrainPreference(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortTrainPreference",
             display_name="Train Preference",
             category=TRAINING,
@@ -324,8 +323,8 @@ class RetortTrainPreference(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="Text encoder for the set's prompts."),
                 io.Vae.Input("vae", optional=True, tooltip="Encodes the set's pictures and decodes previews."),
                 PREFERENCES.Input("pairs", tooltip="From Preference Set or Label Pairs."),
-                method_input(PREFERENCE),
-                *common_inputs("my_preference", 500, 1e-4, 16, fake=False, prompts=False),
+                method_input(of_group("preference")),
+                *common_inputs("my_preference", 500, 16, fake=False, prompts=False),
                 *image_inputs(),
                 offload_input(),
             ],
@@ -334,8 +333,9 @@ class RetortTrainPreference(io.ComfyNode):
 
     @classmethod
     def execute(cls, **given):
-        request, problems = asked(given)
-        return run(given["model"], request, given.get("vae"), problems)
+        settings = completed(cls, given)
+        request, problems = asked(settings)
+        return run(settings["model"], request, settings.get("vae"), problems)
 
 
 def asked(given: dict[str, Any]) -> tuple[training.Request, list[str]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..hosts.api import host, io, reflection, ui
 from ..sampling.reflection import BASES, INVERSIONS, ReflectionConfig
+from .inputs import schema
 
 CATEGORY = "model/sampling/retort"
 ALIASES = ["retort", "reflection", "w2sd", "weak to strong", "z-sampling", "zigzag", "autoguidance", "inversion"]
@@ -49,7 +50,7 @@ class RetortReflectionSampler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortReflectionSampler",
             display_name="Reflection Sampler",
             category=CATEGORY,
@@ -130,7 +131,7 @@ class RetortReflectionSetup(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortReflectionSetup",
             display_name="Reflection Setup",
             category=CATEGORY,
@@ -177,7 +178,7 @@ class RetortReflectionCompare(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortReflectionCompare",
             display_name="Reflection Compare",
             category=CATEGORY,

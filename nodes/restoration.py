@@ -7,6 +7,7 @@ from ..restoration.captions import per_image, per_tile
 from ..restoration.color_fix import METHODS
 from ..restoration.one_step import OneStep
 from ..restoration.tiles import WINDOWS
+from .inputs import schema
 from .restoration_inputs import ALIASES, CATEGORY, SAME, size_inputs, size_of
 
 
@@ -15,7 +16,7 @@ class RetortRestore(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortRestore",
             display_name="Restore",
             category=CATEGORY,
@@ -169,7 +170,7 @@ class RetortCaption(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortCaption",
             display_name="Caption",
             category=CATEGORY,

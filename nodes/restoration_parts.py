@@ -9,6 +9,7 @@ from ..restoration import degradation
 from ..restoration.color_fix import METHODS, color_fix
 from ..restoration.resize import region
 from ..restoration.spectral import SpectralConfig, guided
+from .inputs import schema
 from .restoration_inputs import ALIASES, CATEGORY
 from .rewards import REWARD
 from .search import SEED_MAX
@@ -51,7 +52,7 @@ class RetortDegrade(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortDegrade",
             display_name="Degrade",
             category=CATEGORY,
@@ -107,7 +108,7 @@ class RetortColorFix(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortColorFix",
             display_name="Colour Fix",
             category=CATEGORY,
@@ -152,7 +153,7 @@ class RetortCompareImages(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortCompareImages",
             display_name="Compare Images",
             category=CATEGORY,
@@ -198,7 +199,7 @@ class RetortSpectralGuidance(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortSpectralGuidance",
             display_name="Spectral Guidance",
             category=CATEGORY,

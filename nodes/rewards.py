@@ -10,6 +10,7 @@ import torch
 from ..hosts.api import host, io, rewards, ui
 from ..rewards.combine import Combined, RunningScore, Term, statistics
 from ..rewards.scoring import score
+from .inputs import schema
 
 CATEGORY = "model/rewards/retort"
 ALIASES = ["retort", "reward", "score", "preference", "aesthetic", "quality", "best of n", "ranking"]
@@ -101,7 +102,7 @@ class RetortReward(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortReward",
             display_name="Reward",
             category=CATEGORY,
@@ -134,7 +135,7 @@ class RetortCombineRewards(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortCombineRewards",
             display_name="Combine Rewards",
             category=CATEGORY,
@@ -247,7 +248,7 @@ class RetortScoreImages(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortScoreImages",
             display_name="Score Images",
             category=CATEGORY,

@@ -6,6 +6,7 @@ from ..hosts.api import host, io, methods, noise
 from ..sampling.dopri5 import Dopri5Config
 from ..sampling.teleport import Teleport
 from .gaussian import GAUSS_STATS
+from .inputs import schema
 
 CATEGORY = "model/sampling/retort"
 ALIASES = ["retort", "sampler", "custom sampler"]
@@ -22,7 +23,7 @@ class RetortTeleportSampler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortTeleportSampler",
             display_name="Teleport Sampler",
             category=CATEGORY,
@@ -73,7 +74,7 @@ class RetortStudentTNoise(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortStudentTNoise",
             display_name="Student-t Noise (PFGM++)",
             category=CATEGORY,
@@ -115,7 +116,7 @@ class RetortStructureSampler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortStructureSampler",
             display_name="Structure Sampler (ILVR, ICSG)",
             category=CATEGORY,
@@ -178,7 +179,7 @@ class RetortDopri5Sampler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortDopri5Sampler",
             display_name="Dopri5 Sampler",
             category=CATEGORY,

@@ -11,6 +11,7 @@ from ..sampling.accounts import Budget
 from ..sampling.particles import BestOfConfig, SteeringConfig, ValueConfig
 from ..sampling.transition import Transition
 from ..sampling.tree import DTS_STAR, TreeConfig
+from .inputs import schema
 
 CATEGORY = "model/sampling/retort"
 ALIASES = ["retort", "search", "tree", "dts", "best of n", "inference-time scaling", "alignment", "steering"]
@@ -143,7 +144,7 @@ class RetortTreeSearch(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortTreeSearch",
             display_name="Tree Search",
             category=CATEGORY,
@@ -204,7 +205,7 @@ class RetortResumeSearch(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortResumeSearch",
             display_name="Resume Search",
             category=CATEGORY,

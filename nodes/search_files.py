@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..hosts.api import host, io, ui
 from ..hosts.api import search as searches
+from .inputs import schema
 from .search import ALIASES, CATEGORY, SEARCH_TREE, SEED_MAX
 
 
@@ -12,7 +13,7 @@ class RetortSaveSearch(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortSaveSearch",
             display_name="Save Search",
             category=CATEGORY,
@@ -40,7 +41,7 @@ class RetortLoadSearch(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortLoadSearch",
             display_name="Load Search",
             category=CATEGORY,
@@ -67,7 +68,7 @@ class RetortDrawFromSearch(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortDrawFromSearch",
             display_name="Draw from Search",
             category=CATEGORY,

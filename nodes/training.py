@@ -9,11 +9,20 @@ import torch
 from torch import Tensor
 
 from ..hosts.api import host, io, training, ui
+from ..sampling.settings import offered
 from ..trainers.dataset import Dataset, entries_of, latents_of, one_for_each
-from ..trainers.methods import METHODS, read_config
+from ..trainers.methods import METHODS, of_group, read_config
 from ..trainers.watch import latest_preview
-from .method_inputs import DISTILLATION, FEW_SHOT, FLOW, method_input
-from .training_inputs import NOTHING, common_inputs, image_inputs, offload_input, sources, training_settings
+from .inputs import completed, inputs_of, schema
+from .training_inputs import (
+    NOTHING,
+    common_inputs,
+    image_inputs,
+    method_input,
+    offload_input,
+    sources,
+    training_settings,
+)
 
 CATEGORY = "model/training/retort"
 ALIASES = ["retort", "train", "trainer", "lora"]
@@ -79,21 +88,26 @@ def bytes_of(images: Tensor) -> list[Tensor]:
     return list((images[..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu())
 
 
-def read(method: str, given: dict[str, Any]) -> tuple[dict[str, Any], training.Request]:
-    """(single values of all inputs, what is to be trained)."""
+def read(
+    node: type[io.ComfyNode], given: dict[str, Any], method: str = ""
+) -> tuple[dict[str, Any], training.Request]:
+    """(single values of all inputs, what is to be trained); method: of a node that trains by one alone."""
     several = {name: given.pop(name, None) or [] for name in ("positive", "latents", "images")}
-    settings = {name: one(value) for name, value in given.items()}
-    objective = settings.pop("method", {}) | settings.pop("objective", {})
-    objective.pop("method", None)
+    settings = completed(node, {name: one(value) for name, value in given.items()})
+    if method:
+        objective = {each.name: settings.pop(each.name) for each in offered(METHODS[method].config)}
+    else:
+        objective = settings.pop("method")
+        method = objective.pop("method")
     config = read_config({"method": method, "objective": objective, **training_settings(settings)})
     start = None if settings["start_from"] == NOTHING else host.read_lora(settings["start_from"])
     data = dataset(settings, **several, keep=METHODS[method].pictures)
     return settings, training.Request(settings["name"], config, data, start)
 
 
-def train(method: str, given: dict[str, Any]) -> io.NodeOutput:
-    """Train here and now, whichever node asked."""
-    settings, request = read(method, given)
+def train(node: type[io.ComfyNode], given: dict[str, Any], method: str = "") -> io.NodeOutput:
+    """Train here and now, whichever node asked; see `read`."""
+    settings, request = read(node, given, method)
     vae, reward, second = (settings.get(name) for name in ("vae", "reward", "reward_2"))
     return run(settings["model"], request, vae, reward=reward, second=second)
 
@@ -124,7 +138,7 @@ class RetortTrainDistillation(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortTrainDistillation",
             display_name="Train Distillation",
             category=CATEGORY,
@@ -141,13 +155,13 @@ class RetortTrainDistillation(io.ComfyNode):
             is_output_node=True,
             inputs=[*sources(), io.Custom("REWARD").Input(
                 "reward", optional=True, tooltip="DI* only: a differentiable reward that the student learns to please."
-            ), method_input(DISTILLATION), *common_inputs("my_student", 500, 1e-4, 64), offload_input()],
+            ), method_input(of_group("distillation")), *common_inputs("my_student", 500, 64), offload_input()],
             outputs=outputs(),
         )  # fmt: skip
 
     @classmethod
     def execute(cls, **given):
-        return train(one(given["method"])["method"], given)
+        return train(cls, given)
 
 
 class RetortTrainFlow(io.ComfyNode):
@@ -155,7 +169,7 @@ class RetortTrainFlow(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortTrainFlow",
             display_name="Train Flow Matching",
             category=CATEGORY,
@@ -168,8 +182,8 @@ class RetortTrainFlow(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 *sources(),
-                *FLOW(),
-                *common_inputs("my_style", 500, 1e-4, 16, fake=False),
+                *inputs_of(METHODS["flow"].config),
+                *common_inputs("my_style", 500, 16, fake=False),
                 *image_inputs(),
                 offload_input(),
             ],
@@ -178,8 +192,7 @@ class RetortTrainFlow(io.ComfyNode):
 
     @classmethod
     def execute(cls, **given):
-        names = [i.id for i in FLOW()]
-        return train("flow", {**given, "objective": {n: given.pop(n) for n in names}})
+        return train(cls, given, "flow")
 
 
 class RetortFewShotAdapt(io.ComfyNode):
@@ -187,7 +200,7 @@ class RetortFewShotAdapt(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="RetortFewShotAdapt",
             display_name="Few-Shot Adapt",
             category=CATEGORY,
@@ -200,8 +213,8 @@ class RetortFewShotAdapt(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 *sources(),
-                *FEW_SHOT(),
-                *common_inputs("my_domain", 300, 1e-4, 16, fake=False),
+                *inputs_of(METHODS["few_shot"].config),
+                *common_inputs("my_domain", 300, 16, fake=False),
                 *image_inputs(),
                 offload_input(),
             ],
@@ -210,5 +223,4 @@ class RetortFewShotAdapt(io.ComfyNode):
 
     @classmethod
     def execute(cls, **given):
-        names = [i.id for i in FEW_SHOT()]
-        return train("few_shot", {**given, "objective": {n: given.pop(n) for n in names}})
+        return train(cls, given, "few_shot")

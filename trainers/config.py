@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from ..sampling.settings import Settings, setting
 from .adapters import LoraConfig
 from .optimisers import Optimiser
 
-Settings = TypeVar("Settings")
+Kind = TypeVar("Kind")
 Decay = Literal["constant", "linear", "cosine"]
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -30,70 +31,116 @@ LEAST_PRODIGY = 0.05
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    """How the loop runs, whatever the objective.
-
-    steps: optimiser steps. batch_size: samples on the device at once. accumulation: batches to one step.
-    noise_scale_target: eta of the norm test that lets accumulation grow (0 = plain accumulation), up to
-    accumulation_cap. learning_rate: the student's peak; decay: its course after `warmup` steps. max_grad_norm: to which
-    each player's gradient is clipped (0 = off). ema: rate of the averaged weights, which become the LoRA (0 = off).
-    precision: auto is the host's own, but never fp16. prompt_dropout: share of samples that see the empty prompt.
-    save_every (steps), save_minutes: whichever comes first (0 = never). keep: how many LoRA checkpoints stay.
-    preview_every: steps (0 = never); previews: how many pictures. fake_rank: rank of the fake score's adapter (0 = the
-    student's). slow_repeats: how often images come in each lap that are still learnt badly after slow_after steps (1 =
-    as often as others; see `slow`). importance: share of draws by how much a sample teaches (0 = in turn; see `order`).
-    offload: blocks of the base that wait in host memory, "none", a number, or "auto" for as many as the memory asks
-    (see `offload`).
+class TrainingConfig(Settings):
+    """How the loop runs, whatever the objective; see `order` and `slow` for how often samples come, `offload` for where
+    the base lies, `accumulation` for the norm test by which steps grow.
     """
 
-    steps: int = 1000
-    batch_size: int = 4
-    accumulation: int = 1
-    noise_scale_target: float = 0.0
-    accumulation_cap: int = 16
-    learning_rate: float = 1e-4
-    decay: Decay = "constant"
-    warmup: int = 20
-    optimiser: Optimiser = "adamw"
-    beta1: float = 0.9
-    beta2: float = 0.99
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    ema: float = 0.0
-    precision: Precision = "auto"
-    gradient_checkpointing: bool = False
-    prompt_dropout: float = 0.0
-    seed: int = 0
-    save_every: int = 500
-    save_minutes: float = 10.0
-    keep: int = 3
-    preview_every: int = 100
-    previews: int = 4
-    fake_rank: int = 0
-    slow_repeats: int = 1
-    slow_after: int = 100
-    importance: float = 0.0
-    offload: str = AUTO
+    steps: int = setting(
+        1000, 1, MOST_STEPS, help="Steps of the optimiser.",
+        page="Steps of the optimiser. Raise it to go on with a finished run.",
+    )
+    batch_size: int = setting(4, 1, 4096, help="Samples on the GPU at once. Lower it when memory ends.")
+    accumulation: int = setting(
+        1, 1, 4096, advanced=True, help="Batches to one step: 4 batches of 1 learn as 1 batch of 4."
+    )
+    noise_scale_target: float = setting(
+        0.0, 0, 100, step=0.01, advanced=True,
+        help="Above 0, accumulation grows while the gradient's noise is this many times its size (AdAdaGrad's eta).",
+        page="Above 0 accumulation grows while the gradient's noise is more than this many times its size. Needs "
+        "accumulation of at least 2.",
+    )
+    accumulation_cap: int = setting(16, 1, 4096, advanced=True, help="The most that accumulation grows to.")
+    learning_rate: float = setting(
+        1e-4, 0, 1, step=1e-7, round=1e-9, help="Peak rate of the student.",
+        page="Peak rate of the student. 1e-4 suits LoRAs of large models; lower it when pictures fall apart.",
+    )
+    decay: Decay = setting(
+        "constant", advanced=True, help="Course of the learning rate after the warm-up.",
+        page="Course of the rate after the warm-up. With linear and cosine, `steps` cannot be changed later.",
+    )
+    warmup: int = setting(20, 0, MOST_STEPS, advanced=True, help="Steps of rising rate.")
+    optimiser: Optimiser = setting(
+        "adamw", advanced=True,
+        help="adamw8bit (needs bitsandbytes or torchao) saves three quarters of the optimiser's memory, adafactor "
+        "nearly all of it. prodigy (needs prodigyopt) finds the learning rate by itself: set learning_rate to 1.",
+    )
+    beta1: float = setting(0.9, 0, 0.9999, help="How much of the running mean of gradients AdamW keeps.")
+    beta2: float = setting(0.99, 0, 0.999999, help="How much of the running mean of their squares it keeps.")
+    weight_decay: float = setting(0.01, 0, 1, step=0.001, advanced=True, help="AdamW's weight decay.")
+    max_grad_norm: float = setting(
+        1.0, 0, 1e6, step=0.1, advanced=True, help="Longest gradient; 0 leaves it as it is.",
+        page="Each adapter's gradient is clipped to this length; 0 leaves it.",
+    )
+    ema: float = setting(
+        0.0, 0, 0.99999, step=0.001, round=1e-5, advanced=True,
+        help="Above 0 the LoRA is a running average of the weights: 0.99 looks back about a hundred steps.",
+        page="Above 0 the LoRA, and the previews, are a running average of the weights; 0.99 looks back about a "
+        "hundred steps.",
+    )
+    precision: Precision = setting(
+        "auto", advanced=True,
+        help="Arithmetic of the network; adapters are always fp32. auto: as ComfyUI samples, but never in fp16.",
+        page="Of the network's arithmetic. auto computes as ComfyUI samples; a model that it holds in fp16, in which "
+        "gradients overflow, is taken in bf16 where the card has it, else in fp32. Adapters are always fp32.",
+    )
+    gradient_checkpointing: bool = setting(
+        True, help="Computes blocks twice and needs far less memory.",
+        page="Computes blocks twice and keeps far fewer activations.",
+    )
+    prompt_dropout: float = setting(
+        0.0, 0, 1, step=0.01, advanced=True,
+        help="Share of samples that see the empty prompt, so that guidance keeps working. 0.1 is usual for styles.",
+    )
+    seed: int = setting(0, 0, 2**64 - 1, help="The same seed trains the same LoRA.")
+    save_every: int = setting(
+        250, 0, MOST_STEPS, advanced=True,
+        help="Steps between saves of the whole run; it is saved on cancel and on error too.",
+    )
+    save_minutes: float = setting(
+        10.0, 0, 1e5, step=1.0, advanced=True, help="Minutes between saves.",
+        page="Minutes between saves, whichever comes first.",
+    )
+    keep: int = setting(3, 0, 1000, advanced=True, help="LoRA checkpoints kept in the run's folder.")
+    preview_every: int = setting(
+        50, 0, MOST_STEPS,
+        help="Steps between previews from fixed seeds (rough ones without `vae`); 0 for none.",
+        page="Steps between pictures from fixed noise, shown on the node and kept in the run's folder; 0 for none.",
+    )
+    previews: int = setting(4, 0, 64, advanced=True, help="Pictures in a preview.")
+    fake_rank: int = setting(
+        0, 0, 1024, advanced=True,
+        help="Rank of the fake score, which methods with one train beside the student; 0 takes the LoRA's.",
+    )
+    slow_repeats: int = setting(
+        1, 1, 16, advanced=True,
+        help="Above 1, images that are learnt slowly come so often in each round; 2 is USEFUL's. 1 is off.",
+        page="Above 1, images or pairs that are learnt slowly come so often in each round, after a short run has found "
+        "them; see *Train Flow Matching*. 1 is off.",
+    )
+    slow_after: int = setting(
+        100, 1, MOST_STEPS, advanced=True,
+        help="slow_repeats: steps of the short run that finds them; about a tenth of the training.",
+        page="Steps of that short run, which is thrown away; about a tenth of `steps`.",
+    )
+    importance: float = setting(
+        0.0, 0, 0.5, step=0.05, advanced=True,
+        help="Share of draws that go to images from which more is learnt, each at a weight that makes up for it. 0 "
+        "draws them in turn.",
+        page="Share of draws that go to images or pairs from which more is learnt, each at a weight that makes up for "
+        "it; see *Train Flow Matching*. 0 draws all in turn.",
+    )
+    offload: str = setting(
+        AUTO, advanced=True,
+        help="Blocks of the base that wait in the computer's memory and come to the GPU to compute: auto when they do "
+        "not all fit, none, or how many. Needs gradient_checkpointing; changes no result.",
+        page="Blocks of the base that wait in host memory and come to the device to compute, one while another "
+        "computes: *auto*, all of them when the run would not fit otherwise; *none*; or how many. Needs "
+        "gradient_checkpointing. Results are the same to the bit, and a run may go on with another value.",
+    )
 
-    def __post_init__(self) -> None:
-        whole = {
-            "steps": (1, MOST_STEPS), "batch_size": (1, 4096), "accumulation": (1, 4096),
-            "accumulation_cap": (1, 4096), "warmup": (0, MOST_STEPS), "save_every": (0, MOST_STEPS),
-            "keep": (0, 1000), "preview_every": (0, MOST_STEPS), "previews": (0, 64), "fake_rank": (0, 1024),
-            "seed": (0, 2**64 - 1), "slow_repeats": (1, 16), "slow_after": (1, MOST_STEPS),
-        }  # fmt: skip
-        numbers = {
-            "noise_scale_target": (0, 100), "learning_rate": (0, 1), "beta1": (0, 0.9999), "beta2": (0, 0.999999),
-            "weight_decay": (0, 1), "max_grad_norm": (0, 1e6), "ema": (0, 0.99999), "prompt_dropout": (0, 1),
-            "save_minutes": (0, 1e5), "importance": (0, 0.5),
-        }  # fmt: skip
-        for name, (low, high) in {**whole, **numbers}.items():
-            value = getattr(self, name)
-            if not (math.isfinite(value) and low <= value <= high):
-                raise ValueError(f"{name} must be between {low} and {high}, got {value!r}")
-        for name, kind in (("decay", Decay), ("optimiser", Optimiser), ("precision", Precision)):
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+    def check(self) -> None:
+        """See the base."""
         self._check_offload()
         if self.optimiser == "prodigy" and self.learning_rate < LEAST_PRODIGY:
             raise ValueError(
@@ -162,7 +209,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "")
     return found
 
 
-def read(kind: type[Settings], values: Any, where: str) -> Settings:
+def read(kind: type[Kind], values: Any, where: str) -> Kind:
     """A frozen dataclass from JSON values. ValueError names the field that is unknown, missing or of a wrong type."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} must be an object with names and values, got {type(values).__name__}")

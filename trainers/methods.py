@@ -28,33 +28,40 @@ class Method:
     """A method's settings and maths. reward: whether it takes one, and whether that must be differentiable.
 
     pictures: whether it learns from pictures that its `spoil` degrades, and the engine encodes, in every step.
-    images: whether its loss is a mean over images or pairs, so that some may come more often.
+    images: whether its loss is a mean over images or pairs, so that some may come more often. group: what it is for,
+    by which nodes offer it.
     """
 
     config: type
     objective: type
+    group: Literal["distillation", "images", "reward", "preference", "restoration"]
     reward: Literal["none", "any", "differentiable"] = "none"
     pictures: bool = False
     images: bool = False
 
 
 METHODS: dict[str, Method] = {
-    "dmd2": Method(DMD2Config, DMD2),
-    "f_distill": Method(FDistillConfig, FDistill),
-    "tdm": Method(TDMConfig, TDM),
-    "di_star": Method(DIStarConfig, DIStar, "differentiable"),
-    "flow": Method(FlowMatchingConfig, FlowMatching, images=True),
-    "few_shot": Method(FewShotConfig, FewShot, images=True),
-    "align_prop": Method(AlignPropConfig, AlignProp, "differentiable"),
-    "spo": Method(SPOConfig, SPO, "any"),
-    "flow_grpo": Method(FlowGRPOConfig, FlowGRPO, "any"),
-    "dpo": Method(DPOConfig, DPO, images=True),
-    "smpo": Method(SmPOConfig, SmPO, images=True),
-    "mapo": Method(MaPOConfig, MaPO, images=True),
-    "instarevive": Method(InstaReviveConfig, InstaRevive, pictures=True),
+    "dmd2": Method(DMD2Config, DMD2, "distillation"),
+    "f_distill": Method(FDistillConfig, FDistill, "distillation"),
+    "tdm": Method(TDMConfig, TDM, "distillation"),
+    "di_star": Method(DIStarConfig, DIStar, "distillation", "differentiable"),
+    "flow": Method(FlowMatchingConfig, FlowMatching, "images", images=True),
+    "few_shot": Method(FewShotConfig, FewShot, "images", images=True),
+    "align_prop": Method(AlignPropConfig, AlignProp, "reward", "differentiable"),
+    "spo": Method(SPOConfig, SPO, "reward", "any"),
+    "flow_grpo": Method(FlowGRPOConfig, FlowGRPO, "reward", "any"),
+    "dpo": Method(DPOConfig, DPO, "preference", images=True),
+    "smpo": Method(SmPOConfig, SmPO, "preference", images=True),
+    "mapo": Method(MaPOConfig, MaPO, "preference", images=True),
+    "instarevive": Method(InstaReviveConfig, InstaRevive, "restoration", pictures=True),
 }
 # These learn from nothing else; DI* also does without.
 NEED_REWARD = ("align_prop", "spo", "flow_grpo")
+
+
+def of_group(*groups: str) -> list[str]:
+    """The methods of these groups, in the order in which nodes list them."""
+    return [name for name, method in METHODS.items() if method.group in groups]
 
 
 def read_config(values: Mapping[str, Any]) -> RunConfig:

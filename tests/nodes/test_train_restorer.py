@@ -15,7 +15,7 @@ from retort.hosts.jobs import starter  # noqa: E402
 from retort.hosts.jobs.process import run_job  # noqa: E402
 from retort.models import digits  # noqa: E402
 from retort.nodes import jobs  # noqa: E402
-from retort.nodes.train_restorer import RESTORER, RetortTrainRestorer  # noqa: E402
+from retort.nodes.train_restorer import RetortTrainRestorer  # noqa: E402
 from retort.trainers import job_watch  # noqa: E402
 from retort.trainers.watch import METRICS, read_metrics  # noqa: E402
 
@@ -85,7 +85,7 @@ def test_a_job_trains_it_in_a_process_of_its_own(where, drawn, monkeypatch):
     monkeypatch.setattr(starter, "start", lambda folder, arguments, processes: started.append(folder))
     monkeypatch.setattr(jobs, "read_status", lambda folder: job_watch.Status("queued"))
     model, clip, vae = api.host.embedded("flow")
-    method = {"method": "instarevive", **{i.id: i.default for i in RESTORER()}, "regression_steps": 2}
+    method = {"method": "instarevive", "regression_steps": 2}
     settings = {k: v for k, v in QUICK.items() if k != "regression_steps"}
     given = {"model": model, "clip": clip, "vae": vae, "images": drawn[0], "prompts": drawn[1], "name": "job",
              "method": method}  # fmt: skip

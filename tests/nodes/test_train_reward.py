@@ -10,8 +10,8 @@ pytest.importorskip("peft")
 from retort.hosts import api
 from retort.hosts.rewards import kinds as rewards  # noqa: E402
 from retort.nodes import jobs  # noqa: E402
-from retort.nodes.train_reward import METHODS, RetortTrainReward  # noqa: E402
-from retort.trainers.methods import read_config  # noqa: E402
+from retort.nodes.train_reward import RetortTrainReward  # noqa: E402
+from retort.trainers.methods import of_group, read_config  # noqa: E402
 from retort.trainers.watch import METRICS, read_metrics  # noqa: E402
 
 QUICK = {"steps": 2, "batch_size": 1, "rank": 2, "warmup": 0, "learning_rate": 0.01, "preview_every": 0, "seed": 3}
@@ -28,9 +28,7 @@ def reward(kind="embedded_judge", **settings):
 
 def run(method, variant="flow", chosen=(), **given):
     model, clip, vae = api.host.embedded(variant)
-    values = {i.id: i.default for i in RetortTrainReward.define_schema().inputs if hasattr(i, "default")}
-    settings = {i.id: i.default for i in METHODS[method]()}
-    values["method"] = {"method": method, **settings, **SHORT[method], **dict(chosen)}
+    values = {"method": {"method": method, **SHORT[method], **dict(chosen)}}
     values |= {**QUICK, "model": model, "clip": clip, "vae": vae, "prompts": "a bold blue seven\na thin red two"}
     values |= {"latents": {"samples": torch.zeros(1, 16, 8, 8)}, "reward": reward(), **given}
     return RetortTrainReward.execute(**{k: [v] for k, v in values.items() if v is not None}).args
@@ -75,7 +73,7 @@ def test_two_rewards_are_balanced(where):
         ("spo", {"reward": None}, "learns from a reward, and there is none: connect `reward`"),
         ("flow_grpo", {"variant": "eps"}, "predicts eps: choose spo or align_prop"),
         ("spo", {"variant": "eps", "chosen": {"step": "sde"}}, "choose 'ancestral'"),
-        ("align_prop", {"chosen": {"last": 9}}, "last must be between 1 and 4"),
+        ("align_prop", {"chosen": {"last": 9}}, "last must be at most 4, got 9"),
     ],
 )
 def test_what_cannot_be_is_said(where, method, given, message):
@@ -97,4 +95,4 @@ def test_jobs_take_no_reward(where):
     base = read_base({"kind": "embedded", "variant": "flow"})
     with pytest.raises(ValueError, match="learns from a reward, and a job takes none"):
         Job("taste", read_config({"method": "spo"}), base)
-    assert "spo" not in jobs.METHODS
+    assert "spo" not in of_group(*jobs.GROUPS)

@@ -83,10 +83,10 @@ def test_nan_stops_and_keeps_the_last_good_weights(make):
 
 def test_out_of_memory_names_a_setting(make):
     with pytest.raises(TrainingFailed, match="gradient_checkpointing"):
-        make("run", Stop(2, torch.OutOfMemoryError)).train()
+        make("run", Stop(2, torch.OutOfMemoryError), gradient_checkpointing=False).train()
     for error in (MemoryError, lambda _: torch.empty(2**44)):  # what torch says on a CPU
         with pytest.raises(TrainingFailed, match="gradient_checkpointing"):
-            make("run", Stop(2, error)).train()
+            make("run", Stop(2, error), gradient_checkpointing=False).train()
 
 
 def test_two_runs_cannot_share_a_folder(make):

@@ -76,7 +76,7 @@ def test_what_a_block_is_given_by_keyword_is_counted():
 
 
 def test_the_strongest_setting_is_advised_first():
-    said = memory.advice(TrainingConfig(batch_size=4))
+    said = memory.advice(TrainingConfig(batch_size=4, gradient_checkpointing=False))
     assert said.index("gradient_checkpointing") < said.index("batch_size from 4") < said.index("adamw8bit")
     said = memory.advice(TrainingConfig(batch_size=1, gradient_checkpointing=True, optimiser="adamw8bit"))
     assert said.startswith("make the latents smaller") and "8bit" not in said

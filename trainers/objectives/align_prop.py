@@ -17,17 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ...sampling.path import NoisePath
+from ...sampling.settings import setting
 from ...sampling.transition import Transition
 from .parts.contract import Batch, Draws, LatentReward, Loss, Prediction, TrainableDenoiser, broadcast, guided
 from .parts.pareto import share
-from .parts.sampled import Sampled, check_ranges
+from .parts.sampled import Sampled, SampledConfig, at_most
 
 Truncation = Literal["uniform", "normal", "fixed"]
 LossForm = Literal["maximise", "target"]
@@ -37,41 +38,41 @@ NORMAL = (0.84, 0.1)
 
 
 @dataclass(frozen=True)
-class AlignPropConfig:
+class AlignPropConfig(SampledConfig):
     """AlignProp's settings.
 
-    steps, cfg: of the student's sampler; sampler: "ode" - Euler, DDIM with eta 0; "ancestral" - eta 1, the paper's.
-    truncation: how K is drawn - "uniform" from 1 .. steps (the paper), "normal" - steps less a whole part of
-    N(0.84, 0.1) steps (the released code), "fixed" - always `last` (1 for small cards, `steps` for no truncation).
-    stopped: hold the network's input (DRTune). loss: "maximise" - minus the reward; "target" - its distance to
-    `target`, which ends the pull there (the paper's |r - 10| of the aesthetic score). checkpoint: compute every network
-    call twice and keep only its latent.
+    sampler: "ode" - Euler, DDIM with eta 0; "ancestral" - eta 1, the paper's. truncation: how K is drawn - "uniform"
+    from 1 .. steps (the paper), "normal" - steps less a whole part of N(0.84, 0.1) steps (the released code), "fixed" -
+    always `last`. loss: "target" is the paper's |r - 10| of the aesthetic score.
     """
 
-    steps: int = 20
-    cfg: float = 4.0
-    sampler: Sampler = "ode"
-    truncation: Truncation = "uniform"
-    last: int = 1
-    stopped: bool = False
-    loss: LossForm = "maximise"
-    target: float = 10.0
-    checkpoint: bool = True
+    shown = ("steps", "cfg", "truncation", "last", "sampler", "stopped", "loss", "target", "checkpoint")
 
-    def __post_init__(self) -> None:
-        for name, choice, known in (
-            ("sampler", self.sampler, Sampler),
-            ("truncation", self.truncation, Truncation),
-            ("loss", self.loss, LossForm),
-        ):
-            if choice not in get_args(known):
-                raise ValueError(f"{name} {choice!r} is not known; use one of {', '.join(get_args(known))}")
-        check_ranges({
-            "steps": (self.steps, 1, 1000, "20 to 50 are usual"),
-            "cfg": (self.cfg, 0, 100, "1 is no guidance"),
-            "last": (self.last, 1, self.steps, "it counts the steps with a gradient"),
-            "target": (self.target, -1e6, 1e6, "10 is the paper's for the aesthetic score"),
-        })  # fmt: skip
+    sampler: Sampler = setting("ode", help="ode: Euler. ancestral: fresh noise a step.")
+    truncation: Truncation = setting("uniform",
+        help="How many of the last steps carry the gradient. uniform: drawn from 1 to all (the paper). normal: about a "
+        "sixth (its code). fixed: always `last`.",
+        page="*uniform*: the number of last steps with a gradient is drawn from 1 to all, as in the paper; always all "
+        "of them loses variety soonest. *normal*: about a sixth of the steps, as the released code draws. *fixed*: "
+        "always `last`.")
+    last: int = setting(1, 1, 1000,
+        help="fixed: so many steps, at most `steps`. 1 suits small cards; all of them lose variety soonest.",
+        page="*fixed*: so many steps, at most `steps`. 1 needs least memory and time, and changes fine detail and "
+        "colour more than layout.",
+        remedy="it counts the steps with a gradient")
+    stopped: bool = setting(False, advanced=True,
+        help="Hold the network's input (DRTune): steadier where many steps carry the gradient.")
+    loss: LossForm = setting("maximise",
+        help="maximise: the higher the better. target: as near to `target` as can be, and no further.")
+    target: float = setting(10.0, -1e6, 1e6, step=0.1, help="target: the score that is wished for.",
+        page="The score that is enough; above it the pull turns round.",
+        remedy="10 is the paper's for the aesthetic score")
+    checkpoint: bool = setting(True, advanced=True,
+        help="Keep only each step's latent and compute its network call again; off needs far more memory.")
+
+    def check(self) -> None:
+        """See the base."""
+        at_most(self, "last", self.steps, "it counts the steps with a gradient, of `steps`")
 
 
 def kept_steps(config: AlignPropConfig, draws: Draws, steps: int) -> int:

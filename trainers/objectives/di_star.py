@@ -17,17 +17,18 @@ has no fixed point and runs after the reward. "l2" has no such bound.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...sampling.settings import changed, setting
 from .dmd2 import DMD2, DMD2Config
 from .parts.contract import Asked, Batch, Cond, LatentReward, TrainableDenoiser, alpha_sigma, broadcast, mean_each
 from .parts.grids import level_draws
+from .parts.score_matching import MatchingConfig, StudentConfig
 
 Distance = Literal["pseudo_huber", "l2", "kl"]
 Guidance = Literal["in", "out"]
@@ -35,58 +36,53 @@ Space = Literal["x0", "score"]
 
 
 @dataclass(frozen=True)
-class DIStarConfig:
-    """DI*'s settings.
+class DIStarConfig(MatchingConfig, StudentConfig):
+    """DI*'s settings; more than one step by DMD2's backward simulation. cfg 1 is no guidance either way.
 
-    steps, timesteps, ratio, fake_rate, low, high, shift: as DMD2's; more than one step by its backward simulation.
     distance: "pseudo_huber" - sqrt(mean y^2 + huber^2) - huber, whose huber is the paper's c over the square root of
     the latent's size; "l2" - y^2 / 2 (SIM, SiD); "kl" - Diff-Instruct's integral KL (with a reward: DI++).
     space: "x0" compares clean latents, every level alike; "score" the scores themselves, w(t) = 1.
     guidance: "in" - s_ref is guided inside the distance (the better one); "out" - the guidance is a reward of its own,
-    (cfg - 1) (s_cond - s_uncond), beside an unguided distance. cfg 1 is none either way.
-    sid_alpha: SiD's, "l2" only. alpha_rew: the reward's weight beside the mean over a latent's numbers, where the
-    paper's 100 stands beside their sum (with normalise off). normalise: divide all but the reward's gradient by mean
-    |x0 - x_ref| per sample; the paper's weight is then alpha_rew times that distance.
+    (cfg - 1) (s_cond - s_uncond), beside an unguided distance.
+    alpha_rew: the reward's weight beside the mean over a latent's numbers, where the paper's 100 stands beside their
+    sum (with normalise off). normalise: divide all but the reward's gradient by mean |x0 - x_ref| per sample; the
+    paper's weight is then alpha_rew times that distance.
     """
 
-    steps: int = 1
-    timesteps: str = ""
-    cfg: float = 7.5
-    distance: Distance = "pseudo_huber"
-    huber: float = 0.00054
-    space: Space = "x0"
-    guidance: Guidance = "in"
-    sid_alpha: float = 1.0
-    alpha_rew: float = 0.0
-    ratio: int = 5
-    fake_rate: float = 1.0
-    low: float = 0.02
-    high: float = 0.98
-    shift: float = 1.0
-    normalise: bool = True
+    shown = (
+        "steps", "timesteps", "cfg", "ratio", "fake_rate", "alpha_rew", "guidance", "distance", "huber", "sid_alpha",
+        "space", "normalise", "low", "high", "shift",
+    )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        for name, choice, known in (
-            ("distance", self.distance, Distance),
-            ("space", self.space, Space),
-            ("guidance", self.guidance, Guidance),
-        ):
-            if choice not in get_args(known):
-                raise ValueError(f"{name} {choice!r} is not known; use one of {', '.join(get_args(known))}")
-        ranges = {
-            "huber": (self.huber, 1e-8, 1e3, "0.00054 is iCT's, per number"),
-            "sid_alpha": (self.sid_alpha, -10, 10, "1 is the exact gradient, 1.2 SiD's choice without guidance"),
-            "alpha_rew": (self.alpha_rew, 0, 1e6, "0 is no reward"),
-        }
-        for name, (value, low, high, remedy) in ranges.items():
-            if not (math.isfinite(value) and low <= value <= high):
-                raise ValueError(f"{name} must be between {low} and {high}, got {value!r}: {remedy}")
+    cfg: float = changed(MatchingConfig, "cfg", default=7.5)
+    distance: Distance = setting("pseudo_huber",
+        help="pseudo_huber is DI*'s, l2 is SIM's and cannot run away, kl is Diff-Instruct's.",
+        page="pseudo_huber (DI\\*), l2 (SIM), kl (Diff-Instruct). With pseudo_huber a large reward outweighs the pull "
+        "back to the teacher, which is bounded; l2's is not.")
+    huber: float = setting(0.00054, 1e-8, 1e3, step=1e-5, round=1e-8, advanced=True,
+        help="Where pseudo_huber turns from square to straight.", remedy="0.00054 is iCT's, per number")
+    space: Space = setting("x0", advanced=True,
+        help="Compare clean latents, every level alike, or the scores themselves.")
+    guidance: Guidance = setting("in",
+        help="in: the teacher is guided inside the distance (better). out: guidance pulls as a reward of its own.")
+    sid_alpha: float = setting(1.0, -10, 10, step=0.1, advanced=True,
+        help="l2 only: SiD's alpha; 1 is the exact gradient.",
+        remedy="1 is the exact gradient, 1.2 SiD's choice without guidance")
+    alpha_rew: float = setting(0.0, 0, 1e6, step=0.1,
+        help="Weight of the reward; connect one to `reward`. Too much of it and the student runs after the reward.",
+        page="Weight of the reward, beside a mean over a latent's numbers where the paper's 100 stands beside their "
+        "sum; so with `normalise` off. With it on the other terms are divided by the teacher's distance and this one "
+        "is not, so the paper's weight is this times that distance. Too much of it and the student runs after the "
+        "reward.", remedy="0 is no reward")
+
+    def check(self) -> None:
+        """See the base."""
+        super().check()
         if self.sid_alpha != 1.0 and self.distance != "l2":
             raise ValueError(f"sid_alpha belongs to distance 'l2', and distance is {self.distance!r}: set it to 1")
-        self.matching()
 
     def matching(self) -> DMD2Config:
-        """What is DMD2's of it; raises its errors."""
+        """What is DMD2's of it."""
         return DMD2Config(
             steps=self.steps,
             timesteps=self.timesteps,

@@ -10,11 +10,10 @@ form each of the two terms has the normaliser of its own level.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from torch.nn import functional
 from ...sampling import grids
 from ...sampling.accounts import seed_of
 from ...sampling.distilled import sample_distilled
+from ...sampling.settings import setting
 from ...sampling.standard import default_noise_sampler, sample_dpmpp_2m
 from .parts.contract import (
     Asked,
@@ -37,9 +37,9 @@ from .parts.contract import (
     native_scale,
 )
 from .parts.discriminator import Discriminator
-from .parts.grids import check_grid, level_draws, place_of, student_sigmas
+from .parts.grids import level_draws, place_of, student_sigmas
+from .parts.score_matching import GanConfig, MatchingConfig, StudentConfig
 
-GanOn = Literal["teacher", "fake"]
 Kind = Literal["real", "fake"]
 # The discriminator's loss beside the fake score's, which matters only where both train one adapter.
 CRITIC_WEIGHT = 1e-2
@@ -48,56 +48,32 @@ HUBER = 0.00054
 
 
 @dataclass(frozen=True)
-class DMD2Config:
-    """DMD2's settings.
-
-    steps, timesteps: the student's grid, see `grids.student_sigmas`. cfg: the teacher's guidance, baked into the
-    student (1 = none). ratio: updates of the fake score per update of the student; fake_rate: its learning rate over
-    the student's. gan_weight: of the GAN's gradient beside the matching one (0 = none; otherwise images are needed);
-    gan_on: whose features the discriminator sees. low, high: places (0 .. 1) of the levels at which student and teacher
-    are compared; shift: moves them towards noise (flow only). normalise: divide by the teacher's distance.
-    decoupled: guidance is compared only at levels at or below the student's own. regression_steps: first so many steps
-    learn teacher pairs alone; regression_weight: what remains of that afterwards (DMD: 0.25). pairs: how many of them;
-    pair_steps: the teacher's steps for one.
+class DMD2Config(GanConfig, MatchingConfig, StudentConfig):
+    """DMD2's settings. gan_weight: of the GAN's gradient beside the matching one, above 0 images are needed.
+    regression_weight: what remains of the regression after its steps (DMD: 0.25).
     """
 
-    steps: int = 1
-    timesteps: str = ""
-    cfg: float = 3.0
-    ratio: int = 5
-    fake_rate: float = 1.0
-    gan_weight: float = 0.0
-    gan_on: GanOn = "teacher"
-    low: float = 0.02
-    high: float = 0.98
-    shift: float = 1.0
-    normalise: bool = True
-    decoupled: bool = False
-    regression_steps: int = 0
-    regression_weight: float = 0.0
-    pairs: int = 1000
-    pair_steps: int = 30
+    shown = (
+        "steps", "timesteps", "cfg", "ratio", "fake_rate", "gan_weight", "gan_on", "regression_steps",
+        "regression_weight", "pairs", "pair_steps", "decoupled", "normalise", "low", "high", "shift",
+    )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        check_grid(self.steps, self.timesteps)
-        ranges = {
-            "cfg": (self.cfg, 1, 100, "1 is the teacher without guidance"),
-            "ratio": (self.ratio, 1, 1000, "5 suits most runs"),
-            "fake_rate": (self.fake_rate, 1e-3, 1e3, "1 keeps the student's rate"),
-            "gan_weight": (self.gan_weight, 0, 100, "0 is no GAN, 0.005 is SDXL's"),
-            "shift": (self.shift, 0.01, 100, "1 is uniform"),
-            "regression_steps": (self.regression_steps, 0, 10_000_000, "0 is no warm-up"),
-            "regression_weight": (self.regression_weight, 0, 100, "0 is none, 0.25 is DMD's"),
-            "pairs": (self.pairs, 1, 10_000_000, "one-step SDXL took 10000"),
-            "pair_steps": (self.pair_steps, 1, 1000, "30 is enough for this sampler"),
-        }
-        for name, (value, low, high, remedy) in ranges.items():
-            if not (math.isfinite(value) and low <= value <= high):
-                raise ValueError(f"{name} must be between {low} and {high}, got {value!r}: {remedy}")
-        if not 0 <= self.low < self.high <= 1:
-            raise ValueError(f"low must be below high, both in 0 to 1, got {self.low!r} and {self.high!r}: 0.02, 0.98")
-        if self.gan_on not in get_args(GanOn):
-            raise ValueError(f"gan_on must be one of {', '.join(get_args(GanOn))}, got {self.gan_on!r}")
+    decoupled: bool = setting(False, advanced=True,
+        help="Compare guidance only at levels no noisier than the student's own (Decoupled DMD).")
+    regression_steps: int = setting(0, 0, 10_000_000,
+        help="First so many steps copy pictures of the teacher: one-step students of large models need it.",
+        remedy="0 is no warm-up")
+    regression_weight: float = setting(0.0, 0, 100, step=0.01,
+        help="How much of that remains afterwards; 0.25 with gan_weight 0 is DMD as first published.",
+        remedy="0 is none, 0.25 is DMD's")
+    pairs: int = setting(1000, 1, 10_000_000, advanced=True, help="Teacher pictures made for that.",
+        page="Teacher pictures made for that; they are kept in the run's folder.", remedy="one-step SDXL took 10000")
+    pair_steps: int = setting(30, 1, 1000, advanced=True, help="The teacher's steps for each of them.",
+        remedy="30 is enough for this sampler")
+
+    def check(self) -> None:
+        """See the base."""
+        super().check()
         if self.decoupled and self.cfg == 1:
             raise ValueError("decoupled separates guidance from matching, and cfg is 1: raise cfg or switch it off")
 

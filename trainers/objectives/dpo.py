@@ -17,28 +17,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...sampling.settings import setting
 from .parts.contract import Batch, Loss, TrainableDenoiser
-from .parts.preference import LOSER, PairConfig, PairObjective, agreement, column, require, soft_loss
+from .parts.preference import LOSER, PairConfig, PairObjective, agreement, column, soft_loss
 
 
 @dataclass(frozen=True)
 class DPOConfig(PairConfig):
-    """beta: how dearly leaving the base is paid; mean-over-a-latent errors, so 5000 makes 2.5 of a 1e-3 difference.
+    """beta: errors are means over a latent, so 5000 makes 2.5 of a difference of 1e-3."""
 
-    flipped: share of labels believed to be wrong, below one half; above 0 the loss has a finite minimum.
-    """
+    shown = ("beta", "flipped", "levels", "cfg")
 
-    beta: float = 5000.0
-    flipped: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            {
-                "beta": (self.beta, 1e-3, 1e7, "5000 is the paper's, 500 moves further from the base"),
-                "flipped": (self.flipped, 0, 0.49, "0.1 is for one wrong label in ten"),
-            }
-        )
+    beta: float = setting(5000.0, 1e-3, 1e7, step=0.1, round=1e-3,
+        help="How dearly leaving the model as it was is paid; lower moves further, 5000 is the paper's.",
+        remedy="5000 is the paper's, 500 moves further from the base")
+    flipped: float = setting(0.0, 0, 0.49, step=0.01,
+        help="Share of labels believed to be wrong; 0.1 for one in ten.",
+        page="Share of labels believed to be wrong, 0.1 for one in ten; above 0 the loss has a finite minimum.",
+        remedy="0.1 is for one wrong label in ten")
 
 
 class DPO(PairObjective):

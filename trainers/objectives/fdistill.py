@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ...sampling.settings import changed, setting
 from .dmd2 import DMD2, DMD2Config
 from .parts.contract import TrainableDenoiser, broadcast
 
 Divergence = Literal[
-    "reverse_kl", "softened_reverse_kl", "jensen_shannon", "squared_hellinger", "forward_kl", "jeffreys", "neyman",
-    "pearson",
+    "jensen_shannon", "forward_kl", "squared_hellinger", "jeffreys", "softened_reverse_kl", "neyman", "pearson",
+    "reverse_kl",
 ]  # fmt: skip
 
 # h(r) = f''(r) r^2 in full, so that each is the gradient of its divergence; a constant factor is normalised away.
@@ -43,35 +44,23 @@ MOST_RATIO = 1e6
 
 @dataclass(frozen=True)
 class FDistillConfig(DMD2Config):
-    """DMD2's settings and: divergence; ratio_low, ratio_high: r is clipped to them; ratio_normalise: r over the mean of
-    its level's bin; ratio_ema: how much of the running means a step keeps.
-    """
+    """DMD2's settings, the divergence, and how density ratios r are made of the discriminator's answers."""
 
-    gan_weight: float = 5e-3
-    divergence: Divergence = "jensen_shannon"
-    ratio_low: float = 0.1
-    ratio_high: float = 20.0
-    ratio_normalise: bool = True
-    ratio_ema: float = 0.9
+    shown = ("divergence", *DMD2Config.shown, "ratio_ema", "ratio_low", "ratio_high", "ratio_normalise")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.gan_weight <= 0:
-            raise ValueError(
-                f"gan_weight is {self.gan_weight!r}, and f-distill takes its ratio from the discriminator: set it "
-                "above 0 (0.005), or choose DMD2"
-            )
-        if self.divergence not in get_args(Divergence):
-            raise ValueError(f"divergence must be one of {', '.join(get_args(Divergence))}, got {self.divergence!r}")
-        if not (0 < self.ratio_low <= 1 <= self.ratio_high and self.ratio_high <= MOST_RATIO):
-            raise ValueError(
-                f"ratio_low and ratio_high must enclose 1 and be above 0, got {self.ratio_low!r} and "
-                f"{self.ratio_high!r}: 0.1 and 20 are usual"
-            )
-        if not 0 <= self.ratio_ema < 1:
-            raise ValueError(
-                f"ratio_ema must be 0 or more and below 1, got {self.ratio_ema!r}: 0.9 suits small batches"
-            )
+    gan_weight: float = changed(DMD2Config, "gan_weight", default=5e-3, low=1e-12, round=1e-12,
+        help="Weight of the discriminator, which needs images and gives the density ratio. Published runs: 0.005.",
+        remedy="f-distill takes its ratio from the discriminator; 0.005 is the paper's, and DMD2 goes without")
+    divergence: Divergence = setting("jensen_shannon",
+        help="forward_kl covers the most, reverse_kl (DMD2) the least; jensen_shannon is the paper's best on text.")
+    ratio_low: float = setting(0.1, 1e-6, 1, step=0.01, advanced=True, help="Smallest density ratio.",
+        page="Smallest density ratio; smaller ones are cut to it.", remedy="0.1 is usual")
+    ratio_high: float = setting(20.0, 1, MOST_RATIO, step=1.0, advanced=True, help="Largest density ratio.",
+        page="Largest density ratio; larger ones are cut to it.", remedy="20 is usual")
+    ratio_normalise: bool = setting(True, advanced=True, help="Divide ratios by the mean of their noise level.")
+    ratio_ema: float = setting(0.9, 0, 0.999, step=0.01, advanced=True,
+        help="Memory of the means that density ratios are divided by; small batches need a long one.",
+        remedy="0.9 suits small batches")
 
 
 class Averages:

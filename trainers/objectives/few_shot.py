@@ -16,7 +16,6 @@ Proposals here, since a run has a few target images and no source set:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ...sampling.grids import simple
+from ...sampling.settings import Settings, setting
 from ...sampling.standard import sample_euler
 from .parts.contract import Batch, Cond, Loss, Player, TrainableDenoiser, broadcast, guided, mean_each, native_scale
 
@@ -40,31 +40,25 @@ CLEAN = 20.0
 
 
 @dataclass(frozen=True)
-class FewShotConfig:
-    """Settings of the adaptation.
-
-    phase: T_s, where content ends and style begins, in thousandths of the schedule. consistency: weight of L_DDC (0 =
-    plain phasic fine-tuning). source_steps: of a source sample. cfg: of source samples and previews (1 = none, or no
-    empty prompt). steps: of the previews.
+class FewShotConfig(Settings):
+    """Settings of the adaptation. phase: T_s. consistency: weight of L_DDC. cfg: of source samples and previews; none
+    where there is no empty prompt. steps: of the previews.
     """
 
-    phase: float = 300.0
-    consistency: float = 1.0
-    source_steps: int = 4
-    cfg: float = 4.0
-    steps: int = 20
+    shown = ("consistency", "cfg", "source_steps", "phase")
 
-    def __post_init__(self) -> None:
-        ranges = {
-            "phase": (self.phase, 50, 750, "300 is the paper's"),
-            "consistency": (self.consistency, 0, 1e4, "1 is the paper's"),
-            "source_steps": (self.source_steps, 1, 100, "4 gives rough, 20 good source samples"),
-            "cfg": (self.cfg, 1, 100, "1 is no guidance"),
-            "steps": (self.steps, 1, 1000, "20 is enough for a preview"),
-        }
-        for name, (value, low, high, remedy) in ranges.items():
-            if not (math.isfinite(value) and low <= value <= high):
-                raise ValueError(f"{name} must be between {low} and {high}, got {value!r}: {remedy}")
+    phase: float = setting(300.0, 50, 750, step=10.0, advanced=True,
+        help="Where content ends and style begins, in thousandths of the schedule.", remedy="300 is the paper's")
+    consistency: float = setting(1.0, 0, 1e4, step=0.1,
+        help="How strongly the model's own variety is kept; 0 is plain fine-tuning in phases.",
+        remedy="1 is the paper's")
+    source_steps: int = setting(4, 1, 100,
+        help="Steps for each of those samples; 4 gives rough ones, 20 good ones.",
+        remedy="4 gives rough, 20 good source samples")
+    cfg: float = setting(4.0, 1, 100, step=0.1,
+        help="Guidance of the model's own samples that the images are compared with, and of previews.",
+        remedy="1 is no guidance")
+    steps: int = setting(20, 1, 1000, remedy="20 is enough for a preview")
 
 
 def content_share(t: Tensor, phase: float) -> Tensor:

@@ -22,45 +22,46 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...sampling.settings import changed, setting
 from ...sampling.transition import Transition
 from .parts.contract import Batch, Loss, TrainableDenoiser, guided, mean_each, swapped
-from .parts.sampled import Sampled, check_ranges, chosen_steps
+from .parts.sampled import Sampled, SampledConfig, at_most, chosen_steps, noise_level
 
 # Advantages beyond it are held; the released code's.
 MOST_ADVANTAGE = 5.0
 
 
 @dataclass(frozen=True)
-class FlowGRPOConfig:
-    """Flow-GRPO's settings.
+class FlowGRPOConfig(SampledConfig):
+    """Flow-GRPO's settings; the paper trains at 10 steps, and samples at 40. kl: weight of the exact
+    divergence to the adapter-off network; of a released weight (0.04, 0.01 for PickScore) its product with |dt|.
 
-    steps, cfg: of the sampler while training (the paper trains at 10, and samples at 40); noise_level: of its SDE.
-    group: samples of one prompt that are compared. trained: steps of a trajectory that are learnt from, drawn anew each
-    time (0 = all but the last, which draws no noise). clip: how far a ratio may move before its gradient ends.
-    kl: weight of the exact divergence to the adapter-off network; of a released weight (0.04, 0.01 for PickScore) its
-    product with |dt|. updates: of the student for each update of the policy that draws; at 1 every ratio is 1.
+    trained: steps of a trajectory, drawn anew each time (0 = all but the last, which draws no noise). updates: of the
+    student for each update of the policy that draws; at 1 every ratio is 1.
     """
 
-    steps: int = 10
-    cfg: float = 4.5
-    noise_level: float = 0.7
-    group: int = 8
-    trained: int = 0
-    clip: float = 1e-4
-    kl: float = 0.01
-    updates: int = 2
+    shown = ("steps", "cfg", "noise_level", "group", "trained", "clip", "kl", "updates")
 
-    def __post_init__(self) -> None:
-        check_ranges({
-            "steps": (self.steps, 2, 1000, "10 is the paper's"),
-            "cfg": (self.cfg, 0, 100, "1 is no guidance"),
-            "noise_level": (self.noise_level, 0.01, 10, "0.7 is the paper's"),
-            "group": (self.group, 2, 1024, "the paper's is 24"),
-            "trained": (self.trained, 0, self.steps - 1, "0 is all steps"),
-            "clip": (self.clip, 1e-8, 1, "1e-4 is the released code's"),
-            "kl": (self.kl, 0, 1e6, "0.001 to 0.01 are usual"),
-            "updates": (self.updates, 1, 1000, "2 is the released code's"),
-        })  # fmt: skip
+    steps: int = changed(SampledConfig, "steps", default=10, low=2, remedy="10 is the paper's")
+    cfg: float = changed(SampledConfig, "cfg", default=4.5)
+    noise_level: float = noise_level()
+    group: int = setting(8, 2, 1024, help="Pictures of one prompt that are compared.", remedy="the paper's is 24")
+    trained: int = setting(0, 0, 999, help="Steps of each picture that are learnt from; 0 for all.",
+        page="Steps of each picture that are learnt from, drawn anew each time; 0 for all.", remedy="0 is all steps")
+    clip: float = setting(1e-4, 1e-8, 1, step=1e-5, round=1e-8,
+        help="How far a step's likelihood may move before its pull ends.", remedy="1e-4 is the released code's")
+    kl: float = setting(0.01, 0, 1e6, step=0.01, help="Pull back to the model as it was; 0 for none.",
+        page="Pull back to the model without the LoRA, by the exact divergence of each step; 0 for none. Weights of the "
+        "released code count it without the step's length: divide them by `steps` (its 0.04 at 10 steps is 0.004 here; "
+        "the default 0.01 is ten times its 0.01 for PickScore).", remedy="0.001 to 0.01 are usual")
+    updates: int = setting(2, 1, 1000, advanced=True,
+        help="Steps of the optimiser before the model that draws is renewed.",
+        page="Steps of the optimiser before the model that draws is renewed; at 1 `clip` never acts.",
+        remedy="2 is the released code's")
+
+    def check(self) -> None:
+        """See the base."""
+        at_most(self, "trained", self.steps - 1, "0 is all steps, and the last one draws no noise")
 
 
 def advantages(rewards: Tensor) -> Tensor:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ...sampling.grids import simple
+from ...sampling.settings import Settings, setting
 from ...sampling.standard import sample_euler
 from ...sampling.student_t import check_aug_dim, student_t
 from .parts.contract import Batch, Cond, Draws, Loss, Player, TrainableDenoiser, guided, mean_each, native_scale
@@ -28,44 +29,38 @@ Levels = Literal["uniform", "logit_normal", "core"]
 
 
 @dataclass(frozen=True)
-class FlowMatchingConfig:
+class FlowMatchingConfig(Settings):
     """How levels are drawn and errors weighed.
 
     loss_space: "native" - of the network's own output (flow, eps or v); "x0" - of the clean latent, as core's trainer.
     levels: "uniform" - every t alike (timesteps on eps and v, sigma itself on flow); "logit_normal" - t =
     sigmoid(mean + std n); "core" - every percentage of the sampling alike, so that the model's shift counts.
     max_weight: native only, the most that an error of x0 is magnified (1 / sigma^2 has no bound on flow).
-    aug_dim: PFGM++'s D, of the Student-t noise; 0 (or inf) is Gaussian noise. From a tuned Gaussian model start with at
-    least an eighth of the numbers in a latent. steps, cfg: of the previews.
+    steps: of the previews.
     """
 
-    loss_space: LossSpace = "native"
-    levels: Levels = "uniform"
-    mean: float = 0.0
-    std: float = 1.0
-    max_weight: float = 1e4
-    aug_dim: float = 0.0
-    steps: int = 20
-    cfg: float = 4.0
+    shown = ("loss_space", "levels", "cfg", "mean", "std", "max_weight", "aug_dim")
 
-    def __post_init__(self) -> None:
-        if self.loss_space not in get_args(LossSpace):
-            raise ValueError(
-                f"loss_space {self.loss_space!r} is not known; use one of {', '.join(get_args(LossSpace))}"
-            )
-        if self.levels not in get_args(Levels):
-            raise ValueError(f"levels {self.levels!r} is not known; use one of {', '.join(get_args(Levels))}")
-        if not -10 <= self.mean <= 10:
-            raise ValueError(f"mean must be -10 to 10, got {self.mean!r}: 0 centres t at one half")
-        if not 0 < self.std <= 10:
-            raise ValueError(f"std must be above 0 and at most 10, got {self.std!r}: 1 is SD3's")
-        if not 1 <= self.max_weight <= 1e8:
-            raise ValueError(f"max_weight must be 1 to 1e8, got {self.max_weight!r}: 1e4 binds below sigma 0.01")
+    loss_space: LossSpace = setting("native",
+        help="native: the error of what the network predicts, as it was trained. x0: of the picture, as core does.",
+        page="*native*: the error of what the network predicts, as it was trained. *x0*: of the picture, as core's "
+        "trainer does, which weighs a flow's levels by sigma squared.")
+    levels: Levels = setting("uniform",
+        help="How noise levels are drawn; logit_normal (SD3) prefers the middle, core is the core trainer's.")
+    mean: float = setting(0.0, -10, 10, step=0.1, advanced=True, help="logit_normal: above 0 draws noisier levels.",
+        remedy="0 centres t at one half")
+    std: float = setting(1.0, 0.01, 10, step=0.1, advanced=True, help="logit_normal: how far they spread.",
+        remedy="1 is SD3's")
+    max_weight: float = setting(1e4, 1, 1e8, step=100.0, advanced=True,
+        help="The most that an error of the picture is magnified at low noise.", remedy="1e4 binds below sigma 0.01")
+    aug_dim: float = setting(0.0, 0, 1e12, step=16.0, advanced=True,
+        help="Experimental: PFGM++'s D, heavier-tailed noise; 0 is Gaussian, else at least 1/8 of a latent's size.")
+    steps: int = setting(20, 1, 1000, remedy="20 is enough for a preview")
+    cfg: float = setting(4.0, 0, 100, step=0.1, help="Guidance of the previews; training has none.")
+
+    def check(self) -> None:
+        """See the base."""
         check_aug_dim(self.aug_dim)
-        if not 1 <= self.steps <= 1000:
-            raise ValueError(f"steps must be 1 to 1000, got {self.steps!r}: 20 is enough for a preview")
-        if not 0 <= self.cfg <= 100:
-            raise ValueError(f"cfg must be 0 to 100, got {self.cfg!r}")
 
 
 def quantile(draws: Draws) -> Tensor:

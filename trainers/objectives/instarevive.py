@@ -16,88 +16,96 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ...restoration.spoil import Kind, Spoiling
-from .dmd2 import DMD2, Call, DMD2Config, GanOn
+from ...sampling.settings import changed, setting
+from .dmd2 import DMD2, Call, DMD2Config
 from .parts.contract import Batch, Cond, Draws, Loss, Player, TrainableDenoiser, mean_each
-from .parts.sampled import check_ranges
+from .parts.score_matching import GanConfig, GanOn, MatchingConfig
 
 # Column of a batch: latents of the degraded pictures, of the shape and scale of the clean ones.
 DEGRADED = "degraded"
-Features = Literal["judge", "vgg16"]
+Features = Literal["vgg16", "judge"]
 
 # (restored latents (B, ...), clean latents (B, ...)) -> (B,), with gradients to the first; decoding happens inside.
 FeatureDistance = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class InstaReviveConfig:
+class InstaReviveConfig(GanConfig, MatchingConfig):
     """Settings of a one-step restorer.
 
-    timestep: the network's own at which it is called (a flow's is 1000 sigma). cfg: the teacher's guidance (1 = none).
-    matching_weight: of the distribution's pull (0 = regression alone, and no fake score). regression_weight: of the
-    picture's; feature_weight: of the feature loss (0 = none), features: of which network, the embedded judge or VGG16
-    from the user's file. regression_steps: first so many steps without the pull.
-    dynamic: whether scope and regression follow the distance D; narrow: where the scope ends at D = 0; floor: share
-    of the regression that stays there; memory: how much of D a step keeps. degradation, weakest, strongest, least and
-    most: how pictures are damaged, see `restoration.spoil`. ratio, fake_rate, low, high, shift, normalise, gan_weight
-    and gan_on: as DMD2's.
+    timestep: the network's own at which it is called (a flow's is 1000 sigma). matching_weight: of the distribution's
+    pull (0 = regression alone, and no fake score). dynamic: whether scope and regression follow the distance D; narrow:
+    where the scope ends at D = 0; floor: share of the regression that stays there; memory: how much of D a step keeps.
+    degradation, weakest, strongest, least and most: how pictures are damaged, see `restoration.spoil`.
     """
 
-    timestep: int = 400
-    cfg: float = 3.0
-    matching_weight: float = 1.0
-    regression_weight: float = 1.0
-    feature_weight: float = 0.0
-    features: Features = "judge"
-    regression_steps: int = 0
-    dynamic: bool = True
-    narrow: float = 0.3
-    floor: float = 0.25
-    memory: float = 0.98
-    degradation: Kind = "real_world"
-    weakest: float = 0.3
-    strongest: float = 1.0
-    least: float = 2.0
-    most: float = 4.0
-    ratio: int = 1
-    fake_rate: float = 1.0
-    low: float = 0.02
-    high: float = 0.98
-    shift: float = 1.0
-    normalise: bool = True
-    gan_weight: float = 0.0
-    gan_on: GanOn = "teacher"
+    shown = (
+        "degradation", "weakest", "strongest", "least", "most", "timestep", "cfg", "matching_weight",
+        "regression_weight", "feature_weight", "features", "regression_steps", "dynamic", "ratio", "fake_rate",
+        "gan_weight", "gan_on", "narrow", "floor", "memory", "low", "high", "shift", "normalise",
+    )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        check_ranges(
-            {
-                "timestep": (self.timestep, 1, 1000, "400 is the paper's"),
-                "cfg": (self.cfg, 1, 100, "1 is the teacher without guidance"),
-                "matching_weight": (self.matching_weight, 0, 100, "0 is regression alone"),
-                "regression_weight": (self.regression_weight, 0, 1e4, "0 is the distribution alone"),
-                "feature_weight": (self.feature_weight, 0, 1e4, "0 is no feature loss"),
-                "regression_steps": (self.regression_steps, 0, 10_000_000, "0 is no warm-up"),
-                "floor": (self.floor, 0, 1, "1 keeps the regression as it is"),
-                "memory": (self.memory, 0, 0.99999, "0.98 looks back fifty steps"),
-                "ratio": (self.ratio, 1, 1000, "1 is the paper's"),
-                "fake_rate": (self.fake_rate, 1e-3, 1e3, "1 keeps the student's rate"),
-                "shift": (self.shift, 0.01, 100, "1 is uniform"),
-                "gan_weight": (self.gan_weight, 0, 100, "0 is no GAN"),
-            }
-        )
-        if not 0 <= self.low < self.narrow <= self.high <= 1:
+    timestep: int = setting(400, 1, 1000,
+        help="The network's timestep at which it is called, and will be when it restores.",
+        page="What the network is told in its only call, in training and in *Restore*: 400 is InstaRevive's.",
+        remedy="400 is the paper's")
+    cfg: float = changed(MatchingConfig, "cfg", help="Guidance of the teacher; 1 needs no `negative`.",
+        page="Guidance of the teacher; what you sample it with, or less. 1 needs no `negative`.")
+    matching_weight: float = setting(1.0, 0, 100, step=0.05,
+        help="Pull towards what good pictures look like; 0 is regression alone, smooth and three times as fast.",
+        remedy="0 is regression alone")
+    regression_weight: float = setting(1.0, 0, 1e4, step=0.1,
+        help="Pull towards the very picture: more is truer to it, less is sharper.",
+        remedy="0 is the distribution alone")
+    feature_weight: float = setting(0.0, 0, 1e4, step=0.1,
+        help="Pull towards what a frozen network sees in the picture, after decoding; 0 for none.",
+        remedy="0 is no feature loss")
+    features: Features = setting("vgg16",
+        help="That network: models/rewards/vgg16.safetensors, or the one of the embedded digits.",
+        page="That network: `vgg16` reads `models/rewards/vgg16.safetensors`; `judge` is the embedded digits'.")
+    regression_steps: int = setting(0, 0, 10_000_000, help="First so many steps are regression alone.",
+        page="First so many steps are regression alone. A third of all is a good beginning where there is no one-step "
+        "student.", remedy="0 is no warm-up")
+    dynamic: bool = setting(True,
+        help="Compare over fewer noise levels, and regress less, the nearer the output is to the picture.")
+    narrow: float = setting(0.3, 0.01, 1, step=0.05, advanced=True,
+        help="dynamic: the highest level that is compared once the output is as good as the picture.")
+    floor: float = setting(0.25, 0, 1, step=0.05, advanced=True,
+        help="dynamic: share of the regression that is left then.", remedy="1 keeps the regression as it is")
+    memory: float = setting(0.98, 0, 0.99999, step=0.005, round=1e-5, advanced=True,
+        help="dynamic: how much of the running distance a step keeps.", remedy="0.98 looks back fifty steps")
+    degradation: Kind = setting("real_world",
+        help="How the pictures are damaged, anew in every step; Degrade shows each kind.",
+        page="How pictures are damaged, anew in every step, as *Degrade* shows: real_world (Real-ESRGAN's two stages), "
+        "face (GFPGAN's single one), infrared (blur and sensor noise).")
+    weakest: float = setting(0.3, 0, 1, step=0.05,
+        help="real_world: the least strength that is drawn, of the published one.",
+        page="real_world: the least strength that is drawn, as a share of the published ranges.")
+    strongest: float = setting(1.0, 0, 1, step=0.05, help="real_world: the greatest such strength.",
+        page="real_world: the greatest such strength. 0.3 and 1 serve light and heavy damage with one LoRA.")
+    least: float = setting(2.0, 1, 64, step=0.5, help="Least factor by which pictures are shrunk.")
+    most: float = setting(4.0, 1, 64, step=0.5, help="Greatest such factor; what you will restore.",
+        page="The greatest: the enlargement that *Restore* can be asked for.")
+    ratio: int = changed(MatchingConfig, "ratio", default=1, remedy="1 is the paper's")
+    normalise: bool = changed(MatchingConfig, "normalise",
+        help="Divide each sample's pull by the teacher's distance from it.")
+    gan_weight: float = changed(GanConfig, "gan_weight",
+        help="Weight of a discriminator beside the matching; 0 for none.", remedy="0 is no GAN")
+    gan_on: GanOn = changed(GanConfig, "gan_on", advanced=True, help="Whose features the discriminator sees.")
+
+    def check(self) -> None:
+        """See the base."""
+        if not self.low < self.narrow <= self.high:
             raise ValueError(
                 "low, narrow and high must rise within 0 to 1 (narrow may be high), got "
                 f"{self.low!r}, {self.narrow!r}, {self.high!r}: 0.02, 0.3, 0.98"
             )
-        for name, value, kind in (("gan_on", self.gan_on, GanOn), ("features", self.features, Features)):
-            if value not in get_args(kind):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
         self.spoiling()
         if not (self.matching_weight or self.regression_weight or self.feature_weight):
             raise ValueError("matching_weight, regression_weight and feature_weight are all 0: nothing would be learnt")

@@ -14,29 +14,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...sampling.settings import setting
 from .parts.contract import Batch, Loss, TrainableDenoiser
-from .parts.preference import LOSER, PairConfig, PairObjective, agreement, column, require, soft_loss
+from .parts.preference import LOSER, PairConfig, PairObjective, agreement, column, soft_loss
 
 NEAR, FAR = 0.1, 80.0
 
 
 @dataclass(frozen=True)
 class MaPOConfig(PairConfig):
-    """beta: weight of the margin beside fitting the winner. snr: s of phi. scale: T, how sharply margins are judged."""
+    """MaPO's settings. snr: s of phi. scale: T."""
 
-    beta: float = 0.1
-    snr: float = 0.5
-    scale: float = 1000.0
+    shown = ("beta", "snr", "scale", "levels", "cfg")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            {
-                "beta": (self.beta, 0, 1e4, "0.1 is the paper's, 0 only fits the winners"),
-                "snr": (self.snr, 1e-3, 100, "0.5 is the paper's"),
-                "scale": (self.scale, 1e-3, 1e7, "1000 is the paper's, more sees smaller differences"),
-            }
-        )
+    beta: float = setting(0.1, 0, 1e4, step=0.1, round=1e-3,
+        help="Weight of the margin between both beside fitting the winner.",
+        remedy="0.1 is the paper's, 0 only fits the winners")
+    snr: float = setting(0.5, 1e-3, 100, step=0.1, advanced=True,
+        help="How fast a picture's likelihood falls with its error.", remedy="0.5 is the paper's")
+    scale: float = setting(1000.0, 1e-3, 1e7, step=100.0, advanced=True,
+        help="How sharply the margin is judged; raise it where winners and losers differ little.",
+        remedy="1000 is the paper's, more sees smaller differences")
 
 
 def phi(error: Tensor, snr: float) -> Tensor:

@@ -17,45 +17,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .dpo import watched
+from ...sampling.settings import changed, setting
+from .dpo import DPOConfig, watched
 from .parts.contract import Asked, Batch, Cond, Loss, TrainableDenoiser, broadcast
-from .parts.preference import LOSER, STRENGTH, PairConfig, PairObjective, column, require, soft_loss
+from .parts.preference import LOSER, STRENGTH, PairConfig, PairObjective, column, soft_loss
 
 Labels = Literal["weight", "soft"]
 
 
 @dataclass(frozen=True)
 class SmPOConfig(PairConfig):
-    """beta, gamma: their product is DPO's beta for a certain pair. labels: see the module.
-
-    temperature: difference of the stored rewards that makes p = 0.73. inversion_steps: of the inversion, 0 for fresh
-    noise shared by the pair, as DPO has it. renoise: the second-order correction, a second call in each step.
+    """SmPO's settings; for `labels` see the module. temperature: difference of the stored rewards that makes p = 0.73.
+    inversion_steps: 0 takes fresh noise shared by the pair, as DPO has it.
     """
 
-    beta: float = 2000.0
-    gamma: float = 10.0
-    labels: Labels = "weight"
-    temperature: float = 1.0
-    inversion_steps: int = 5
-    renoise: bool = True
+    shown = ("beta", "gamma", "labels", "temperature", "inversion_steps", "renoise", "levels", "cfg")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.labels not in get_args(Labels):
-            raise ValueError(f"labels {self.labels!r} is not known; use one of {', '.join(get_args(Labels))}")
-        require(
-            {
-                "beta": (self.beta, 1e-3, 1e7, "2000 to 5000 are the paper's"),
-                "gamma": (self.gamma, 1e-3, 1e4, "10 is the released code's, 1 DPO's"),
-                "temperature": (self.temperature, 1e-9, 1e9, "take the usual difference of rewards in a pair"),
-                "inversion_steps": (self.inversion_steps, 0, 1000, "5 to 10 are the paper's, 0 takes fresh noise"),
-            }
-        )
+    beta: float = changed(DPOConfig, "beta", default=2000.0,
+        help="As DPO's, times gamma: how dearly leaving the model as it was is paid.",
+        remedy="2000 to 5000 are the paper's")
+    gamma: float = setting(10.0, 1e-3, 1e4, step=0.5, help="Multiplies beta; 10 is the paper's code's.",
+        remedy="10 is the released code's, 1 DPO's")
+    labels: Labels = setting("weight",
+        help="weight: as published, pairs count by their certainty. soft: learns the certainty, and then stops.",
+        page="*weight*: as published, the loss of a pair is DPO's, scaled by its certainty; an even pair teaches "
+        "nothing. *soft*: the cross-entropy with the certainty, which stops where it is reached.")
+    temperature: float = setting(1.0, 1e-6, 1e9, step=0.01, round=1e-6,
+        help="Strength that makes a pair 73 % certain: take the median that Preference Set shows.",
+        page="The certainty of a pair is 1 / (1 + exp(-strength / temperature)). Strengths are in the judge's own "
+        "units: take the median that *Preference Set* shows, or less.",
+        remedy="take the usual difference of rewards in a pair")
+    inversion_steps: int = setting(5, 0, 1000,
+        help="Steps that find each picture's own noise; 0 takes fresh noise, as DPO does, and is much faster.",
+        page="Steps that carry each picture up the network's own ODE to the level of the loss. 0 takes fresh noise, "
+        "as DPO does, and is much faster.", remedy="5 to 10 are the paper's, 0 takes fresh noise")
+    renoise: bool = setting(True, advanced=True, help="Two calls in each of those steps, far more exact.",
+        page="Each of those steps again with the mean of the noise at its two ends, which makes it second order.")
 
 
 class SmPO(PairObjective):

@@ -14,50 +14,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...sampling.settings import changed, setting
 from ...sampling.transition import Transition
 from .parts.contract import Batch, Loss, TrainableDenoiser, mean_each
-from .parts.sampled import Sampled, check_ranges, chosen_steps
+from .parts.sampled import Sampled, SampledConfig, at_most, chosen_steps, noise_level
 
 Step = Literal["ancestral", "sde"]
 
 
 @dataclass(frozen=True)
-class SPOConfig:
-    """SPO's settings.
+class SPOConfig(SampledConfig):
+    """SPO's settings. candidates: k. trained: steps that are drawn anew each time. skipped: the paper's is 0.25."""
 
-    steps, cfg: of the sampler; step: "ancestral", or "sde" (flow models) with noise_level. candidates: k. trained: how
-    many steps of a run are judged and learnt from, drawn anew each time (0 = all that can be). skipped: share of the
-    steps, from the noisy end, that are never judged, since nothing can be seen there (the paper: 0.25). beta: how close
-    the student stays to the reference.
-    """
+    shown = ("steps", "cfg", "step", "noise_level", "candidates", "trained", "skipped", "beta")
 
-    steps: int = 20
-    cfg: float = 4.0
-    step: Step = "ancestral"
-    noise_level: float = 0.7
-    candidates: int = 4
-    trained: int = 4
-    skipped: float = 0.25
-    beta: float = 10.0
+    steps: int = changed(SampledConfig, "steps", low=2, remedy="the last one draws no noise, so it has no pair")
+    step: Step = setting("ancestral", help="The random step that candidates come from; sde is for flow models.")
+    noise_level: float = noise_level()
+    candidates: int = setting(4, 2, 64, help="Candidates of a step; best and worst are a pair.",
+        page="Candidates of a step, of which best and worst are a pair; each costs a network call and a reward.",
+        remedy="4 is the paper's")
+    trained: int = setting(4, 0, 1000, help="Steps of a run that are judged and learnt from; 0 for all.",
+        page="Steps of a run that are judged and learnt from, drawn anew each time; 0 for all.",
+        remedy="0 is all steps that can be judged")
+    skipped: float = setting(0.25, 0, 0.99, step=0.05, help="Share of the noisiest steps that are never judged.",
+        page="Share of the noisiest steps that are never judged, since nothing can be seen there.",
+        remedy="0.25 is the paper's")
+    beta: float = setting(10.0, 1e-6, 1e6, step=0.5, help="The higher, the nearer the model stays to itself.",
+        remedy="10 is a usual one")
 
-    def __post_init__(self) -> None:
-        if self.step not in get_args(Step):
-            raise ValueError(f"step {self.step!r} is not known; use one of {', '.join(get_args(Step))}")
-        check_ranges({
-            "steps": (self.steps, 2, 1000, "the last one draws no noise, so it has no pair"),
-            "cfg": (self.cfg, 0, 100, "1 is no guidance"),
-            "noise_level": (self.noise_level, 0.01, 10, "0.7 is the paper's"),
-            "candidates": (self.candidates, 2, 64, "4 is the paper's"),
-            "trained": (self.trained, 0, self.steps, "0 is all steps that can be judged"),
-            "skipped": (self.skipped, 0, 0.99, "0.25 is the paper's"),
-            "beta": (self.beta, 1e-6, 1e6, "10 is a usual one"),
-        })  # fmt: skip
+    def check(self) -> None:
+        """See the base."""
+        at_most(self, "trained", self.steps, "0 is all steps that can be judged")
 
 
 def step_preference(mean: Tensor, reference: Tensor, std: Tensor, winner: Tensor, loser: Tensor, beta: float) -> Tensor:

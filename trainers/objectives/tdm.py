@@ -18,15 +18,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ...sampling.distilled import sample_distilled
 from ...sampling.path import NoisePath
+from ...sampling.settings import changed, setting
 from .parts.contract import Batch, Cond, Loss, Player, TrainableDenoiser, alpha_sigma, broadcast, guided, mean_each
-from .parts.grids import check_grid, student_sigmas
+from .parts.grids import student_sigmas
+from .parts.score_matching import MatchingConfig, StudentConfig
 
 Diffusing = Literal["separate", "top"]
 
@@ -40,49 +42,53 @@ MOST_FAKES = 16
 
 
 @dataclass(frozen=True)
-class TDMConfig:
-    """What is matched, where, and how.
+class TDMConfig(StudentConfig):
+    """What is matched, where, and how. The authors' grid for PixArt is "899, 674, 449, 224".
 
-    steps, timesteps: the student's grid, see `grids.student_sigmas` (the authors' for PixArt: "899, 674, 449, 224").
-    steps_choices: "1, 2, 4" draws the number of steps anew each step (TDM-unify), on default grids; `steps` is then the
-    number of the previews. conditioned: the fake score is told the step (and the number of steps) by an adapter of its
-    own for each, and a whole batch takes the same step. The authors tell both networks by an input, which a LoRA for
-    any model cannot add; the student learns from the levels alone, which differ between the grids for the most part.
-    cfg: the teacher's. diffusing: "separate" - tau between the state and the step's start, where one unconditional fake
-    score is unbiased; "top" - up to the grid's start, which only a conditioned one is unbiased for.
-    random_mid: stop each step at a random level of its interval.
-    exact_score: see the module. huber: c of the element-wise pseudo-Huber loss, 0 for squares. normalise: divide by
-    mean |x0 - x_real| per sample. fake_rate: the fake score's learning rate over the student's; both move every step.
+    steps_choices: several numbers of steps (TDM-unify), on default grids; `steps` is then the number of the previews.
+    conditioned: the fake score is told the step (and the number of steps) by an adapter of its own for each, and a
+    whole batch takes the same step. The authors tell both networks by an input, which a LoRA for any model cannot add;
+    the student learns from the levels alone, which differ between the grids for the most part.
+    diffusing: "separate" - tau between the state and the step's start, where one unconditional fake score is unbiased;
+    "top" - up to the grid's start, which only a conditioned one is unbiased for. exact_score: see the module. huber: c
+    of the element-wise pseudo-Huber loss. normalise: divide by mean |x0 - x_real| per sample.
     """
 
-    steps: int = 4
-    timesteps: str = ""
-    steps_choices: str = ""
-    cfg: float = 4.5
-    diffusing: Diffusing = "separate"
-    random_mid: bool = False
-    exact_score: bool = False
-    huber: float = 1e-3
-    normalise: bool = True
-    fake_rate: float = 5.0
-    conditioned: bool = False
+    shown = (
+        "steps", "timesteps", "cfg", "fake_rate", "diffusing", "exact_score", "huber", "normalise", "random_mid",
+        "steps_choices", "conditioned",
+    )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        check_grid(self.steps, self.timesteps)
+    steps: int = changed(StudentConfig, "steps", default=4)
+    steps_choices: str = setting("", advanced=True,
+        help="Several numbers of steps for one student, such as 1, 2, 4 (TDM-unify); empty for one number.")
+    cfg: float = changed(MatchingConfig, "cfg", default=4.5)
+    diffusing: Diffusing = setting("separate",
+        help="Compare between two of the student's levels, or up to the highest.",
+        page="*separate*: compare between two of the student's levels. *top*: up to the highest.")
+    random_mid: bool = setting(False, advanced=True, help="End each step at a random level of its interval.")
+    exact_score: bool = setting(False,
+        help="Match the state after every step exactly, not only the last (the gradient is noisier).")
+    huber: float = setting(1e-3, 0, 100, step=0.001, round=1e-6, advanced=True,
+        help="Where the pseudo-Huber loss turns from square to straight; 0 for squares.",
+        remedy="0.001 is the authors', 0 takes squares")
+    normalise: bool = changed(MatchingConfig, "normalise")
+    fake_rate: float = changed(MatchingConfig, "fake_rate", default=5.0, step=0.5,
+        help="Learning rate of the fake score over the student's; both move every step.", remedy="5 is the authors'")
+    conditioned: bool = setting(False, advanced=True,
+        help="Tell the fake score the step: an adapter for each.",
+        page="Tell the fake score the student's step, by an adapter of its own for each; only so are `top` and "
+        "steps_choices exact. It takes as many adapters' memory, and a batch takes one step.")
+
+    def check(self) -> None:
+        """See the base."""
+        super().check()
         if self.steps_choices and self.timesteps:
             raise ValueError("timesteps fixes one grid and steps_choices asks for several: empty one of them")
         if self.steps not in self.choices:
             raise ValueError(
                 f"steps_choices {self.steps_choices!r} lacks {self.steps}, the number of steps of the previews: add it"
             )
-        if not 0 <= self.cfg <= 100:
-            raise ValueError(f"cfg must be 0 to 100, got {self.cfg!r}: 1 is no guidance")
-        if self.diffusing not in get_args(Diffusing):
-            raise ValueError(f"diffusing {self.diffusing!r} is not known; use one of {', '.join(get_args(Diffusing))}")
-        if not 0 <= self.huber <= 100:
-            raise ValueError(f"huber must be 0 (squares) to 100, got {self.huber!r}: 0.001 is the authors'")
-        if not 0 < self.fake_rate <= 1000:
-            raise ValueError(f"fake_rate must be above 0 and at most 1000, got {self.fake_rate!r}: 5 is the authors'")
         if self.conditioned and sum(self.choices) > MOST_FAKES:
             raise ValueError(
                 f"conditioned makes an adapter for each of {sum(self.choices)} steps, and {MOST_FAKES} are the most: "

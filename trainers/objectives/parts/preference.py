@@ -7,7 +7,6 @@ in the space in which the network was trained. Below a scale of 1/100 it is held
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ....sampling.settings import Settings, changed
 from ..flow_matching import FlowMatching, FlowMatchingConfig, Levels
 from .contract import Asked, Batch, Cond, Draws, Loss, Player, TrainableDenoiser, broadcast, mean_each, native_scale
 
@@ -23,26 +23,17 @@ SMALLEST = 1e-2
 
 
 @dataclass(frozen=True)
-class PairConfig:
+class PairConfig(Settings):
     """How levels are drawn, as `flow_matching` draws them; steps and cfg are of the previews."""
 
-    levels: Levels = "uniform"
-    steps: int = 20
-    cfg: float = 4.0
-
-    def __post_init__(self) -> None:
-        self.matching()
+    levels: Levels = changed(FlowMatchingConfig, "levels", advanced=True,
+        help="How noise levels are drawn, as Train Flow Matching draws them.")
+    steps: int = changed(FlowMatchingConfig, "steps")
+    cfg: float = changed(FlowMatchingConfig, "cfg", help="Guidance of the previews.")
 
     def matching(self) -> FlowMatchingConfig:
-        """The same settings as plain fine-tuning's. ValueError names the field."""
+        """The same settings as plain fine-tuning's."""
         return FlowMatchingConfig(levels=self.levels, steps=self.steps, cfg=self.cfg)
-
-
-def require(ranges: Mapping[str, tuple[float, float, float, str]]) -> None:
-    """ValueError for the first of name: (value, low, high, remedy) that lies outside or is no finite number."""
-    for name, (value, low, high, remedy) in ranges.items():
-        if not (math.isfinite(value) and low <= value <= high):
-            raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value!r}: {remedy}")
 
 
 def column(batch: Batch, name: str) -> Tensor:

@@ -1,0 +1,90 @@
+"""A node's inputs from the declarations of settings, and the values of those that a prompt left out.
+
+Every input with a default may be left out of a prompt: both hosts take it as it would stand on a new node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..hosts.api import io
+from ..sampling.settings import Setting, Settings, offered
+
+CHOICE = "COMFY_DYNAMICCOMBO_V3"
+
+
+def schema(**given: Any) -> io.Schema:
+    """A node's schema, whose inputs that have a default are optional."""
+    optional(given["inputs"])
+    return io.Schema(**given)
+
+
+def optional(inputs: Iterable[Any]) -> None:
+    """Let those that have a default be left out, within the options of a choice too."""
+    before = False
+    for one in inputs:
+        if one.get_io_type() == CHOICE:
+            # Hosts put optional inputs last, and saved workflows know widgets by their place.
+            one.optional = before
+            for option in one.options:
+                optional(option.inputs)
+        elif getattr(one, "default", None) is not None:
+            one.optional = before = True
+
+
+def inputs_of(config: type[Settings], **changes: Any) -> list[Any]:
+    """The inputs of a config's settings, in their order.
+
+    changes: what is different on a node, by the setting's name: another default, or a dictionary of the input's
+    arguments.
+    """
+    return [input_of(one, changes.get(one.name)) for one in offered(config)]
+
+
+def input_of(one: Setting, change: Any = None) -> Any:
+    """The input of a setting; change: see `inputs_of`."""
+    facts: dict[str, Any] = {"default": one.default, "tooltip": one.help}
+    if one.advanced:
+        facts["advanced"] = True
+    if one.choices:
+        kind, facts["options"] = io.Combo, list(one.choices)
+    elif one.kind in (int, float):
+        kind = io.Int if one.kind is int else io.Float
+        facts |= {"min": one.low, "max": one.high}
+        if one.kind is float:
+            facts = {name: float(v) if name in ("default", "min", "max") else v for name, v in facts.items()}
+            facts |= {"step": one.step or 0.01} | ({"round": one.round} if one.round else {})
+    else:
+        kind = io.Boolean if one.kind is bool else io.String
+    if change is not None:
+        facts |= change if isinstance(change, dict) else {"default": change}
+    return kind.Input(one.name, **facts)
+
+
+def completed(node: type[io.ComfyNode], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The single values that a node was given, with the defaults of those that the prompt left out."""
+    found = dict(given)
+    for one in node.GET_SCHEMA().inputs:
+        if one.get_io_type() == CHOICE:
+            found[one.id] = _chosen(one, found.get(one.id))
+        elif found.get(one.id) is None and (default := getattr(one, "default", None)) is not None:
+            found[one.id] = default
+    return found
+
+
+def chosen(node: type[io.ComfyNode], id: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The value of a choice, {id: option, and the option's inputs}, likewise completed."""
+    return _chosen(next(one for one in node.GET_SCHEMA().inputs if one.id == id), value)
+
+
+def _chosen(choice: Any, value: Mapping[str, Any] | None) -> dict[str, Any]:
+    # ComfyUI drops a choice that it does not know, and gives None for an input of an option that was left out.
+    found = {name: each for name, each in (value or {}).items() if each is not None}
+    known = {option.key: option.inputs for option in choice.options}
+    if found.get(choice.id) not in known:
+        raise ValueError(f"{choice.id} must be one of {', '.join(known)}, and the prompt names none of them")
+    for one in known[found[choice.id]]:
+        if (default := getattr(one, "default", None)) is not None:
+            found.setdefault(one.id, default)
+    return found
