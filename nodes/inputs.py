@@ -65,7 +65,7 @@ def input_of(one: Setting, change: Any = None) -> Any:
 def completed(node: type[io.ComfyNode], given: Mapping[str, Any]) -> dict[str, Any]:
     """The single values that a node was given, with the defaults of those that the prompt left out."""
     found = dict(given)
-    for one in node.GET_SCHEMA().inputs:
+    for one in node.define_schema().inputs:
         if one.get_io_type() == CHOICE:
             found[one.id] = _chosen(one, found.get(one.id))
         elif found.get(one.id) is None and (default := getattr(one, "default", None)) is not None:
@@ -75,7 +75,7 @@ def completed(node: type[io.ComfyNode], given: Mapping[str, Any]) -> dict[str, A
 
 def chosen(node: type[io.ComfyNode], id: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
     """The value of a choice, {id: option, and the option's inputs}, likewise completed."""
-    return _chosen(next(one for one in node.GET_SCHEMA().inputs if one.id == id), value)
+    return _chosen(next(one for one in node.define_schema().inputs if one.id == id), value)
 
 
 def _chosen(choice: Any, value: Mapping[str, Any] | None) -> dict[str, Any]:

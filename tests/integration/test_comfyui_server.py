@@ -51,7 +51,7 @@ def test_its_nodes_are_listed(server):
     setup = listed["RetortDistilledSetup"]
     assert setup["python_module"] == "custom_nodes.retort"
     assert setup["input_order"] == {
-        "required": ["model", "positive", "preset", "steps", "timesteps", "denoise"], "optional": ["negative"],
+        "required": ["model", "positive"], "optional": ["negative", "preset", "steps", "timesteps", "denoise"],
     }  # fmt: skip
     assert setup["output"] == ["MODEL", "GUIDER", "SAMPLER", "SIGMAS"]
     assert all(options[1]["tooltip"] for options in setup["input"]["required"].values())

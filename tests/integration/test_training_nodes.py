@@ -39,6 +39,27 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("node", "settings"),
+    [("RetortTrainDistillation", {"method": "tdm"}), ("RetortTrainFlow", {"prompts": "a two\na six\na nine"})],
+)
+def test_a_prompt_names_what_it_changes_and_nothing_else(app, base, node, settings):
+    nodes, given = base("digits flow")
+    if node == "RetortTrainFlow":
+        nodes["data"] = {"class_type": "TinyLatents", "inputs": {"batch": 3, "channels": 16, "seed": 1}}
+        given["latents"] = ["data", 0]
+    given |= {"steps": 2, "batch_size": 1, "name": f"few_{node[6:]}", **settings}
+    nodes["t"] = {"class_type": node, "inputs": given}
+    (text,) = succeeded(app.run(nodes))["outputs"]["t"]["text"]
+    assert text == f"few_{node[6:]}.safetensors, 2 steps"
+
+
+def test_a_method_that_is_not_known_is_refused_by_name(app, base):
+    nodes, given = base("digits flow")
+    nodes["t"] = {"class_type": "RetortTrainDistillation", "inputs": {**given, "method": "dmd"}}
+    assert "method must be one of dmd2, f_distill, tdm, di_star" in error_of(app.run(nodes))
+
+
 @pytest.mark.parametrize(("kind", "node", "settings"), CASES)
 def test_a_trainers_lora_changes_the_picture(app, spelled, base, drawn, kind, node, settings):
     nodes, given = base(kind)

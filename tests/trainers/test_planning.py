@@ -48,7 +48,8 @@ def test_auto_takes_the_fewest_blocks_that_fit(free, streamed, fits):
 def test_what_the_user_sets_is_kept():
     for offload, streamed in (("none", 0), ("4", 4), ("99", 10)):
         assert Forecast(COUNTED, replace(CHECKPOINTED, offload=offload), 80 * GB).plan.streamed == streamed
-    assert Forecast(COUNTED, TrainingConfig(gradient_checkpointing=False), 9 * GB).plan.streamed == 0  # streaming needs checkpoints
+    # Streaming needs checkpoints.
+    assert Forecast(COUNTED, TrainingConfig(gradient_checkpointing=False), 9 * GB).plan.streamed == 0
     assert Forecast(COUNTED, CHECKPOINTED).plan.streamed == 0  # nobody knows the card
 
 
