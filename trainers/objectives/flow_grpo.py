@@ -33,8 +33,8 @@ MOST_ADVANTAGE = 5.0
 
 @dataclass(frozen=True)
 class FlowGRPOConfig(SampledConfig):
-    """Flow-GRPO's settings; the paper trains at 10 steps, and samples at 40. kl: weight of the exact
-    divergence to the adapter-off network; of a released weight (0.04, 0.01 for PickScore) its product with |dt|.
+    """Flow-GRPO's settings; the paper trains at 10 steps, and samples at 40. kl: weight of the exact divergence to the
+    adapter-off network; of a released weight (0.04, 0.01 for PickScore) its product with |dt|.
 
     trained: steps of a trajectory, drawn anew each time (0 = all but the last, which draws no noise). updates: of the
     student for each update of the policy that draws; at 1 every ratio is 1.
@@ -51,9 +51,9 @@ class FlowGRPOConfig(SampledConfig):
     clip: float = setting(1e-4, 1e-8, 1, step=1e-5, round=1e-8,
         help="How far a step's likelihood may move before its pull ends.", remedy="1e-4 is the released code's")
     kl: float = setting(0.01, 0, 1e6, step=0.01, help="Pull back to the model as it was; 0 for none.",
-        page="Pull back to the model without the LoRA, by the exact divergence of each step; 0 for none. Weights of the "
-        "released code count it without the step's length: divide them by `steps` (its 0.04 at 10 steps is 0.004 here; "
-        "the default 0.01 is ten times its 0.01 for PickScore).", remedy="0.001 to 0.01 are usual")
+        page="Pull back to the model without the LoRA, by the exact divergence of each step; 0 for none. Weights of "
+        "the released code count it without the step's length: divide them by `steps` (its 0.04 at 10 steps is 0.004 "
+        "here; the default 0.01 is ten times its 0.01 for PickScore).", remedy="0.001 to 0.01 are usual")
     updates: int = setting(2, 1, 1000, advanced=True,
         help="Steps of the optimiser before the model that draws is renewed.",
         page="Steps of the optimiser before the model that draws is renewed; at 1 `clip` never acts.",
