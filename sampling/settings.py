@@ -10,7 +10,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 _KEY = "setting"
@@ -82,12 +82,12 @@ class Settings:
         """What the settings demand of one another. ValueError names one of them, its value and a remedy."""
 
 
-@lru_cache(maxsize=256)
-def declared(of: type) -> Mapping[str, Setting]:
+@cache
+def declared(of: Any) -> Mapping[str, Setting]:
     """The settings of a class by name."""
     hints = typing.get_type_hints(of)
     found = {}
-    for each in dataclasses.fields(of):  # type: ignore[arg-type]
+    for each in dataclasses.fields(of):
         if _KEY in each.metadata:
             hint = hints[each.name]
             choices = get_args(hint) if get_origin(hint) is Literal else ()

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class DMD2Config(GanConfig, MatchingConfig, StudentConfig):
     regression_weight: what remains of the regression after its steps (DMD: 0.25).
     """
 
-    shown = (
+    shown: ClassVar[tuple[str, ...]] = (
         "steps", "timesteps", "cfg", "ratio", "fake_rate", "gan_weight", "gan_on", "regression_steps",
         "regression_weight", "pairs", "pair_steps", "decoupled", "normalise", "low", "high", "shift",
     )  # fmt: skip
