@@ -82,9 +82,13 @@ class Settings:
         """What the settings demand of one another. ValueError names one of them, its value and a remedy."""
 
 
-@cache
-def declared(of: Any) -> Mapping[str, Setting]:
+def declared(of: type) -> Mapping[str, Setting]:
     """The settings of a class by name."""
+    return _declared(of)
+
+
+@cache
+def _declared(of: Any) -> Mapping[str, Setting]:
     hints = typing.get_type_hints(of)
     found = {}
     for each in dataclasses.fields(of):
