@@ -21,7 +21,7 @@ _spec.loader.exec_module(device)
 def test_on_the_second_device(name):
     if reason := device.ready():
         pytest.skip(reason)
-    given = {**os.environ, "RETORT_SECOND_DEVICE": "1", "RETORT_DEVICE": device.NAME}
+    given = {**os.environ, "RETORT_SECOND_DEVICE": "plain", "RETORT_DEVICE": device.NAME}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / name)],
         cwd=FOLDER.parent.parent, env=given, capture_output=True, text=True, check=False,

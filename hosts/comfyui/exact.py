@@ -98,11 +98,12 @@ def cast(layer: nn.Module) -> bool:
 def exact_layers(network: nn.Module) -> None:
     """Let the layers with small weights of a network of one's own compute exactly, and none leave cast weights behind.
 
-    Layers whose weights ComfyUI changes as they run are left alone.
+    Layers whose weights ComfyUI changes as they run, or brings to the device, are left alone.
     """
     layer: Any
     for layer in network.modules():
-        if (small(layer) or cast(layer)) and not layer.weight_function and not layer.bias_function:
+        brought = hasattr(layer, "prev_comfy_cast_weights")  # where ComfyUI keeps what it says of others
+        if (small(layer) or cast(layer)) and not (brought or layer.weight_function or layer.bias_function):
             layer.forward = MethodType(_convolved if isinstance(layer, nn.Conv1d | nn.Conv2d) else _forward, layer)
         elif hasattr(layer, "_full_precision_mm"):  # banks of experts, whose kernels pass no gradient on
             layer._full_precision_mm = True

@@ -124,14 +124,14 @@ def sampled(comfy):
 
     class Once(comfy.samplers.Sampler):
         def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, *args, **kwargs):
-            return model_wrap(noise, sigmas[:1].expand(len(noise)), **extra_args)
+            return model_wrap(noise, sigmas[:1].to(noise.device).expand(len(noise)), **extra_args)
 
     def run(model, positive, x, sigma):
         guider = comfy.samplers.CFGGuider(model)
         guider.inner_set_conds({"positive": positive})
         with torch.inference_mode():
             out = guider.sample(x, torch.zeros_like(x), Once(), torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0)
-            return model.model.process_latent_in(out).clone()
+            return model.model.process_latent_in(out).clone().cpu()
 
     return run
 
@@ -168,6 +168,6 @@ def addresses(network):
 
 def gradients(denoiser, one, kind):
     with denoiser.adapter("student"):
-        x0 = denoiser.predict_x0(x_of(kind), torch.tensor([level(denoiser)]), denoiser.join([one]))
-        (x0 - 0.5).square().mean().backward()
-    return {k: w.grad.clone() for k, w in denoiser.adapters.parameters("student").items()}
+        x, sigma = x_of(kind).to(denoiser.device), torch.tensor([level(denoiser)], device=denoiser.device)
+        (denoiser.predict_x0(x, sigma, denoiser.join([one])) - 0.5).square().mean().backward()
+    return {k: w.grad.cpu() for k, w in denoiser.adapters.parameters("student").items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import compileall
 import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -22,6 +23,12 @@ import safetensors.torch
 import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+_spec = importlib.util.spec_from_file_location(
+    "second_in_comfyui", REPOSITORY / "tests" / "second_device" / "in_comfyui.py"
+)
+second = sys.modules.setdefault(_spec.name, importlib.util.module_from_spec(_spec))
+_spec.loader.exec_module(second)
+second.begin()
 
 
 def _module(name: str):
@@ -237,8 +244,8 @@ class Recorder:
         self._handle = model.model.diffusion_model.register_forward_pre_hook(self._saw)
 
     def _saw(self, module, args):
-        self.inputs.append(args[0].detach().clone())
-        self.timesteps.append(args[1].detach().clone())
+        self.inputs.append(args[0].detach().cpu().clone())
+        self.timesteps.append(args[1].detach().cpu().clone())
 
     def __enter__(self):
         return self

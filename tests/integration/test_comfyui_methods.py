@@ -50,7 +50,7 @@ def traced(comfy, guider, sampler, sigmas, latent, seed=7):
             noise, latent["samples"], sampler, sigmas, seed=seed, denoise_mask=latent.get("noise_mask"),
             callback=lambda step, x0, x, total: steps.append((step, total)),
         )  # fmt: skip
-    return out, steps
+    return out.cpu(), steps
 
 
 @pytest.mark.parametrize("infer", [False, True])
@@ -86,7 +86,7 @@ def x0_of(comfy, ours, guider, x, sigma):
 
     class Once(comfy.samplers.Sampler):
         def sample(self, model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs):
-            self.x0 = model_wrap(x, sigma * torch.ones(len(x)), **extra_args)
+            self.x0 = model_wrap(x.to(noise.device), sigma.to(noise.device).expand(len(x)), **extra_args).cpu()
             return noise
 
     once = Once()
@@ -137,7 +137,7 @@ def test_any_core_sampler_goes_on_after_a_teleport(comfy, node, ready, statistic
         with torch.inference_mode():
             noise = comfy.sample.prepare_noise(latent["samples"], 7)
             half = guider.sample(noise, latent["samples"], ended, sigmas[:4], seed=7)
-            rest = guider.sample(torch.zeros_like(noise), half, inner, sigmas[3:], seed=7)
+            rest = guider.sample(torch.zeros_like(noise), half, inner, sigmas[3:], seed=7).cpu()
         # What is stored in between leaves the model's scale and comes back, which rounds.
         torch.testing.assert_close(out, rest, rtol=1e-3, atol=2e-3 * float(rest.std()))
 
@@ -259,7 +259,7 @@ def test_dopri5_is_where_many_small_steps_go_and_says_its_calls(comfy, node, gui
     noise = comfy.sample.prepare_noise(latent["samples"], 7)
     for i in range(3):
         with torch.inference_mode():
-            alone = guider.sample(noise[i : i + 1], latent["samples"][:1], sampler, sigmas, seed=7)
+            alone = guider.sample(noise[i : i + 1], latent["samples"][:1], sampler, sigmas, seed=7).cpu()
         assert float((out[i : i + 1] - alone).square().mean().sqrt()) < 5e-3 * float(alone.std())
 
 

@@ -123,11 +123,13 @@ def test_later_inputs_follow_the_re_noising_form(comfy, ours, tiny, sample, guid
     guider = guided(model, positive, negative)
     noise = comfy.custom.Noise_RandomNoise(7).generate_noise(latent)
     with torch.inference_mode(), recording(model) as seen:
-        guider.sample(noise, latent["samples"], sampler, sigmas, callback=lambda i, x0, x, n: x0s.append(x0), seed=7)
+        guider.sample(noise, latent["samples"], sampler, sigmas, callback=lambda i, x0, x, n: x0s.append(x0.cpu()), seed=7)
 
-    generator = torch.Generator().manual_seed(8)  # the sampler's stream begins at seed + 1
+    # The sampler's stream begins at seed + 1 on the processor, and at the seed on a card, where it does not meet noise.
+    here = comfy.model_management.get_torch_device()
+    generator = torch.Generator(here).manual_seed(8 if here.type == "cpu" else 7)
     for call, x0 in enumerate(x0s[:-1], start=1):
-        n, s = torch.randn(noise.shape, generator=generator), sigmas[call]
+        n, s = torch.randn(noise.shape, generator=generator, device=here).cpu(), sigmas[call]
         expected = {
             "FLOW": (1 - s) * x0 + s * n,
             "VE": (x0 + s * n) / (1 + s**2) ** 0.5,  # the network's view of x0 + s n

@@ -80,9 +80,11 @@ def test_v_prediction_and_bf16(comfy, host, loaded, sampled, trained, method):
     result, rows = trained(model, positive, "sd15", method, precision="bf16")
     assert len(rows) == 2 and all(torch.isfinite(torch.tensor(row["student_loss"])) for row in rows)
     denoiser = host.trainable(model)
+    denoiser.place(0)
     assert denoiser.prediction == "v" and denoiser.path.kind == "VE"
     x, sigma = x_of("sd15"), level(denoiser)
     with torch.no_grad():
-        x0 = denoiser.predict_x0(x, torch.tensor([sigma]), denoiser.join([denoiser.encode(positive, x.shape)]))
-    assert tiny.close(x0, sampled(model, positive, x, sigma))
+        cond = denoiser.join([denoiser.encode(positive, x.shape)])
+        x0 = denoiser.predict_x0(x.to(denoiser.device), torch.tensor([sigma], device=denoiser.device), cond)
+    assert tiny.close(x0.cpu(), sampled(model, positive, x, sigma))
     denoiser.release()

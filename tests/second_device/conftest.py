@@ -1,4 +1,4 @@
-"""Tests on the second device: RETORT_SECOND_DEVICE=1 registers it in this process, see README.md."""
+"""Tests on the second device: RETORT_SECOND_DEVICE=plain registers it in this process, see README.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 
 # A device that is registered stays, and torch then takes it for the machine's accelerator.
-if os.environ.get("RETORT_SECOND_DEVICE") == "1":
+if os.environ.get("RETORT_SECOND_DEVICE") == "plain":
     _spec = importlib.util.spec_from_file_location("second_device", Path(__file__).with_name("device.py"))
     _device = sys.modules.setdefault(_spec.name, importlib.util.module_from_spec(_spec))
     _spec.loader.exec_module(_device)

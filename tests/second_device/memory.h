@@ -214,6 +214,21 @@ class Pinned final : public c10::Allocator {
     return static_cast<const char*>(data) < static_cast<const char*>(start) + bytes;
   }
   size_t held() const { return held_; }
+  // Memory that is somebody's already, as cudaHostRegister takes it.
+  void enlist(void* data, size_t bytes) {
+    Guarded guard(lock());
+    TORCH_CHECK(!ranges_.count(data), "second device: this memory is pinned already");
+    ranges_[data] = bytes;
+    held_ += bytes;
+  }
+  bool dismiss(void* data) {
+    Guarded guard(lock());
+    auto found = ranges_.find(data);
+    if (found == ranges_.end()) return false;
+    held_ -= found->second;
+    ranges_.erase(found);
+    return true;
+  }
 
  private:
   static void drop(void* context) {

@@ -15,6 +15,7 @@
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/library.h>
 
 namespace second {
@@ -25,6 +26,7 @@ inline bool ours(const Tensor& tensor) { return tensor.defined() && tensor.devic
 
 inline Tensor with_storage(const Tensor& tensor, const c10::Storage& storage) {
   auto key = storage.device().is_cpu() ? c10::DispatchKey::CPU : c10::DispatchKey::PrivateUse1;
+  c10::InferenceMode as_it_is(tensor.is_inference());  // a view of an inference tensor is one, in any mode
   auto made = at::detail::make_tensor<c10::TensorImpl>(
       c10::Storage(storage), c10::DispatchKeySet(key), tensor.dtype());
   made.unsafeGetTensorImpl()->set_sizes_and_strides(tensor.sizes(), tensor.strides(), tensor.storage_offset());

@@ -56,6 +56,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   });
   m.def("limit", [] { return Memory::all().limit; });
   m.def("pinned", [] { return Pinned::all().held(); });
+  m.def("pin", [](uintptr_t data, size_t bytes) { Pinned::all().enlist(reinterpret_cast<void*>(data), bytes); });
+  m.def("unpin", [](uintptr_t data) { return Pinned::all().dismiss(reinterpret_cast<void*>(data)); });
   m.def("counts", [] {
     Guarded guard(lock());
     const auto& all = counts();
