@@ -69,6 +69,12 @@ def comfy(comfyui: Path) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
+def card() -> str:
+    """The form of the second device that ComfyUI has for its card, empty where it is on the processor."""
+    return second.form()
+
+
+@pytest.fixture(scope="session")
 def ours(comfy):
     """Import a module of the plugin as ComfyUI loaded it: ours("sampling.path")."""
     return lambda name: importlib.import_module(f"{comfy.package}.{name}")

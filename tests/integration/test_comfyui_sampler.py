@@ -123,7 +123,9 @@ def test_later_inputs_follow_the_re_noising_form(comfy, ours, tiny, sample, guid
     guider = guided(model, positive, negative)
     noise = comfy.custom.Noise_RandomNoise(7).generate_noise(latent)
     with torch.inference_mode(), recording(model) as seen:
-        guider.sample(noise, latent["samples"], sampler, sigmas, callback=lambda i, x0, x, n: x0s.append(x0.cpu()), seed=7)
+        guider.sample(
+            noise, latent["samples"], sampler, sigmas, callback=lambda i, x0, x, n: x0s.append(x0.cpu()), seed=7
+        )
 
     # The sampler's stream begins at seed + 1 on the processor, and at the seed on a card, where it does not meet noise.
     here = comfy.model_management.get_torch_device()

@@ -24,7 +24,7 @@ METHODS = {
 
 
 @pytest.fixture
-def trained(ours, host, loaded, monkeypatch, tmp_path):
+def trained(ours, host, loaded, card, monkeypatch, tmp_path):
     """trained(model, positive, kind, method, **training) -> (result, rows of its log), written below tmp_path."""
     monkeypatch.setattr(host, "loras_folder", lambda: tmp_path / "loras")
 
@@ -35,7 +35,7 @@ def trained(ours, host, loaded, monkeypatch, tmp_path):
         data = ours("trainers.dataset").Dataset([entry] * 2, [], (entry[0] * 0, entry[1]), latents)
         settings = {
             "steps": 2, "batch_size": 2, "warmup": 0, "learning_rate": 0.01, "gradient_checkpointing": True,
-            "preview_every": 2, "previews": 2, **training,
+            "preview_every": 2, "previews": 2, "offload": "99" if card == "little" else "auto", **training,
         }  # fmt: skip
         config = {"method": method, "objective": METHODS[method], "training": settings, "lora": {"rank": 2}}
         request = ours("hosts.training.run").Request(method, ours("trainers.methods").read_config(config), data)

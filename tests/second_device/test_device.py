@@ -129,7 +129,9 @@ def test_views_and_resizes_share_memory_as_they_should(second):
     assert grown.tolist() == [0, 1, 2, 3, 4]
     assert x.unfold(0, 2, 1).shape == (5, 2) and torch.view_as_real(torch.fft.rfft(x)).shape == (4, 2)
     with torch.inference_mode():
-        assert (x + 1).is_inference()
+        y = x + 1
+    assert y.is_inference() and y[:, None].is_inference() and y.view(2, 3).T.is_inference()
+    assert not (y + 1).is_inference()
 
 
 # ---- memory ------------------------------------------------------------------------------------
@@ -165,6 +167,20 @@ def test_pinned_memory_is_known(second):
     pinned = torch.empty(8).pin_memory()
     assert pinned.is_pinned() and pinned[3:].is_pinned() and not torch.empty(8).is_pinned()
     assert second.pinned() >= 32
+
+
+def test_memory_can_be_pinned_where_it_lies(second):
+    x, before = torch.arange(64.0), second.pinned()
+    second.pin(x.data_ptr(), x.nbytes)
+    assert x.is_pinned() and x[60:].is_pinned() and second.pinned() == before + 256
+    with pytest.raises(RuntimeError, match="pinned already"):
+        second.pin(x.data_ptr(), x.nbytes)
+    second.reset_counts()
+    there = torch.empty(64, device=HERE)
+    there.copy_(x, non_blocking=True)
+    assert second.counts()["late"] == 1 and there.sum().item() == 2016
+    assert second.unpin(x.data_ptr()) and not second.unpin(x.data_ptr())
+    assert not x.is_pinned() and second.pinned() == before
 
 
 # ---- streams -----------------------------------------------------------------------------------

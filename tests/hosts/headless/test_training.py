@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 from types import SimpleNamespace
 
+import ended
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -269,16 +269,8 @@ def test_prompts_of_unlike_length_and_pictures_of_unlike_size_train(models, tmp_
     assert result.path is not None and len(result.losses) == 3
 
 
-class Ended(Silent):
+class Ended(ended.Ending, Silent):
     """Ends a run after its first step, whenever it is asked."""
-
-    def __init__(self, error):
-        self.error, self.checks = error, 0
-
-    def check(self):
-        self.checks += 1
-        if self.checks >= 2 and self.error is not None:
-            raise self.error
 
 
 def base_of(module):
@@ -297,20 +289,7 @@ def test_nothing_lives_on_after_a_run(models, tmp_path, monkeypatch, offload, er
     """Neither the network, its adapters, the optimiser nor an activation; the MODEL is as it was, without a hook."""
     model, positive, x = models("SD3")
     before = base_of(model.network.module)
-    held: list[weakref.ref] = []
-    made = training.Trainer.prepare
-
-    def prepared(self):
-        made(self)
-        network = self.denoiser.network
-        held.extend(map(weakref.ref, [network, *network.parameters(), self.denoiser, self, self.objective]))
-        held.extend(weakref.ref(runner.optimiser) for runner in self.runners.values())
-        for module in network.modules():
-            module.register_forward_hook(
-                lambda module, given, out: held.append(weakref.ref(out)) if isinstance(out, torch.Tensor) else None
-            )
-
-    monkeypatch.setattr(training.Trainer, "prepare", prepared)
+    held = ended.follow(monkeypatch, training.Trainer)
     settings = {
         "steps": 2, "batch_size": 1, "learning_rate": 0.01, "warmup": 0, "preview_every": 0, "offload": offload,
         "gradient_checkpointing": True,
@@ -326,16 +305,10 @@ def test_nothing_lives_on_after_a_run(models, tmp_path, monkeypatch, offload, er
         else:
             with pytest.raises(kind) as raised:
                 training.run(host, model, request, watcher=watcher)
-            # The traceback is the caller's, and names every frame's variables.
-            seen, raised = raised.value, None
-            while seen is not None:
-                seen.__traceback__ = None
-                seen = seen.__cause__ or seen.__context__
-    gc.collect()
-    assert watcher.checks >= 2 and len(held) > 100
-    assert [kept() for kept in held if kept() is not None] == []
+            ended.forget(raised.value)
+            del raised
+    assert ended.alive(held) == [] and watcher.checks >= 2 and len(held) > 100
     module = model.network.module
-    assert not [m for m in module.modules() if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks]
-    assert not [m for m in module.modules() if "forward" in vars(m)]
+    assert not ended.changed(module)
     after = base_of(module)
     assert after.keys() == before.keys() and all(torch.equal(after[name], value) for name, value in before.items())

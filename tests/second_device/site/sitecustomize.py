@@ -1,4 +1,4 @@
-"""Imported by each Python that starts with this folder in its PYTHONPATH: ComfyUI's servers and jobs take the device."""
+"""Imported by each Python with this folder in its PYTHONPATH: ComfyUI's servers and jobs take the device."""
 
 import importlib.util
 from pathlib import Path
