@@ -75,6 +75,16 @@ def card() -> str:
 
 
 @pytest.fixture(scope="session")
+def near(card):
+    """near(tolerance, expected) -> the tolerance, or what rounding a network's inputs and output to bf16 comes to."""
+
+    def limit(tolerance: float, expected: torch.Tensor) -> float:
+        return max(tolerance, float(expected.abs().max()) / 200) if card == "bf16" else tolerance
+
+    return limit
+
+
+@pytest.fixture(scope="session")
 def ours(comfy):
     """Import a module of the plugin as ComfyUI loaded it: ours("sampling.path")."""
     return lambda name: importlib.import_module(f"{comfy.package}.{name}")

@@ -46,7 +46,7 @@ def test_every_preset_is_tried(ours):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_network_first_sees_the_noise_of_the_seed_and_the_presets_timesteps(
-    comfy, ours, tiny, setup, sample, recording, preset
+    comfy, ours, tiny, setup, sample, recording, near, preset
 ):
     presets = ours("sampling.presets")
     chosen = presets.PRESETS[preset]
@@ -62,7 +62,7 @@ def test_the_network_first_sees_the_noise_of_the_seed_and_the_presets_timesteps(
         if chosen.start == "latent":
             first = model.model.process_latent_in(latent["samples"])
         assert len(seen.inputs) == steps
-        assert (seen.inputs[0] - first).abs().max() < 1e-5
+        assert (seen.inputs[0] - first).abs().max() < near(1e-5, first)
         received = [int(t) for call in seen.timesteps for t in call.unique()]
         assert received == list(presets.timesteps(chosen, steps))
         assert [float(t) for call in seen.timesteps for t in call.unique()] == received  # whole numbers exactly
@@ -113,7 +113,7 @@ def test_deterministic_steps_are_core_euler_from_the_same_start(comfy, tiny, sam
 
 
 @pytest.mark.parametrize("kind", ["flow", "eps", "v", "wan", "cog"])
-def test_later_inputs_follow_the_re_noising_form(comfy, ours, tiny, sample, guided, recording, kind):
+def test_later_inputs_follow_the_re_noising_form(comfy, ours, tiny, sample, guided, recording, near, kind):
     model, positive, negative, latent = tiny(kind, 2)
     schedule = model.get_model_object("model_sampling")
     text = "1000 750 500" if kind in ("flow", "wan") else "999 749 499"
@@ -137,7 +137,8 @@ def test_later_inputs_follow_the_re_noising_form(comfy, ours, tiny, sample, guid
             "VE": (x0 + s * n) / (1 + s**2) ** 0.5,  # the network's view of x0 + s n
             "VP": (x0 + s * n) / (1 + s**2) ** 0.5,
         }[ours("hosts.comfyui.coordinates").path_of(schedule).kind]
-        assert (seen.inputs[call] - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
+        limit = near(1e-5 * max(1.0, float(expected.abs().max())), expected)
+        assert (seen.inputs[call] - expected).abs().max() < limit
 
 
 def test_a_batch_is_its_items(comfy, tiny, setup, sample):
@@ -155,7 +156,7 @@ def test_a_batch_is_its_items(comfy, tiny, setup, sample):
 @pytest.mark.parametrize(
     ("kind", "preset"), [("flow", "tdm_sd3"), ("eps", "dmd2_sdxl_1step"), ("cog", "tdm_cogvideox_2b")]
 )
-def test_a_mask_keeps_the_rest_of_the_latent_image(ours, tiny, setup, sample, recording, kind, preset):
+def test_a_mask_keeps_the_rest_of_the_latent_image(ours, tiny, setup, sample, recording, near, kind, preset):
     model, positive, _, latent = tiny(kind)
     image = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(2))
     mask = torch.zeros(1, 1, *([64, 64] if kind != "cog" else [8, 8]))
@@ -170,7 +171,7 @@ def test_a_mask_keeps_the_rest_of_the_latent_image(ours, tiny, setup, sample, re
     for call, s in zip(seen.inputs, sigmas[:-1], strict=True):
         # What is kept enters the network at the level of the rest.
         level = (1 - s) * kept + s * n if kind == "flow" else (kept + s * n) / (1 + s**2) ** 0.5
-        assert (call[..., 4:] - level[..., 4:]).abs().max() < 1e-5 * max(1.0, float(level.abs().max()))
+        assert (call[..., 4:] - level[..., 4:]).abs().max() < near(1e-5 * max(1.0, float(level.abs().max())), level)
 
 
 def test_every_core_guider(comfy, tiny, setup, sample, guided):
@@ -255,7 +256,7 @@ def test_models_with_other_coordinates_are_refused_by_name(comfy, ours):
     assert path_of(flow).noise_scale == 2.0
 
 
-def test_noise_scale_reaches_the_network(comfy, tiny, setup, sample, recording):
+def test_noise_scale_reaches_the_network(comfy, tiny, setup, sample, recording, near):
     model, positive, _, latent = tiny("flow")
     sampling = type(model.model.model_sampling)(model.model.model_config)
     sampling.set_noise_scale(1.5)
@@ -265,7 +266,8 @@ def test_noise_scale_reaches_the_network(comfy, tiny, setup, sample, recording):
     assert patched.get_model_object("model_sampling").noise_scale == 1.5
     with recording(patched) as seen:
         sample(guider, sampler, sigmas, latent, seed=6)
-    assert (seen.inputs[0] - 1.5 * noise_of(comfy, latent, 6)).abs().max() < 1e-5
+    expected = 1.5 * noise_of(comfy, latent, 6)
+    assert (seen.inputs[0] - expected).abs().max() < near(1e-5, expected)
 
 
 @pytest.mark.parametrize(

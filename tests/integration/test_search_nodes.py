@@ -104,7 +104,9 @@ def test_conditions_with_a_time_keep_levels_apart(comfy, nodes, parts, guided, r
 
 
 @pytest.mark.parametrize("variant", ["flow", "eps"])
-def test_hosts_agree(comfy, ours, nodes, parts, guided, variant):
+def test_hosts_agree(comfy, ours, nodes, parts, guided, variant, card):
+    if card == "bf16":
+        pytest.skip("the headless host computes in fp32 here")
     host, model, positive, negative, vae, reward = parts(variant)
     sigmas = simple(comfy, model)
     here = run(nodes, guided(model, positive, negative, 3.0), sigmas, vae, reward, calls=2 * CALLS)
