@@ -37,7 +37,7 @@ class Accumulation:
         """Learn from a step: the squared gradient norm of each micro-batch here, and the norm of the mean of all."""
         values = torch.zeros(reducer.world, len(squares), device=squares[0].device)
         values[reducer.rank] = torch.stack(squares)
-        reducer.mean([values])
+        reducer.sum([values])
         now = gradient_noise(values.flatten().tolist(), (norm * values.numel()) ** 2)
         old = self._noise or now
         self._noise = GradientNoise(*(MEMORY * o + (1 - MEMORY) * n for o, n in zip(old, now, strict=True)))

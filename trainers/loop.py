@@ -237,9 +237,9 @@ class Trainer:
             mine += [*self.average.values(), *self.objective.buffers().values(), *self.order.saved().values()]
             if self.reducer.rank:
                 torch._foreach_zero_([w.detach() for w in mine])
-            self.reducer.mean(mine)
+            self.reducer.sum(mine)
             steps = torch.tensor([float(self.done)], device=self.denoiser.device)
-            self.reducer.mean([steps])
+            self.reducer.sum([steps])
             if self.reducer.any(float(steps) != self.reducer.world * self.done):
                 raise ValueError(
                     f"the processes do not all see the same state in {self.folder}: put the run's folder where every "
@@ -367,10 +367,10 @@ class Trainer:
     def _reduced(self, totals: dict[str, Tensor | float], moving: list[str]) -> dict[str, float]:
         """The whole batch's mean metrics as numbers, and gradients added up over the processes."""
         gradients = [w.grad for name in moving for w in self.runners[name].weights.values() if w.grad is not None]
-        self.reducer.mean(gradients)
+        self.reducer.sum(gradients)
         keys = sorted(totals)
         row = torch.stack([torch.as_tensor(totals[k], dtype=torch.float32, device=self.denoiser.device) for k in keys])
-        self.reducer.mean([row])
+        self.reducer.sum([row])
         return dict(zip(keys, row.tolist(), strict=True))
 
     def _zero(self) -> None:

@@ -104,7 +104,7 @@ class Order:
         """Take in what was noted of a whole step; every process learns from all."""
         if not self.settings.importance:
             return
-        self.reducer.mean([self._seen])
+        self.reducer.sum([self._seen])
         size, bucket = self._seen[0].double(), self._seen[1].long() - 1
         for level in range(BUCKETS):
             here = size[bucket == level]

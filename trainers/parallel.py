@@ -28,7 +28,7 @@ class AccelerateReducer:
         self.rank, self.world = self._accelerator.process_index, self._accelerator.num_processes
         self._device = self._accelerator.device
 
-    def mean(self, tensors: list[Tensor]) -> None:
+    def sum(self, tensors: list[Tensor]) -> None:
         """Replace each tensor by its sum over all processes (shares are weighted already), in place."""
         kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
         for tensor in tensors:
@@ -44,7 +44,7 @@ class AccelerateReducer:
     def any(self, flag: bool) -> bool:
         """Whether any process says so; also a point that all must reach."""
         count = torch.tensor([float(flag)], device=self._device)
-        self.mean([count])
+        self.sum([count])
         return bool(count.item())
 
     def close(self) -> None:

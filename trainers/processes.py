@@ -13,7 +13,7 @@ class Reducer(Protocol):
     rank: int
     world: int
 
-    def mean(self, tensors: list[Tensor]) -> None:
+    def sum(self, tensors: list[Tensor]) -> None:
         """Replace each tensor by its sum over all processes (shares are weighted already), in place."""
         ...
 
@@ -27,7 +27,7 @@ class Alone:
 
     rank, world = 0, 1
 
-    def mean(self, tensors: list[Tensor]) -> None:
+    def sum(self, tensors: list[Tensor]) -> None:
         """Nothing to add up."""
 
     def any(self, flag: bool) -> bool:

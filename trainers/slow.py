@@ -119,7 +119,7 @@ def losses(trainer: Trainer) -> Tensor:
                                 f"slow_repeats: {trainer.objective.name} has no loss of single samples; set it to 1"
                             )
                         found[row] += float(loss.each.sum()) / GRID
-    reducer.mean([found])
+    reducer.sum([found])
     return found
 
 

@@ -48,7 +48,7 @@ class Gaussian:
 
 @dataclass
 class Mixture:
-    """The contract's model for three Gaussians on a line (alignment.md, 1.6 e), latents (B, 1, 1, 1) in fp64.
+    """The contract's model for three Gaussians on a line, latents (B, 1, 1, 1) in fp64.
 
     It answers with a draw of x0 given x, not its mean: then an ancestral step is the exact reverse kernel between any
     two levels, and few steps suffice. The reward is 0.8 x and lambda 1, for which the tilted law is in closed form.

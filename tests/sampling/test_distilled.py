@@ -154,7 +154,7 @@ def test_exact_posterior_means_shrink_the_variance_by_the_closed_form(path, gaus
 
 
 def test_a_trained_student_gives_the_data(noise):
-    """T11: mu + S (x - mu) / sqrt(S^2 + sigma^2) is a draw of N(mu, S^2) when x is one of the noised data."""
+    """mu + S (x - mu) / sqrt(S^2 + sigma^2) is a draw of N(mu, S^2) when x is one of the noised data."""
 
     def student(x, sigma, **extra_args):
         s = sigma.view(-1, 1, 1, 1)

@@ -58,7 +58,7 @@ def nested(lam, rewards=REWARDS):
 
 @pytest.mark.parametrize("lam", [0.1, 1.0, 3.7])
 def test_backup_is_the_nested_log_mean_exp(lam):
-    """1.6 (a)."""
+    """Each node's value is the soft maximum of its children's values."""
     tree, (children, root) = hand_made(lam), nested(lam)
     assert tree.value[tree.children(ROOT)] == pytest.approx(children, abs=1e-12)
     assert tree.value[ROOT] == pytest.approx(root, abs=1e-12)
@@ -85,7 +85,7 @@ def test_permuted_children_have_the_same_values_and_chances():
 
 
 def test_with_the_root_alone_it_is_importance_sampling():
-    """1.6 (b): value and chances of self-normalised importance sampling."""
+    """Value and draw probabilities are those of self-normalised importance sampling."""
     rewards = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
     tree = TreeConfig(lam=2.0, branch=()).fresh(setting())
     grow(tree, ROOT, rewards)
@@ -149,7 +149,7 @@ def test_widening_to_the_letter():
 @each_path
 @pytest.mark.parametrize("selection", ["uniform", "mixed", "boltzmann", "uct"])
 def test_calls_are_the_steps_below_each_expanded_node(selection, path, gaussian):
-    """1.6 (d): and every latent at a branch step is a node, whose first child came with it."""
+    """Also, every latent at a branch step is a node, and its first child was made with it."""
     model = gaussian(path)
     tree = run(model, TreeConfig(selection=selection, widening=1.0, growth=0.5), path, 900,
                sigmas=levels(path, 10)).state  # fmt: skip
@@ -244,7 +244,7 @@ def test_the_value_of_the_root_is_without_bias(path, mixture):
 
 @each_path
 def test_the_published_selection_stays_near_the_target(path, mixture):
-    """1.5: Boltzmann while building is biased low for ever; its draws are still far closer to the target than p."""
+    """Boltzmann selection while building stays biased low; its draws are still far closer to the target than p."""
     model = mixture(path)
     tree = sampled(model, TreeConfig(selection="boltzmann", leaves=50, branch=(1, 2, 3)), 6900).state
     value, masses = model.tilted()
@@ -264,7 +264,7 @@ def test_lambda_zero_is_the_prior(path, mixture):
 
 @each_path
 def test_the_search_beats_best_of_n(path, mixture):
-    """1.6 (f): a 2 % mode near 3, reward -(x - 3.2)^2, equal calls."""
+    """A mode of 2 % near 3, reward -(x - 3.2)^2, equal calls."""
 
     def best(config, seed):
         model = mixture(path, seed=seed, weights=(0.5, 0.48, 0.02))

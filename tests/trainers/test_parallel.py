@@ -27,7 +27,7 @@ class Thread:
     def __init__(self, shared: Together, rank: int):
         self.shared, self.rank, self.world = shared, rank, shared.world
 
-    def mean(self, tensors):
+    def sum(self, tensors):
         self.shared.slots[self.rank] = [t.detach().clone() for t in tensors]
         self.shared.barrier.wait(120)
         sums = [sum(parts) for parts in zip(*self.shared.slots, strict=True)]
@@ -38,7 +38,7 @@ class Thread:
 
     def any(self, flag):
         count = torch.tensor(float(flag))
-        self.mean([count])
+        self.sum([count])
         return bool(count)
 
 

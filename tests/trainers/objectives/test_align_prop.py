@@ -13,7 +13,7 @@ from retort.trainers.objectives.align_prop import AlignProp, AlignPropConfig, ke
 from retort.trainers.objectives.parts.contract import Batch, Draws
 
 STD, STEPS, THETA = 0.5, 20, 0.3
-# alignment.md 4.5: d x0 / d theta with a gradient through the last K steps, and with the networks' input stopped.
+# d x0 / d theta with a gradient through the last K steps, and with the networks' input stopped.
 TABLE = {1: 0.00990, 5: 0.1040, 10: 0.5848, STEPS: 0.95387}
 STOPPED = {1: 0.00990, 5: 0.1080, 10: 0.8158, STEPS: 2.78797}
 KARRAS = (10 ** (1 / 7) + torch.linspace(0, 1, STEPS, dtype=torch.float64) * (0.05 ** (1 / 7) - 10 ** (1 / 7))) ** 7

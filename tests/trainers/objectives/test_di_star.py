@@ -15,7 +15,7 @@ from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
 
 ONE = (1, 1, 1)
 A_T, S_T, MEAN, STD, B, A0, C = 0.6, 0.8, 0.4, 1.3, -0.3, 0.5, 0.2
-# distillation.md 4b: of the distance by finite differences, and of what is left without the networks' graphs.
+# Slopes of the distance by finite differences, and those that are left without the networks' graphs.
 SLOPE_B, SLOPE_A = -0.3808, -0.3367
 DETACHED_B, DETACHED_A = -0.4343, -0.1926
 # All three have a = 0.6, s = 0.8 at this level.

@@ -1,4 +1,4 @@
-"""DMD2 against closed forms: distillation.md section 8, T1-T3, T10, T13, in the path that production takes."""
+"""DMD2 against closed forms: gradient, fixed point, guidance, two time scales, adapters, as production runs it."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def expected_gradient(exact, quadrature, nodes, path, config, A, b, law=None, co
     return denoiser, *denoiser.gradient()
 
 
-# ---- T1, T2, T3: what the student is told --------------------------------------------------------------
+# ---- what the student is told --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("A", "b"), [(1.4, 0.2), (0.7, 1.5), (-0.5, 2.0)])
-def test_t1_the_gradient_is_the_closed_form(exact, quadrature, nodes, path, A, b):
+def test_the_gradient_is_the_closed_form(exact, quadrature, nodes, path, A, b):
     config = DMD2Config(**FREE, **MIDDLE)
     denoiser, dA, db = expected_gradient(exact, quadrature, nodes, path, config, A, b, mean=1.5, std=0.7)
     a, s = middle(denoiser)
@@ -62,7 +62,7 @@ def test_t1_the_gradient_is_the_closed_form(exact, quadrature, nodes, path, A, b
     assert dA == pytest.approx(a**2 * A * s**2 * (A**2 - 0.49) / (q * p), abs=2e-5)
 
 
-def test_t1_holds_behind_a_scaled_flow_noise(exact, quadrature, nodes):
+def test_holds_behind_a_scaled_flow_noise(exact, quadrature, nodes):
     denoiser, dA, db = expected_gradient(
         exact, quadrature, nodes, NoisePath("FLOW", 2.0), DMD2Config(**FREE, **MIDDLE), 1.4, 0.2, mean=1.5, std=0.7
     )
@@ -74,7 +74,7 @@ def test_t1_holds_behind_a_scaled_flow_noise(exact, quadrature, nodes):
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-def test_t1_the_fixed_point_is_the_teacher(exact, quadrature, nodes, path, normalise):
+def test_the_fixed_point_is_the_teacher(exact, quadrature, nodes, path, normalise):
     config = DMD2Config(normalise=normalise, cfg=1.0, **MIDDLE)
     _, dA, db = expected_gradient(exact, quadrature, nodes, path, config, 0.7, 1.5, mean=1.5, std=0.7)
     assert abs(dA) < 1e-5
@@ -89,8 +89,8 @@ class FourLevels(Draws):
         return low + (high - low) * ((4 * u).floor() + 0.5) / 4
 
 
-@pytest.mark.parametrize(("path", "cfg", "goal"), [(FLOW, 1.0, 1.5), (VE, 3.0, 3.5)], ids=["T1-FLOW", "T2-VE"])
-def test_t1_t2_training_ends_at_the_teacher_with_a_fake_score_that_learns(affine, play, path, cfg, goal):
+@pytest.mark.parametrize(("path", "cfg", "goal"), [(FLOW, 1.0, 1.5), (VE, 3.0, 3.5)], ids=["FLOW", "VE-guided"])
+def test_training_ends_at_the_teacher_with_a_fake_score_that_learns(affine, play, path, cfg, goal):
     plain = affine(path)
     levels = level_draws(plain, torch.tensor([0.125, 0.375, 0.625, 0.875]))
     levels = sorted([*levels.tolist(), float(student_sigmas(plain, 1)[0])])
@@ -108,7 +108,7 @@ def test_t1_t2_training_ends_at_the_teacher_with_a_fake_score_that_learns(affine
 
 
 @pytest.mark.parametrize("decoupled", [False, True])
-def test_t2_guidance_is_the_teachers_alone(exact, quadrature, nodes, path, decoupled):
+def test_guidance_is_the_teachers_alone(exact, quadrature, nodes, path, decoupled):
     # Two levels of the decoupled form coincide here, so both have the gradient towards mu_u + w (mu_c - mu_u).
     config = DMD2Config(normalise=False, cfg=3.0, decoupled=decoupled, **MIDDLE)
     calls = []
@@ -142,7 +142,7 @@ def test_t2_guidance_is_the_teachers_alone(exact, quadrature, nodes, path, decou
     assert {mean for name, mean in calls if name == "student"} == {1.5}
 
 
-def test_t3_the_surrogate_has_the_gradient_it_says():
+def test_the_surrogate_has_the_gradient_it_says():
     x, g = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True), torch.randn(2, 3, 4, dtype=torch.float64)
     matching_loss(x, g).backward()
     torch.testing.assert_close(x.grad, g / x.numel(), rtol=1e-12, atol=0)
@@ -169,11 +169,11 @@ def test_a_sample_without_any_distance_has_no_gradient(exact):
     assert torch.equal(objective._normalised(torch.ones_like(x), x, x), torch.zeros_like(x))
 
 
-# ---- T10: two time scales ------------------------------------------------------------------------------
+# ---- two time scales ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("lag", "settles"), [(5, True), (50, True), (500, False)])
-def test_t10_a_fake_score_that_lags(exact, play, lag, settles):
+def test_a_fake_score_that_lags(exact, play, lag, settles):
     denoiser = exact(VE, mean=1.5, std=0.7)
     denoiser.set_student(1.4, 0.2)
     denoiser.law = (1.4, 0.2)
@@ -189,10 +189,10 @@ def test_t10_a_fake_score_that_lags(exact, play, lag, settles):
     assert (error < 0.03) if settles else (error > 0.05), (A, b)
 
 
-# ---- T13: adapters -------------------------------------------------------------------------------------
+# ---- adapters -------------------------------------------------------------------------------------
 
 
-def test_t13_while_the_fake_score_is_the_teacher_only_guidance_moves_the_student(tiny):
+def test_while_the_fake_score_is_the_teacher_only_guidance_moves_the_student(tiny):
     denoiser = tiny()
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     batch = at(2, 1.0, 0.0, Draws(0, 0, (0, 1)), shape=(3, 4, 4))
@@ -207,7 +207,7 @@ def test_t13_while_the_fake_score_is_the_teacher_only_guidance_moves_the_student
 
 
 @pytest.mark.parametrize("gan_on", ["teacher", "fake"])
-def test_t13_gradients_with_checkpoints_are_those_without(tiny, gan_on):
+def test_gradients_with_checkpoints_are_those_without(tiny, gan_on):
     found = []
     for checkpoints in (False, True):
         denoiser = tiny()

@@ -1,4 +1,4 @@
-"""DMD2's GAN: distillation.md section 8, T6, and what trains what."""
+"""DMD2's GAN: its gradient, its discriminator, and what trains what."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class OptimalCritic:
 
 
 @pytest.mark.parametrize("path", [VE, FLOW, VP], ids=["VE", "FLOW", "VP"])
-def test_t6_the_gan_pulls_as_softened_reverse_kl(exact, quadrature, nodes, path):
+def test_the_gan_pulls_as_softened_reverse_kl(exact, quadrature, nodes, path):
     gradients = []
     for weight in (0.0, 1.0):
         kind, z, noise = quadrature(type("Optimal", (OptimalCritic, DMD2), {}))
@@ -80,7 +80,7 @@ class Featured:
 
 
 @pytest.mark.parametrize("gan_on", ["teacher", "fake"])
-def test_t6_the_discriminator_learns_the_log_ratio(exact, nodes, gan_on):
+def test_the_discriminator_learns_the_log_ratio(exact, nodes, gan_on):
     denoiser = type("Denoiser", (Featured, exact), {})(VE, mean=0.4, std=0.6)
     denoiser.set_student(1.2, -0.2)
     objective = DMD2(DMD2Config(gan_weight=1.0, gan_on=gan_on, cfg=1.0, ratio=1000), denoiser)

@@ -1,4 +1,4 @@
-"""f-distill against closed forms: distillation.md section 8, T4, T5, T7, in the path that production takes."""
+"""f-distill against closed forms: its gradient, where training ends, and the normalisation of the ratio."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BARE = {
 }  # fmt: skip
 
 # dD_f / db, dD_f / dA of p = N(-2, 1/4) / 2 + N(2, 1/4) / 2 and a student with b = 0.7, A = 1.4 at a = 0.6, s = 0.8.
-T4 = {
+GRADIENTS = {
     "reverse_kl": (0.091345, -0.173733),
     "forward_kl": (0.187277, -0.278577),
     "jensen_shannon": (0.059568, -0.099273),
@@ -32,7 +32,7 @@ T4 = {
     "pearson": (0.901347, -1.242127),
 }
 # Where the student's A settles at b = 0, levels t = 20, 40, .. 960, matching in x0 without the normaliser.
-T5 = {
+SETTLES_AT = {
     "reverse_kl": 1.922,
     "softened_reverse_kl": 1.866,
     "squared_hellinger": 2.023,
@@ -66,9 +66,9 @@ def batch_of(count: int, draws, shape=SCALAR) -> Batch:
     return Batch(draws=draws, shape=shape, cond=None, latents=torch.zeros(count, *shape))
 
 
-@pytest.mark.parametrize("divergence", list(T4))
+@pytest.mark.parametrize("divergence", list(GRADIENTS))
 @pytest.mark.parametrize("path", [VE, NoisePath("FLOW", 2.0), VP], ids=["VE", "FLOW", "VP"])
-def test_t4_the_gradient_is_that_of_the_divergence(exact, quadrature, nodes, path, divergence):
+def test_the_gradient_is_that_of_the_divergence(exact, quadrature, nodes, path, divergence):
     denoiser = bimodal(exact, path)
     denoiser.set_student(1.4, 0.7)
     if path.kind == "FLOW":
@@ -86,7 +86,7 @@ def test_t4_the_gradient_is_that_of_the_divergence(exact, quadrature, nodes, pat
     dA, db = student_gradient(objective, batch)
     # From x0 to scores, and the constant that h's normaliser takes out.
     scale = a**2 / s**2 * float(WEIGHTS[divergence](torch.ones(())))
-    assert (db * scale, dA * scale) == pytest.approx(T4[divergence], abs=1e-4)
+    assert (db * scale, dA * scale) == pytest.approx(GRADIENTS[divergence], abs=1e-4)
 
 
 def settled(exact, quadrature, nodes, config, path=VE) -> float:
@@ -111,19 +111,19 @@ def settled(exact, quadrature, nodes, config, path=VE) -> float:
     return (low + high) / 2
 
 
-@pytest.mark.parametrize("divergence", list(T5))
-def test_t5_the_student_settles_where_the_divergence_says(exact, quadrature, nodes, divergence):
+@pytest.mark.parametrize("divergence", list(SETTLES_AT))
+def test_the_student_settles_where_the_divergence_says(exact, quadrature, nodes, divergence):
     found = settled(exact, quadrature, nodes, FDistillConfig(divergence=divergence, **BARE))
-    assert found == pytest.approx(T5[divergence], abs=0.01 if divergence != "forward_kl" else 0.005)
+    assert found == pytest.approx(SETTLES_AT[divergence], abs=0.01 if divergence != "forward_kl" else 0.005)
 
 
-def test_t5_forward_kl_matches_moments_on_flow_too(exact, quadrature, nodes):
+def test_forward_kl_matches_moments_on_flow_too(exact, quadrature, nodes):
     """Its optimum is the data's variance at every level and under every weight, so also on another path."""
     config = FDistillConfig(divergence="forward_kl", **BARE)
-    assert settled(exact, quadrature, nodes, config, FLOW) == pytest.approx(T5["forward_kl"], abs=0.005)
+    assert settled(exact, quadrature, nodes, config, FLOW) == pytest.approx(SETTLES_AT["forward_kl"], abs=0.005)
 
 
-# ---- T7: the ratio's normalisation ------------------------------------------------------------------
+# ---- the ratio's normalisation ------------------------------------------------------------------
 
 
 def objective(exact, **settings) -> FDistill:
@@ -137,7 +137,7 @@ def weigh(made, logits, uniform):
 
 @pytest.mark.parametrize("divergence", list(WEIGHTS))
 @pytest.mark.parametrize("normalised", [True, False])
-def test_t7_a_constant_ratio_weighs_nothing(exact, divergence, normalised):
+def test_a_constant_ratio_weighs_nothing(exact, divergence, normalised):
     made = objective(exact, divergence=divergence, ratio_normalise=normalised)
     uniform = torch.linspace(0, 0.999, 40)
     for step in range(2):
@@ -153,7 +153,7 @@ def test_t7_a_constant_ratio_weighs_nothing(exact, divergence, normalised):
     torch.testing.assert_close(weigh(made, torch.full((40,), 1.3), uniform)[0], torch.ones(40), rtol=1e-4, atol=0)
 
 
-def test_t7_one_sample_at_a_time_still_has_a_weight(exact):
+def test_one_sample_at_a_time_still_has_a_weight(exact):
     made = objective(exact, divergence="forward_kl", ratio_normalise=False)
     draw, weights, ratios = torch.Generator().manual_seed(0), [], []
     for step in range(300):
@@ -167,7 +167,7 @@ def test_t7_one_sample_at_a_time_still_has_a_weight(exact):
     assert float(torch.corrcoef(kept)[0, 1]) > 0.9
 
 
-def test_t7_weights_follow_their_samples_and_not_the_batch(exact):
+def test_weights_follow_their_samples_and_not_the_batch(exact):
     made = objective(exact, divergence="jensen_shannon")
     made.bins.update(torch.linspace(1, 3, BINS), torch.ones(BINS))
     made.mean.update(torch.tensor([0.4]), torch.ones(1))
@@ -179,7 +179,7 @@ def test_t7_weights_follow_their_samples_and_not_the_batch(exact):
     assert torch.equal(alone, whole)
 
 
-def test_t7_bins_that_saw_nothing_stay(exact):
+def test_bins_that_saw_nothing_stay(exact):
     made = objective(exact)
     made.after_step(weigh(made, torch.full((4,), 0.5), torch.tensor([0.05, 0.05, 0.31, 0.99]))[1], 0)
     changed = made.bins.means() != 1

@@ -1,4 +1,4 @@
-"""InstaRevive on the Gaussian line, whose student has closed forms: distillation.md section 8, T12 and T13.
+"""InstaRevive on the Gaussian line, whose student has closed forms.
 
 x ~ N(0, S^2) is clean, y = x + n with n of variance tau^2 degraded, and the student is x = G y.
 """
@@ -90,14 +90,14 @@ def gradient(objective, batch) -> tuple[float, dict]:
     return float(weights["blocks.0.affine.lora_A.weight"].grad[0, 0]), loss.metrics
 
 
-# ---- T12: gradients ------------------------------------------------------------------------------------
+# ---- gradients ------------------------------------------------------------------------------------
 
 
 @BOTH
 @pytest.mark.parametrize(
     ("gain", "pull", "weight"), [(1.2, 1.0, 0.0), (0.4, 2.0, 0.0), (1.2, 0.0, 1.5), (0.5, 1.0, 0.7)]
 )
-def test_t12_the_gradient_is_the_closed_form(line, path, gain, pull, weight):
+def test_the_gradient_is_the_closed_form(line, path, gain, pull, weight):
     config = InstaReviveConfig(matching_weight=pull, regression_weight=weight, **FREE, **MIDDLE)
     objective, batch = line(path, config)
     set_gain(objective.denoiser, gain)
@@ -130,11 +130,11 @@ def test_the_degraded_latent_is_the_networks_input_without_noise_or_scale(line, 
     assert float(objective.sigmas[0]) == pytest.approx(0.4 if path is FLOW else 1.1644, abs=1e-3)
 
 
-# ---- T12: where training ends --------------------------------------------------------------------------
+# ---- where training ends --------------------------------------------------------------------------
 
 
 @BOTH
-def test_t12_the_sweep_ends_on_the_formulas(line, play, path):
+def test_the_sweep_ends_on_the_formulas(line, play, path):
     ends, errors = [], []
     for pull, weight in ((0.0, 1.0), (1.0, 1.0), (1.0, 0.2), (1.0, 0.05), (1.0, 0.0)):
         config = InstaReviveConfig(matching_weight=pull, regression_weight=weight, **FREE, **MIDDLE)
@@ -170,7 +170,7 @@ class FourLevels(Draws):
 
 @BOTH
 @pytest.mark.parametrize("weight", [0.0, 0.3])
-def test_t12_with_a_fake_score_that_learns(affine, play, path, weight):
+def test_with_a_fake_score_that_learns(affine, play, path, weight):
     config = InstaReviveConfig(regression_weight=weight, ratio=2, fake_rate=4.0, low=0.0, narrow=0.5, high=1.0, **FREE)
     plain = affine(path)
     levels = level_draws(plain, torch.tensor([0.125, 0.375, 0.625, 0.875]))
@@ -264,7 +264,7 @@ def test_dynamic_control_ends_where_it_agrees_with_itself(exact, play, path):
     assert abs(expected / formula(0.6, levels) - 1) > 0.015
 
 
-# ---- T13: adapters -------------------------------------------------------------------------------------
+# ---- adapters -------------------------------------------------------------------------------------
 
 
 def pictures(draws, **more) -> Batch:
@@ -274,7 +274,7 @@ def pictures(draws, **more) -> Batch:
     return Batch(draws, (3, 4, 4), latents=given["clean"], columns={"degraded": given["degraded"]}, **conds, **more)
 
 
-def test_t13_while_the_fake_score_is_the_teacher_only_guidance_and_regression_move_the_student(tiny):
+def test_while_the_fake_score_is_the_teacher_only_guidance_and_regression_move_the_student(tiny):
     denoiser = tiny()
     batch = pictures(Draws(0, 0, (0, 1)))
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
@@ -292,7 +292,7 @@ def test_t13_while_the_fake_score_is_the_teacher_only_guidance_and_regression_mo
 
 
 @BOTH
-def test_t13_gradients_with_checkpoints_are_those_without(tiny, path):
+def test_gradients_with_checkpoints_are_those_without(tiny, path):
     found = []
     for checkpoints in (False, True):
         denoiser = tiny(path)

@@ -152,7 +152,7 @@ def _is_stationary(objective, batch, solution, std):
     ],
 )
 def test_boundaries_on_pixarts_schedule(affine, std, exact, variances):
-    # distillation.md 3b': with the exact trajectory score every state has the teacher's variance, with the demo's
+    # With the exact trajectory score every state has the teacher's variance, with the demo's
     # target the last one.
     objective, batch, solution = _setup(affine, VE, std, 96, exact, pixart=True)
     assert solution.variances == pytest.approx(variances, abs=2e-3)
