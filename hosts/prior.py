@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sampling.path import NoisePath
+from ..sampling.path import VE, NoisePath
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,12 @@ Job = Callable[[Prior], Tensor]
 
 
 def first_latent(path: NoisePath, sigma: Tensor, latent: Tensor, top: bool) -> Callable[[Tensor], Tensor]:
-    """`Prior.first` as core scales its noise: a VE model gets the unit noise itself at its highest level (`top`)."""
+    """`Prior.first` as core scales its noise: a VE model gets the unit noise itself at its highest level (`top`).
+
+    Core takes sigma_data to be 1 there, whatever it is.
+    """
     if path.kind == "VE" and top:
-        return lambda noise: path.unit_start(sigma, noise) + latent
+        return lambda noise: VE.unit_start(sigma, noise) + latent
     return lambda noise: path.add_noise(latent, sigma, noise)
 
 

@@ -31,7 +31,7 @@ def check_pair(name: str, empty: Sequence[str], formats: tuple[Any, Any], paths:
             f"the {name} guider's model has latents of another format ({formats[0]}) than the strong one's "
             f"({formats[1]}), so one cannot go on where the other stops: pair models of one family"
         )
-    if paths[0] != paths[1]:
+    if (paths[0].kind, paths[0].noise_scale) != (paths[1].kind, paths[1].noise_scale):
         kinds = [f"{p.kind}, noise scale {p.noise_scale:g}" if p.kind == "FLOW" else p.kind for p in paths]
         raise ValueError(
             f"the {name} guider's model samples in other coordinates ({kinds[0]}) than the strong one's ({kinds[1]}): "

@@ -26,6 +26,11 @@ Kind = Literal["VE", "FLOW", "VP"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
+def broadcast(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) values shaped to multiply a (B, ...) tensor."""
+    return values.view(-1, *(1,) * (like.ndim - 1))
+
+
 def _level(sigma: Tensor | float, x: Tensor) -> Tensor:
     """sigma as a tensor that broadcasts over x; a float takes x's dtype so that it rounds as a tensor would."""
     if not isinstance(sigma, Tensor):
@@ -33,7 +38,7 @@ def _level(sigma: Tensor | float, x: Tensor) -> Tensor:
     if sigma.ndim == 0:
         return sigma
     if sigma.ndim == 1 and sigma.shape[0] in (1, x.shape[0]):
-        return sigma.view(-1, *(1,) * (x.ndim - 1))
+        return broadcast(sigma, x)
     raise ValueError(
         f"sigma has shape {tuple(sigma.shape)} for a latent of shape {tuple(x.shape)}: "
         f"give a number or one level per item, shape ({x.shape[0]},)"
@@ -44,23 +49,26 @@ def _level(sigma: Tensor | float, x: Tensor) -> Tensor:
 class NoisePath:
     """How a clean latent, unit noise and a level make the latent that a model's sampler carries.
 
-    kind: "VE", "FLOW" or "VP". noise_scale: FLOW only, the standard deviation of the model's noise
-    (ComfyUI's `model_sampling.noise_scale`). Raises ValueError for anything else.
+    kind: "VE", "FLOW" or "VP". noise_scale: FLOW only, the standard deviation of the model's noise. sigma_data: VE
+    only, that of the clean latents, by which the network's input is scaled (Playground 2.5: 0.5). Both are members of
+    ComfyUI's `model_sampling`. Raises ValueError for anything else.
     """
 
     kind: Kind
     noise_scale: float = 1.0
+    sigma_data: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"NoisePath: kind {self.kind!r} is not known; use one of {', '.join(KINDS)}")
-        if not (math.isfinite(self.noise_scale) and self.noise_scale > 0):
-            raise ValueError(f"NoisePath: noise_scale must be a positive number, got {self.noise_scale!r}")
-        if self.kind != "FLOW" and self.noise_scale != 1.0:
-            raise ValueError(
-                f"NoisePath: noise_scale {self.noise_scale} only has a meaning for FLOW, and kind is {self.kind}; "
-                "leave it at 1.0"
-            )
+        for name, value, owner in (("noise_scale", self.noise_scale, "FLOW"), ("sigma_data", self.sigma_data, "VE")):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"NoisePath: {name} must be a positive number, got {value!r}")
+            if self.kind != owner and value != 1.0:
+                raise ValueError(
+                    f"NoisePath: {name} {value} only has a meaning for {owner}, and kind is {self.kind}; "
+                    "leave it at 1.0"
+                )
 
     def add_noise(self, x0: Tensor, sigma: Tensor | float, noise: Tensor) -> Tensor:
         """The latent at level sigma made of the clean latent x0 and unit noise (all of x0's shape)."""
@@ -75,8 +83,8 @@ class NoisePath:
         """The latent whose network input at level sigma is the unit noise itself (times noise_scale on FLOW).
 
         A one-step student is fed pure noise at a level below the top (t = 399, say). ComfyUI divides a VE latent by
-        sqrt(1 + sigma^2) on the way into the network, so the latent is multiplied by it here; on the other two
-        paths the network sees the latent as it is.
+        sqrt(sigma_data^2 + sigma^2) on the way into the network, so the latent is multiplied by it here; on the other
+        two paths the network sees the latent as it is.
         """
         if self.kind == "FLOW":
             return self._scaled(noise)
@@ -85,7 +93,7 @@ class NoisePath:
     def unit_input(self, sigma: Tensor | float, latent: Tensor) -> Tensor:
         """The latent whose network input at level sigma is `latent` as it stands (InstaRevive feeds a clean one)."""
         if self.kind == "VE":
-            return latent * torch.sqrt(1.0 + _level(sigma, latent) ** 2.0)
+            return latent * torch.sqrt(self.sigma_data**2 + _level(sigma, latent) ** 2.0)
         return latent
 
     def noise_from(self, x: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:

@@ -228,8 +228,11 @@ class Run:
 
     def setting(self) -> dict[str, Any]:
         """What a state belongs to, in JSON's types."""
+        path = asdict(self.path)
+        if path["sigma_data"] == 1.0:
+            del path["sigma_data"]  # files from before there was another
         return {
-            "path": asdict(self.path), "shape": list(self.shape), "transition": asdict(self.transition),
+            "path": path, "shape": list(self.shape), "transition": asdict(self.transition),
             "sigmas": self.levels,
         }  # fmt: skip
 

@@ -61,7 +61,8 @@ def branch_steps(setting: Mapping[str, Any]) -> tuple[int, ...]:
     if setting["transition"]["kind"] == "ode":
         return ()
     scale = setting["path"]["noise_scale"] if setting["path"]["kind"] == "FLOW" else None
-    noise = [level if scale is None else scale * level / (1 - level) for level in setting["sigmas"][1:-2]]
+    data = setting["path"].get("sigma_data", 1.0)
+    noise = [level / data if scale is None else scale * level / (1 - level) for level in setting["sigmas"][1:-2]]
     near = (min(range(len(noise)), key=lambda i: abs(math.log(noise[i] / goal))) for goal in _NOISE if noise)
     return tuple(sorted({1 + i for i in near}))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -54,3 +55,81 @@ def disk(tmp_path):
     yield mount
     for place in mounted:
         subprocess.run(["umount", "-l", place], check=True)
+
+
+class ContinuousEDM:
+    """ComfyUI's ModelSamplingContinuousEDM by its formulas: any level, told as a quarter of its logarithm."""
+
+    def __init__(self, low=0.002, high=120.0):
+        self.sigmas = torch.linspace(math.log(low), math.log(high), 1000).exp()
+        self.log_sigmas = self.sigmas.log()
+
+    sigma_min = property(lambda self: self.sigmas[0])
+    sigma_max = property(lambda self: self.sigmas[-1])
+
+    def timestep(self, sigma):
+        return 0.25 * sigma.log()
+
+    def sigma(self, timestep):
+        return (timestep / 0.25).exp()
+
+    def percent_to_sigma(self, percent):
+        if percent <= 0.0:
+            return 999999999.9
+        if percent >= 1.0:
+            return 0.0
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        return math.exp((high - low) * (1.0 - percent) + low)
+
+
+class ContinuousV(ContinuousEDM):
+    """Its ModelSamplingContinuousV: the network is told the angle."""
+
+    def timestep(self, sigma):
+        return sigma.atan() / math.pi * 2
+
+    def sigma(self, timestep):
+        return (timestep * math.pi / 2).tan()
+
+
+class Cascade(ContinuousEDM):
+    """Its StableCascadeSampling: a cosine schedule over times in (0, 1], shifted; a table of 10,000 for samplers."""
+
+    def __init__(self, shift=2.0):
+        self.shift, self.cosine_s = shift, torch.tensor(8e-3)
+        self.first = torch.cos(self.cosine_s / (1 + self.cosine_s) * torch.pi * 0.5) ** 2
+        self.sigmas = self.sigma((torch.arange(10_000) + 1) / 10_000)
+        self.log_sigmas = self.sigmas.log()
+
+    def sigma(self, timestep):
+        abar = torch.cos((timestep + self.cosine_s) / (1 + self.cosine_s) * torch.pi * 0.5) ** 2 / self.first
+        if self.shift != 1.0:
+            abar = ((abar / (1 - abar)).log() + 2 * math.log(1.0 / self.shift)).sigmoid()
+        abar = abar.clamp(0.0001, 0.9999)
+        return ((1 - abar) / abar) ** 0.5
+
+    def timestep(self, sigma):
+        abar = (1 / (sigma * sigma + 1)).clamp(0, 1.0)
+        return (((abar * self.first) ** 0.5).acos() / (torch.pi * 0.5)) * (1 + self.cosine_s) - self.cosine_s
+
+    def percent_to_sigma(self, percent):
+        return super().percent_to_sigma(percent) if not 0 < percent < 1 else self.sigma(torch.tensor(1.0 - percent))
+
+
+# Name: schedule, sigma_data, what the network predicts.
+CONTINUOUS = {
+    "Playground 2.5": (lambda: ContinuousEDM(0.002, 80.0), 0.5, "edm"),
+    "SVD": (lambda: ContinuousEDM(0.002, 700.0), 1.0, "v"),
+    "SDXL behind ModelSamplingContinuousEDM": (lambda: ContinuousEDM(0.03, 14.6), 1.0, "eps"),
+    "ModelSamplingContinuousV": (lambda: ContinuousV(0.03, 500.0), 1.0, "v"),
+    "Stable Cascade": (lambda: Cascade(), 1.0, "eps"),
+}
+
+
+@pytest.fixture(params=list(CONTINUOUS))
+def continuous(request):
+    """(schedule, NoisePath, prediction) of each kind of model whose levels are not those of a table."""
+    from retort.sampling.path import NoisePath
+
+    schedule, data, prediction = CONTINUOUS[request.param]
+    return schedule(), NoisePath("VE", sigma_data=data), prediction

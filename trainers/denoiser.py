@@ -9,12 +9,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 import torch
 from torch import Tensor, nn
 
+from ..sampling.levels import Levels, Parametrisation, Prediction
 from ..sampling.path import NoisePath
 from . import checkpointing
 from .adapters import Adapters, RowsDiffer
 from .host_inputs import HostInputs
 from .masters import Pin, Unpin
-from .objectives.parts.contract import Asked, Cond, Prediction, Schedule
+from .objectives.parts.contract import Asked, Cond, Schedule
 from .streaming import Ring
 
 # Where a discriminator looks: how deep into the blocks (half way, and three quarters).
@@ -57,6 +58,7 @@ class Denoiser:
         self.device, self.compute = device, compute
         self.adapters = Adapters(network, linear)
         self.ring: Ring | None = None
+        self._levels = Levels(schedule, path)
         sigmas = schedule.sigmas
         self.sigma_range = (float(sigmas[0]), float(sigmas[-1]))
 
@@ -88,6 +90,18 @@ class Denoiser:
     def chosen(self, cond: Cond, rows: Sequence[int]) -> Cond:
         """See the contract."""
         raise NotImplementedError
+
+    @property
+    def levels(self) -> Levels:
+        """See the contract."""
+        if self._levels.schedule is not self.schedule:
+            self._levels = Levels(self.schedule, self.path)
+        return self._levels
+
+    @property
+    def parametrisation(self) -> Parametrisation:
+        """See the contract."""
+        return Parametrisation(self.prediction, self.path)
 
     @property
     def checkpointed(self) -> bool:

@@ -54,7 +54,7 @@ class Order:
         self.scores = torch.ones(len(data), dtype=torch.float64)
         self.visits = torch.ones(len(data), dtype=torch.float64)
         self.levels = torch.zeros(BUCKETS, dtype=torch.float64)
-        self._top = float(denoiser.schedule.timestep(torch.tensor(denoiser.sigma_range[1])))
+        self._top = float(denoiser.levels.time(torch.tensor(denoiser.sigma_range[1])))
 
     def batches(self, position: int, groups: int, step: int) -> list[Batch]:
         """This process's micro-batches of a step; position: how many groups came before."""
@@ -93,7 +93,7 @@ class Order:
         if loss.each is None:
             raise ValueError(f"importance: the loss of {loss.player} is none of single samples here; set it to 0")
         if loss.errors and loss.sigma is not None:
-            share = self.denoiser.schedule.timestep(loss.sigma) / self._top
+            share = self.denoiser.levels.time(loss.sigma) / self._top
             places = list(batch.draws.indices)
             self._seen[0, places] = slope(loss).float().cpu()
             # Counted from 1: 0 is what other processes saw.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Literal
 
 from comfy.model_sampling import (
     CONST,
@@ -18,9 +17,8 @@ from comfy.model_sampling import (
     ModelSamplingFlux,
 )
 
-from ...sampling.path import VE, VP, NoisePath
-
-Prediction = Literal["eps", "v", "flow", "x0", "edm"]
+from ...sampling.levels import Prediction
+from ...sampling.path import VP, NoisePath
 
 # ComfyUI mixes a schedule and a parametrisation into a class made on the fly, so its name says nothing. These three
 # methods fix the coordinates; what overrides only calculate_denoised (V_PREDICTION, EDM, X0, LCM) keeps them.
@@ -31,7 +29,7 @@ def path_of(model_sampling) -> NoisePath:
     """The NoisePath of a `model_sampling` object; ValueError names the class when it is none of the three."""
     owners = {_owner(type(model_sampling), method) for method in _COORDINATES}
     if owners == {EPS}:
-        return VE
+        return NoisePath("VE", sigma_data=float(model_sampling.sigma_data))
     if owners == {V_PREDICTION_DDPM}:
         return VP
     if owners == {CONST}:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...files.errors import UsageError
+from ...sampling.levels import Parametrisation
 from .model import Conditioning, Model, Network
 from .samplers import Run, Sampler
 from .work import latents_in
@@ -35,15 +36,12 @@ class Guider:
         branches = self.branches()
         batches = _batched(self.model.network, branches, shape)
         source, loras, patches = self.model.source, self.model.loras, self.model.patches
-        timestep, prediction, cfg, b = self.model.schedule.timestep, self.model.prediction, self.cfg, shape[0]
-        guided, scaled = len(branches) == 2, self.model.path.kind == "VE"
-        ones = (1,) * (len(shape) - 1)
+        timestep, cfg, b, guided = self.model.schedule.timestep, self.cfg, shape[0], len(branches) == 2
+        parametrisation = Parametrisation(self.model.prediction, self.model.path)
 
         def denoise(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
             network = source(loras)
-            s = sigma.view(-1, *ones)
-            spread = (s * s + 1.0).sqrt() if scaled else s
-            x_in = x / spread if scaled else x
+            x_in = parametrisation.shown(x, sigma)
             t = timestep(sigma).float()
             out: list[Any] = [0.0, 0.0]
             for jobs, conditions in batches:
@@ -57,11 +55,7 @@ class Guider:
                     out[branch] = part if share == 1.0 else out[branch] + part * share
             # x0 is affine in the network's output, so guidance may come first: one subtraction from x, not two.
             raw = out[0] + (out[1] - out[0]) * cfg if guided else out[0]
-            if prediction in ("eps", "flow"):
-                return x - raw * s
-            if prediction == "v":
-                return x / (spread * spread) - raw * (s / spread)
-            return raw
+            return parametrisation.x0(raw, x, sigma)
 
         if not patches:
             return denoise

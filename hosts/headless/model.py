@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ...files.errors import UsageError
 from ...models.layouts.renames import Layout
+from ...sampling.levels import Prediction
 from ...sampling.path import NoisePath
 from ...sampling.schedule import Schedule
 from ...trainers import sources
 
-Prediction = Literal["eps", "v", "flow", "x0"]
 Conditioning = list  # of [tokens (1, L, C), {"pooled_output": (1, P), ...}], ComfyUI's CONDITIONING
 
 

@@ -60,14 +60,9 @@ class HeadlessDenoiser(Rejoins, Denoiser):
         return conditions.run(self._x0, x.float(), sigma, cond)
 
     def _x0(self, x: Tensor, sigma: Tensor, **keywords: Tensor) -> Tensor:
-        s = sigma.view(-1, *(1,) * (x.ndim - 1))
-        spread = (s * s + 1.0).sqrt() if self.path.kind == "VE" else s
-        raw = self._made(x / spread if self.path.kind == "VE" else x, self.schedule.timestep(sigma).float(), **keywords)
-        if self.prediction in ("eps", "flow"):
-            return x - raw * s
-        if self.prediction == "v":
-            return x / (spread * spread) - raw * (s / spread)
-        return raw
+        shown = self.parametrisation.shown(x, sigma)
+        raw = self._made(shown, self.schedule.timestep(sigma).float(), **keywords)
+        return self.parametrisation.x0(raw, x, sigma)
 
     @torch.no_grad()
     def encode(self, conditioning: Conditioning, shape: Sequence[int], input: str = "positive") -> Keywords:

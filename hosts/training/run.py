@@ -131,7 +131,11 @@ def run(
                 lora = denoiser.to_file(trainer.train())
                 base_hash, architecture = denoiser.base_hash, denoiser.architecture
                 # Where a few-step student is called; whoever samples with the LoRA needs them.
-                timesteps = [round(float(denoiser.schedule.timestep(level)), 3) for level in student_levels(objective)]
+                called = student_levels(objective)
+                timesteps = [
+                    round(float(denoiser.schedule.timestep(level)), 3) for level in called if denoiser.levels.listed
+                ]
+                sigmas = [round(float(level), 6) for level in called]
                 done, begun = trainer.done, trainer.begun
             finally:
                 # Optimisers, averages and the decoder, too: the memory is wanted for looking at the LoRA's file.
@@ -145,7 +149,7 @@ def run(
         notes = metadata(config, done, name, architecture, base_hash, VERSION)
         path = write_lora(host.loras_folder(), name, lora, notes)
         written_down = {
-            "file": path.name, "sha256": _hash(path), "steps": done, "timesteps": timesteps,
+            "file": path.name, "sha256": _hash(path), "steps": done, "timesteps": timesteps, "sigmas": sigmas,
             "base": _base(host, model),
         }  # fmt: skip
         write_json(inside(folder) / RESULT, written_down)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from retort.sampling.path import FLOW, VE
+from retort.sampling.path import FLOW, VE, broadcast
 from retort.sampling.schedule import DiscreteSchedule, FlowSchedule
 from retort.trainers.adapters import Adapters, LoraConfig
 from retort.trainers.denoiser import Denoiser
-from retort.trainers.objectives.parts.contract import alpha_sigma, broadcast
+from retort.trainers.objectives.parts.contract import alpha_sigma
 
 
 class Block(nn.Module):

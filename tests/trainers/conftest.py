@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from two_players import trainer
 
-from retort.sampling.path import FLOW, VE, VP
+from retort.sampling.path import FLOW, VE, VP, broadcast
 from retort.sampling.schedule import DiscreteSchedule, FlowSchedule
 from retort.trainers.adapters import LoraConfig
 from retort.trainers.denoiser import Denoiser, _Left
-from retort.trainers.objectives.parts.contract import alpha_sigma, broadcast
+from retort.trainers.objectives.parts.contract import alpha_sigma
 
 
 class AffineNetwork(nn.Module):

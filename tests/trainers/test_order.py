@@ -20,7 +20,7 @@ from retort.trainers.objectives.dpo import DPO, DPOConfig
 from retort.trainers.objectives.few_shot import FewShot, FewShotConfig
 from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from retort.trainers.objectives.mapo import MaPO, MaPOConfig
-from retort.trainers.objectives.parts.contract import Batch, Draws, Loss, native_scale
+from retort.trainers.objectives.parts.contract import Batch, Draws, Loss
 from retort.trainers.objectives.parts.preference import LOSER, SMALLEST, STRENGTH
 from retort.trainers.objectives.smpo import SmPO, SmPOConfig
 from retort.trainers.order import BUCKETS, Order, chances, slope
@@ -146,7 +146,7 @@ def test_slope_is_the_gradient_by_the_networks_output(affine, path, kind):
     by = torch.autograd.grad(loss.each.sum(), outputs, retain_graph=True)
     norm = torch.cat([g.flatten(1) for g in by], 1).norm(dim=1)
     if kind != "flow":  # whose errors are of x0 there
-        norm = norm * native_scale(denoiser.prediction, path, loss.sigma).clamp(min=SMALLEST)
+        norm = norm * denoiser.parametrisation.scale(loss.sigma).clamp(min=SMALLEST)
     torch.testing.assert_close(2 / math.sqrt(9) * slope(loss), norm, rtol=1e-4, atol=1e-7)
 
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ...sampling.path import NoisePath
+from ...sampling.path import broadcast
 from ...sampling.settings import setting
 from ...sampling.transition import Transition
-from .parts.contract import Batch, Draws, LatentReward, Loss, Prediction, TrainableDenoiser, broadcast, guided
+from .parts.contract import Batch, Draws, LatentReward, Loss, TrainableDenoiser, guided
 from .parts.pareto import share
 from .parts.sampled import Sampled, SampledConfig, at_most
 
@@ -90,20 +90,6 @@ def kept_steps(config: AlignPropConfig, draws: Draws, steps: int) -> int:
     return steps - min(max(int(first), 1), steps - 1)
 
 
-def through_the_step(prediction: Prediction, path: NoisePath, sigma: Tensor) -> Tensor:
-    """d x0 / d x (B,) at sigma (B,) where the network's own output is held.
-
-    VE: x0 = x - sigma eps, x / (1 + sigma^2) - v sigma / root; VP: root x - sigma eps, x / root - v sigma / root;
-    FLOW: x - sigma v; with root = sqrt(1 + sigma^2). Networks that put out x0 ("edm" with sigma_data 1 as v).
-    """
-    root = (1 + sigma.square()).sqrt()
-    if prediction == "x0":
-        return torch.zeros_like(sigma)
-    if prediction in ("v", "edm"):
-        return 1 / root if path.kind == "VP" else root.square().reciprocal()
-    return root if path.kind == "VP" else torch.ones_like(sigma)
-
-
 class AlignProp(Sampled):
     """See the module; `Objective` in `contract`. second: another reward that must not lose by the first."""
 
@@ -135,7 +121,7 @@ class AlignProp(Sampled):
         else:
             x0 = self.guided(told, sigma, batch.cond, batch.uncond)
         if self.config.stopped:
-            slope = through_the_step(self.denoiser.prediction, self.denoiser.path, sigma)
+            slope = self.denoiser.parametrisation.through(sigma)
             x0 = x0 + broadcast(slope, x) * (x - told)
         noise = batch.draws.normal(f"step {index}", batch.shape) if self._transition.stochastic else None
         return self._transition.step(self.denoiser.path, x, x0, sigma, following, noise)

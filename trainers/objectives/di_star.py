@@ -24,10 +24,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ...sampling.path import broadcast
 from ...sampling.settings import changed, setting
 from .dmd2 import DMD2, DMD2Config
-from .parts.contract import Asked, Batch, Cond, LatentReward, TrainableDenoiser, alpha_sigma, broadcast, mean_each
-from .parts.grids import level_draws
+from .parts.contract import Asked, Batch, Cond, LatentReward, TrainableDenoiser, alpha_sigma, mean_each
 from .parts.score_matching import MatchingConfig, StudentConfig
 
 Distance = Literal["pseudo_huber", "l2", "kl"]
@@ -158,7 +158,7 @@ class DIStar(DMD2):
     def _gradient(self, batch: Batch, x: Tensor, level: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """What moves x (B, ...): the surrogate's gradient, guidance and the reward's, always added in this order."""
         settings, denoiser, cond, draws = self.settings, self.denoiser, batch.cond, batch.draws
-        sigma = level_draws(denoiser, draws.uniform("matching level"), settings.low, settings.high, settings.shift)
+        sigma = denoiser.levels.drawn(draws.uniform("matching level"), settings.low, settings.high, settings.shift)
         noise = draws.normal("matching noise", batch.shape)
         guided = settings.cfg != 1
         with torch.no_grad():

@@ -22,6 +22,7 @@ from torch.nn import functional
 from ...sampling import grids
 from ...sampling.accounts import seed_of
 from ...sampling.distilled import sample_distilled
+from ...sampling.path import broadcast
 from ...sampling.settings import setting
 from ...sampling.standard import default_noise_sampler, sample_dpmpp_2m
 from .parts.contract import (
@@ -31,13 +32,11 @@ from .parts.contract import (
     Loss,
     Player,
     TrainableDenoiser,
-    broadcast,
     guided,
     mean_each,
-    native_scale,
 )
 from .parts.discriminator import Discriminator
-from .parts.grids import level_draws, place_of, student_sigmas
+from .parts.grids import student_sigmas
 from .parts.score_matching import GanConfig, MatchingConfig, StudentConfig
 
 Kind = Literal["real", "fake"]
@@ -188,7 +187,7 @@ class DMD2:
 
     def _levels(self, batch: Batch, name: str) -> Tensor:
         """A level over the whole range for every sample."""
-        return level_draws(self.denoiser, batch.draws.uniform(name), shift=self.config.shift)
+        return self.denoiser.levels.drawn(batch.draws.uniform(name), shift=self.config.shift)
 
     # ---- the student -----------------------------------------------------------------------------
 
@@ -196,7 +195,7 @@ class DMD2:
         """What moves x (B, ...), the student's sample made at `level`: matching, guidance and the GAN's pull."""
         config, draws = self.config, batch.draws
         uniform = draws.uniform("matching level")
-        sigma = level_draws(self.denoiser, uniform, *self.scope, config.shift)
+        sigma = self.denoiser.levels.drawn(uniform, *self.scope, config.shift)
         noise = draws.normal("matching noise", batch.shape)
         with torch.no_grad():
             g = self._matching(batch, x, level, self.denoiser.path.add_noise(x, sigma, noise), sigma)
@@ -219,9 +218,9 @@ class DMD2:
         if config.decoupled:
             # No noisier than the student's own input: there its picture is still open, and guidance is to decide it.
             low, high = self.scope
-            high = min(high, place_of(denoiser, level, config.shift))
+            high = min(high, denoiser.levels.place(level, config.shift))
             low = min(low, high)
-            sigma = level_draws(denoiser, batch.draws.uniform("guidance level"), low, high, config.shift)
+            sigma = denoiser.levels.drawn(batch.draws.uniform("guidance level"), low, high, config.shift)
             x_t = denoiser.path.add_noise(x, sigma, batch.draws.normal("guidance noise", batch.shape))
             guiding = [Asked(x_t, sigma, batch.cond), Asked(x_t, sigma, batch.uncond)]
         elif config.cfg != 1:
@@ -324,7 +323,7 @@ class DMD2:
         x_t = self.denoiser.path.add_noise(x, sigma, batch.draws.normal("fake noise", batch.shape))
         with self.denoiser.adapter("fake"):
             error = self.denoiser.predict_x0(x_t, sigma, batch.cond) - x
-        scale = native_scale(self.denoiser.prediction, self.denoiser.path, sigma)
+        scale = self.denoiser.parametrisation.scale(sigma)
         loss = (error / broadcast(scale, error)).square().mean()
         return Loss("fake", loss, {"score_loss": loss.detach()})
 

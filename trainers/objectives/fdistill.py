@@ -16,9 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...sampling.path import broadcast
 from ...sampling.settings import changed, setting
 from .dmd2 import DMD2, DMD2Config
-from .parts.contract import TrainableDenoiser, broadcast
+from .parts.contract import TrainableDenoiser
 
 Divergence = Literal[
     "jensen_shannon", "forward_kl", "squared_hellinger", "jeffreys", "softened_reverse_kl", "neyman", "pearson",

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from ...sampling.grids import simple
+from ...sampling.path import broadcast
 from ...sampling.settings import Settings, setting
 from ...sampling.standard import sample_euler
-from .parts.contract import Batch, Cond, Loss, Player, TrainableDenoiser, broadcast, guided, mean_each, native_scale
+from .parts.contract import Batch, Cond, Loss, Player, TrainableDenoiser, guided, mean_each
 
 # (latents (B, ...), batch) -> (B, F), with gradients to the latents; decoding happens inside.
 Embed = Callable[[Tensor, Batch], Tensor]
@@ -96,7 +97,6 @@ class FewShot:
         self.config, self.denoiser = config, denoiser
         self.embed: Embed | None = None
         self.direction: Tensor | None = None
-        self._flow = denoiser.path.kind == "FLOW"
 
     @property
     def players(self) -> dict[str, Player]:
@@ -115,7 +115,7 @@ class FewShot:
         raise NotImplementedError
 
     def _sigma(self, t: Tensor) -> Tensor:
-        return t / 1000 if self._flow else self.denoiser.schedule.sigma(t.floor())
+        return self.denoiser.levels.trained(t)
 
     def _embed(self, latents: Tensor, batch: Batch) -> Tensor:
         if self.embed is not None:
@@ -152,7 +152,7 @@ class FewShot:
         low, top = (config.phase, TOP) if high else (0.0, config.phase)
         # Never 0: there is nothing to learn at level 0 of a flow.
         t = top - (top - low) * batch.draws.uniform("level")
-        t = t if self._flow else (t - 1).clamp(min=low)
+        t = (t - 1).clamp(min=low) if self.denoiser.levels.tabulated else t
         sigma = self._sigma(t)
         if high and config.consistency:
             yield self._consistency(batch, t, sigma)
@@ -186,7 +186,7 @@ class FewShot:
         x = denoiser.path.add_noise(latents, sigma, batch.draws.normal("noise", batch.shape))
         with denoiser.adapter("student"):
             error = denoiser.predict_x0(x, sigma, batch.cond) - latents
-        scale = native_scale(denoiser.prediction, denoiser.path, sigma).clamp(min=1e-2)
+        scale = denoiser.parametrisation.scale(sigma).clamp(min=1e-2)
         each = mean_each((error / broadcast(scale, error)).square())
         worth = weight * each
         return Loss("student", worth.mean(), {"diffusion": each.detach().mean()}, worth, (each,), sigma)

@@ -5,8 +5,8 @@ section 3.1: E_t |v(z_t, t) - (z_1 - z_0)|^2, t uniform; Ho et al. 2020 (arXiv 2
 Esser et al. 2024 (arXiv 2403.03206), section 3.1: logit-normal t. Xu et al. 2023, PFGM++ (arXiv 2302.04265), with
 r = sigma sqrt(D): the kernel of eq. 4 is a multivariate Student-t of D degrees of freedom, so only the noise changes.
 
-An error of the network's own output is `native_scale` times larger in x0. ComfyUI's trainer compares x0, which weighs
-flow by sigma^2, eps by sigma^2 (213-fold at the top) and v by sigma^2 / (1 + sigma^2).
+An error of the network's own output is `Parametrisation.scale` times larger in x0. ComfyUI's trainer compares x0, which
+weighs flow by sigma^2, eps by sigma^2 (213-fold at the top) and v by sigma^2 / (1 + sigma^2).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ...sampling.grids import simple
 from ...sampling.settings import Settings, setting
 from ...sampling.standard import sample_euler
 from ...sampling.student_t import check_aug_dim, student_t
-from .parts.contract import Batch, Cond, Draws, Loss, Player, TrainableDenoiser, guided, mean_each, native_scale
+from .parts.contract import Batch, Cond, Draws, Loss, Player, TrainableDenoiser, guided, mean_each
 
 LossSpace = Literal["native", "x0"]
-Levels = Literal["uniform", "logit_normal", "core"]
+Drawing = Literal["uniform", "logit_normal", "core"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,11 @@ class FlowMatchingConfig(Settings):
         help="native: the error of what the network predicts, as it was trained. x0: of the picture, as core does.",
         page="*native*: the error of what the network predicts, as it was trained. *x0*: of the picture, as core's "
         "trainer does, which weighs a flow's levels by sigma squared.")
-    levels: Levels = setting("uniform",
-        help="How noise levels are drawn; logit_normal (SD3) prefers the middle, core is the core trainer's.")
+    levels: Drawing = setting("uniform",
+        help="How noise levels are drawn; logit_normal (SD3) prefers the middle, core is the core trainer's.",
+        page="How noise levels are drawn: *uniform*; *logit_normal*, which prefers the middle, as SD3 was trained; "
+        "*core*, as core's trainer draws them. On models with a continuous schedule (SVD, Playground 2.5, Stable "
+        "Cascade, SDXL behind ModelSamplingContinuousEDM) *uniform* is even in the angle between picture and noise.")
     mean: float = setting(0.0, -10, 10, step=0.1, advanced=True, help="logit_normal: above 0 draws noisier levels.",
         remedy="0 centres t at one half")
     std: float = setting(1.0, 0.01, 10, step=0.1, advanced=True, help="logit_normal: how far they spread.",
@@ -80,10 +83,6 @@ class FlowMatching:
 
     def __init__(self, config: FlowMatchingConfig, denoiser: TrainableDenoiser):
         self.config, self.denoiser = config, denoiser
-        self._flow = denoiser.path.kind == "FLOW"
-        schedule = denoiser.schedule
-        # The network's timestep at the top: 1000 on SD3's schedule, 1 on Flux's.
-        self._top = float(schedule.timestep(torch.ones(1))) if self._flow else len(schedule.sigmas) - 1.0
 
     @property
     def players(self) -> dict[str, Player]:
@@ -99,18 +98,13 @@ class FlowMatching:
 
     def sigma(self, draws: Draws) -> Tensor:
         """The step's levels (B,)."""
-        config, schedule = self.config, self.denoiser.schedule
+        config, levels = self.config, self.denoiser.levels
         if config.levels == "logit_normal":
             t = torch.sigmoid(config.mean + config.std * draws.normal("level", ()))
         else:
             # In (0, 1]: flow has nothing to learn at level 0.
             t = 1 - draws.uniform("level")
-        if config.levels == "core":
-            return schedule.sigma(t * self._top)
-        if self._flow:
-            return t
-        # Whole timesteps: the levels that the network was trained on, the lowest and the highest as often as others.
-        return schedule.sigma((t * (self._top + 1)).ceil() - 1)
+        return levels.sampled(t) if config.levels == "core" else levels.uniform(t)
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """One loss: the squared error in the chosen space."""
@@ -121,7 +115,7 @@ class FlowMatching:
         with denoiser.adapter("student"):
             error = each = mean_each((denoiser.predict_x0(x, sigma, batch.cond) - latents).square())
         if self.config.loss_space == "native":
-            scale = native_scale(denoiser.prediction, denoiser.path, sigma)
+            scale = denoiser.parametrisation.scale(sigma)
             each = error * scale.pow(-2).clamp(max=self.config.max_weight)
         yield Loss("student", each.mean(), {}, each, (error,), sigma)
 

@@ -22,9 +22,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...sampling.path import broadcast
 from ...sampling.settings import changed, setting
 from .dpo import DPOConfig, watched
-from .parts.contract import Asked, Batch, Cond, Loss, TrainableDenoiser, broadcast
+from .parts.contract import Asked, Batch, Cond, Loss, TrainableDenoiser
 from .parts.preference import LOSER, STRENGTH, PairConfig, PairObjective, column, soft_loss
 
 Labels = Literal["weight", "soft"]
@@ -112,14 +113,14 @@ class SmPO(PairObjective):
 
     def _grid(self, sigma: Tensor) -> list[Tensor]:
         """Levels (B,) from 0 to sigma, even in the network's timestep."""
-        steps, schedule = self.config.inversion_steps, self.denoiser.schedule
+        steps, levels = self.config.inversion_steps, self.denoiser.levels
         shares = [number / steps for number in range(1, steps)]
         if self.denoiser.path.kind == "FLOW":
             between = [sigma * share for share in shares]
         else:
-            top = schedule.timestep(sigma)
+            time = levels.time(sigma)
             # Not above sigma: between two timesteps the nearest one's level may be.
-            between = [torch.minimum(schedule.sigma(top * share), sigma) for share in shares]
+            between = [torch.minimum(levels.level(time * share), sigma) for share in shares]
         return [torch.zeros_like(sigma), *between, sigma]
 
     def _slope(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from ...sampling.distilled import sample_distilled
-from ...sampling.path import NoisePath
+from ...sampling.path import NoisePath, broadcast
 from ...sampling.settings import changed, setting
-from .parts.contract import Batch, Cond, Loss, Player, TrainableDenoiser, alpha_sigma, broadcast, guided, mean_each
+from .parts.contract import Batch, Cond, Loss, Player, TrainableDenoiser, alpha_sigma, guided, mean_each
 from .parts.grids import student_sigmas
 from .parts.score_matching import MatchingConfig, StudentConfig
 
@@ -139,7 +139,6 @@ class TDM:
     def __init__(self, config: TDMConfig, denoiser: TrainableDenoiser):
         self.config, self.denoiser = config, denoiser
         self.grids = {k: student_sigmas(denoiser, k, config.timesteps).to(denoiser.device) for k in config.choices}
-        self._flow = denoiser.path.kind == "FLOW"
 
     @property
     def needs_uncond(self) -> bool:
@@ -166,10 +165,10 @@ class TDM:
 
     def _time(self, sigma: Tensor) -> Tensor:
         """Thousandths of the schedule: timesteps on eps and v, 1000 sigma on flow."""
-        return 1000 * sigma if self._flow else self.denoiser.schedule.timestep(sigma).float()
+        return self.denoiser.levels.time(sigma)
 
     def _level(self, time: Tensor) -> Tensor:
-        return time / 1000 if self._flow else self.denoiser.schedule.sigma(time.floor())
+        return self.denoiser.levels.trained(time)
 
     def rollout(self, batch: Batch, sigmas: Tensor, pick: Tensor) -> Tensor:
         """x (B, ...) at the beginning of step pick (B,) of the student's deterministic sampling, without gradient."""
@@ -271,7 +270,7 @@ class TDM:
         (_, s_mid), (a, s) = alpha_sigma(path, sigma_mid), alpha_sigma(path, sigma_tau)
         m = (broadcast(ratio * s_mid, eps) * eps + broadcast(beta, eps) * noise) / broadcast(s, eps)
         importance = ((mean_each(noise.square()) - mean_each(m.square())) / 2).exp()
-        return (a / s).square().clamp(max=MOST_SNR) * importance
+        return (a / s * path.sigma_data).square().clamp(max=MOST_SNR) * importance
 
     def after_step(self, metrics: Mapping[str, float], step: int) -> None:
         """No running averages."""

@@ -7,9 +7,10 @@ import statistics
 import pytest
 import torch
 
+from retort.sampling.levels import Parametrisation
 from retort.sampling.path import FLOW, VE, VP
 from retort.trainers import checkpointing
-from retort.trainers.objectives.align_prop import AlignProp, AlignPropConfig, kept_steps, through_the_step
+from retort.trainers.objectives.align_prop import AlignProp, AlignPropConfig, kept_steps
 from retort.trainers.objectives.parts.contract import Batch, Draws
 
 STD, STEPS, THETA = 0.5, 20, 0.3
@@ -163,7 +164,7 @@ def test_slope_of_a_held_network_is_its_outputs_arithmetic(path, prediction):
 
     x.requires_grad_()
     (expected,) = torch.autograd.grad(x0(x).sum(), x)
-    assert torch.allclose(through_the_step(prediction, path, s), expected, rtol=1e-12)
+    assert torch.allclose(Parametrisation(prediction, path).through(s), expected, rtol=1e-12)
 
 
 def test_graphs_that_are_held_at_once(affine):

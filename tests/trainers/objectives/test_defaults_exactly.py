@@ -20,7 +20,6 @@ from retort.trainers.objectives.fdistill import FDistill, FDistillConfig
 from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from retort.trainers.objectives.instarevive import InstaRevive, InstaReviveConfig
 from retort.trainers.objectives.parts.contract import Batch, Draws
-from retort.trainers.objectives.parts.grids import level_draws, place_of
 from retort.trainers.objectives.tdm import TDM, TDMConfig
 
 SHAPE, COUNT = (3, 4, 5), 3
@@ -73,7 +72,7 @@ def ask(denoiser, adapter, x, sigma, cond):
 
 def matched(denoiser, config, batch, x):
     """(x at the level of the matching term, that level)."""
-    sigma = level_draws(denoiser, batch.draws.uniform("matching level"), config.low, config.high, config.shift)
+    sigma = denoiser.levels.drawn(batch.draws.uniform("matching level"), config.low, config.high, config.shift)
     return noisy(denoiser.path, x, sigma, batch.draws.normal("matching noise", SHAPE)), sigma
 
 
@@ -195,8 +194,8 @@ def test_dmd2_s_guidance_has_the_guided_teacher_s_distance_for_its_unit(network,
     if not decoupled:
         g = (fake - real - guidance) / mean((x - real - guidance).abs())
     else:
-        high = min(config.high, place_of(denoiser, call.level))
-        sigma = level_draws(denoiser, batch.draws.uniform("guidance level"), min(config.low, high), high)
+        high = min(config.high, denoiser.levels.place(call.level))
+        sigma = denoiser.levels.drawn(batch.draws.uniform("guidance level"), min(config.low, high), high)
         x_t = noisy(path, x, sigma, batch.draws.normal("guidance noise", SHAPE))
         with torch.no_grad():
             told, without = (ask(denoiser, None, x_t, sigma, cond) for cond in (batch.cond, batch.uncond))
@@ -216,7 +215,7 @@ def test_the_critic_s_loss_weighs_a_hundredth(network, path, on):
     _, x = made(denoiser, objective, batch)
     total = 0.0
     for kind, clean, sign in (("fake", x, 1), ("real", batch.latents, -1)):
-        sigma = level_draws(denoiser, batch.draws.uniform(f"critic level, {kind}"))
+        sigma = denoiser.levels.drawn(batch.draws.uniform(f"critic level, {kind}"))
         x_t = noisy(path, clean, sigma, batch.draws.normal(f"critic noise, {kind}", SHAPE))
         with torch.no_grad(), denoiser.adapter("fake" if on == "fake" else None):
             logits = objective.discriminator(denoiser.features(x_t, sigma, batch.cond))

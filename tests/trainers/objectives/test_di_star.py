@@ -59,7 +59,9 @@ class Setting:
     def __init__(self, affine, path, sigmas, config, mean=MEAN, std=STD):
         self.denoiser = affine(path, sigmas, mean, std)
         self.path, self.mean, self.std, self.levels = path, mean, std, torch.tensor(sigmas)
-        self.denoiser.schedule = SimpleNamespace(sigmas=self.levels)
+        self.denoiser.schedule = SimpleNamespace(
+            sigmas=self.levels, timestep=lambda sigma: (self.levels - sigma).abs().argmin()
+        )
         self.denoiser.sigma_range = (sigmas[0], sigmas[-1])
         self.objective = DIStar(config, self.denoiser)
         self.objective.sigmas = torch.tensor([sigmas[-1], 0.0])

@@ -9,7 +9,7 @@ from retort.sampling.path import FLOW, VE, NoisePath
 from retort.trainers import checkpointing
 from retort.trainers.objectives.dmd2 import DMD2, DMD2Config, matching_loss
 from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
-from retort.trainers.objectives.parts.grids import level_draws, student_sigmas
+from retort.trainers.objectives.parts.grids import student_sigmas
 
 SCALAR = (1, 1, 1)
 MIDDLE = {"low": 0.499, "high": 0.5}  # one level: t = 499, or 0.5 of a flow
@@ -24,7 +24,7 @@ def at(count: int, cond: float | None = None, uncond: float | None = None, draws
 
 
 def middle(denoiser) -> tuple[float, float]:
-    sigma = level_draws(denoiser, torch.zeros(1), **MIDDLE)
+    sigma = denoiser.levels.drawn(torch.zeros(1), **MIDDLE)
     return tuple(float(v) for v in alpha_sigma(denoiser.path, sigma))
 
 
@@ -92,7 +92,7 @@ class FourLevels(Draws):
 @pytest.mark.parametrize(("path", "cfg", "goal"), [(FLOW, 1.0, 1.5), (VE, 3.0, 3.5)], ids=["FLOW", "VE-guided"])
 def test_training_ends_at_the_teacher_with_a_fake_score_that_learns(affine, play, path, cfg, goal):
     plain = affine(path)
-    levels = level_draws(plain, torch.tensor([0.125, 0.375, 0.625, 0.875]))
+    levels = plain.levels.drawn(torch.tensor([0.125, 0.375, 0.625, 0.875]))
     levels = sorted([*levels.tolist(), float(student_sigmas(plain, 1)[0])])
     denoiser = affine(path, levels, mean=0.0, std=0.7)
     objective = DMD2(DMD2Config(cfg=cfg, ratio=3, fake_rate=4.0, low=0.0, high=1.0), denoiser)
@@ -155,7 +155,7 @@ def test_the_normaliser_is_the_guided_teachers_distance_of_each_sample(exact, no
     x, batch = torch.randn(3, 1, 4, 4), at(3, 1.5, 0.5, Draws(0, 0, (0, 1, 2)), shape=(1, 4, 4))
     g, h = (o._gradient(batch, x, 1.0)[0] for o in (plain, scaled))
     draws = batch.draws
-    sigma = level_draws(denoiser, draws.uniform("matching level"), 0.02, 0.98)
+    sigma = denoiser.levels.drawn(draws.uniform("matching level"), 0.02, 0.98)
     x_t = denoiser.path.add_noise(x, sigma, draws.normal("matching noise", (1, 4, 4)))
     c, u = (denoiser.predict_x0(x_t, sigma, cond) for cond in (batch.cond, batch.uncond))
     distance = (x - (u + 3 * (c - u))).abs().flatten(1).mean(1)
@@ -200,7 +200,7 @@ def test_while_the_fake_score_is_the_teacher_only_guidance_moves_the_student(tin
     assert torch.equal(g, torch.zeros_like(g))
     assert float(metrics["matching_norm"]) == 0
     g, _ = DMD2(DMD2Config(cfg=3.0, normalise=False), denoiser)._gradient(batch, x, 1.0)
-    sigma = level_draws(denoiser, batch.draws.uniform("matching level"), 0.02, 0.98)
+    sigma = denoiser.levels.drawn(batch.draws.uniform("matching level"), 0.02, 0.98)
     x_t = denoiser.path.add_noise(x, sigma, batch.draws.normal("matching noise", (3, 4, 4)))
     c, u = (denoiser.predict_x0(x_t, sigma, cond) for cond in (batch.cond, batch.uncond))
     assert torch.equal(g, -(2.0 * (c - u)))

@@ -11,7 +11,6 @@ import torch
 from retort.sampling.path import FLOW, VE, VP
 from retort.trainers.objectives.dmd2 import DMD2, DMD2Config
 from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
-from retort.trainers.objectives.parts.grids import level_draws
 
 SCALAR = (1, 1, 1)
 MIDDLE = {"low": 0.499, "high": 0.5}  # one level: t = 499, or 0.5 of a flow
@@ -51,7 +50,7 @@ def test_the_gan_pulls_as_softened_reverse_kl(exact, quadrature, nodes, path):
         with denoiser.adapter("student"):
             loss.value.backward()
         gradients.append(torch.tensor(denoiser.gradient()))
-    sigma = level_draws(denoiser, torch.tensor([0.6]))
+    sigma = denoiser.levels.drawn(torch.tensor([0.6]))
     a, s = (float(v) for v in alpha_sigma(path, sigma))
     # E_q[(s_q - s_p) / (1 + r) dx_t], by a sum over x_t = a (A z + b) + s n in the direction of the student.
     _, z, noise = quadrature(DMD2)
@@ -106,7 +105,7 @@ def test_the_discriminator_learns_the_log_ratio(exact, nodes, gan_on):
         optimiser.step()
         optimiser.zero_grad()
     assert sum(right[-50:]) / 50 > sum(right[:2]) / 2
-    sigma = level_draws(denoiser, torch.full((200,), 0.3))
+    sigma = denoiser.levels.drawn(torch.full((200,), 0.3))
     x0 = 1.2 * torch.randn(200, *SCALAR, generator=torch.Generator().manual_seed(5)) - 0.2
     x_t = denoiser.path.add_noise(x0, sigma, torch.zeros_like(x0))
     with torch.no_grad():
@@ -157,7 +156,7 @@ def test_the_pull_is_the_gradient_of_the_generators_loss(tiny, gan_on):
     call = objective._simulate(batch)
     with denoiser.adapter("student"):
         x = denoiser.predict_x0(call.x, call.sigma, batch.cond)
-    sigma = level_draws(denoiser, batch.draws.uniform("gan level"))
+    sigma = denoiser.levels.drawn(batch.draws.uniform("gan level"))
     x_t = denoiser.path.add_noise(x, sigma, batch.draws.normal("gan noise", (3, 4, 4)))
     with denoiser.adapter("fake" if gan_on == "fake" else None):
         loss = 0.5 * torch.nn.functional.softplus(-objective.critic(batch, x_t, sigma)).mean()

@@ -11,7 +11,6 @@ import torch
 from retort.sampling.path import FLOW, VE
 from retort.trainers.objectives.dmd2 import DMD, DMD2, DMD2Config, make_pairs, pseudo_huber
 from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
-from retort.trainers.objectives.parts.grids import level_draws
 
 SCALAR = (1, 1, 1)
 
@@ -132,7 +131,7 @@ def test_the_fake_loss_is_in_the_networks_own_units(exact, nodes, path):
     x = torch.tensor([0.3, -0.8]).view(2, 1, 1, 1)
     objective = DMD2(DMD2Config(cfg=1.0), denoiser)
     value = objective._fake(batch, x).value
-    sigma = level_draws(denoiser, torch.full((2,), 0.3))
+    sigma = denoiser.levels.drawn(torch.full((2,), 0.3))
     n = torch.tensor([0.4, -1.0]).view(2, 1, 1, 1)
     x_t = path.add_noise(x, sigma, n)
     with denoiser.adapter("fake"):
@@ -183,7 +182,7 @@ def test_decoupled_guidance_is_never_noisier_than_the_students_input(exact, path
         matching = next(s for name, s, mean in seen if name == "fake")
         guidance = next(s for name, s, mean in seen if mean == 0.0)
         assert float(guidance.max()) <= level * (1 + 1e-6)
-        top = level_draws(denoiser, torch.tensor([1 - 1e-6]), 0.02, 0.98)
+        top = denoiser.levels.drawn(torch.tensor([1 - 1e-6]), 0.02, 0.98)
         assert float(matching.max()) > 0.9 * float(top) or path.kind != "FLOW"
         assert float(guidance.max()) > 0.9 * min(level, float(top)) or path.kind != "FLOW"
 

@@ -10,7 +10,7 @@ import torch
 from retort.sampling.path import FLOW, VE
 from retort.trainers import checkpointing
 from retort.trainers.objectives.dpo import DPO, DPOConfig
-from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma, native_scale
+from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
 from retort.trainers.objectives.parts.preference import soft_loss
 
 SHAPE = (1, 6, 6)
@@ -104,7 +104,7 @@ def test_gradient_is_the_finite_difference(affine, path):
 def response(denoiser, objective, sigma):
     """(h, scale): how much the native error falls as x0 rises, at level sigma (1,), and the native scale."""
     noise, a, b = torch.zeros(1, *SHAPE), torch.zeros(1, *SHAPE), torch.ones(1, *SHAPE)
-    path, scale = denoiser.path, native_scale(denoiser.prediction, denoiser.path, sigma)
+    path, scale = denoiser.path, denoiser.parametrisation.scale(sigma)
     with denoiser.adapter(None):
         errors = [
             (denoiser.predict_x0(path.add_noise(x0, sigma, noise), sigma, None) - x0)[0, 0, 0, 0] for x0 in (a, b)

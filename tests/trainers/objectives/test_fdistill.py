@@ -11,7 +11,6 @@ from retort.sampling.path import FLOW, VE, VP, NoisePath
 from retort.trainers.objectives.dmd2 import DMD2, DMD2Config
 from retort.trainers.objectives.fdistill import BINS, WEIGHTS, Averages, FDistill, FDistillConfig
 from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
-from retort.trainers.objectives.parts.grids import level_draws
 
 SCALAR = (1, 1, 1)
 # Nothing between the exact ratio and h, and a GAN too faint to be felt.
@@ -75,13 +74,14 @@ def test_the_gradient_is_that_of_the_divergence(exact, quadrature, nodes, path, 
         # 1 - t = 0.6 and twice the noise at t = 0.4.
         config = FDistillConfig(divergence=divergence, low=0.4, high=0.4 + 1e-7, **BARE)
     else:
-        denoiser.schedule = SimpleNamespace(sigmas=torch.tensor([1.0, 4 / 3]))
+        table = torch.tensor([1.0, 4 / 3])
+        denoiser.schedule = SimpleNamespace(sigmas=table, timestep=lambda sigma: (table - sigma).abs().argmin())
         config = FDistillConfig(divergence=divergence, low=0.5, high=1.0, **BARE)
     kind, z, noise = quadrature(Exact, points=81)
     objective = kind(config, denoiser)
     given = {"start": z, "matching noise": noise, "matching level": 0.0}
     batch = batch_of(len(z), nodes(len(z), given))
-    a, s = (float(v) for v in alpha_sigma(path, level_draws(denoiser, torch.zeros(1), config.low, config.high)))
+    a, s = (float(v) for v in alpha_sigma(path, denoiser.levels.drawn(torch.zeros(1), config.low, config.high)))
     assert (a, s) == pytest.approx((0.6, 0.8))
     dA, db = student_gradient(objective, batch)
     # From x0 to scores, and the constant that h's normaliser takes out.
@@ -99,7 +99,7 @@ def settled(exact, quadrature, nodes, config, path=VE) -> float:
     given = {"start": z, "matching noise": noise, "matching level": (t - 20 + 0.5) / 960}
     batch = batch_of(len(z), nodes(len(z), given))
     if path == VE:
-        sigma = level_draws(denoiser, given["matching level"], 0.02, 0.98)
+        sigma = denoiser.levels.drawn(given["matching level"], 0.02, 0.98)
         assert torch.equal(sigma, denoiser.schedule.sigmas[t])
     low, high = 1.5, 2.5
     for _ in range(9):

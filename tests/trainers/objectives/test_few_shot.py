@@ -15,7 +15,7 @@ from retort.trainers.objectives.few_shot import (
     diffusion_weight,
     directional_consistency,
 )
-from retort.trainers.objectives.parts.contract import Batch, Draws, native_scale
+from retort.trainers.objectives.parts.contract import Batch, Draws
 
 SHAPE = (2, 4, 4)
 
@@ -146,7 +146,7 @@ def test_odd_steps_learn_style_at_low_levels(affine, path):
     x = path.add_noise(batch.latents, sigma, batch.draws.normal("noise", SHAPE))
     with torch.no_grad(), denoiser.adapter("student"):
         error = denoiser.predict_x0(x, sigma, batch.cond) - batch.latents
-    scale = native_scale(denoiser.prediction, path, sigma)
+    scale = denoiser.parametrisation.scale(sigma)
     each = error.square().flatten(1).mean(1) / scale.square()
     expected = ((20**0.9 - 20 ** (t / 1000)) / 5 * each).mean()
     assert loss.value.item() == pytest.approx(expected.item(), rel=1e-3)

@@ -13,7 +13,7 @@ from retort.sampling.path import FLOW, VE
 from retort.sampling.schedule import FlowSchedule
 from retort.sampling.student_t import student_t
 from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig, quantile
-from retort.trainers.objectives.parts.contract import Batch, Draws, native_scale
+from retort.trainers.objectives.parts.contract import Batch, Draws
 
 SHAPE = (1, 8, 8)
 
@@ -48,7 +48,7 @@ def test_x0_loss_is_the_native_loss_times_the_scale_squared(affine, path):
             target = noise if path.kind == "VE" else noise - batch.latents
             error = (x - predicted) / sigma - target
         assert native.item() == pytest.approx(error.square().mean().item(), rel=2e-3)
-        scale = native_scale(denoiser.prediction, path, sigma)
+        scale = denoiser.parametrisation.scale(sigma)
         assert x0.item() == pytest.approx((scale.square() * native).item(), rel=1e-5)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from retort.sampling.path import FLOW, VE, VP
 from retort.trainers.objectives.dmd2 import DMD2Config
-from retort.trainers.objectives.parts.grids import level_draws, place_of, student_sigmas
+from retort.trainers.objectives.parts.grids import student_sigmas
 
 
 @pytest.mark.parametrize("path", [VE, VP], ids=["VE", "VP"])
@@ -44,14 +44,14 @@ def test_levels_are_those_of_the_papers(exact):
     ends = torch.tensor([0.0, 1 - 2**-24])
     for path in (VE, VP):
         table = exact(path).schedule.sigmas
-        assert torch.equal(level_draws(exact(path), ends, 0.02, 0.98), table[[20, 979]])
-        assert torch.equal(level_draws(exact(path), ends), table[[0, 999]])
-        assert torch.equal(level_draws(exact(path), ends, 0.29, 0.58), table[[290, 579]])
+        assert torch.equal(exact(path).levels.drawn(ends, 0.02, 0.98), table[[20, 979]])
+        assert torch.equal(exact(path).levels.drawn(ends), table[[0, 999]])
+        assert torch.equal(exact(path).levels.drawn(ends, 0.29, 0.58), table[[290, 579]])
         for entry in (0, 20, 399, 999):
             level = float(table[entry])
-            assert level_draws(exact(path), ends, 0.0, place_of(exact(path), level))[1] == table[entry]
+            assert exact(path).levels.drawn(ends, 0.0, exact(path).levels.place(level))[1] == table[entry]
     flow = exact(FLOW)
-    torch.testing.assert_close(level_draws(flow, ends, 0.02, 0.98), torch.tensor([0.02, 0.98]))
-    assert float(level_draws(flow, ends)[0]) == pytest.approx(0.001)
-    torch.testing.assert_close(level_draws(flow, torch.tensor([0.5]), shift=3.0), torch.tensor([0.75]))
-    assert place_of(flow, 0.75, shift=3.0) == pytest.approx(0.5)
+    torch.testing.assert_close(flow.levels.drawn(ends, 0.02, 0.98), torch.tensor([0.02, 0.98]))
+    assert float(flow.levels.drawn(ends)[0]) == pytest.approx(0.001)
+    torch.testing.assert_close(flow.levels.drawn(torch.tensor([0.5]), shift=3.0), torch.tensor([0.75]))
+    assert flow.levels.place(0.75, shift=3.0) == pytest.approx(0.5)

@@ -11,11 +11,10 @@ import pytest
 import torch
 from scipy.optimize import brentq
 
-from retort.sampling.path import FLOW, VE
+from retort.sampling.path import FLOW, VE, broadcast
 from retort.trainers import checkpointing
 from retort.trainers.objectives.instarevive import InstaRevive, InstaReviveConfig
-from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma, broadcast, mean_each
-from retort.trainers.objectives.parts.grids import level_draws
+from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma, mean_each
 
 S, TAU = 0.7, 0.5
 V = S**2 + TAU**2
@@ -25,7 +24,7 @@ BOTH = pytest.mark.parametrize("path", [VE, FLOW], ids=["VE", "FLOW"])
 
 
 def middle(denoiser) -> tuple[float, float]:
-    sigma = level_draws(denoiser, torch.zeros(1), 0.499, 0.5)
+    sigma = denoiser.levels.drawn(torch.zeros(1), 0.499, 0.5)
     return tuple(float(v) for v in alpha_sigma(denoiser.path, sigma))
 
 
@@ -173,7 +172,7 @@ class FourLevels(Draws):
 def test_with_a_fake_score_that_learns(affine, play, path, weight):
     config = InstaReviveConfig(regression_weight=weight, ratio=2, fake_rate=4.0, low=0.0, narrow=0.5, high=1.0, **FREE)
     plain = affine(path)
-    levels = level_draws(plain, torch.tensor([0.125, 0.375, 0.625, 0.875]))
+    levels = plain.levels.drawn(torch.tensor([0.125, 0.375, 0.625, 0.875]))
     start = float(InstaRevive(config, plain).sigmas[0])
     denoiser = affine(path, sorted([*levels.tolist(), start]), std=S)
     objective = InstaRevive(config, denoiser)
@@ -285,7 +284,7 @@ def test_while_the_fake_score_is_the_teacher_only_guidance_and_regression_move_t
         if loss.player == "student":
             assert float(loss.value.detach()) == 0
     g, _ = InstaRevive(InstaReviveConfig(cfg=3.0, normalise=False), denoiser)._gradient(batch, x, 1.0)
-    sigma = level_draws(denoiser, batch.draws.uniform("matching level"), 0.02, 0.98)
+    sigma = denoiser.levels.drawn(batch.draws.uniform("matching level"), 0.02, 0.98)
     x_t = denoiser.path.add_noise(x, sigma, batch.draws.normal("matching noise", (3, 4, 4)))
     c, u = (denoiser.predict_x0(x_t, sigma, cond) for cond in (batch.cond, batch.uncond))
     assert torch.equal(g, -(2.0 * (c - u)))

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from retort.sampling.path import FLOW, VE
+from retort.sampling.path import FLOW, VE, broadcast
 from retort.sampling.schedule import DiscreteSchedule
 from retort.sampling.standard import sample_heun
 from retort.trainers.objectives.dpo import DPO, DPOConfig
-from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma, broadcast
+from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
 from retort.trainers.objectives.smpo import SmPO, SmPOConfig
 
 SHAPE = (1, 6, 6)

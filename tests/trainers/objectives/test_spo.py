@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from retort.sampling.path import FLOW, VE, VP
+from retort.sampling.path import FLOW, VE, VP, broadcast
 from retort.sampling.transition import Transition
-from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma, broadcast
+from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
 from retort.trainers.objectives.spo import SPO, SPOConfig, step_preference
 
 SHAPE = (1, 3, 3)

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ....sampling.accounts import seed_of
+from ....sampling.levels import Levels, Parametrisation, Prediction
 from ....sampling.path import NoisePath
 from ....sampling.schedule import Schedule
 
-Prediction = Literal["eps", "v", "flow", "x0", "edm"]
 # What a network is told besides latent and level; made, joined and read by the host alone.
 Cond = Any
 
@@ -45,6 +45,16 @@ class TrainableDenoiser(Protocol):
     prediction: Prediction
     sigma_range: tuple[float, float]
     device: torch.device
+
+    @property
+    def levels(self) -> Levels:
+        """The schedule's levels by their place."""
+        ...
+
+    @property
+    def parametrisation(self) -> Parametrisation:
+        """What the network is shown and what its output means."""
+        ...
 
     @property
     def checkpointed(self) -> bool:
@@ -236,11 +246,6 @@ class Objective(Protocol):
         ...
 
 
-def broadcast(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) values shaped to multiply a (B, ...) tensor."""
-    return values.view(-1, *(1,) * (like.ndim - 1))
-
-
 def mean_each(x: Tensor) -> Tensor:
     """(B, ...) -> (B,), the mean over all but the batch."""
     return x.flatten(1).mean(1)
@@ -259,24 +264,14 @@ def swapped(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Iter
             weights[key].data.copy_(value)
 
 
-def native_scale(prediction: Prediction, path: NoisePath, sigma: Tensor) -> Tensor:
-    """How much an error of the network's own output is magnified in x0: |x0 error| = scale * |output error|.
-
-    sigma (B,). eps on VE: sigma. v on VE and VP: sigma / sqrt(1 + sigma^2). flow: sigma. x0: 1; edm: as its output
-    scale with sigma_data 1, which is v's.
-    """
-    if prediction in ("eps", "flow"):
-        return sigma
-    if prediction == "x0":
-        return torch.ones_like(sigma)
-    return sigma / (1 + sigma.square()).sqrt()
-
-
 def alpha_sigma(path: NoisePath, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """(a, s) of x_t = a x0 + s n as the papers write it: VP's for VE models, (1 - t, t) for flow; sigma (B,)."""
+    """(a, s) of x_t = a x0 + s n as the papers write it: VP's for VE models, (1 - t, t) for flow; sigma (B,).
+
+    It is what the network is shown: where sigma_data is not 1, x_t has unit variance and x0 has sigma_data's.
+    """
     if path.kind == "FLOW":
         return 1 - sigma, sigma * path.noise_scale
-    a = 1 / (1 + sigma.square()).sqrt()
+    a = 1 / (path.sigma_data**2 + sigma.square()).sqrt()
     return a, sigma * a
 
 

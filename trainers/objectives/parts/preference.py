@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ....sampling.path import broadcast
 from ....sampling.settings import Settings, changed
-from ..flow_matching import FlowMatching, FlowMatchingConfig, Levels
-from .contract import Asked, Batch, Cond, Draws, Loss, Player, TrainableDenoiser, broadcast, mean_each, native_scale
+from ..flow_matching import Drawing, FlowMatching, FlowMatchingConfig
+from .contract import Asked, Batch, Cond, Draws, Loss, Player, TrainableDenoiser, mean_each
 
 LOSER, STRENGTH = "loser", "strength"
 SMALLEST = 1e-2
@@ -26,7 +27,7 @@ SMALLEST = 1e-2
 class PairConfig(Settings):
     """How levels are drawn, as `flow_matching` draws them; steps and cfg are of the previews."""
 
-    levels: Levels = changed(FlowMatchingConfig, "levels", advanced=True,
+    levels: Drawing = changed(FlowMatchingConfig, "levels", advanced=True,
         help="How noise levels are drawn, as Train Flow Matching draws them.")
     steps: int = changed(FlowMatchingConfig, "steps")
     cfg: float = changed(FlowMatchingConfig, "cfg", help="Guidance of the previews.")
@@ -89,7 +90,7 @@ class PairObjective:
         One call for both where they fit in one; the adapter is on. noises: of each.
         """
         denoiser = self.denoiser
-        scale = native_scale(denoiser.prediction, denoiser.path, sigma).clamp(min=SMALLEST)
+        scale = denoiser.parametrisation.scale(sigma).clamp(min=SMALLEST)
         noisy = [denoiser.path.add_noise(x, sigma, noise) for x, noise in zip(pair, noises, strict=True)]
         found = denoiser.predict_each([Asked(x, sigma, cond) for x in noisy])
         errors = (x0 - latents for x0, latents in zip(found, pair, strict=True))

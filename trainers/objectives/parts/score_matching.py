@@ -20,7 +20,9 @@ class StudentConfig(Settings):
     timesteps: str = setting(
         "", help="Its levels, such as 999, 749, 499, 249; empty: an even grid, and 399 for one step of eps models.",
         page="Its levels, as *Distilled Sigmas* takes them. Empty: 999, 749, 499, 249 and the like; 399 for one step "
-        "of eps and v models; on flow models even levels behind the model's own shift.")
+        "of eps and v models; on flow models even levels behind the model's own shift. Models with a continuous "
+        "schedule (SVD, Playground 2.5, Stable Cascade) have no such numbers: leave it empty, and sample with the "
+        "`sigmas` of the run's `result.json`, typed into *ManualSigmas*.")
 
     def check(self) -> None:
         """See the base."""
