@@ -115,7 +115,7 @@ def test_the_loss_is_in_the_network_s_own_output(tiny, continuous):
         return -v if denoiser.prediction == "edm" else v
 
     expected = (output(x0) - output(batch.latents)).square().mean()
-    assert float(loss.value) == pytest.approx(float(expected), rel=1e-4)
+    assert loss.value.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_a_student_of_one_call_begins_with_unit_noise(tiny, continuous):
