@@ -97,13 +97,26 @@ class Server:
             raise RuntimeError(f"{what} failed in ComfyUI: {history[key]['status']}")
 
 
-def main(checkout: Path, pairs: int) -> None:
-    """Inside ComfyUI: the plugin's import, and our deterministic sampler beside core's euler on the same levels."""
+def inside(module: str, path: Path, pairs: int) -> dict[str, Any]:
+    """What a module of ours measures in a process of its own, inside ComfyUI; RuntimeError when it fails."""
+    command = [sys.executable, "-m", f"retort.benchmarks.{module}", str(path), str(pairs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def core_nodes(checkout: Path) -> tuple[Any, Any]:
+    """ComfyUI's modules `nodes` and `nodes_custom_sampler`, on the processor."""
     sys.path.insert(0, str(checkout))
     importlib.import_module("comfy.options")
     importlib.import_module("comfy.cli_args").args.cpu = True
-    nodes = importlib.import_module("nodes")
-    custom = importlib.import_module("comfy_extras.nodes_custom_sampler")
+    return importlib.import_module("nodes"), importlib.import_module("comfy_extras.nodes_custom_sampler")
+
+
+def main(checkout: Path, pairs: int) -> None:
+    """Inside ComfyUI: the plugin's import, and our deterministic sampler beside core's euler on the same levels."""
+    nodes, custom = core_nodes(checkout)
     importlib.import_module("comfy_config.config_parser")
     importlib.import_module("server")  # which is up before any pack is loaded
     compileall.compile_dir(ROOT, maxlevels=2, quiet=1)  # as every start but the first finds it
@@ -113,7 +126,7 @@ def main(checkout: Path, pairs: int) -> None:
     retort = nodes.NODE_CLASS_MAPPINGS
     import torch
 
-    from .sampling import paired
+    from .timing import paired
 
     with torch.inference_mode():
         model, clip, _ = retort["RetortEmbeddedModel"].execute("flow").args

@@ -28,7 +28,7 @@ from rich.console import Console
 
 from .gpu_rows import Row
 from .report import Figure, Report
-from .sampling import ratio
+from .timing import ratio
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TITLE = "## On a GPU"

@@ -40,8 +40,8 @@ from ..trainers.objectives.tdm import TDMConfig
 from ..trainers.planning import Forecast
 from ..trainers.watch import METRICS, Silent, read_metrics
 from .layouts import SMALL, TRUE, Layout
-from .sampling import paired
 from .search_overhead import BesideCore
+from .timing import paired
 from .training import peak
 from .training_comfyui import ALL
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .comfyui import ROOT, Server
 from .report import Figure, Report, arguments, finish
-from .sampling import ratio
+from .timing import ratio
 
 
 def main() -> None:

@@ -8,10 +8,7 @@ ComfyUI need COMFYUI_PATH, the folder of a checkout. The style LoRA is made by `
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +23,9 @@ from ..sampling.reflection import ReflectionConfig, sample_reflection
 from ..sampling.schedule import FlowSchedule
 from ..sampling.standard import sample_euler
 from ..trainers import watch
+from .comfyui import inside
 from .report import Figure, Report, arguments, finish
-from .sampling import ratio
+from .timing import ratio
 
 KIND, STEPS, SEED = "flow", 20, 0
 BOLD = WEIGHTS.index("bold")
@@ -182,11 +180,7 @@ def quality(report: Report, pairs: dict[str, Pair], count: int) -> list[Tensor]:
 
 def in_comfyui(path: Path, pairs: int) -> dict[str, Figure]:
     """The timings, taken inside ComfyUI's process."""
-    command = [sys.executable, "-m", "retort.benchmarks.reflection_comfyui", str(path), str(pairs)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
-    times = json.loads(done.stdout.splitlines()[-1])
+    times = inside("reflection_comfyui", path, pairs)
     return {
         "in ComfyUI: cfg pair over core KSampler euler, per call": ratio(times["cfg"], times["core"], 1.02),
         "in ComfyUI: LoRA pair over cfg pair": ratio(times["lora"], times["cfg_again"], 1.05),

@@ -7,30 +7,25 @@ latents of the embedded flow twin, so that core's euler along as many steps make
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import os
 import sys
 from pathlib import Path
 
-from .comfyui import ROOT, STEPS
+from .comfyui import ROOT, STEPS, core_nodes
 
 BATCH = 8
 
 
 def main(checkout: Path, pairs: int) -> None:
     """Inside ComfyUI: a cfg pair beside core's euler at equal calls, and a LoRA pair beside the cfg pair."""
-    sys.path.insert(0, str(checkout))
-    importlib.import_module("comfy.options")
-    importlib.import_module("comfy.cli_args").args.cpu = True
-    nodes = importlib.import_module("nodes")
-    custom = importlib.import_module("comfy_extras.nodes_custom_sampler")
+    nodes, custom = core_nodes(checkout)
     asyncio.run(nodes.load_custom_node(str(ROOT)))
     retort = nodes.NODE_CLASS_MAPPINGS
     import torch
 
     from ..models import loader
-    from .sampling import paired
+    from .timing import paired
 
     with torch.inference_mode():
         model, clip, _ = retort["RetortEmbeddedModel"].execute("flow").args

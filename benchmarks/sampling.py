@@ -6,13 +6,7 @@ folder of a checkout, and run with the packages of the environment that this is 
 
 from __future__ import annotations
 
-import json
 import os
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,32 +17,12 @@ from ..hosts.headless.folders import Folders
 from ..hosts.headless.guider import Guider
 from ..hosts.headless.samplers import StandardSampler
 from ..sampling.grids import simple
+from .comfyui import Server, inside
 from .report import Figure, Report, arguments, finish
+from .timing import paired, ratio
 
 WORKFLOW = Path(__file__).resolve().parents[1] / "workflows" / "quick_start.json"
 STEPS = 20
-
-
-def ratio(ours: list[float], theirs: list[float], target: float) -> Figure:
-    """Median of the pairs' ratios, and the 95 % interval of the median by the binomial (order statistics)."""
-    pairs = sorted(a / b for a, b in zip(ours, theirs, strict=True))
-    n = len(pairs)
-    # Ranks whose binomial(n, 1/2) tails hold 2.5 % each.
-    reach = int(0.98 * n**0.5) + 1
-    low, high = max(0, n // 2 - reach), min(n - 1, n // 2 + reach)
-    return Figure(statistics.median(pairs), target=target, interval=(pairs[low], pairs[high]))
-
-
-def paired(first: Callable[[], None], second: Callable[[], None], pairs: int) -> tuple[list[float], list[float]]:
-    """Seconds of both, alternating which goes first, after one warm-up each."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for i in range(pairs + 1):
-        order = ((0, first), (1, second)) if i % 2 else ((1, second), (0, first))
-        for which, action in order:
-            began = time.perf_counter()
-            action()
-            times[which].append(time.perf_counter() - began)
-    return times[0][1:], times[1][1:]
 
 
 def headless(pairs: int) -> Figure:
@@ -83,11 +57,7 @@ def quick_start(server, pairs: int) -> Figure:
 
 def in_comfyui(path: Path, pairs: int) -> dict[str, Figure]:
     """The figures that are taken inside ComfyUI's process."""
-    command = [sys.executable, "-m", "retort.benchmarks.comfyui", str(path), str(pairs)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
-    measured = json.loads(done.stdout.splitlines()[-1])
+    measured = inside("comfyui", path, pairs)
     return {
         "in ComfyUI: our sampler over core euler, per call": ratio(measured["ours"], measured["core"], 1.02),
         "in ComfyUI: importing the plugin, processor seconds": Figure(measured["import"], "s", target=0.3),
@@ -102,8 +72,6 @@ def main() -> None:
     report.figures["headless: wall time over bare batched forwards"] = headless(pairs)
     given = os.environ.get("COMFYUI_PATH")
     if given:
-        from .comfyui import Server
-
         report.figures |= in_comfyui(Path(given).resolve(), pairs)
         with Server(Path(given).resolve()) as server:
             report.figures["quick start: headless over ComfyUI"] = quick_start(server, 3 if options.quick else 7)

@@ -30,8 +30,8 @@ from ..sampling.search import State, search
 from ..sampling.transition import Transition
 from ..sampling.tree import DTS_STAR, TreeConfig
 from .report import Figure, Report
-from .sampling import paired, ratio
 from .searching import Task, searched
+from .timing import paired, ratio
 from .training import peak
 
 TASK = Task("a blue seven on yellow paper", cfg=4.0, batch=8)

@@ -39,7 +39,7 @@ from ..trainers.objectives.flow_matching import FlowMatchingConfig
 from ..trainers.objectives.parts.contract import LatentReward
 from ..trainers.watch import METRICS, read_metrics
 from .report import Figure, Report, arguments, finish
-from .sampling import ratio
+from .timing import ratio
 from .training_comfyui import NAMES
 
 METHOD_SETTINGS = {"flow": FlowMatchingConfig(), "dmd2": DMD2Config(ratio=1)}  # so that both players move in a step

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import comfy.model_base
-import comfy.model_management
 import comfy.sd
 import comfy.utils
 import folder_paths
-import torch
-from comfy.supported_models_base import ClipTarget
 
 from ...models.loader import CHECKPOINTS, FOLDER
 from ...models.text import TextEncoder, WordTokenizer
-from . import photographs
+from . import photographs, words
 
 TEXT = "digits_text.safetensors"
 
@@ -49,10 +46,7 @@ def load_eps(file: str, disable_dynamic: bool = False):
 def load_clip(file: str, disable_dynamic: bool = False):
     """CLIP of the embedded text encoder, for the stock CLIPTextEncode."""
     weights = comfy.utils.load_torch_file(file, safe_load=True)
-    clip = comfy.sd.CLIP(
-        ClipTarget(Tokenizer, TextModel), state_dict=[weights], parameters=comfy.utils.calculate_parameters(weights),
-        disable_dynamic=disable_dynamic,
-    )  # fmt: skip
+    clip = words.clip_of(Tokenizer, TextModel, weights, disable_dynamic)
     clip.patcher.cached_patcher_init = (_clip_patcher, (file,))
     return clip
 
@@ -63,48 +57,19 @@ def add_model_folders() -> None:
         folder_paths.add_model_folder_path(kind, str(FOLDER / kind))
 
 
-class Tokenizer:
-    """A word-level tokenizer in the shape that comfy.sd.CLIP calls."""
+class Tokenizer(words.Tokenizer):
+    """Words of the digits' prompts."""
+
+    key = "digits"
 
     def __init__(self, embedding_directory=None, tokenizer_data=None):
         self.words = WordTokenizer()
 
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options):
-        ids, weights = self.words.encode(text)
-        if return_word_ids:
-            return {"digits": [list(zip(ids, weights, range(1, len(ids) + 1), strict=True))]}
-        return {"digits": [list(zip(ids, weights, strict=True))]}
 
-    def state_dict(self):
-        return {}
+class TextModel(words.TextModel):
+    """The digits' text encoder."""
 
-
-class TextModel(torch.nn.Module):
-    """The text encoder in the shape that comfy.sd.CLIP calls; always fp32, since it is tiny."""
-
-    # Plain Linear layers: nothing that ComfyUI could stream in pieces.
-    disable_offload = True
-
-    def __init__(self, device="cpu", dtype=None, model_options=None):
-        super().__init__()
-        self.encoder = TextEncoder().to(device).requires_grad_(False)
-        self.dtypes = {torch.float32}
-
-    def set_clip_options(self, options):
-        """There is nothing to set: one layer, one pooled output."""
-
-    def reset_clip_options(self):
-        """There is nothing to reset."""
-
-    def encode_token_weights(self, tokens):
-        """Token states (1, 16, 128) and pooled state (1, 128) of a weighted prompt."""
-        ids, weights = zip(*(token[:2] for token in tokens["digits"][0]), strict=True)
-        states, pooled = self.encoder.encode(list(ids), list(weights))
-        device = comfy.model_management.intermediate_device()
-        return states.to(device), pooled.to(device)
-
-    def load_sd(self, weights):
-        return self.encoder.load_state_dict(weights, strict=False)
+    key, Encoder = "digits", TextEncoder
 
 
 def _weights(name: str) -> str:

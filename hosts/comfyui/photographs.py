@@ -16,6 +16,7 @@ import torch
 
 from ...models import photo_network
 from ...models.loader import FOLDER, PHOTOGRAPHS
+from . import words
 
 VARIANT = "photographs"
 NETWORK, TEXT = "network.", "text."
@@ -96,10 +97,7 @@ def load_clip(file: str, disable_dynamic: bool = False):
     """CLIP of the file's text encoder."""
     state = comfy.utils.load_torch_file(file, safe_load=True)
     weights = {k.removeprefix(TEXT): v.float() for k, v in state.items() if k.startswith(TEXT)}
-    clip = comfy.sd.CLIP(
-        comfy.supported_models_base.ClipTarget(Tokenizer, TextModel), state_dict=[weights],
-        parameters=comfy.utils.calculate_parameters(weights), disable_dynamic=disable_dynamic,
-    )  # fmt: skip
+    clip = words.clip_of(Tokenizer, TextModel, weights, disable_dynamic)
     clip.patcher.cached_patcher_init = (_clip_patcher, (file,))
     return clip
 
@@ -109,51 +107,19 @@ def load_vae():
     return comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
 
 
-class Tokenizer:
-    """Words, in the shape that comfy.sd.CLIP calls."""
+class Tokenizer(words.Tokenizer):
+    """Words of the captions."""
+
+    key = "photographs"
 
     def __init__(self, embedding_directory=None, tokenizer_data=None):
         self.words = photo_network.PhotoTokenizer()
 
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options):
-        """{"photographs": [[(id, weight), ..]]}."""
-        ids, weights = self.words.encode(text)
-        if return_word_ids:
-            return {"photographs": [list(zip(ids, weights, range(1, len(ids) + 1), strict=True))]}
-        return {"photographs": [list(zip(ids, weights, strict=True))]}
 
-    def state_dict(self):
-        """There is nothing to save."""
-        return {}
+class TextModel(words.TextModel):
+    """The captions' embedding."""
 
-
-class TextModel(torch.nn.Module):
-    """The text encoder in the shape that comfy.sd.CLIP calls; always fp32, since it is tiny."""
-
-    # One embedding: nothing that ComfyUI could stream in pieces.
-    disable_offload = True
-
-    def __init__(self, device="cpu", dtype=None, model_options=None):
-        super().__init__()
-        self.encoder = photo_network.PhotoText().to(device).requires_grad_(False)
-        self.dtypes = {torch.float32}
-
-    def set_clip_options(self, options):
-        """There is nothing to set: one layer, one pooled output."""
-
-    def reset_clip_options(self):
-        """There is nothing to reset."""
-
-    def encode_token_weights(self, tokens):
-        """Word vectors (1, 24, 128) and pooled caption (1, 128) of a weighted prompt."""
-        ids, weights = zip(*(token[:2] for token in tokens["photographs"][0]), strict=True)
-        states, pooled = self.encoder.encode(list(ids), list(weights))
-        device = comfy.model_management.intermediate_device()
-        return states.to(device), pooled.to(device)
-
-    def load_sd(self, weights):
-        """Missing and unknown names."""
-        return self.encoder.load_state_dict(weights, strict=False)
+    key, Encoder = "photographs", photo_network.PhotoText
 
 
 def _weights() -> str:

@@ -26,3 +26,29 @@ def same_with_checkpoints(objective, batch):
     after = tiny_gradients(objective, batch)
     assert all(torch.allclose(after[key], before[key], rtol=1e-9, atol=0) for key in before)
     assert sum(float(v.abs().sum()) > 0 for v in before.values()) > len(before) / 3
+
+
+def gradients_with_gan(denoiser, objective, batch, checkpoints):
+    """Gradients of student, fake and discriminator by name, from adapters and heads that are not zero."""
+    for p in denoiser.adapters.parameters("fake").values():
+        torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
+    objective.prepare([batch])
+    heads = objective.discriminator.double()
+    for head in heads.heads:
+        torch.nn.init.normal_(head.whole[-1].weight, generator=torch.Generator().manual_seed(1))
+    if checkpoints:
+        assert checkpointing.enable(denoiser.network) == 4
+    for loss in objective.losses(batch, 0):
+        with denoiser.adapter(loss.player):
+            loss.value.backward()
+    weights = [denoiser.adapters.parameters(n) for n in ("student", "fake")] + [dict(heads.named_parameters())]
+    found = {f"{i}.{k}": p.grad for i, group in enumerate(weights) for k, p in group.items()}
+    assert all(g is not None for g in found.values())
+    return found
+
+
+def assert_same(found, expected):
+    """Compare two sets of gradients by name."""
+    assert found.keys() == expected.keys()
+    for key, each in expected.items():
+        torch.testing.assert_close(found[key], each, rtol=1e-9, atol=1e-14, msg=key)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gradients import assert_same, gradients_with_gan
 
 from retort.sampling.path import FLOW, VE, NoisePath
-from retort.trainers import checkpointing
 from retort.trainers.objectives.dmd2 import DMD2, DMD2Config, matching_loss
 from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
 from retort.trainers.objectives.parts.grids import student_sigmas
@@ -211,24 +211,9 @@ def test_gradients_with_checkpoints_are_those_without(tiny, gan_on):
     found = []
     for checkpoints in (False, True):
         denoiser = tiny()
-        for p in denoiser.adapters.parameters("fake").values():
-            torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
         objective = DMD2(DMD2Config(steps=4, gan_weight=0.5, gan_on=gan_on, regression_weight=0.5), denoiser)
         columns = {f"pair_{k}": torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(7)) for k in
                    ("noise", "target")}  # fmt: skip
         batch = at(2, 1.0, 0.0, Draws(3, 0, (0, 1)), shape=(3, 4, 4), latents=columns["pair_target"], columns=columns)
-        objective.prepare([batch])
-        heads = objective.discriminator.double()
-        for head in heads.heads:
-            torch.nn.init.normal_(head.whole[-1].weight, generator=torch.Generator().manual_seed(1))
-        if checkpoints:
-            assert checkpointing.enable(denoiser.network) == 4
-        for loss in objective.losses(batch, 0):
-            with denoiser.adapter(loss.player):
-                loss.value.backward()
-        weights = [denoiser.adapters.parameters(n) for n in ("student", "fake")] + [dict(heads.named_parameters())]
-        found.append({f"{i}.{k}": p.grad for i, group in enumerate(weights) for k, p in group.items()})
-    assert found[0].keys() == found[1].keys()
-    assert all(g is not None for g in found[0].values())
-    for key, gradient in found[0].items():
-        torch.testing.assert_close(found[1][key], gradient, rtol=1e-9, atol=1e-14, msg=key)
+        found.append(gradients_with_gan(denoiser, objective, batch, checkpoints))
+    assert_same(found[1], found[0])

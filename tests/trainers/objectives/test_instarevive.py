@@ -9,10 +9,10 @@ import math
 
 import pytest
 import torch
+from gradients import assert_same, gradients_with_gan
 from scipy.optimize import brentq
 
 from retort.sampling.path import FLOW, VE, broadcast
-from retort.trainers import checkpointing
 from retort.trainers.objectives.instarevive import InstaRevive, InstaReviveConfig
 from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma, mean_each
 
@@ -295,25 +295,10 @@ def test_gradients_with_checkpoints_are_those_without(tiny, path):
     found = []
     for checkpoints in (False, True):
         denoiser = tiny(path)
-        for p in denoiser.adapters.parameters("fake").values():
-            torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
         objective = InstaRevive(InstaReviveConfig(gan_weight=0.5, feature_weight=0.5), denoiser)
         objective.features = lambda x, clean: mean_each((x.tanh() - clean.tanh()).square())
-        batch = pictures(Draws(3, 0, (0, 1)))
-        objective.prepare([batch])
-        heads = objective.discriminator.double()
-        for head in heads.heads:
-            torch.nn.init.normal_(head.whole[-1].weight, generator=torch.Generator().manual_seed(1))
-        if checkpoints:
-            assert checkpointing.enable(denoiser.network) == 4
-        for loss in objective.losses(batch, 0):
-            with denoiser.adapter(loss.player):
-                loss.value.backward()
-        weights = [denoiser.adapters.parameters(n) for n in ("student", "fake")] + [dict(heads.named_parameters())]
-        found.append({f"{i}.{k}": p.grad for i, group in enumerate(weights) for k, p in group.items()})
-    assert all(g is not None for g in found[0].values())
-    for key, each in found[0].items():
-        torch.testing.assert_close(found[1][key], each, rtol=1e-9, atol=1e-14, msg=key)
+        found.append(gradients_with_gan(denoiser, objective, pictures(Draws(3, 0, (0, 1))), checkpoints))
+    assert_same(found[1], found[0])
 
 
 # ---- the rest ------------------------------------------------------------------------------------------
