@@ -43,10 +43,19 @@ class Plan:
     measures: tuple[str, ...] = ()
 
     @property
+    def on_card(self) -> bool:
+        """Whether the card has room."""
+        return self.free is None or self.peak <= usable(self.free)
+
+    @property
+    def in_host(self) -> bool:
+        """Whether host memory has room."""
+        return self.host_free is None or self.host <= self.host_free
+
+    @property
     def fits(self) -> bool:
         """Whether card and host have room."""
-        card = self.free is None or self.peak <= usable(self.free)
-        return card and (self.host_free is None or self.host <= self.host_free)
+        return self.on_card and self.in_host
 
     def __str__(self) -> str:
         parts = []
@@ -93,7 +102,7 @@ class Forecast:
     @property
     def settled(self) -> Forecast:
         """With as few measures as fit: none, where streaming alone does; all of them, where nothing does."""
-        if self.plan.fits or not self.more:
+        if self.plan.on_card or not self.more:
             return self
         (measures, counted), *rest = self.more
         away = max(0, self.counted.beside - counted.beside)
@@ -173,15 +182,15 @@ def on_cards(
 
 def problem(plan: Plan, training: TrainingConfig) -> str | None:
     """What to tell the user when a run does not fit, else None."""
-    if plan.free is not None and plan.peak > usable(plan.free):
+    if plan.free is not None and not plan.on_card:
         return (
             f"this run needs about {size(plan.peak)} on the card ({plan}), of which {size(usable(plan.free))} can be "
             f"used: {advice(training)}"
         )
-    if plan.host_free is not None and plan.host > plan.host_free:
+    if plan.host_free is not None and not plan.in_host:
         return (
-            f"{plan.streamed} of {plan.blocks} blocks would wait in host memory, which takes {size(plan.host)} and has "
-            f"{size(plan.host_free)} free: close other programs, or use a base in fewer bits (fp8)"
+            f"this run needs {size(plan.host)} of host memory ({plan}), and there are {size(plan.host_free)} for it: "
+            "close other programs, or use a base in fewer bits (fp8)"
         )
     return None
 

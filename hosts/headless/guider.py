@@ -121,7 +121,9 @@ def _batched(network: Network, branches: list[Conditioning], shape: torch.Size) 
             if bad:
                 raise UsageError(f"conditioning with {bad[0]!r} needs ComfyUI: remove that node, or run it there")
             made = network.conditions(tokens, extra, shape)
-            entries.append((branch, 1.0 / len(conditioning), made))
+            # Prompts of a data set lie in host memory, and so do numbers that a network is told besides.
+            here = {key: value.to(network.device) for key, value in made.items()}
+            entries.append((branch, 1.0 / len(conditioning), here))
     calls: list[tuple[list, list[dict[str, Tensor]]]] = []
     for branch, share, made in entries:
         made = {key: _repeated(value, shape[0]) for key, value in made.items()}

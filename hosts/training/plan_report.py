@@ -75,7 +75,8 @@ def report(
         f"{size(plain.base)}, {size(plain.beside)} beside it"
     ]
     if free is not None:
-        plan = Forecast(plain, training, free, more=more).settled.plan
+        host_free = planning.host_memory(plain.base)
+        plan = Forecast(plain, training, free, host_free, more=more).settled.plan
         lines.append(f"here, {size(free)} free: {_line(plan)}")
     lines += [f"{card} GB: {_line(plan)}" for card, plan in on_cards(plain, training, cards, more)]
     if any("does not fit" in line for line in lines):
@@ -84,4 +85,6 @@ def report(
 
 
 def _line(plan: Any) -> str:
+    if plan.on_card and not plan.in_host:
+        return f"does not fit into the {size(plan.host_free)} of host memory that are free ({plan})"
     return str(plan) if plan.fits else f"does not fit ({plan})"

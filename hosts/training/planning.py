@@ -143,19 +143,25 @@ def largest(dataset: Dataset) -> Dataset:
     )
 
 
-def free_host_memory() -> int | None:
-    """Bytes of host memory that programs may still take, None where the system does not say."""
+def host_memory(base: int) -> int | None:
+    """Bytes of host memory that a run whose base takes so many may have, None where the system does not say.
+
+    What programs may still take, and what of the base this process holds already; files that are mapped count as free.
+    """
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            row = next(line for line in file if line.startswith("MemAvailable:"))
-        return int(row.split()[1]) * 1024
+        free, held = _row("/proc/meminfo", "MemAvailable"), _row("/proc/self/status", "RssAnon")
     except (OSError, StopIteration, ValueError):
-        pass
-    try:
-        import psutil
-    except ImportError:
-        return None
-    return int(psutil.virtual_memory().available)
+        try:
+            import psutil
+        except ImportError:
+            return None
+        free, held = int(psutil.virtual_memory().available), base
+    return free + min(held, base)
+
+
+def _row(path: str, name: str) -> int:
+    with open(path, encoding="ascii") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{name}:"))
 
 
 class _Dry:

@@ -240,13 +240,15 @@ def _hash(path: Path) -> str:
 def place(host: Any, denoiser: Any, config: RunConfig, forecast: Forecast | None) -> Forecast | None:
     """Bring the network to the device, and let as many of its blocks wait in host memory as `offload` says.
 
-    The forecast with what is free by now. TrainingFailed, before anything is there, for a run that has no room.
+    The forecast with what is free by now, on the card and beside it. TrainingFailed, before anything is there, for a
+    run that has no room.
     """
     network, free = denoiser.network, host.free_memory()
     if forecast is None:
         count = blocks_to_stream(config.training, len(units(network)), weights(network), free)
     else:
-        forecast = replace(forecast, free=free).settled
+        host_free = planning.host_memory(forecast.counted.base)
+        forecast = replace(forecast, free=free, host_free=host_free).settled
         refused = problem(forecast.plan, config.training)
         if refused:
             raise TrainingFailed(refused)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,17 @@ def test_the_template_runs_on_the_embedded_model(tmp_path):
     said = CliRunner().invoke(app, ["run", str(template), "--out", str(tmp_path)])
     assert said.exit_code == 0, said.output
     assert "8 GB: the base stays on the card, peak about" in said.output
+
+
+def test_host_memory_that_is_short_is_said(file, monkeypatch):
+    model, entry, shape = host.from_header(file, 512, 512, tokens=6)
+    config, data = plan_report.settings("flow", 2, 1, "adamw"), plan_report.sample("flow", entry, shape)
+    config = replace(config, training=replace(config.training, offload="2"))
+    monkeypatch.setattr(host, "free_memory", lambda: 2**30)
+    monkeypatch.setattr(plan_report.planning, "host_memory", lambda base: base // 4)
+    text = plan_report.report(host, model, config, data, [24])
+    assert "here, 1.0 GB free: does not fit into the " in text
+    assert " of host memory that are free (2 of " in text
 
 
 def test_what_does_not_fit_says_what_to_change(file, monkeypatch):

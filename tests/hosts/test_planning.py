@@ -83,6 +83,25 @@ def test_a_run_says_what_it_takes_and_streams_what_does_not_fit(model, monkeypat
         training.run(host, model, request(), watcher=Heard())
 
 
+def test_a_run_whose_blocks_host_memory_cannot_hold_is_refused_before_it_begins(model, monkeypatch):
+    found = planning.counted(host, model, request().config, request().dataset)
+    whole = planning.Forecast(found, request().config.training)
+    monkeypatch.setattr(host, "free_memory", lambda: int(whole.peak(7) / 0.94))
+    monkeypatch.setattr(planning, "host_memory", lambda base: sum(found.blocks) - 1)
+    with pytest.raises(TrainingFailed, match="of host memory .7 of 7 blocks streamed.* close other programs"):
+        training.run(host, model, request(), watcher=Heard())
+    monkeypatch.setattr(planning, "host_memory", lambda base: sum(found.blocks))
+    assert training.run(host, model, request(), watcher=Heard()).steps == 1
+
+
+def test_host_memory_is_what_is_free_and_what_of_the_base_is_there_already(monkeypatch):
+    rows = {"MemAvailable": 5 * 2**30, "RssAnon": 2**30}
+    monkeypatch.setattr(planning, "_row", lambda path, name: rows[name])
+    assert [planning.host_memory(base * 2**28) for base in (2, 16)] == [11 * 2**29, 6 * 2**30]
+    monkeypatch.undo()
+    assert 2**20 < planning.host_memory(0) <= planning.host_memory(2**40)
+
+
 def test_a_network_that_cannot_be_run_dry_is_trained_all_the_same(model, monkeypatch, caplog):
     def fails(*_, **__):
         raise NotImplementedError("no numbers")

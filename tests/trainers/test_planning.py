@@ -67,8 +67,10 @@ def test_too_little_room_names_what_to_change():
     said = planning.problem(Forecast(COUNTED, CHECKPOINTED, 4 * GB).plan, CHECKPOINTED)
     assert "needs about 8.0 GB on the card (10 of 10 blocks streamed" in said
     assert "3.8 GB can be used: lower batch_size from 4" in said
-    said = planning.problem(Forecast(COUNTED, CHECKPOINTED, 12 * GB, host_free=GB).plan, CHECKPOINTED)
-    assert "takes 7.0 GB and has 1.0 GB free" in said
+    short = Forecast(COUNTED, CHECKPOINTED, 12 * GB, host_free=GB).plan
+    assert short.on_card and not short.in_host and not short.fits
+    said = planning.problem(short, CHECKPOINTED)
+    assert "needs 7.0 GB of host memory (7 of 10 blocks streamed" in said and "there are 1.0 GB for it" in said
 
 
 def test_cards_have_a_context_besides():
@@ -101,6 +103,8 @@ def test_what_waits_in_host_memory_besides_is_taken_last_and_said():
     assert str(inputs) == (
         "9 of 10 blocks streamed, block inputs in host memory, 11.0 GB of host memory, peak about 7.0 GB"
     )
+    # What fills host memory is no help where that is short.
+    assert replace(forecast, host_free=GB).settled.measures == ()
     least = replace(forecast, free=6 * GB).settled
     assert least.measures == planning.MEASURES[1] and least.plan.streamed == 10 and least.plan.fits
     assert not replace(forecast, free=4 * GB).settled.plan.fits

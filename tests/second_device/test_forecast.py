@@ -1,0 +1,44 @@
+"""What a run is said to take before a weight of it is loaded, against what the device counts in its first step."""
+
+from __future__ import annotations
+
+import outlines
+import pytest
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+
+from retort.hosts.headless import folders, host
+from retort.hosts.training import run as training
+from retort.trainers.methods import read_config
+from retort.trainers.watch import Silent
+
+SMALL = {**outlines.FLUX_SMALL, "num_layers": 1, "num_single_layers": 6}
+METHODS = {"flow": {}, "dmd2": {"ratio": 1}, "dpo": {}}
+
+
+@pytest.mark.parametrize(
+    ("method", "offload"), [("flow", "none"), ("flow", "4"), ("dmd2", "none"), ("dmd2", "7"), ("dpo", "4")]
+)
+def test_the_first_step_takes_what_was_forecast(second, tmp_path, monkeypatch, method, offload):
+    made = []
+    plain = training.Trainer.train
+
+    def train(self):
+        made.append(self)
+        return plain(self)
+
+    monkeypatch.setattr(training.Trainer, "train", train)
+    settings = {
+        "steps": 2, "batch_size": 2, "gradient_checkpointing": True, "preview_every": 0, "offload": offload,
+        "learning_rate": 0.01, "warmup": 0,
+    }  # fmt: skip
+    config = {"method": method, "objective": METHODS[method], "training": settings, "lora": {"rank": 4}}
+    data = outlines.dataset_of((16, 32, 32), (16, 64), 32)
+    if method == "dpo":
+        data.losers, data.strengths = data.latents, [1.0] * len(data.latents)
+    with folders.use(folders.Folders(models=(tmp_path,), output=tmp_path / "output")):
+        model = outlines.model_of(outlines.FLUX, SMALL, real=True)
+        training.run(host, model, training.Request("forecast", read_config(config), data), watcher=Silent())
+    (run,) = made
+    assert 0.98 < run.forecast.factor < 1.02
