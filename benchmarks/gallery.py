@@ -11,10 +11,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
+from ..files.pictures import rounded
 from ..hosts.headless import host
 from ..models import evaluate, loader
 from ..sampling.accounts import Budget
@@ -30,8 +30,7 @@ TEACHER_CFG = 2.0
 
 def pictures(images: Tensor) -> list[Image.Image]:
     """Images (B, 3, H, W) in [0, 1]."""
-    rows = (images.clamp(0, 1).movedim(1, -1) * 255).round().to(torch.uint8)
-    return [Image.fromarray(row.numpy()) for row in rows]
+    return [Image.fromarray(row.numpy()) for row in rounded(images.movedim(1, -1))]
 
 
 def distilled(options: argparse.Namespace) -> dict[str, list[Image.Image]]:

@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..files.pictures import rounded
 from ..hosts.headless import host
 from ..hosts.headless import photographs as shipped
 from ..hosts.restoration import run as restoration
@@ -194,7 +195,7 @@ PARTS = {"camera": (80, 180), "chelsea": (60, 130), "coffee": (60, 150), "rocket
 def _part(name: str, image: Tensor) -> Image.Image:
     top, left = (max(0, min(at, side - 128)) for at, side in zip(PARTS[name], image.shape[1:3], strict=True))
     cut = image[0, top : top + 128, left : left + 128]
-    return Image.fromarray((cut.clamp(0, 1) * 255).round().byte().numpy())
+    return Image.fromarray(rounded(cut).numpy())
 
 
 def main() -> None:

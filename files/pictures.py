@@ -27,6 +27,17 @@ def to_pil(image: Tensor):
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
+def rounded(images: Tensor) -> Tensor:
+    """The first three channels of pictures (..., H, W, C) in [0, 1], cut to that range, as uint8 on the CPU."""
+    return (images[..., :3].detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def as_image(picture) -> Tensor:
+    """A Pillow image in RGB as IMAGE (1, H, W, 3) in [0, 1]."""
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return pixels.view(1, picture.height, picture.width, 3).float() / 255
+
+
 def save_png(image: Tensor, path: Path, text: dict[str, Any] | None = None, compress_level: int = 4) -> None:
     """Write one image with JSON texts; a reader sees the whole file or none."""
     from PIL.PngImagePlugin import PngInfo

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files.pictures import as_image, rounded
 from ..sampling.path import NoisePath
 
 # Of the latent, as root mean squares: above it the legs no longer undo each other well.
@@ -164,12 +165,11 @@ def _rows(columns: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
         pen = ImageDraw.Draw(sheet)
         for k, (column, label) in enumerate(zip(columns, labels, strict=True)):
             left = GAP + k * (wide + GAP)
-            pixels = (column[b, ..., :3].detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
-            sheet.paste(Image.fromarray(pixels).resize((wide, high), Image.Resampling.NEAREST), (left, LABEL))
+            picture = Image.fromarray(rounded(column[b]).numpy())
+            sheet.paste(picture.resize((wide, high), Image.Resampling.NEAREST), (left, LABEL))
             pen.text((left, 3), label, fill=INK)
-        flat = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8)
-        rows.append(flat.view(sheet.height, sheet.width, 3).float() / 255)
-    return torch.stack(rows)
+        rows.append(as_image(sheet))
+    return torch.cat(rows)
 
 
 def told(host: Any, guider: Any, sampler: Any, sigmas: Tensor | None) -> str:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from ..files.pictures import rounded
 from ..hosts.api import host, io, training, ui
 from ..sampling.settings import offered
 from ..trainers.dataset import Dataset, entries_of, latents_of, one_for_each
@@ -79,13 +77,9 @@ def dataset(settings: dict[str, Any], positive: list, latents: list, images: lis
         # An empty latent of another model's channels still tells the size.
         shape = host.empty_latent_shape(settings["model"], latents[0]["samples"])
     empty = None if negative is None else entries_of([negative], "negative")[0]
-    pictures = [picture for batch in images for picture in bytes_of(batch)] if keep else None
+    pictures = [picture for batch in images for picture in rounded(batch)] if keep else None
     return Dataset(entries_of(positive, "positive"), words, empty, rows, shape, pictures=pictures)
 
-
-def bytes_of(images: Tensor) -> list[Tensor]:
-    """Images (B, H, W, 3 or more) in [0, 1] as whole 255ths, each (H, W, 3)."""
-    return list((images[..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu())
 
 
 def read(

@@ -30,6 +30,7 @@ from ..files.atomic import tensors
 from ..files.entries import LinkError
 from ..files.folder import Inside, alone, inside
 from ..files.growing import Growing, Rooms, Shelf
+from ..files.pictures import as_image, rounded
 from ..files.strangers import parse_line
 from ..sampling.accounts import seed_of
 
@@ -266,9 +267,8 @@ def keep_image(folder: Path | Inside, image: Tensor) -> str:
     """Store a picture (H, W, 3) in [0, 1] as PNG; the name that its content has in the set."""
     from PIL import Image
 
-    pixels = (image[..., :3].detach().float().cpu().clamp(0, 1) * 255).round().byte().numpy()
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    Image.fromarray(rounded(image).numpy()).save(buffer, "PNG")
     return keep_file(folder, buffer.getvalue(), ".png")
 
 
@@ -306,8 +306,7 @@ def load_image(source: Path | Inside | bytes) -> Tensor:
             plain = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{where} cannot be read: {error}") from error
-    pixels = torch.frombuffer(bytearray(plain.tobytes()), dtype=torch.uint8)
-    return pixels.view(plain.height, plain.width, 3).float() / 255
+    return as_image(plain)[0]
 
 
 def load_latent(path: Path | Inside) -> Tensor:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from ..files.pictures import as_image
 
 # The order in which panels appear; everything else in the log follows by name.
 FIRST = ("student_loss", "fake_loss")
@@ -48,8 +49,7 @@ def draw(rows: Sequence[Mapping[str, Any]], window: float = 25, log: bool = Fals
         points = [(row["step"], float(row[name])) for row in rows if isinstance(row.get(name), int | float)]
         corner = (i % columns * WIDTH, i // columns * HEIGHT)
         _panel(pen, corner, name, points, window, log, COLOURS[i % len(COLOURS)])
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(1, image.height, image.width, 3).float() / 255
+    return as_image(image)
 
 
 def _panel(pen: Any, corner: tuple[int, int], name: str, points: list[tuple[int, float]], window, log, colour) -> None:

@@ -18,6 +18,7 @@ from ..files.atomic import write_atomically
 from ..files.folder import Inside, inside
 from ..files.log_file import METRICS as METRICS
 from ..files.log_file import Row, end_of, read_rows
+from ..files.pictures import as_image, rounded
 
 PICTURE_BYTES = 2**27  # of a contact sheet
 
@@ -124,9 +125,8 @@ def save_sheet(images: Tensor, path: Path | Inside) -> None:
     for i in range(b):
         top, left = i // columns * h, i % columns * w
         sheet[top : top + h, left : left + w] = images[i]
-    pixels = (sheet.clamp(0, 1) * 255).round().byte().cpu().numpy()
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    Image.fromarray(rounded(sheet).numpy()).save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())
 
 
@@ -158,6 +158,4 @@ def read_picture(path: Inside | None) -> Tensor:
     """A picture as IMAGE (1, H, W, 3) in [0, 1]; a black one of 64 x 64 where there is none yet."""
     if path is None:
         return torch.zeros(1, 64, 64, 3)
-    image = open_picture(path)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(1, image.height, image.width, 3).float() / 255
+    return as_image(open_picture(path))

@@ -45,6 +45,7 @@ class TextModel(torch.nn.Module):
 
     key: str
     Encoder: type[torch.nn.Module]
+    encoder: Any
     # Plain layers: nothing that ComfyUI could stream in pieces.
     disable_offload = True
 

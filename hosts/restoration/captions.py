@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...files.paths import inside
+from ...files.pictures import rounded
 from ...restoration.captions import LONGEST, Captioner, cleaned
 from ..rewards import files
 from .run import Size, pictures, tiles_of
@@ -63,7 +64,7 @@ class Transformers:
         """See Captioner; images of one size at once, so that their prompts are equally long."""
         from PIL import Image
 
-        shown = [Image.fromarray(p.numpy()) for p in (images.cpu().clamp(0, 1) * 255).round().byte()]
+        shown = [Image.fromarray(each.numpy()) for each in rounded(images)]
         inputs = self._prepare(shown)
         device = self.holder.load()
         kind = next(self._network.parameters()).dtype

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...files.pictures import as_image, rounded
+
 SIDE, LABEL, GAP = 256, 26, 8
 PAPER, INK, BEST = (24, 26, 30), (205, 210, 218), (130, 215, 140)
 
@@ -37,14 +39,13 @@ def _labelled(images: Tensor, labels: Sequence[str], best: Sequence[bool], colum
     size = (columns * (wide + GAP) + GAP, rows * (tall + LABEL + GAP) + GAP)
     canvas = Image.new("RGB", size, PAPER)
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default()
-    pixels = (images[..., :3].detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+    pixels = rounded(images).numpy()
     for place, (label, wins) in enumerate(zip(labels, best, strict=True)):
         left, top = GAP + place % columns * (wide + GAP), GAP + place // columns * (tall + LABEL + GAP)
         shown = Image.fromarray(pixels[place]).resize((wide, tall), Image.Resampling.BICUBIC)
         canvas.paste(shown, (left, top))
         pen.text((left, top + tall + 4), label, fill=BEST if wins else INK, font=font)
-    flat = torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8)
-    return flat.view(1, size[1], size[0], 3).float() / 255
+    return as_image(canvas)
 
 
 def table(scores: Sequence[float], prompts: Sequence[str], name: str) -> str:

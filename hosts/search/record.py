@@ -23,6 +23,7 @@ from torch import Tensor
 from ...files.atomic import tensors
 from ...files.entries import LinkError
 from ...files.folder import Inside, inside
+from ...files.pictures import rounded
 from ...sampling.search import State
 from ...sampling.tree import Tree
 
@@ -159,7 +160,7 @@ def _small(image: Tensor) -> bytes:
 
     still = image if image.ndim == 3 else image[0]
     step = max(1, min(still.shape[:2]) // (2 * SIDE))
-    pixels = (still[::step, ::step, :3].float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+    pixels = rounded(still[::step, ::step]).numpy()
     picture = Image.fromarray(pixels)
     picture.thumbnail((SIDE, SIDE))
     data = io.BytesIO()

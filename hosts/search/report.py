@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ...files.pictures import as_image, rounded
 from ...sampling.find import Find
 from ...sampling.search import State
 from ...sampling.tree import Tree
@@ -34,7 +34,7 @@ def draw(state: State, images: Tensor, title: str, rows: int) -> Tensor:
     _curve(pen, state.best.history, means, max(state.ledger.calls, 1), title)
     if isinstance(state, Tree):
         tree_picture.draw(pen, state, HEIGHT, WIDTH, [c.number for c in best])
-    pixels = (images[..., :3].detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+    pixels = rounded(images).numpy()
     for i, (picture, candidate) in enumerate(zip(pixels, best, strict=True)):
         small = Image.fromarray(picture)
         scale = SIDE / max(small.size)
@@ -43,8 +43,7 @@ def draw(state: State, images: Tensor, title: str, rows: int) -> Tensor:
         top = below + i // 4 * (SIDE + LABEL + GAP)
         image.paste(small, (left, top))
         pen.text((left, top + SIDE + 3), f"{i + 1}.  {candidate.reward:.5g}", fill=BEST if i == 0 else INK)
-    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return flat.view(1, image.height, image.width, 3).float() / 255
+    return as_image(image)
 
 
 def _curve(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...files.pictures import rounded
 from ...rewards.contract import Reward
 from ...rewards.scoring import score
 from ...sampling.accounts import Budget, candidate_seed, seed_of
@@ -266,7 +267,7 @@ def _picture(image: Tensor) -> Any:
     from PIL import Image
 
     still = image if image.ndim == 3 else image[0]
-    return Image.fromarray((still[..., :3].float().clamp(0, 1) * 255).round().byte().cpu().numpy())
+    return Image.fromarray(rounded(still).numpy())
 
 
 def _copy(state: State) -> State:
