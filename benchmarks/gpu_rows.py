@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from ..hosts.methods import Distilled
 from ..hosts.training import planning
 from ..hosts.training import run as training
 from ..hosts.training.assembly import add_adapters, encode, precision
@@ -320,7 +321,7 @@ class Bench:
         (guider,) = custom.BasicGuider.execute(model, positive).args
         (noise,) = custom.RandomNoise.execute(0).args
         (core,) = custom.KSamplerSelect.execute("lcm").args
-        ours = self.host.distilled_sampler(preset.mode, preset.start, preset)
+        ours = self.host.method_sampler(Distilled(preset.mode, preset.start, preset))
 
         def run(sampler: Any) -> Callable[[], None]:
             def once() -> None:

@@ -22,6 +22,7 @@ from ..preferences.exchange import take_in
 from ..sampling.find import Find, FindConfig
 from ..sampling.particles import BestOfConfig, SteeringConfig, ValueConfig
 from ..sampling.path import FLOW
+from ..sampling.prior import Prior
 from ..sampling.search import Budget, Config, search
 from ..sampling.teleport import LowRank, Stationary
 from ..sampling.transition import Transition
@@ -50,10 +51,7 @@ def searches(folder: Path) -> dict[str, Reader]:
         return latents.flatten(1).mean(1)
 
     for name, config in METHODS.items():
-        result = search(
-            half, SHAPE, sigmas, path=FLOW, transition=Transition(), evaluate=score, config=config,
-            budget=Budget(calls=CALLS), seed=1, batch=2,
-        )  # fmt: skip
+        result = search(Prior(half, FLOW, sigmas, SHAPE, batch=2), config, Budget(calls=CALLS), score, seed=1)
         wish = Wish(sigmas, {"samples": torch.zeros(1, *SHAPE)}, "a prompt", config, Transition(), 1)
         path = search_files.save(host, Saved(wish, (result.state,)), name)
 

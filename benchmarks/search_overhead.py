@@ -26,8 +26,8 @@ from torch import Tensor
 from ..hosts.headless import host
 from ..sampling.accounts import Budget
 from ..sampling.path import FLOW
+from ..sampling.prior import Prior
 from ..sampling.search import State, search
-from ..sampling.transition import Transition
 from ..sampling.tree import DTS_STAR, TreeConfig
 from .report import Figure, Report
 from .searching import Task, searched
@@ -77,10 +77,8 @@ def grown(config: TreeConfig, leaves: int, shape: tuple[int, ...], state: State 
     before = 0 if state is None else state.ledger.rewards
     result = None
     while result is None or result.ledger.rewards - before < leaves:
-        result = search(
-            halved, shape, sigmas, path=FLOW, transition=Transition(), evaluate=mean_of_latent(), config=config,
-            budget=Budget(calls=10 * config.leaves), seed=0, batch=8, state=state, mixed_levels=True,
-        )  # fmt: skip
+        prior = Prior(halved, FLOW, sigmas, shape, batch=8, mixed_levels=True)
+        result = search(prior, config, Budget(calls=10 * config.leaves), mean_of_latent(), seed=0, state=state)
         state = result.state
     return result.state
 
@@ -168,7 +166,8 @@ class BesideCore:
     ):  # fmt: skip
         custom = importlib.import_module("comfy_extras.nodes_custom_sampler")
         self.nodes = importlib.import_module("nodes")
-        self.theirs, self.sampling = plugin("hosts.comfyui.search"), plugin("sampling.search")
+        self.host, self.methods = plugin("hosts.comfyui.host"), plugin("hosts.methods")
+        self.sampling = plugin("sampling.search")
         self.config = plugin("sampling.tree").DTS_STAR
         (self.sigmas,) = custom.BasicScheduler.execute(model, "simple", steps, 1.0).args
         (self.guider,) = custom.CFGGuider.execute(model, positive, negative, cfg).args
@@ -179,19 +178,20 @@ class BesideCore:
 
     def ours(self) -> None:
         """One search."""
+        outer = self
 
-        def job(prior) -> Tensor:
-            found = self.sampling.search(
-                prior.model, prior.shape, prior.sigmas, path=prior.path, transition=self.sampling.Transition(),
-                evaluate=mean_of_latent(), config=self.config, budget=self.sampling.Budget(calls=self.budget), seed=0,
-                batch=self.batch, extra_args=prior.extra_args, start=prior.first, mixed_levels=prior.mixed_levels,
-                calls_per_eval=prior.calls_per_eval, identity=prior.identity,
-            )  # fmt: skip
-            self.calls.append(found.ledger.calls)
-            return found.best.latent.unsqueeze(0).to(prior.sigmas)
+        class Searching(self.methods.Method):  # type: ignore[misc, name-defined]  # a class of the plugin's own copy
+            searches = True
 
-        empty = self.given[3]
-        self.theirs.search(self.guider, empty, None, self.sigmas, empty, self.batch, 0, job)
+            def sample(self, run: Any) -> Tensor:
+                budget = outer.sampling.Budget(calls=outer.budget)
+                found = outer.sampling.search(run, outer.config, budget, mean_of_latent(), seed=0)
+                outer.calls.append(found.ledger.calls)
+                return found.best.latent.unsqueeze(0).to(run.sigmas)
+
+        empty = self.given[3].repeat(self.batch, 1, 1, 1)
+        sampler = self.host.method_sampler(Searching())
+        self.host.sample(self.guider, sampler, self.sigmas, {"samples": empty}, 0, empty)
 
     def core(self) -> None:
         """As many plain samples as the budget is worth."""

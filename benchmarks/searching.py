@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..files.atomic import write_json
 from ..hosts.headless import host
-from ..hosts.prior import Prior
+from ..hosts.methods import Method, Run
 from ..models.reward import judge_reward
 from ..rewards.contract import Reward
 from ..rewards.scoring import score
@@ -58,20 +58,20 @@ class Curve:
         return rewards[np.searchsorted(spent, limits, side="right")]
 
 
-def judged(vae: Any, reward: Reward, wish: str) -> Callable[[Prior], Callable[[Tensor], Tensor]]:
+def judged(vae: Any, reward: Reward, wish: str) -> Callable[[Run], Callable[[Tensor], Tensor]]:
     """`evaluate` of a search as the node makes it: decode, then score what `wish` asks for."""
-    return lambda prior: lambda x0: score(reward, host.decode(vae, prior.stored(x0)), wish)
+    return lambda run: lambda x0: score(reward, host.decode(vae, run.latents_out(x0)), wish)
 
 
 def searched(
-    task: Task, config: Config, budget: Budget, seed: int, evaluate: Callable[[Prior], Callable[[Tensor], Tensor]],
+    task: Task, config: Config, budget: Budget, seed: int, evaluate: Callable[[Run], Callable[[Tensor], Tensor]],
     transition: Transition | None = None, keep: int = 4,
 ) -> tuple[Curve, State]:  # fmt: skip
     """One search through the headless host, as a node runs it."""
     model, clip, _ = host.embedded(task.kind)
     negative = None if task.cfg == 1 else clip.encode("")
     guider = host.cfg_guider(model, clip.encode(task.prompt), negative, task.cfg)
-    empty = torch.zeros(1, 16, 8, 8)
+    empty = torch.zeros(task.batch, 16, 8, 8)
     rises: list[tuple[int, float, float]] = []
     found: list[State] = []
 
@@ -79,17 +79,21 @@ def searched(
         if not rises or state.best.reward > rises[-1][2]:
             rises.append((state.ledger.calls, state.ledger.seconds, state.best.reward))
 
-    def job(prior: Prior) -> Tensor:
-        result = search(
-            prior.model, prior.shape, prior.sigmas, path=prior.path, transition=transition or Transition(),
-            evaluate=evaluate(prior), config=config, budget=budget, seed=seed, batch=task.batch, callback=rise,
-            extra_args=prior.extra_args, start=prior.first, mixed_levels=prior.mixed_levels,
-            calls_per_eval=prior.calls_per_eval, keep=keep, identity=prior.identity,
-        )  # fmt: skip
-        found.append(result.state)
-        return result.best.latent.unsqueeze(0)
+    class Searching(Method):
+        """The search, inside one run of the guider."""
 
-    host.search(guider, empty, None, simple(model.schedule, task.steps), empty, task.batch, seed, job)
+        searches = True
+
+        def sample(self, run: Run) -> Tensor:
+            """The best."""
+            result = search(
+                run, config, budget, evaluate(run), seed=seed, transition=transition, callback=rise, keep=keep
+            )
+            found.append(result.state)
+            return result.best.latent.unsqueeze(0)
+
+    sampler, sigmas = host.method_sampler(Searching()), simple(model.schedule, task.steps)
+    host.sample(guider, sampler, sigmas, {"samples": empty}, seed, empty)
     ledger = found[0].ledger
     finite = [r for r in rises if math.isfinite(r[2])]
     return Curve(finite, ledger.calls, ledger.rewards, ledger.seconds), found[0]

@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..hosts.headless import embedded, methods
+from ..hosts.headless import embedded
 from ..hosts.headless.guider import Guider
 from ..hosts.headless.host import statistics_folders
 from ..hosts.headless.progress import heard
-from ..hosts.headless.samplers import Sampler, StandardSampler
-from ..hosts.methods import Dopri5
+from ..hosts.headless.samplers import StandardSampler
+from ..hosts.methods import Dopri5, Method, Teleported
 from ..hosts.statistics import load
 from ..models import evaluate, judge, loader
 from ..sampling.dopri5 import Dopri5Config
@@ -42,7 +42,7 @@ class Runs:
         self.negative = clip.encode("")
         self.reader = loader.load_judge()
 
-    def sample(self, sampler: Sampler, steps: int) -> tuple[Tensor, float]:
+    def sample(self, sampler: Method, steps: int) -> tuple[Tensor, float]:
         """(stored latents, calls of the guided model as dopri5 says them, or 0)."""
         sigmas, out, calls = simple(self.model.schedule, steps), [], []
         for positive, noise in zip(self.positive, self.noise, strict=True):
@@ -68,15 +68,15 @@ def main() -> None:
     euler = StandardSampler("euler")
     for kind in ("flow", "eps"):
         runs = Runs(kind, 64 if options.quick else 256)
-        solved, calls = runs.sample(methods.MethodSampler(Dopri5(Dopri5Config(1e-4, 1e-4))), 2)
+        solved, calls = runs.sample(Dopri5(Dopri5Config(1e-4, 1e-4)), 2)
         figures[f"{kind}: dopri5 to 1e-4, calls"] = Figure(calls)
-        rough, calls = runs.sample(methods.MethodSampler(Dopri5(Dopri5Config(1e-3, 1e-3))), 2)
+        rough, calls = runs.sample(Dopri5(Dopri5Config(1e-3, 1e-3)), 2)
         figures[f"{kind}: dopri5 to 1e-3, calls"] = Figure(calls)
         figures[f"{kind}: dopri5 to 1e-3, error"] = Figure(_error(rough, solved))
-        rows: dict[str, tuple[Sampler, int, str]] = {f"euler, {n} calls": (euler, n, "") for n in (20, 19, 18, 17)}
+        rows: dict[str, tuple[Method, int, str]] = {f"euler, {n} calls": (euler, n, "") for n in (20, 19, 18, 17)}
         for skip, infer in ((1, False), (2, True), (3, True), (3, False)):
             calls = STEPS - skip + infer
-            sampler = methods.TeleportSampler(euler, Teleport(statistics, skip, infer=infer))
+            sampler: Method = Teleported(euler, Teleport(statistics, skip, infer=infer))
             mean = "mean inferred" if infer else "mean of all digits"
             rows[f"teleport, {skip} skipped, {mean}, {calls} calls"] = sampler, STEPS, f"euler, {calls} calls"
         errors: dict[str, float] = {}

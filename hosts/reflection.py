@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +14,7 @@ from torch import Tensor
 
 from ..files.pictures import as_image, rounded
 from ..sampling.path import NoisePath
-
-# Of the latent, as root mean squares: above it the legs no longer undo each other well.
-POOR = 0.02
+from .methods import Reflected
 
 
 def check_pair(name: str, empty: Sequence[str], formats: tuple[Any, Any], paths: tuple[NoisePath, NoisePath]) -> None:
@@ -40,26 +37,6 @@ def check_pair(name: str, empty: Sequence[str], formats: tuple[Any, Any], paths:
         )
 
 
-@contextmanager
-def residuals_told(say: Callable[..., None]) -> Iterator[Callable[[int, Tensor], None]]:
-    """A function that collects what the inversion left in each reflection; at the end `say` tells the worst."""
-    seen: list[tuple[int, Tensor]] = []
-
-    def collect(step: int, residual: Tensor) -> None:
-        seen.append((step, residual.max()))
-
-    yield collect
-    if seen:
-        # One wait for the device, at the end.
-        step, worst = max(zip((s for s, _ in seen), torch.stack([r for _, r in seen]).tolist(), strict=True),
-                          key=lambda pair: pair[1])  # fmt: skip
-        text = f"reflection: the inversion left at most {worst:.2g} of the latent (step {step + 1})"
-        poor = worst > POOR
-        if poor:
-            text += "; raise iterations, take more steps, or leave the late steps out"
-        say(text, warn=poor)
-
-
 @dataclass(frozen=True)
 class Spent:
     """Evaluations of a network for one latent: reflected, plain along the same schedule, and one plain step."""
@@ -69,22 +46,22 @@ class Spent:
     step: int
 
 
-def spent(host: Any, guider: Any, sampler: Any, sigmas: Tensor) -> Spent:
-    """What a reflection sampler costs with this guider along a schedule, guidance counted as it is run."""
+def spent(host: Any, guider: Any, method: Reflected, sigmas: Tensor) -> Spent:
+    """What reflection costs with this guider along a schedule, guidance counted as it is run."""
     main = host.branches(guider)
-    down = main if sampler.reflecting is None else host.branches(sampler.reflecting, leg=True)
-    cost = sampler.config.cost(sigmas)
-    whole = cost.model * main + cost.reflecting * down + cost.weak * host.branches(sampler.weak, leg=True)
+    down = main if method.reflecting is None else host.branches(method.reflecting, leg=True)
+    cost = method.config.cost(sigmas)
+    whole = cost.model * main + cost.reflecting * down + cost.weak * host.branches(method.weak, leg=True)
     return Spent(whole, cost.model * main, main)
 
 
-def effective_cfg(host: Any, guider: Any, sampler: Any) -> float | None:
+def effective_cfg(host: Any, guider: Any, method: Reflected) -> float | None:
     """The cfg that reflection is to first order, on the steps that it reflects; None unless cfg is all that differs."""
-    found = host.cfgs([guider, sampler.weak, guider if sampler.reflecting is None else sampler.reflecting])
+    found = host.cfgs([guider, method.weak, guider if method.reflecting is None else method.reflecting])
     if found is None:
         return None
     main, weak, down = found
-    return main + sampler.config.rounds * (down - weak)
+    return main + method.config.rounds * (down - weak)
 
 
 def refined(sigmas: Tensor, steps: int) -> Tensor:
@@ -117,14 +94,15 @@ def compare(
 
     ValueError for a SAMPLER that does not reflect.
     """
-    if not isinstance(sampler, host.REFLECTION_SAMPLER):
+    method = host.method_of(sampler)
+    if not isinstance(method, Reflected):
         raise ValueError("sampler is not from a reflection node: connect Reflection Sampler or Reflection Setup")
-    cost, config = spent(host, guider, sampler, sigmas), sampler.config
-    cfg = effective_cfg(host, guider, sampler)
+    cost, config = spent(host, guider, method, sigmas), method.config
+    cfg = effective_cfg(host, guider, method)
     steps = len(sigmas) - 1
     per_step = cost.step * (2 if config.base == "heun" else 1)
     equal = max(steps, round(cost.reflected / per_step))
-    plain = host.reflection_sampler(sampler.weak, replace(config, begin=0.0, end=0.0))
+    plain = host.method_sampler(Reflected(method.weak, replace(config, begin=0.0, end=0.0)))
     runs: list[tuple[str, Any, Any, Tensor, int]] = [(f"plain, {steps} steps", guider, plain, sigmas, cost.plain)]
     if cfg is not None:
         at = host.at_cfg(guider, cfg)
@@ -172,11 +150,11 @@ def _rows(columns: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
     return torch.cat(rows)
 
 
-def told(host: Any, guider: Any, sampler: Any, sigmas: Tensor | None) -> str:
+def told(host: Any, guider: Any, method: Reflected, sigmas: Tensor | None) -> str:
     """What a set-up does and costs, for a user: calls along `sigmas`, or of 50 steps where there are none yet."""
     levels = torch.linspace(1, 0, 51) if sigmas is None else sigmas
-    cost, calls = spent(host, guider, sampler, levels), sampler.config.cost(levels)
-    cfg = effective_cfg(host, guider, sampler)
+    cost, calls = spent(host, guider, method, levels), method.config.cost(levels)
+    cfg = effective_cfg(host, guider, method)
     lines = [
         f"{len(levels) - 1} steps, {calls.reflecting} reflections: {calls.total} model calls, {calls.model} plain",
         f"each latent takes {cost.reflected} network calls against {cost.plain} plain, guidance counted: "

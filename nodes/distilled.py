@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..hosts.api import host, io
+from ..hosts.api import host, io, methods
 from ..sampling import presets
 from ..sampling.presets import PRESETS, Preset
 from .inputs import schema
@@ -137,7 +137,7 @@ class RetortDistilledSampler(io.ComfyNode):
         chosen = PRESETS[preset]
         mode = chosen.mode if mode == FROM_PRESET else MODES[mode]
         start = chosen.start if start == FROM_PRESET else STARTS[start]
-        return io.NodeOutput(host.distilled_sampler(mode, start, chosen if chosen.timesteps else None))
+        return io.NodeOutput(host.method_sampler(methods.Distilled(mode, start, chosen if chosen.timesteps else None)))
 
 
 class RetortDistilledSetup(io.ComfyNode):
@@ -181,6 +181,6 @@ class RetortDistilledSetup(io.ComfyNode):
         return io.NodeOutput(
             model,
             host.cfg_guider(model, positive, negative, chosen.cfg),
-            host.distilled_sampler(chosen.mode, chosen.start, chosen),
+            host.method_sampler(methods.Distilled(chosen.mode, chosen.start, chosen)),
             _grid(model, chosen, steps, denoise),
         )

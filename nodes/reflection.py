@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..hosts.api import host, io, reflection, ui
+from ..hosts.api import host, io, methods, reflection, ui
 from ..sampling.reflection import BASES, INVERSIONS, ReflectionConfig
 from .inputs import schema
 
@@ -77,7 +77,7 @@ class RetortReflectionSampler(io.ComfyNode):
         cls, weak, end=1.0, begin=0.0, rounds=1, inversion="euler", iterations=3, base="euler", reflecting=None
     ):
         config = _config(end, begin, rounds, inversion, iterations, base)
-        return io.NodeOutput(host.reflection_sampler(weak, config, reflecting))
+        return io.NodeOutput(host.method_sampler(methods.Reflected(weak, config, reflecting)))
 
 
 def _reflecting_cfg() -> Any:
@@ -168,9 +168,9 @@ class RetortReflectionSetup(io.ComfyNode):
     ):  # fmt: skip
         strong, weak, reflecting = _pair(model, positive, negative, cfg, pair)
         config = _config(end, begin, rounds, inversion, iterations, base)
-        sampler = host.reflection_sampler(weak, config, reflecting)
-        text = reflection.told(host, strong, sampler, sigmas)
-        return io.NodeOutput(strong, sampler, text, ui=ui.PreviewText(text))
+        method = methods.Reflected(weak, config, reflecting)
+        text = reflection.told(host, strong, method, sigmas)
+        return io.NodeOutput(strong, host.method_sampler(method), text, ui=ui.PreviewText(text))
 
 
 class RetortReflectionCompare(io.ComfyNode):

@@ -66,7 +66,7 @@ class RetortTeleportSampler(io.ComfyNode):
     @classmethod
     def execute(cls, sampler, statistics, skip_steps=2, sigma_skip=0.0, infer_mean=True):
         plan = Teleport(statistics, skip_steps, sigma_skip, infer_mean)
-        return io.NodeOutput(host.teleport_sampler(sampler, plan))
+        return io.NodeOutput(host.method_sampler(methods.Teleported(sampler, plan)))
 
 
 class RetortStudentTNoise(io.ComfyNode):

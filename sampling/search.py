@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from .accounts import Best, Budget, Candidate, Ledger, candidate_seed, seed_of
-from .path import NoisePath
-from .standard import Model, SamplingDiverged
+from .prior import Prior
+from .standard import SamplingDiverged
 from .transition import Transition
 
 Evaluate = Callable[[Tensor], Tensor]
@@ -45,27 +45,22 @@ class Run:
     """One run of a search: the prior as a batched sampler, whose every call is counted. Made by `search`."""
 
     def __init__(
-        self, model: Model, shape: Sequence[int], sigmas: Tensor, *, path: NoisePath, transition: Transition,
-        evaluate: Evaluate, budget: Budget, seed: int, batch: int, callback: Callable[[State], None] | None,
-        extra_args: Mapping[str, Any] | None, noise: Callable[[int], Tensor] | None,
-        start: Callable[[Tensor], Tensor] | None, mixed_levels: bool, calls_per_eval: int,
+        self, prior: Prior, budget: Budget, evaluate: Evaluate, transition: Transition, seed: int,
+        callback: Callable[[State], None] | None, noise: Callable[[int], Tensor] | None,
     ):  # fmt: skip
-        numbers = sigmas.tolist() if sigmas.ndim == 1 else []
+        numbers = prior.sigmas.tolist() if prior.sigmas.ndim == 1 else []
         if len(numbers) < 2 or numbers[-1] != 0 or any(a <= b for a, b in zip(numbers, numbers[1:], strict=False)):
             raise ValueError(
                 f"search: sigmas must descend and end in 0, since rewards need clean latents; got {numbers}: "
                 "give the whole schedule, not its first part"
             )
-        for name, value in (("batch", batch), ("calls_per_eval", calls_per_eval)):
+        for name, value in (("batch", prior.batch), ("calls_per_eval", prior.calls_per_eval)):
             if value < 1:
                 raise ValueError(f"search: {name} must be at least 1, got {value!r}")
-        transition.check(path)
-        self.model, self.shape, self.sigmas, self.levels = model, tuple(shape), sigmas, numbers
-        self.path, self.transition, self.evaluate, self.budget = path, transition, evaluate, budget
-        self.seed, self.batch, self.callback = seed % _SEEDS, batch, callback
-        self.noise, self.start = noise, start
-        self.extra_args = dict(extra_args or {})
-        self.mixed_levels, self.calls_per_eval = mixed_levels, calls_per_eval
+        transition.check(prior.path)
+        self.prior, self.budget, self.evaluate, self.transition = prior, budget, evaluate, transition
+        self.path, self.sigmas, self.levels, self.batch = prior.path, prior.sigmas, numbers, prior.batch
+        self.seed, self.callback, self.noise = seed % _SEEDS, callback, noise
         self.steps = len(numbers) - 1
 
     def begin(self, state: State) -> None:
@@ -80,7 +75,7 @@ class Run:
     def affordable(self, evals: int) -> bool:
         """Whether the budget of calls pays for so many more evaluations of one latent each."""
         limit = self.budget.calls
-        return limit is None or self.ledger.calls - self._calls + evals * self.calls_per_eval <= limit
+        return limit is None or self.ledger.calls - self._calls + evals * self.prior.calls_per_eval <= limit
 
     def over(self) -> str | None:
         """Which limit of the budget is reached."""
@@ -96,16 +91,12 @@ class Run:
         if self.noise is not None:
             return self.noise(number).to(self.sigmas)
         generator = torch.Generator().manual_seed(candidate_seed(self.seed, number))
-        return torch.randn(self.shape, dtype=self.sigmas.dtype, generator=generator).to(self.sigmas.device)
+        return torch.randn(self.prior.shape, dtype=self.sigmas.dtype, generator=generator).to(self.sigmas.device)
 
     def walk(self, number: int, noise: Tensor | None = None) -> Walk:
         """A candidate at the top level, from its own unit noise or from the one given."""
         noise = (self.unit(number) if noise is None else noise).unsqueeze(0)
-        if self.start is not None:
-            x = self.start(noise)
-        else:
-            x = self.path.add_noise(torch.zeros_like(noise), self.sigmas[0], noise)
-        return Walk(number, x[0], self.generator(number))
+        return Walk(number, self.prior.first(noise)[0], self.generator(number))
 
     def generator(self, number: int, *branch: object) -> torch.Generator:
         """Of the fresh noise on a candidate's way, on the CPU; it starts at seed + 1, as core's does there."""
@@ -126,7 +117,7 @@ class Run:
 
     def finish(self, walks: Sequence[Walk], keep: frozenset[int] = frozenset()) -> None:
         """Take walks, each from where it is, to level zero."""
-        if self.mixed_levels:
+        if self.prior.mixed_levels:
             # The longest first, so that the last forwards are full as well.
             waiting = sorted(reversed(walks), key=lambda w: -w.step)
             lanes: list[Walk] = []
@@ -145,9 +136,9 @@ class Run:
         self._move(walks, x, self._call(walks, x), keep)
 
     def _call(self, walks: Sequence[Walk], x: Tensor) -> Tensor:
-        x0 = self.model(x, self._sigma(walks, 0), **self.extra_args)
+        x0 = self.prior.model(x, self._sigma(walks, 0), **self.prior.extra_args)
         self.ledger.forwards += 1
-        self.ledger.calls += len(walks) * self.calls_per_eval
+        self.ledger.calls += len(walks) * self.prior.calls_per_eval
         if x0.shape != x.shape:
             raise ValueError(f"search: the model answered {tuple(x0.shape)} to latents of {tuple(x.shape)}")
         self.tell()
@@ -164,9 +155,9 @@ class Run:
         if self.transition.stochastic:
             # No draw for a step to level zero, so that the stream is the plain sampler's.
             fresh = [
-                torch.randn(self.shape, dtype=x.dtype, generator=w.generator)
+                torch.randn(self.prior.shape, dtype=x.dtype, generator=w.generator)
                 if w.step + 1 < self.steps
-                else torch.zeros(self.shape, dtype=x.dtype)
+                else torch.zeros(self.prior.shape, dtype=x.dtype)
                 for w in walks
             ]
             noise = torch.stack(fresh).to(x.device)
@@ -232,16 +223,15 @@ class Run:
         if path["sigma_data"] == 1.0:
             del path["sigma_data"]  # files from before there was another
         return {
-            "path": path, "shape": list(self.shape), "transition": asdict(self.transition),
-            "sigmas": self.levels,
+            "path": path, "shape": list(self.prior.shape), "transition": asdict(self.transition),
+            "sigmas": self.levels, "identity": self.prior.identity,
         }  # fmt: skip
 
 
 class State(ABC):
     """What a search knows, and all that a later run needs to go on; each method has its own.
 
-    drawn: candidates so far, which is also the next one's number. setting: what it belongs to, from `Run.setting` and
-    the caller's `identity` of the model.
+    drawn: candidates so far, which is also the next one's number. setting: what it belongs to, from `Run.setting`.
     """
 
     method: str
@@ -333,35 +323,25 @@ class Result:
 
 @torch.no_grad()
 def search(
-    model: Model, shape: Sequence[int], sigmas: Tensor, *, path: NoisePath, transition: Transition, evaluate: Evaluate,
-    config: Config, budget: Budget, seed: int, batch: int, callback: Callable[[State], None] | None = None,
-    state: State | None = None, extra_args: Mapping[str, Any] | None = None,
-    noise: Callable[[int], Tensor] | None = None, start: Callable[[Tensor], Tensor] | None = None,
-    mixed_levels: bool = False, calls_per_eval: int = 1, keep: int = 4, identity: str = "",
+    prior: Prior, config: Config, budget: Budget, evaluate: Evaluate, *, seed: int,
+    transition: Transition | None = None, callback: Callable[[State], None] | None = None,
+    state: State | None = None, noise: Callable[[int], Tensor] | None = None, keep: int = 4,
 ) -> Result:  # fmt: skip
     """Search one prompt: draw from the prior, score, and spend the next calls by `config`'s method until `budget` ends.
 
-    model(x, sigma (B,), **extra_args) -> x0, guidance inside. shape: of one latent, without batch. sigmas: 1-D,
-    descending to 0, on the model's device and in its dtype. evaluate: clean latents (B, ...), B <= batch, on that
-    device -> rewards (B,). batch: latents per forward; it changes the speed alone. noise: candidate's number -> its
-    unit noise (of `shape`); default: from its seed. start: unit noise (1, ...) -> first
-    latent, for image-to-image; default: noise at the top level. mixed_levels: latents at different levels may share a
-    forward. calls_per_eval: guidance branches per latent. keep: how many of the best to keep. identity: names the
-    model and its conditions; a state of another is refused.
+    prior: its sigmas end in 0; its `batch` changes the speed alone; a state of another `identity` is refused. evaluate:
+    clean latents (B, ...), B <= batch, on the model's device -> rewards (B,). transition: ancestral where it is not
+    given. noise: candidate's number -> its unit noise (of `prior.shape`); default: from its seed. keep: how many of the
+    best to keep.
 
     state: one of `Config.fresh` or of an earlier run, which goes on as if uninterrupted (same seed, same config).
-    It changes in place, so that whoever holds it has tree and best whatever `callback`, `model` or `evaluate` raises;
+    It changes in place, so that whoever holds it has tree and best whatever `callback`, the model or `evaluate` raises;
     nothing is caught here. callback(state) after each forward and each scored batch.
 
     Raises ValueError for settings, rewards and states that do not fit, and when calls do not pay for one candidate.
     """
-    run = Run(
-        model, shape, sigmas, path=path, transition=transition, evaluate=evaluate, budget=budget, seed=seed,
-        batch=batch, callback=callback, extra_args=extra_args, noise=noise, start=start, mixed_levels=mixed_levels,
-        calls_per_eval=calls_per_eval,
-    )  # fmt: skip
-    setting = {**run.setting(), "identity": identity}
-    fresh = config.fresh(setting, keep)
+    run = Run(prior, budget, evaluate, transition or Transition(), seed, callback, noise)
+    fresh = config.fresh(run.setting(), keep)
     if state is None:
         state = fresh
     elif type(state) is not type(fresh):
@@ -378,6 +358,6 @@ def search(
     if not state.best.found:
         raise ValueError(
             f"search: {budget.calls} calls do not pay for one candidate, which takes {run.steps} steps of "
-            f"{calls_per_eval} calls; raise the budget"
+            f"{prior.calls_per_eval} calls; raise the budget"
         )
     return Result(state.best.found[0], list(state.best.found), state, replace(state.ledger), stopped)

@@ -11,7 +11,8 @@ from ...hosts.headless import progress
 from ...hosts.headless.guider import Guider
 from ...hosts.headless.model import Model
 from ...hosts.headless.noise import NoNoise, RandomNoise
-from ...hosts.headless.samplers import Sampler, StandardSampler
+from ...hosts.headless.samplers import StandardSampler
+from ...hosts.methods import Method
 from ...sampling.grids import GRIDS
 from ...sampling.standard import SAMPLERS
 from ..api import io
@@ -22,7 +23,7 @@ SCHEDULER_NAMES = list(GRIDS)
 
 
 def sample_latent(
-    guider: Guider, noise, sampler: Sampler, sigmas: Tensor, latent: dict[str, Any], seed: int
+    guider: Guider, noise, sampler: Method, sigmas: Tensor, latent: dict[str, Any], seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(LATENT, LATENT of the last predicted x0) of one sampling run."""
     form = guider.model.latent

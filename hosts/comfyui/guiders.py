@@ -10,7 +10,7 @@ from typing import Any
 from comfy.samplers import CFGGuider
 from torch import Tensor
 
-from ..prior import identity
+from ...sampling.prior import identity
 
 # A patch among these wants both branches, or makes something of them.
 _GUIDANCE = (

@@ -14,10 +14,7 @@ import comfy.sd
 import comfy.utils
 from torch import Tensor
 
-from ...sampling.distilled import Mode, Start
 from ...sampling.path import NoisePath
-from ...sampling.presets import Preset
-from ...sampling.teleport import Teleport
 from ..methods import Method
 from . import bare as _bare
 from . import (
@@ -27,7 +24,6 @@ from . import (
     job_base,
     picker_routes,
     preference_routes,
-    reflection,
     rewards,
     run_routes,
     search_routes,
@@ -39,8 +35,7 @@ from . import outline as _outline
 from . import search as _search
 from .coordinates import Prediction, path_of, prediction_of
 from .coordinates import with_shift as with_shift
-from .methods import MethodSampler, TeleportSampler
-from .sampler import DistilledSampler
+from .sampler import MethodSampler
 
 NAME = "comfyui"
 
@@ -83,7 +78,6 @@ load_described = base.load_described
 hold = rewards.hold
 rewards_folders = rewards.rewards_folders
 captioners_folders = work.captioners_folders
-search = _search.search
 latents_of = _search.latents_of
 latents_out = _search.latents_out
 CANCELLED = _search.CANCELLED
@@ -91,8 +85,6 @@ say = work.say
 branches = guiders.branches_of
 cfgs = guiders.cfgs
 at_cfg = guiders.at_cfg
-reflection_sampler = reflection.reflection_sampler
-REFLECTION_SAMPLER = reflection.ReflectionSampler
 
 
 def noise_path(model) -> NoisePath:
@@ -123,19 +115,14 @@ def with_x0_patch(model, patch: Callable[[Tensor, Tensor], Tensor]):
     return clone
 
 
-def distilled_sampler(mode: Mode, start: Start, preset: Preset | None = None) -> DistilledSampler:
-    """SAMPLER for few-step students."""
-    return DistilledSampler(mode, start, preset)
-
-
 def method_sampler(method: Method) -> MethodSampler:
     """SAMPLER of a method."""
     return MethodSampler(method)
 
 
-def teleport_sampler(inner, plan: Teleport) -> TeleportSampler:
-    """SAMPLER that begins another later."""
-    return TeleportSampler(inner, plan)
+def method_of(sampler) -> Method | None:
+    """See `hosts.api`."""
+    return sampler.method if isinstance(sampler, MethodSampler) else None
 
 
 def random_noise(seed: int):
@@ -169,10 +156,13 @@ def with_lora(model, name: str, strength: float):
     return patched
 
 
-def sample(guider, sampler, sigmas: Tensor, latent: dict[str, Any], seed: int) -> Tensor:
-    """LATENT samples of one run, as SamplerCustomAdvanced samples with RandomNoise."""
+def sample(
+    guider, sampler, sigmas: Tensor, latent: dict[str, Any], seed: int, noise: Tensor | None = None
+) -> Tensor:
+    """See `hosts.api`."""
     samples = latents_of(guider, latent)
-    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    if noise is None:
+        noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     found = guider.sample(
         noise, samples, sampler, sigmas, denoise_mask=latent.get("noise_mask"), callback=None,
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,

@@ -1,4 +1,4 @@
-"""The SAMPLER of reflection: further guiders run inside the sampling of the one that it is given to.
+"""What reflection needs: further guiders run inside the sampling of the one that samples.
 
 A leg's guider samples for real, inside the strong one's sampling, and lends its denoiser instead of sampling: so its
 loading, hooks, ControlNets, areas and percentages are core's own. Clones of a ModelPatcher share one network, and
@@ -10,114 +10,109 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import comfy.model_management
 import comfy.nested_tensor
 import comfy.utils
 import torch
-from comfy.samplers import KSamplerX0Inpaint, Sampler
+from comfy.samplers import Sampler
 from torch import Tensor
 
 from ...sampling.path import NoisePath
-from ...sampling.reflection import Keep, ReflectionConfig, sample_reflection
-from ..prior import first_latent
-from ..reflection import check_pair, residuals_told
+from ...sampling.reflection import Keep
+from ...sampling.standard import Model, vp_scale
+from ..methods import Beside
+from ..reflection import check_pair
 from .coordinates import path_of
 from .guiders import unconditional
-from .sampler import KeepInVP, vp_scale
+from .masks import masked
 from .work import say
 
 _log = logging.getLogger("retort")
 
 
-class ReflectionSampler(Sampler):
-    """Reflection with a weak guider, and another one that goes down in place of the strong one if wished.
+def beside(
+    copies: dict[int, Any], strong: Any, path: NoisePath, sigmas: Tensor, extra_args: dict[str, Any], noise: Tensor,
+    latent: Tensor, mask: Tensor | None, guiders: Mapping[str, Any], job: Beside,
+) -> Tensor:  # fmt: skip
+    """See `hosts.methods.Run.beside`; copies: networks that were read again, kept by the SAMPLER."""
+    room = _Room()
+    run = _Run(strong, path, sigmas, extra_args, noise, latent, mask, room)
+    own = _Leg(run, strong, extra_args)
+    prepared = _prepared(strong, guiders, room, copies)
 
-    Networks that were read again are kept for the next run.
-    """
-
-    def __init__(self, weak: Any, config: ReflectionConfig, reflecting: Any = None):
-        self.weak, self.config, self.reflecting = weak, config, reflecting
-        self._copies: dict[int, Any] = {}
-
-    def sample(
-        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
-    ):
-        """What a guider calls. Latents: (B, C, H, W), (B, C, T, H, W), or several packed into one by core."""
-        chosen = self.config.steps(sigmas)  # a range that cannot be is told before anything is loaded
-        room = _Room()
-        run = _Run(model_wrap, sigmas, extra_args, noise, latent_image, denoise_mask, room)
-        strong = _Leg(run, model_wrap, extra_args)
-        if not chosen:
-            return self._sampled(run, strong, strong, None, callback, disable_pbar)
-        guiders = self._guiders(model_wrap, room)
-
-        def reflected(weak: _Leg, reflecting: _Leg | None) -> Tensor:
+    def nested(waiting: list[str], legs: dict[str, Model]) -> Tensor:
+        if not waiting:
             room.settle()
-            return self._sampled(run, strong, weak, reflecting, callback, disable_pbar)
+            return job(own, legs)
+        name, *others = waiting
+        return run.within(prepared[name], lambda leg: nested(others, {**legs, name: leg}))
 
-        if "reflecting" not in guiders:
-            return run.within(guiders["weak"], lambda weak: reflected(weak, None))
-        return run.within(
-            guiders["weak"], lambda weak: run.within(guiders["reflecting"], lambda leg: reflected(weak, leg))
+    return nested(list(prepared), {})
+
+
+def keeping(
+    strong: Any, path: NoisePath, sigmas: Tensor, extra_args: dict[str, Any], noise: Tensor, latent: Tensor,
+    mask: Tensor,
+) -> Keep:  # fmt: skip
+    """See `hosts.methods.Run.keep`; what the mask keeps in part is mixed at each call, as core does it."""
+    mask_function = extra_args["model_options"].get("denoise_mask_function")
+
+    def kept(x: Tensor, sigma: Tensor) -> Tensor:
+        each, now = sigma * x.new_ones([x.shape[0]]), mask
+        if mask_function is not None:
+            now = mask_function(each, mask, extra_options={"model": strong, "sigmas": sigmas})
+        image = strong.inner_model.scale_latent_inpaint(
+            x=x, sigma=each, noise=noise, latent_image=latent, denoise_mask=now
         )
+        if path.kind == "VP":
+            image = image / vp_scale(sigma)
+        return torch.where(now > 0, x, image)
 
-    def _guiders(self, strong: Any, room: _Room) -> dict[str, Any]:
-        """Copies of the legs' guiders, on networks that can stand beside the others."""
-        given = {"weak": self.weak} | ({} if self.reflecting is None else {"reflecting": self.reflecting})
-        made: dict[str, Any] = {}
-        for name, guider in given.items():
-            _check(strong, guider, name)
-            # A copy, since the same guider may be strong too, and a guider holds its run's state.
-            mine = made[name] = copy.copy(guider)
-            others = [strong, *(other for key, other in made.items() if key != name)]
-            sharing = [o for o in others if mine.model_patcher.is_clone(o.model_patcher)]
-            twin = next((o for o in sharing if _same(mine, o)), None)
-            if sharing and twin is not None:
-                _lean(mine, twin.model_patcher)
-            elif sharing:
-                mine.model_patcher = self._own(mine, sharing, room)
-        return made
+    return kept
 
-    def _own(self, guider: Any, sharing: list[Any], room: _Room) -> Any:
-        patcher = guider.model_patcher
-        if patcher.cached_patcher_init is None:
-            if any(map(_hooked, [guider, *sharing])):
-                raise ValueError(
-                    "a conditioning of the pair carries hooks (a LoRA on the prompt), and the pair shares a network "
-                    "that cannot be read a second time: load the weak model with a loader of its own, or take the "
-                    "hooks away"
-                )
-            room.swap(
-                "the models differ by patches and share one network that cannot be read a second time (its loader "
-                "names no file), so the patches are swapped before each leg"
+
+def _prepared(strong: Any, guiders: Mapping[str, Any], room: _Room, copies: dict[int, Any]) -> dict[str, Any]:
+    """Copies of the guiders, on networks that can stand beside the others."""
+    made: dict[str, Any] = {}
+    for name, guider in guiders.items():
+        _check(strong, guider, name)
+        # A copy, since the same guider may be strong too, and a guider holds its run's state.
+        mine = made[name] = copy.copy(guider)
+        others = [strong, *(other for key, other in made.items() if key != name)]
+        sharing = [o for o in others if mine.model_patcher.is_clone(o.model_patcher)]
+        twin = next((o for o in sharing if _same(mine, o)), None)
+        if sharing and twin is not None:
+            _lean(mine, twin.model_patcher)
+        elif sharing:
+            mine.model_patcher = _own(mine, sharing, room, copies)
+    return made
+
+
+def _own(guider: Any, sharing: list[Any], room: _Room, copies: dict[int, Any]) -> Any:
+    """The guider's patcher on a network of its own, or the same to be swapped."""
+    patcher = guider.model_patcher
+    if patcher.cached_patcher_init is None:
+        if any(map(_hooked, [guider, *sharing])):
+            raise ValueError(
+                "a conditioning of the pair carries hooks (a LoRA on the prompt), and the pair shares a network "
+                "that cannot be read a second time: load the weak model with a loader of its own, or take the "
+                "hooks away"
             )
-            return patcher
-        key = id(patcher)
-        if key not in self._copies:
-            _log.info("the pair differs by patches: the weak leg gets a network of its own, read again from its file")
-            own = self._copies[key] = patcher.clone(force_deepcopy=True)
-            # Core's clone still shares what hooks put aside; with it one network's weights would go into the other.
-            own.hook_backup = {}
-        return self._copies[key]
-
-    def _sampled(self, run: _Run, strong, weak, reflecting, callback, disable_pbar) -> Tensor:
-        steps = len(run.sigmas) - 1
-
-        def report(state):
-            callback(state["i"], state["denoised"], state["x"], steps)
-
-        with residuals_told(say) as told:
-            x = sample_reflection(
-                strong, run.first(), run.sigmas, {}, report if callback else None, disable_pbar, path=run.path,
-                weak=weak, reflecting=reflecting, config=self.config, keep=run.keep(), inverted=told,
-            )  # fmt: skip
-        if run.path.kind == "VP":
-            # A LATENT that still holds noise is x0 + sigma n to ComfyUI; core's method for this class leaves x alone.
-            x = x * vp_scale(run.sigmas[-1], x.ndim)
-        return run.network.model_sampling.inverse_noise_scaling(run.sigmas[-1], x)
+        room.swap(
+            "the models differ by patches and share one network that cannot be read a second time (its loader "
+            "names no file), so the patches are swapped before each leg"
+        )
+        return patcher
+    key = id(patcher)
+    if key not in copies:
+        _log.info("the pair differs by patches: the weak leg gets a network of its own, read again from its file")
+        own = copies[key] = patcher.clone(force_deepcopy=True)
+        # Core's clone still shares what hooks put aside; with it one network's weights would go into the other.
+        own.hook_backup = {}
+    return copies[key]
 
 
 class _Room:
@@ -155,36 +150,14 @@ class _Room:
 class _Run:
     """What all legs of a run share: levels, noise, picture and mask are the strong guider's."""
 
-    def __init__(self, strong: Any, sigmas: Tensor, extra_args: dict[str, Any], noise, latent, mask, room: _Room):
-        self.network, self.sigmas, self.noise, self.latent, self.mask = strong.inner_model, sigmas, noise, latent, mask
-        self.path: NoisePath = path_of(self.network.model_sampling)
-        self.room = room
+    def __init__(
+        self, strong: Any, path: NoisePath, sigmas: Tensor, extra_args: dict[str, Any], noise, latent, mask, room: _Room
+    ):
+        self.network, self.path, self.room = strong.inner_model, path, room
+        self.sigmas, self.noise, self.latent, self.mask = sigmas, noise, latent, mask
         # None, or what makes the mask another at each level: a property of the run, whichever model it was set on.
         self.mask_function = extra_args["model_options"].get("denoise_mask_function")
-        self._strong, self._seed = strong, extra_args.get("seed")
-
-    def first(self) -> Tensor:
-        """The noised latent at the first level, scaled as core does it."""
-        top = Sampler().max_denoise(self._strong, self.sigmas)
-        return first_latent(self.path, self.sigmas[0], self.latent, top)(self.noise)
-
-    def keep(self) -> Keep | None:
-        """Puts back what the mask keeps whole; what it keeps in part is mixed at each call, as core does it."""
-        if self.mask is None:
-            return None
-
-        def kept(x: Tensor, sigma: Tensor) -> Tensor:
-            each, mask = sigma * x.new_ones([x.shape[0]]), self.mask
-            if self.mask_function is not None:
-                mask = self.mask_function(each, mask, extra_options={"model": self._strong, "sigmas": self.sigmas})
-            image = self.network.scale_latent_inpaint(
-                x=x, sigma=each, noise=self.noise, latent_image=self.latent, denoise_mask=mask
-            )
-            if self.path.kind == "VP":
-                image = image / vp_scale(each, x.ndim)
-            return torch.where(mask > 0, x, image)
-
-        return kept
+        self._seed = extra_args.get("seed")
 
     def within(self, guider: Any, job: Callable[[_Leg], Tensor]) -> Tensor:
         """What `job` makes of the guider's leg, inside a sampling of the guider."""
@@ -235,8 +208,7 @@ class _Leg:
         if run.mask_function is not None:
             options["denoise_mask_function"] = run.mask_function
         self._room, self._extra = run.room, {**extra_args, "model_options": options, "denoise_mask": run.mask}
-        self._model = (KeepInVP if run.path.kind == "VP" else KSamplerX0Inpaint)(guider, run.sigmas)
-        self._model.latent_image, self._model.noise = run.latent, run.noise
+        self._model = masked(guider, run.sigmas, run.path, run.latent, run.noise)
         self._shape = list(run.noise.shape)
         run.room.legs.append(self)
 
@@ -263,11 +235,6 @@ class _Leg:
             memory_required=self.network.memory_required([2 * self._shape[0], *self._shape[1:]]),
             minimum_memory_required=self.network.memory_required(self._shape),
         )
-
-
-def reflection_sampler(weak: Any, config: ReflectionConfig, reflecting: Any = None) -> ReflectionSampler:
-    """See `hosts.api`."""
-    return ReflectionSampler(weak, config, reflecting)
 
 
 def _check(strong: Any, guider: Any, name: str) -> None:

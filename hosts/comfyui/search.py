@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
 import comfy.sample
-import comfy.utils
 import torch
-from comfy.samplers import CFGGuider, KSamplerX0Inpaint, Sampler
+from comfy.samplers import CFGGuider
 from torch import Tensor
 
-from ..prior import Job, Prior, first_latent, identity
-from .coordinates import path_of
+from ...sampling.prior import identity
+from ..methods import Run
 from .guiders import branches, parts
-from .sampler import KeepInVP
 
 _log = logging.getLogger("retort.search")
 CANCELLED = comfy.model_management.InterruptProcessingException
@@ -23,50 +22,28 @@ CANCELLED = comfy.model_management.InterruptProcessingException
 _LEVEL_BOUND = {"control", "hooks", "timestep_start", "timestep_end", "gligen", "additional_models", "default"}
 
 
-class SearchSampler(Sampler):
-    """A SAMPLER that lets a job do the sampling."""
+def as_prior(run: Run, model_wrap: Any, options: dict[str, Any]) -> Run:
+    """The run with what a search asks: how many latents at once, at which levels, of what, and how often it counts."""
+    network, device = model_wrap.inner_model, run.noise.device
+    shape = (run.batch, *run.shape)
+    needed = network.memory_required([2 * run.batch, *run.shape])
+    least = network.memory_required(list(shape))
 
-    def __init__(self, job: Job):
-        self.job = job
-
-    def sample(
-        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
-    ):
-        """What a guider calls with `noise` (B, ...) of equal rows; gives back what the job does."""
-        network = model_wrap.inner_model
-        path = path_of(network.model_sampling)
-        model = (KeepInVP if path.kind == "VP" else KSamplerX0Inpaint)(model_wrap, sigmas)
-        # One row for all candidates: the area that is kept has the same noise in each, which is the first one's.
-        model.latent_image, model.noise = latent_image[:1], noise[:1]
-        mask = None if denoise_mask is None else denoise_mask[:1]
-        top = self.max_denoise(model_wrap, sigmas)
-        needed = network.memory_required([2 * noise.shape[0], *noise.shape[1:]])
-        least = network.memory_required(list(noise.shape))
-
-        def again() -> None:
-            comfy.model_management.load_models_gpu(
-                [model_wrap.model_patcher, *model_wrap.loaded_models],
-                memory_required=needed,
-                minimum_memory_required=least,
-            )
-
-        found = self.job(
-            Prior(
-                model=model,
-                path=path,
-                sigmas=sigmas,
-                shape=tuple(noise.shape[1:]),
-                first=first_latent(path, sigmas[0], latent_image[:1], top),
-                stored=lambda x0: network.process_latent_out(x0.float()),
-                mixed_levels=_plain(model_wrap, extra_args["model_options"]),
-                calls_per_eval=branches(model_wrap, model_wrap.conds),
-                identity=identity((model_wrap.cfg, *parts(model_wrap))),
-                batch=_fitting(model_wrap.model_patcher, tuple(noise.shape), noise.device),
-                again=again,
-                extra_args={**extra_args, "denoise_mask": mask},
-            )
+    def again() -> None:
+        comfy.model_management.load_models_gpu(
+            [model_wrap.model_patcher, *model_wrap.loaded_models],
+            memory_required=needed,
+            minimum_memory_required=least,
         )
-        return found.to(noise.device)
+
+    return replace(
+        run,
+        mixed_levels=_plain(model_wrap, options),
+        calls_per_eval=branches(model_wrap, model_wrap.conds),
+        identity=identity((model_wrap.cfg, *parts(model_wrap))),
+        batch=_fitting(model_wrap.model_patcher, shape, device),
+        again=again,
+    )
 
 
 def latents_of(guider, latent: dict[str, Any]) -> Tensor:
@@ -82,17 +59,6 @@ def latents_out(guider, x0: Tensor) -> Tensor:
     """See `hosts.api`."""
     out = guider.model_patcher.model.process_latent_out(x0.float())
     return out.to(comfy.model_management.intermediate_device())
-
-
-def search(guider, samples: Tensor, mask: Tensor | None, sigmas: Tensor, noise: Tensor, batch: int, seed: int,
-           job: Job) -> Tensor:  # fmt: skip
-    """See `hosts.api`."""
-    row = (batch, *(1,) * (samples.ndim - 1))
-    found = guider.sample(
-        noise.repeat(row), samples.repeat(row), SearchSampler(job), sigmas, denoise_mask=mask, callback=None,
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
-    )  # fmt: skip
-    return found.to(comfy.model_management.intermediate_device())
 
 
 def _fitting(patcher, shape: tuple[int, ...], device: torch.device) -> int:

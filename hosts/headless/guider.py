@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,13 @@ from torch import Tensor
 
 from ...files.errors import UsageError
 from ...sampling.levels import Parametrisation
+from ...sampling.prior import identity
+from ...sampling.schedule import Schedule
+from ..methods import Beside, Method, Run, later, reporter
+from ..reflection import check_pair
 from .model import Conditioning, Model, Network
-from .samplers import Run, Sampler
-from .work import latents_in
+from .samplers import Masked
+from .work import latents_in, say
 
 # What core nodes of ours never make, and what would silently change the picture if it were left out.
 _UNSUPPORTED = ("area", "mask", "control", "gligen", "hooks", "start_percent", "end_percent", "strength", "default")
@@ -32,19 +36,24 @@ class Guider:
         return [self.negative] if self.cfg == 0 else [self.negative, self.positive]
 
     def denoiser(self, shape: torch.Size) -> Callable[..., Tensor]:
-        """`model(x, sigma, **extra_args) -> x0` for latents of this shape, guidance inside (the Denoiser contract)."""
+        """`model(x, sigma, **extra_args) -> x0` for latents of this shape, guidance inside (the Denoiser contract).
+
+        More or fewer latents at once are taken too.
+        """
         branches = self.branches()
-        batches = _batched(self.model.network, branches, shape)
+        known = {shape[0]: _batched(self.model.network, branches, shape)}
         source, loras, patches = self.model.source, self.model.loras, self.model.patches
-        timestep, cfg, b, guided = self.model.schedule.timestep, self.cfg, shape[0], len(branches) == 2
+        timestep, cfg, guided = self.model.schedule.timestep, self.cfg, len(branches) == 2
         parametrisation = Parametrisation(self.model.prediction, self.model.path)
 
         def denoise(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
-            network = source(loras)
+            network, b = source(loras), len(x)
+            if b not in known:
+                known[b] = _batched(network, branches, x.shape)
             x_in = parametrisation.shown(x, sigma)
             t = timestep(sigma).float()
             out: list[Any] = [0.0, 0.0]
-            for jobs, conditions in batches:
+            for jobs, conditions in known[b]:
                 n = len(jobs)
                 if n == 1:
                     raw = network(x_in, t, **conditions)
@@ -72,7 +81,7 @@ class Guider:
         self,
         noise: Tensor,
         latent_image: Tensor,
-        sampler: Sampler,
+        sampler: Method,
         sigmas: Tensor,
         denoise_mask: Tensor | None = None,
         callback: Callable[[int, Tensor, Tensor, int], None] | None = None,
@@ -93,21 +102,101 @@ class Guider:
         if denoise_mask is not None:
             denoise_mask = _mask_for(denoise_mask, noise.shape).to(device)
         with torch.inference_mode():
-            run = Run(
-                denoiser=self.denoiser(noise.shape),
-                sigmas=sigmas.to(device),
-                noise=noise,
-                latent=latent,
-                mask=denoise_mask,
-                path=model.path,
-                schedule=model.schedule,
-                form=model.latent,
-                seed=seed,
-                callback=callback,
-                latents_in=lambda samples: latents_in(model, samples),
-            )
-            x = sampler.sample(run)
+            x = self._sampled(noise, latent, sampler, sigmas.to(device), denoise_mask, callback, seed)
         return model.latent.process_out(x.float()).cpu()
+
+    def _sampled(
+        self,
+        noise: Tensor,
+        latent: Tensor,
+        sampler: Method,
+        sigmas: Tensor,
+        mask: Tensor | None,
+        callback: Callable[[int, Tensor, Tensor, int], None] | None,
+        seed: int | None,
+    ) -> Tensor:
+        """The same in the model's own scale, on its device."""
+        model, batch, steps = self.model, len(noise), len(sigmas) - 1
+        if sampler.searches:  # all rows are one picture's
+            noise, latent, mask = noise[:1], latent[:1], None if mask is None else mask[:1]
+
+        def masked(guider: Guider) -> Callable[..., Tensor]:
+            denoiser = guider.denoiser(noise.shape)
+            return denoiser if mask is None else Masked(denoiser, model.path, latent, noise, mask)
+
+        def keep(x: Tensor, sigma: Tensor) -> Tensor:
+            assert mask is not None
+            return torch.where(mask > 0, x, model.path.add_noise(latent, sigma, noise))
+
+        def other(sampler: Method, done: int = 0, x: Tensor | None = None) -> Tensor:
+            if x is None:
+                return self._sampled(noise, latent, sampler, sigmas, mask, callback, seed)
+            # As ComfyUI goes on with a latent that still holds noise: without any more, and as the latent image.
+            x, rest = run.carried(x, sigmas[done]), later(callback, done, steps)
+            return self._sampled(torch.zeros_like(x), x, sampler, sigmas[done:], None, rest, seed)
+
+        def beside(guiders: Mapping[str, Guider], job: Beside) -> Tensor:
+            for name, guider in guiders.items():
+                branches = {"positive": guider.positive, "negative": guider.negative}
+                check_pair(
+                    name,
+                    [branch for branch, entries in branches.items() if entries is not None and not entries],
+                    (guider.model.latent, model.latent),
+                    (guider.model.path, model.path),
+                )
+            return job(run.model, {name: masked(guider) for name, guider in guiders.items()})
+
+        run = Run(
+            model=masked(self),
+            path=model.path,
+            sigmas=sigmas,
+            shape=tuple(noise.shape[1:]),
+            latent=latent,
+            top=at_top(sigmas, model.schedule),
+            extra_args={"seed": seed},
+            batch=batch,
+            mixed_levels=True,
+            calls_per_eval=sum(map(len, self.branches())),
+            identity=identity((self.cfg, *parts(self))) if sampler.searches else "",
+            noise=noise,
+            mask=mask,
+            schedule=model.schedule,
+            latents_in=lambda samples: latents_in(model, samples),
+            latents_out=lambda x0: model.latent.process_out(x0.float()),
+            tell=say,
+            keep=None if mask is None else keep,
+            other=other,
+            beside=beside,
+            again=lambda: None,
+            callback=reporter(callback, steps),
+        )
+        return sampler.sample(run)
+
+
+def at_top(sigmas: Tensor, schedule: Schedule) -> bool:
+    """Whether the first level is the model's highest, by ComfyUI's tolerance."""
+    first, top = float(sigmas[0]), float(schedule.sigma_max)
+    return first > top or math.isclose(top, first, rel_tol=1e-5)
+
+
+def parts(guider: Guider) -> Iterator[Any]:
+    """What names a guider's model and conditions, cfg apart."""
+    yield type(guider.model.network).__name__, guider.model.prediction
+    yield [(lora.name, lora.strength) for lora in guider.model.loras]
+    for conditioning in (guider.positive, guider.negative or []):
+        yield len(conditioning)
+        for tokens, extra in conditioning:
+            yield tokens
+            yield from (extra[name] for name in ("pooled_output",) if isinstance(extra.get(name), Tensor))
+
+
+def cfgs(guiders: Sequence[Guider]) -> tuple[float, ...] | None:
+    """See `hosts.api`."""
+    first = guiders[0]
+    for guider in guiders:
+        if guider.model.source is not first.model.source or identity(parts(guider)) != identity(parts(first)):
+            return None
+    return tuple(float(guider.cfg) for guider in guiders)
 
 
 def _batched(network: Network, branches: list[Conditioning], shape: torch.Size) -> list[tuple[list, dict[str, Tensor]]]:

@@ -12,22 +12,16 @@ import torch
 from torch import Tensor
 
 from ...files import weights as files
-from ...sampling.distilled import Mode, Start
 from ...sampling.path import NoisePath
-from ...sampling.presets import Preset
 from ...sampling.schedule import FlowSchedule, FluxSchedule, Schedule
-from ...sampling.teleport import Teleport
 from ..methods import Method
 from . import embedded as _embedded
-from . import folders, job_base, reflection, rewards, training, work
+from . import folders, guider, job_base, rewards, training, work
 from . import outline as _outline
-from . import search as _search
 from .folders import EMBEDDED
 from .guider import Guider
-from .methods import MethodSampler, TeleportSampler
 from .model import Conditioning, Lora, Model, Prediction
 from .noise import RandomNoise
-from .samplers import DistilledSampler, Sampler
 
 NAME = "headless"
 
@@ -66,15 +60,9 @@ input_folders = work.input_folders
 hold = rewards.hold
 rewards_folders = rewards.rewards_folders
 captioners_folders = work.captioners_folders
-search = _search.search
-latents_of = _search.latents_of
-latents_out = _search.latents_out
-CANCELLED = _search.CANCELLED
+CANCELLED = KeyboardInterrupt
 say = work.say
-cfgs = reflection.cfgs
-at_cfg = reflection.at_cfg
-reflection_sampler = reflection.reflection_sampler
-REFLECTION_SAMPLER = reflection.ReflectionSampler
+cfgs = guider.cfgs
 
 
 def noise_path(model: Model) -> NoisePath:
@@ -116,19 +104,29 @@ def with_x0_patch(model: Model, patch: Callable[[Tensor, Tensor], Tensor]) -> Mo
     return replace(model, patches=(*model.patches, patch))
 
 
-def distilled_sampler(mode: Mode, start: Start, preset: Preset | None = None) -> DistilledSampler:
-    """SAMPLER for few-step students."""
-    return DistilledSampler(mode, start, preset)
+def method_sampler(method: Method) -> Method:
+    """See `hosts.api`."""
+    return method
 
 
-def method_sampler(method: Method) -> MethodSampler:
-    """SAMPLER of a method."""
-    return MethodSampler(method)
+def method_of(sampler: Method) -> Method:
+    """See `hosts.api`."""
+    return sampler
 
 
-def teleport_sampler(inner: Sampler, plan: Teleport) -> TeleportSampler:
-    """SAMPLER that begins another later."""
-    return TeleportSampler(inner, plan)
+def latents_of(guider: Guider, latent: dict[str, Any]) -> Tensor:
+    """See `hosts.api`."""
+    return guider.model.latent.fitted(latent["samples"])
+
+
+def latents_out(guider: Guider, x0: Tensor) -> Tensor:
+    """See `hosts.api`."""
+    return guider.model.latent.process_out(x0.float())
+
+
+def at_cfg(guider: Guider, cfg: float) -> Guider:
+    """See `hosts.api`."""
+    return Guider(guider.model, guider.positive, guider.negative, cfg)
 
 
 def random_noise(seed: int) -> RandomNoise:
@@ -157,10 +155,12 @@ def with_lora(model: Model, name: str, strength: float) -> Model:
     return patched if patched.network is not None else model
 
 
-def sample(guider: Guider, sampler: Sampler, sigmas: Tensor, latent: dict[str, Any], seed: int) -> Tensor:
-    """LATENT samples of one run, as SamplerCustomAdvanced samples with RandomNoise."""
+def sample(
+    guider: Guider, sampler: Method, sigmas: Tensor, latent: dict[str, Any], seed: int, noise: Tensor | None = None
+) -> Tensor:
+    """See `hosts.api`."""
     start = {**latent, "samples": latents_of(guider, latent)}
-    noise = RandomNoise(seed).generate_noise(start)
+    noise = RandomNoise(seed).generate_noise(start) if noise is None else noise
     with torch.inference_mode():
         return guider.sample(noise, start["samples"], sampler, sigmas, latent.get("noise_mask"), None, seed)
 

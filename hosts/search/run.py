@@ -24,8 +24,8 @@ from ...sampling.find import Find
 from ...sampling.particles import Steering
 from ...sampling.search import State, search
 from ...sampling.tree import Tree
+from ..methods import Method, Run
 from ..noise import PolicyNoise
-from ..prior import Prior
 from .files import load, rescue, save, written
 from .record import Record
 from .report import draw
@@ -138,8 +138,10 @@ def draw_from(host: Any, guider: Any, saved: Saved, count: int, seed: int, greed
     return {"samples": host.latents_out(guider, torch.cat(found))}
 
 
-class _Item:
-    """One latent of the batch."""
+class _Item(Method):
+    """One latent of the batch, searched inside one sampling run of the guider."""
+
+    searches = True
 
     def __init__(
         self, host, vae, reward, wish: Wish, budget, batch, index, count, state: State | None, watch: _Watch,
@@ -164,11 +166,14 @@ class _Item:
         if mask is not None and sample.ndim == 4 and len(mask) > 1:
             mask = mask[self.index % len(mask)].unsqueeze(0)
 
-        def job(prior: Prior) -> Tensor:
-            return self._job(prior, None if self.wish.noise is None else lambda number: unit(number)[0])
-
-        seed = self.seed % (1 << 64)
-        return self.host.search(guider, sample, mask, self.wish.sigmas, unit(0), self.batch, seed, job)
+        # As many rows as are searched at once, by which the host judges what memory it needs.
+        rows = (self.batch, *(1,) * (sample.ndim - 1))
+        latent = {"samples": sample.repeat(rows), "noise_mask": mask}
+        self._unit = None if self.wish.noise is None else lambda number: unit(number)[0]
+        return self.host.sample(
+            guider, self.host.method_sampler(self), self.wish.sigmas, latent, self.seed % (1 << 64),
+            unit(0).repeat(rows),
+        )  # fmt: skip
 
     def _units(self, sample: Tensor) -> Callable[[int], Tensor]:
         """Candidate's number -> its unit noise (1, ...)."""
@@ -189,16 +194,17 @@ class _Item:
 
         return unit
 
-    def _job(self, prior: Prior, noise: Callable[[int], Tensor] | None) -> Tensor:
+    def sample(self, run: Run) -> Tensor:
+        """LATENTs of the best (K, ...) in the model's scale, best first."""
         wish, host = self.wish, self.host
 
         def evaluate(x0: Tensor) -> Tensor:
-            stored = prior.stored(x0)
+            stored = run.latents_out(x0)
             images = host.decode(self.vae, stored)
             if len(images) != len(x0):  # a video's frames come in one row
                 images = images.view(len(x0), -1, *images.shape[1:])
             rewards = score(self.reward, images, wish.prompt)
-            prior.again()
+            run.again()
             self.watch.seen(images, rewards)
             self.record.scored(images, stored, rewards)
             return rewards
@@ -212,18 +218,15 @@ class _Item:
         self.watch.begin(self.state)
         try:
             found = search(
-                prior.model, prior.shape, prior.sigmas, path=prior.path, transition=wish.transition, evaluate=evaluate,
-                config=wish.config, budget=self.budget, seed=self.seed, batch=prior.batch, callback=callback,
-                state=self.state, extra_args=prior.extra_args, noise=noise, start=prior.first,
-                mixed_levels=prior.mixed_levels, calls_per_eval=prior.calls_per_eval, keep=wish.keep,
-                identity=prior.identity,
+                run, wish.config, self.budget, evaluate, seed=self.seed, transition=wish.transition, callback=callback,
+                state=self.state, noise=self._unit, keep=wish.keep,
             )  # fmt: skip
             self.state, self.stopped = found.state, found.stopped
         except host.CANCELLED:
             if self.state is None or not self.state.best.found:
                 raise
             self.stopped = CANCELLED
-        return torch.stack([c.latent for c in self.state.best.found]).to(prior.sigmas)
+        return torch.stack([c.latent for c in self.state.best.found]).to(run.sigmas)
 
 
 class _Watch:

@@ -71,9 +71,13 @@ class Host:
             torch.testing.assert_close(shown, z)
             return self.x0(shown, guider)
 
+        def unasked(*_):
+            raise AssertionError
+
         out = sampler.sample(
-            Run(model=model, x=z, clean=z, sigmas=sigmas, path=self.path, schedule=self._schedule, noise=z, mask=None,
-                latents_in=lambda s: s, tell=self.said.append)
+            Run(model=model, path=self.path, sigmas=sigmas, shape=z.shape[1:], latent=z, noise=z, mask=None,
+                schedule=self._schedule, latents_in=lambda s: s, latents_out=lambda s: s, tell=self.said.append,
+                keep=None, other=unasked, beside=unasked, again=unasked)
         )  # fmt: skip
         return out / self.scale
 

@@ -16,8 +16,8 @@ from retort.hosts.search import view as search_view
 from retort.hosts.search.record import Record
 from retort.sampling.particles import BestOfConfig
 from retort.sampling.path import FLOW
+from retort.sampling.prior import Prior
 from retort.sampling.search import search
-from retort.sampling.transition import Transition
 from retort.sampling.tree import TreeConfig
 
 SIGMAS = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
@@ -31,10 +31,10 @@ def searched(record, config, calls=60, item=0, reward=lambda x0: -x0.flatten(1).
         record.scored(x0.movedim(1, -1)[..., :3].clamp(0, 1), x0, rewards)
         return rewards
 
+    prior = Prior(lambda x, sigma: x * 0.5, FLOW, SIGMAS, (4, 8, 8), batch=4)
     return search(
-        lambda x, sigma: x * 0.5, (4, 8, 8), SIGMAS, path=FLOW, transition=Transition("ancestral"), evaluate=evaluate,
-        config=config, budget=Budget(calls=calls), seed=3, batch=4, callback=lambda state: record.tell(state, item),
-    )  # fmt: skip
+        prior, config, Budget(calls=calls), evaluate, seed=3, callback=lambda state: record.tell(state, item)
+    )
 
 
 @pytest.fixture

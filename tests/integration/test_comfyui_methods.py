@@ -70,7 +70,7 @@ def test_teleported_the_network_first_sees_the_latent_of_the_formula(
 
     path = ours("hosts.comfyui.coordinates").path_of(model.get_model_object("model_sampling"))
     noise = comfy.sample.prepare_noise(latent["samples"], 7)
-    first = ours("hosts.prior").first_latent(path, sigmas[0], torch.zeros_like(noise), True)(noise)
+    first = ours("sampling.prior").Prior(None, path, sigmas, noise.shape[1:], top=True).first(noise)
     teleport = ours("sampling.teleport")
     mean = None
     if infer:

@@ -20,11 +20,12 @@ def host(ours):
 
 
 @pytest.fixture(scope="module")
-def reflect(host, maths):
+def reflect(ours, host, maths):
     """reflect(weak guider, reflecting guider or None, **settings) -> SAMPLER."""
 
     def make(weak, reflecting=None, **settings):
-        return host.reflection_sampler(weak, maths.ReflectionConfig(**settings), reflecting)
+        method = ours("hosts.methods").Reflected(weak, maths.ReflectionConfig(**settings), reflecting)
+        return host.method_sampler(method)
 
     return make
 
@@ -223,7 +224,7 @@ def test_calls_are_counted_as_the_network_runs(
         sampler = reflect(weak, reflecting, inversion=inversion, end=0.6)
         with recording(model) as seen:
             sample(strong, sampler, sigmas, latent)
-        spent = ours("hosts.reflection").spent(host, strong, sampler, sigmas)
+        spent = ours("hosts.reflection").spent(host, strong, host.method_of(sampler), sigmas)
         calls = {"euler": 1, "midpoint": 2, "fixed_point": 3}[inversion]
         assert sum(len(x) for x in seen.inputs) == spent.reflected == 2 * STEPS + 3 * (each + calls * branches)
         assert (spent.plain, spent.step) == (2 * STEPS, 2)

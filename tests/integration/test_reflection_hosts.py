@@ -17,6 +17,11 @@ def maths(ours):
     return ours("sampling.reflection")
 
 
+@pytest.fixture(scope="module")
+def reflected(ours):
+    return ours("hosts.methods").Reflected
+
+
 def simple(comfy, model, steps=STEPS):
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
 
@@ -63,7 +68,7 @@ def pairs(host, kind, variant, parts, headless):
     [("flow", "lora"), *((v, k) for v in ("flow", "eps") for k in ("cfg", "prompt", "model"))],
 )
 @pytest.mark.parametrize("how", [{}, {"inversion": "fixed_point", "base": "dpmpp_2m", "end": 0.6}], ids=["paper", "2m"])
-def test_hosts_agree(comfy, ours, maths, parts, variant, kind, how):
+def test_hosts_agree(comfy, ours, maths, reflected, parts, variant, kind, how):
     # The style LoRA is of the flow twin.
     latent = {"samples": torch.zeros(2, 16, 8, 8)}
     mask = torch.zeros(1, 1, 64, 64)
@@ -73,8 +78,8 @@ def test_hosts_agree(comfy, ours, maths, parts, variant, kind, how):
     for headless in (False, True):
         host = parts(variant, headless)[0]
         strong, weak, down = pairs(host, kind, variant, parts, headless)
-        sampler = host.reflection_sampler(weak, maths.ReflectionConfig(**how), down)
-        spent.append(ours("hosts.reflection").spent(host, strong, sampler, sigmas))
+        sampler = host.method_sampler(reflected(weak, maths.ReflectionConfig(**how), down))
+        spent.append(ours("hosts.reflection").spent(host, strong, host.method_of(sampler), sigmas))
         with torch.inference_mode():
             plain = host.sample(strong, sampler, sigmas, latent, 3)
             image = {"samples": plain, "noise_mask": mask}
@@ -84,10 +89,10 @@ def test_hosts_agree(comfy, ours, maths, parts, variant, kind, how):
     assert spent[0] == spent[1]
 
 
-def test_a_lora_pair_of_one_model_reads_its_file_once(comfy, parts, maths, caplog):
+def test_a_lora_pair_of_one_model_reads_its_file_once(comfy, parts, maths, reflected, caplog):
     host, _, _, _ = parts()
     strong, weak, down = pairs(host, "lora", "flow", parts, False)
-    sampler = host.reflection_sampler(weak, maths.ReflectionConfig(), down)
+    sampler = host.method_sampler(reflected(weak, maths.ReflectionConfig(), down))
     sigmas, latent = simple(comfy, parts()[1]), {"samples": torch.zeros(1, 16, 8, 8)}
     with torch.inference_mode(), caplog.at_level("INFO", logger="retort"):
         a, b = (host.sample(strong, sampler, sigmas, latent, 3) for _ in range(2))
@@ -95,7 +100,7 @@ def test_a_lora_pair_of_one_model_reads_its_file_once(comfy, parts, maths, caplo
     assert not strong.model_patcher.is_clone(next(iter(sampler._copies.values())))
 
 
-def test_a_lora_that_hangs_on_the_prompt_makes_the_same_pair(comfy, parts, maths):
+def test_a_lora_that_hangs_on_the_prompt_makes_the_same_pair(comfy, parts, maths, reflected):
     """Hooks write a leg's weights when it is asked: each leg has a network, and originals, of its own."""
     host, model, words, _ = parts()
     hooks = importlib.import_module("comfy.hooks")
@@ -113,9 +118,10 @@ def test_a_lora_that_hangs_on_the_prompt_makes_the_same_pair(comfy, parts, maths
     with torch.inference_mode():
         before = host.sample(strong, euler, sigmas, latent, 3)
         bare = host.sample(host.cfg_guider(model, words[PROMPT], words[""], 3.0), euler, sigmas, latent, 3)
-        sampler = host.reflection_sampler(weak, config)
+        sampler = host.method_sampler(reflected(weak, config))
         found, again = (host.sample(strong, sampler, sigmas, latent, 3) for _ in range(2))
-        expected = host.sample(plain_strong, host.reflection_sampler(plain_weak, config), sigmas, latent, 3)
+        plain = host.method_sampler(reflected(plain_weak, config))
+        expected = host.sample(plain_strong, plain, sigmas, latent, 3)
         after = host.sample(strong, euler, sigmas, latent, 3)
         bare_after = host.sample(host.cfg_guider(model, words[PROMPT], words[""], 3.0), euler, sigmas, latent, 3)
     assert torch.equal(before, after) and torch.equal(found, again) and torch.equal(bare, bare_after)

@@ -12,8 +12,8 @@ from retort.sampling.accounts import Budget, candidate_seed
 from retort.sampling.find import FindConfig
 from retort.sampling.particles import ValueConfig
 from retort.sampling.path import FLOW, VE
+from retort.sampling.prior import Prior
 from retort.sampling.search import Walk, search
-from retort.sampling.transition import Transition
 from retort.sampling.tree import ROOT, TreeConfig
 
 BOTH = pytest.mark.parametrize("path", [VE, FLOW], ids=["VE", "FLOW"])
@@ -121,10 +121,8 @@ def test_svdd_goes_on_from_the_candidate_with_the_best_value(path):
     def reward(x0):
         return -(x0 - 0.4).abs().mean((1, 2, 3))
 
-    result = search(
-        model, shape, torch.tensor(sigmas, dtype=torch.float64), path=path, transition=Transition(), evaluate=reward,
-        config=ValueConfig(candidates=m), budget=Budget(calls=1 + 3 * m), seed=seed, batch=8,
-    )  # fmt: skip
+    prior = Prior(model, path, torch.tensor(sigmas, dtype=torch.float64), shape, batch=8)
+    result = search(prior, ValueConfig(candidates=m), Budget(calls=1 + 3 * m), reward, seed=seed)
     assert [len(x) for x, _ in seen] == [1, m, m, m]
     # The first candidate goes on with the sample's own noise.
     own = torch.Generator().manual_seed(candidate_seed(seed, 0) + 1)

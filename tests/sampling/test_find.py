@@ -9,6 +9,7 @@ import torch
 
 from retort.sampling.find import FindConfig, Policy, advantages, policy_gradient
 from retort.sampling.path import FLOW
+from retort.sampling.prior import Prior
 from retort.sampling.search import Budget, candidate_seed, search
 from retort.sampling.transition import Transition
 
@@ -24,10 +25,12 @@ def policy(seed=0):
 
 def find(config, calls, tau2=0.5, state=None, **options):
     """An identity sampler: x0 = z, r = -|z - c|^2 / (2 tau^2)."""
+    given = {"batch": 256, **options}
+    lent = {name: given.pop(name) for name in ("batch", "mixed_levels", "calls_per_eval", "identity") if name in given}
+    prior = Prior(lambda x, sigma: x, FLOW, torch.tensor([1.0, 0.0], dtype=torch.float64), SHAPE, **lent)
     return search(
-        lambda x, sigma: x, SHAPE, torch.tensor([1.0, 0.0], dtype=torch.float64), path=FLOW,
-        transition=Transition("ode"), config=config, budget=Budget(calls=calls), seed=1, batch=256, state=state,
-        evaluate=lambda x: -(x - C).square().flatten(1).sum(1) / (2 * tau2), **options,
+        prior, config, Budget(calls=calls), lambda x: -(x - C).square().flatten(1).sum(1) / (2 * tau2), seed=1,
+        transition=Transition("ode"), state=state, **given,
     )  # fmt: skip
 
 

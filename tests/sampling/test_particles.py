@@ -9,6 +9,7 @@ import torch
 
 from retort.sampling.particles import BestOfConfig, SteeringConfig, ValueConfig, _draw
 from retort.sampling.path import FLOW, VE
+from retort.sampling.prior import Prior
 from retort.sampling.search import Budget, search
 from retort.sampling.transition import Transition
 
@@ -17,10 +18,9 @@ each_potential = pytest.mark.parametrize("potential", ["difference", "max", "add
 
 
 def steer(model, config, calls, **options):
-    return search(
-        model, (1, 1, 1), model.sigmas, path=model.path, transition=Transition(), config=config, seed=model.seed,
-        **{"evaluate": model.reward, "budget": Budget(calls=calls), "batch": 256, **options},
-    )  # fmt: skip
+    given = {"evaluate": model.reward, "budget": Budget(calls=calls), **options}
+    prior = Prior(model, model.path, model.sigmas, (1, 1, 1), batch=given.pop("batch", 256))
+    return search(prior, config, given.pop("budget"), given.pop("evaluate"), seed=model.seed, **given)
 
 
 def off(model, latents, masses, slope=None):
@@ -32,8 +32,8 @@ def test_the_law_of_the_best_of_n():
     n, searches = 8, 1000
     best = [
         search(
-            lambda x, sigma: x, (1, 1, 1), torch.tensor([1.0, 0.0]), path=FLOW, transition=Transition("ode"), seed=seed,
-            evaluate=lambda x: x.flatten(), config=BestOfConfig(), budget=Budget(calls=n), batch=3,
+            Prior(lambda x, sigma: x, FLOW, torch.tensor([1.0, 0.0]), (1, 1, 1), batch=3), BestOfConfig(),
+            Budget(calls=n), lambda x: x.flatten(), seed=seed, transition=Transition("ode"),
         ).best.reward
         for seed in range(searches)
     ]  # fmt: skip
@@ -101,10 +101,8 @@ def test_copies_part_and_a_low_ess_is_what_resamples(ess, mixture):
         seen.append(x.clone())
         return model(x, sigma)
 
-    state = search(
-        remember, (1, 1, 1), model.sigmas, path=VE, transition=Transition(), evaluate=model.reward, config=config,
-        budget=Budget(calls=64), seed=0, batch=16,
-    ).state  # fmt: skip
+    prior = Prior(remember, VE, model.sigmas, (1, 1, 1), batch=16)
+    state = search(prior, config, Budget(calls=64), model.reward, seed=0).state
     assert len(seen) == 4 and len(seen[3].unique()) == 16 == len(state.latents.unique())
 
 
@@ -142,10 +140,7 @@ def test_without_noise_they_are_refused(mixture):
     model = mixture(VE)
     for config in (SteeringConfig(), ValueConfig()):
         with pytest.raises(ValueError, match="these are 'ode', where copies of a latent stay equal"):
-            search(
-                model, (1, 1, 1), model.sigmas, path=VE, transition=Transition("ode"), evaluate=model.reward,
-                config=config, budget=Budget(calls=50), seed=0, batch=4,
-            )  # fmt: skip
+            steer(model, config, 50, batch=4, transition=Transition("ode"))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from retort.sampling.find import FindConfig
 from retort.sampling.particles import BestOfConfig, SteeringConfig, ValueConfig
 from retort.sampling.path import FLOW, VE, VP, NoisePath
+from retort.sampling.prior import Prior
 from retort.sampling.search import Best, Budget, candidate_seed, search, seed_of
 from retort.sampling.standard import SAMPLERS, SamplingDiverged
 from retort.sampling.transition import Transition
@@ -39,12 +41,14 @@ def brightness(latents):
     return latents.flatten(1).mean(1)
 
 
-def run(model, config, path=FLOW, calls=200, *, seed=3, batch=4, evaluate=brightness, transition=None, **options):
-    budget = options.pop("budget", Budget(calls=calls))
-    return search(
-        model, SHAPE, levels(path), path=path, transition=transition or Transition(), evaluate=evaluate, config=config,
-        budget=budget, seed=seed, batch=batch, **options,
-    )  # fmt: skip
+PRIOR = {field.name for field in fields(Prior)}
+
+
+def run(model, config, path=FLOW, calls=200, *, seed=3, batch=4, evaluate=brightness, **options):
+    budget, sigmas = options.pop("budget", Budget(calls=calls)), options.pop("sigmas", levels(path))
+    lent = {name: options.pop(name) for name in PRIOR & set(options)}
+    prior = Prior(model, path, sigmas, SHAPE, batch=batch, **lent)
+    return search(prior, config, budget, evaluate, seed=seed, **options)
 
 
 def same_files(one, other):
@@ -274,10 +278,7 @@ def test_a_budget_too_small_for_anything_is_named(config, gaussian):
 
 def test_settings_that_make_no_sense(gaussian):
     def attempt(**changes):
-        options = {"path": FLOW, "transition": Transition(), "batch": 1, **changes}
-        sigmas = options.pop("sigmas", levels(FLOW))
-        search(gaussian(FLOW), SHAPE, sigmas, evaluate=brightness, config=BestOfConfig(), budget=Budget(calls=50),
-               seed=0, **options)  # fmt: skip
+        run(gaussian(FLOW), BestOfConfig(), calls=50, **{"batch": 1, **changes})
 
     for sigmas in ([1.0, 0.5], [0.5, 1.0, 0.0], [0.0]):
         with pytest.raises(ValueError, match="sigmas must descend and end in 0"):
@@ -332,9 +333,9 @@ def test_seeds_and_noise_of_ones_own(gaussian, noise):
     assert seed_of(1, "a") == seed_of(1, "a") != seed_of(1, "b")
     image = torch.full((1, *SHAPE), 2.0)
     model = gaussian(FLOW)
-    run(model, BestOfConfig(), calls=STEPS, noise=lambda m: noise(SHAPE, 50 + m),
-        start=lambda n: FLOW.add_noise(image, 0.5, n))  # fmt: skip
-    assert torch.equal(model.inputs[0], FLOW.add_noise(image, 0.5, noise(SHAPE, 50)[None]))
+    run(model, BestOfConfig(), calls=STEPS, noise=lambda m: noise(SHAPE, 50 + m), latent=image,
+        sigmas=torch.linspace(0.5, 0, STEPS + 1))  # fmt: skip
+    assert torch.equal(model.inputs[0], FLOW.add_noise(image, torch.tensor(0.5), noise(SHAPE, 50)[None]))
 
 
 def test_the_best_are_kept_in_order():

@@ -12,6 +12,7 @@ import torch
 from retort.sampling.grids import simple
 from retort.sampling.particles import BestOfConfig
 from retort.sampling.path import FLOW, VE
+from retort.sampling.prior import Prior
 from retort.sampling.schedule import DiscreteSchedule, FlowSchedule
 from retort.sampling.search import Budget, Walk, search
 from retort.sampling.transition import Transition
@@ -125,11 +126,9 @@ def started(path):
 
 def run(model, config, path, calls, **options):
     given = {"evaluate": lambda x: x.flatten(), "seed": 0, "batch": 64, "sigmas": levels(path), **options}
-    transition = given.pop("transition", Transition())
-    return search(
-        model, (1, 1, 1), given.pop("sigmas"), path=path, transition=transition, config=config,
-        budget=Budget(calls=calls), **given,
-    )  # fmt: skip
+    lent = {name: given.pop(name) for name in ("batch", "mixed_levels", "calls_per_eval", "identity") if name in given}
+    prior = Prior(model, path, given.pop("sigmas"), (1, 1, 1), **lent)
+    return search(prior, config, Budget(calls=calls), given.pop("evaluate"), **given)
 
 
 def test_widening_to_the_letter():
@@ -198,11 +197,10 @@ def test_the_safe_mode_reaches_the_tilted_law(path, mixture):
 
 
 def sampled(model, config, calls, sigmas=None, **options):
-    given = {"seed": model.seed, "evaluate": model.reward, "budget": Budget(calls=calls), "batch": 64, **options}
-    return search(
-        model, (1, 1, 1), model.sigmas if sigmas is None else sigmas, path=model.path, transition=Transition(),
-        config=config, **given,
-    )  # fmt: skip
+    given = {"seed": model.seed, "evaluate": model.reward, "budget": Budget(calls=calls), **options}
+    levels = model.sigmas if sigmas is None else sigmas
+    prior = Prior(model, model.path, levels, (1, 1, 1), batch=given.pop("batch", 64))
+    return search(prior, config, given.pop("budget"), given.pop("evaluate"), **given)
 
 
 def default_calls():
