@@ -20,8 +20,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..files.atomic import tensors, write_atomically
-from ..hosts.headless import host
 from ..hosts.headless.folders import Folders, use
+from ..hosts.headless.host import host
 from ..hosts.training import run as training
 from ..models import evaluate, loader, twins
 from ..trainers import watch

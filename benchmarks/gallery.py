@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..files.pictures import rounded
-from ..hosts.headless import host
+from ..hosts.headless.host import host
 from ..models import evaluate, loader
 from ..sampling.accounts import Budget
 from ..sampling.particles import BestOfConfig

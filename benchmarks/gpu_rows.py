@@ -144,7 +144,7 @@ class Bench:
         arguments.cpu = arguments.cpu or small
         importlib.import_module("comfy.utils").PROGRESS_BAR_ENABLED = False
         self.management = importlib.import_module("comfy.model_management")
-        self.host = importlib.import_module("..hosts.comfyui.host", __package__)
+        self.host = importlib.import_module("..hosts.comfyui.host", __package__).host
         self.folder, self.small = folder, small
         self.amounts = FEW if small else FULL
         self.layouts = SMALL if small else TRUE

@@ -41,8 +41,8 @@ class Run:
     """A job of the embedded model in a folder, begun in a process of its own as often as need be."""
 
     def __init__(self, output: Path, models: Path, method: str, name: str, steps: int):
-        from ..hosts.headless import host
         from ..hosts.headless.folders import Folders, use
+        from ..hosts.headless.host import host
         from ..hosts.jobs import starter
         from ..hosts.training import run as training
         from ..trainers.dataset import Dataset, entries_of

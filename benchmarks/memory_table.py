@@ -154,7 +154,8 @@ def count(row: Row, measures: tuple[str, ...] = (), whole: bool = False) -> Coun
     from ..hosts.training import planning
 
     if row.host == "diffusers":
-        from ..hosts.headless import families, host
+        from ..hosts.headless import families
+        from ..hosts.headless.host import host
 
         name, config, latent, text, pooled = DIFFUSERS[row.network]
         family = getattr(families, name)
@@ -164,7 +165,8 @@ def count(row: Row, measures: tuple[str, ...] = (), whole: bool = False) -> Coun
         )
         extra: Mapping[str, Any] = {}
     else:
-        from ..hosts.comfyui import bare, host  # type: ignore[no-redef]
+        from ..hosts.comfyui import bare  # type: ignore[no-redef]
+        from ..hosts.comfyui.host import host  # type: ignore[no-redef]
 
         layout = NETWORKS[row.network]
         latent, text, pooled, extra = layout.latent, layout.text, layout.pooled, layout.extra  # type: ignore[assignment]

@@ -28,8 +28,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..files.pictures import rounded
-from ..hosts.headless import host
 from ..hosts.headless import photographs as shipped
+from ..hosts.headless.host import host
 from ..hosts.restoration import run as restoration
 from ..hosts.restoration.run import Size, Wish
 from ..models import build_photos, loader, photographs

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..hosts.headless import embedded, host
+from ..hosts.headless import embedded
+from ..hosts.headless.host import host
 from ..hosts.training.assembly import add_adapters, encode
 from ..models import loader
 from ..trainers.methods import read_config

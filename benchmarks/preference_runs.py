@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from ..files.atomic import write_json
-from ..hosts.headless import embedded, host
+from ..hosts.headless import embedded
 from ..hosts.headless.folders import Folders, use
+from ..hosts.headless.host import host
 from ..hosts.training import run as training
 from ..models import digits, evaluate, judge, loader, twins
 from ..models.reward import BOLD, judge_reward

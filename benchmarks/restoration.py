@@ -26,8 +26,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..files.atomic import tensors, write_atomically, write_json
-from ..hosts.headless import host
 from ..hosts.headless.folders import Folders, use
+from ..hosts.headless.host import host
 from ..hosts.training import run as training
 from ..models import captioner, digits, judge, loader, twins
 from ..models.build import DAMAGE, drawn

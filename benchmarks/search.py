@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..hosts.headless import host
+from ..hosts.headless.host import host
 from ..models import digits
 from ..models.twins import KINDS
 from ..sampling.accounts import Budget, seed_of

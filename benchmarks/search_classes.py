@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..hosts.headless import host
+from ..hosts.headless.host import host
 from ..models import digits, evaluate, judge, loader
 from ..sampling.accounts import Budget, seed_of
 from ..sampling.particles import BestOfConfig, SteeringConfig, ValueConfig

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..hosts.headless import host
+from ..hosts.headless.host import host
 from ..sampling.accounts import Budget
 from ..sampling.path import FLOW
 from ..sampling.prior import Prior
@@ -166,7 +166,7 @@ class BesideCore:
     ):  # fmt: skip
         custom = importlib.import_module("comfy_extras.nodes_custom_sampler")
         self.nodes = importlib.import_module("nodes")
-        self.host, self.methods = plugin("hosts.comfyui.host"), plugin("hosts.methods")
+        self.host, self.methods = plugin("hosts.comfyui.host").host, plugin("hosts.methods")
         self.sampling = plugin("sampling.search")
         self.config = plugin("sampling.tree").DTS_STAR
         (self.sigmas,) = custom.BasicScheduler.execute(model, "simple", steps, 1.0).args

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..files.atomic import write_json
-from ..hosts.headless import host
+from ..hosts.headless.host import host
 from ..hosts.methods import Method, Run
 from ..models.reward import judge_reward
 from ..rewards.contract import Reward

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..hosts.headless import embedded
 from ..hosts.headless.guider import Guider
-from ..hosts.headless.host import statistics_folders
+from ..hosts.headless.host import host
 from ..hosts.headless.progress import heard
 from ..hosts.headless.samplers import StandardSampler
 from ..hosts.methods import Dopri5, Method, Teleported
@@ -64,7 +64,7 @@ def main() -> None:
     """Measure and print."""
     options = arguments(__doc__).parse_args()
     report, figures = Report("small_samplers"), {}
-    statistics = load(statistics_folders(), "digits.safetensors")
+    statistics = load(host.statistics_folders(), "digits.safetensors")
     euler = StandardSampler("euler")
     for kind in ("flow", "eps"):
         runs = Runs(kind, 64 if options.quick else 256)

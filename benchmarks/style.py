@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..files.atomic import tensors, write_atomically
-from ..hosts.headless import host
 from ..hosts.headless.folders import Folders, use
+from ..hosts.headless.host import host
 from ..hosts.training import run as training
 from ..models import digits, loader
 from ..models.build import drawn

@@ -25,8 +25,9 @@ from typing import Any
 
 import torch
 
-from ..hosts.headless import embedded, host
+from ..hosts.headless import embedded
 from ..hosts.headless.families import SD3, as_model, coordinates
+from ..hosts.headless.host import host
 from ..hosts.headless.model import Model
 from ..hosts.training.assembly import add_adapters, encode
 from ..trainers.adapters import LoraConfig

@@ -111,7 +111,7 @@ class Trainings:
 
     def ours(self, stepped: Callable[[], None]) -> None:
         """`hosts.training.run.run`, as the node calls it."""
-        from ..hosts.comfyui import host
+        from ..hosts.comfyui.host import host
         from ..hosts.training import run as training
         from ..trainers.adapters import LoraConfig
         from ..trainers.config import RunConfig, TrainingConfig

@@ -1,1 +1,1 @@
-"""The only room that knows who runs us; everyone else asks `hosts.api`."""
+"""The only folder that knows who runs us; nodes ask `hosts.api`."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -27,9 +27,11 @@ from ..trainers.job import checked_folder
 from ..trainers.loop import TrainingFailed
 from ..trainers.parallel import place
 from ..trainers.watch import Silent
-from .headless import device, folders, host
+from .contract import Host
+from .headless import device, folders
 from .headless import doctor as headless_doctor
 from .headless.folders import Folders
+from .headless.host import host
 from .job import enter_comfyui
 from .jobs.process import run_job
 from .terminal import Plain, cell
@@ -266,10 +268,10 @@ def plan(
 ) -> None:
     """Say what a training would take in memory, and on which cards it fits; no weight is read."""
     try:
-        found: Any = host
+        found: Host = host
         if comfyui is not None:
             enter_comfyui(comfyui, None, [], [])
-            found = importlib.import_module("..hosts.comfyui.host", __package__)
+            found = importlib.import_module("..hosts.comfyui.host", __package__).host
         if not model.exists():
             raise ValueError(f"there is no {model}")
         made, entry, shape = found.from_header(model, width, height, frames, tokens)

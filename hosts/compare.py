@@ -12,6 +12,7 @@ from torch import Tensor
 from ..rewards.comparison import Comparison, compare
 from ..rewards.contract import Reward
 from ..rewards.scoring import score
+from .contract import CLIP, LATENT, SAMPLER, VAE, Host
 from .rewards.sheet import pairs_sheet
 
 
@@ -19,10 +20,10 @@ from .rewards.sheet import pairs_sheet
 class Sampling:
     """How both models sample: a SAMPLER, SIGMAS, guidance, and a LATENT for the size."""
 
-    sampler: Any
+    sampler: SAMPLER
     sigmas: Tensor
     cfg: float
-    latent: dict[str, Any]
+    latent: LATENT
 
 
 @dataclass
@@ -49,10 +50,10 @@ class Compared:
 
 
 def run(
-    host: Any,
+    host: Host,
     models: tuple[Any, Any],
-    clip: Any,
-    vae: Any,
+    clip: CLIP,
+    vae: VAE,
     reward: Reward,
     prompts: Sequence[str],
     negative: str,
@@ -78,9 +79,8 @@ def run(
             guider = host.cfg_guider(model, encoded, without, sampling.cfg)
             shape = host.latents_of(guider, sampling.latent).shape[1:]
             noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-            samples = guider.sample(
-                noise, torch.zeros_like(noise), sampling.sampler, sampling.sigmas, None, None, seed=seeds[0]
-            )
+            empty = {"samples": torch.zeros_like(noise)}
+            samples = host.sample(guider, sampling.sampler, sampling.sigmas, empty, seeds[0], noise)
             images = host.decode(vae, samples)
             # A video's frames stand in a row; its score is their mean.
             frames = images.view(len(seeds), -1, *images.shape[1:])

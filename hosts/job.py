@@ -83,13 +83,13 @@ def main(argv: list[str]) -> int:
         from retort.hosts.jobs.process import run_job
 
         if given.comfyui is not None:
-            from retort.hosts.comfyui import host
+            from retort.hosts.comfyui.host import host
 
             host.add_model_folders()
             status = run_job(host, given.job)
         else:
-            from retort.hosts.headless import host as headless
             from retort.hosts.headless.folders import Folders, use
+            from retort.hosts.headless.host import host as headless
 
             environment = Folders.from_environment()
             output = given.output or environment.output

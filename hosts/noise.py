@@ -13,7 +13,7 @@ from ..sampling.find import Policy
 from ..sampling.student_t import check_aug_dim, quantiles, student_t
 
 Plain = Callable[[int], Any]
-"""`random_noise` of `hosts.api`: seed -> core's NOISE."""
+"""`random_noise` of a host: seed -> core's NOISE."""
 
 
 @dataclass

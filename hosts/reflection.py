@@ -1,6 +1,6 @@
 """Reflection outside the maths, the same on every host: pairs that cannot be, what a run costs, and comparisons.
 
-`compare(host, ...)` serves the node; `host` is the module of `hosts.api`.
+`compare(host, ...)` serves the node; `host` is a `hosts.contract.Host`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..files.pictures import as_image, rounded
 from ..sampling.path import NoisePath
+from .contract import GUIDER, LATENT, SAMPLER, VAE, Host
 from .methods import Reflected
 
 
@@ -46,7 +47,7 @@ class Spent:
     step: int
 
 
-def spent(host: Any, guider: Any, method: Reflected, sigmas: Tensor) -> Spent:
+def spent(host: Host, guider: GUIDER, method: Reflected, sigmas: Tensor) -> Spent:
     """What reflection costs with this guider along a schedule, guidance counted as it is run."""
     main = host.branches(guider)
     down = main if method.reflecting is None else host.branches(method.reflecting, leg=True)
@@ -55,7 +56,7 @@ def spent(host: Any, guider: Any, method: Reflected, sigmas: Tensor) -> Spent:
     return Spent(whole, cost.model * main, main)
 
 
-def effective_cfg(host: Any, guider: Any, method: Reflected) -> float | None:
+def effective_cfg(host: Host, guider: GUIDER, method: Reflected) -> float | None:
     """The cfg that reflection is to first order, on the steps that it reflects; None unless cfg is all that differs."""
     found = host.cfgs([guider, method.weak, guider if method.reflecting is None else method.reflecting])
     if found is None:
@@ -83,12 +84,12 @@ class Compared:
     """images: (B, H, W, 3), a labelled row for each latent. latent: the reflected ones. text: the labels."""
 
     images: Tensor
-    latent: dict[str, Any]
+    latent: LATENT
     text: str
 
 
 def compare(
-    host: Any, guider: Any, sampler: Any, sigmas: Tensor, latent: dict[str, Any], vae: Any, seed: int
+    host: Host, guider: GUIDER, sampler: SAMPLER, sigmas: Tensor, latent: LATENT, vae: VAE, seed: int
 ) -> Compared:
     """The same noise four times: plain, at the effective cfg (where there is one), at equal calls, and reflected.
 
@@ -150,7 +151,7 @@ def _rows(columns: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
     return torch.cat(rows)
 
 
-def told(host: Any, guider: Any, method: Reflected, sigmas: Tensor | None) -> str:
+def told(host: Host, guider: GUIDER, method: Reflected, sigmas: Tensor | None) -> str:
     """What a set-up does and costs, for a user: calls along `sigmas`, or of 50 steps where there are none yet."""
     levels = torch.linspace(1, 0, 51) if sigmas is None else sigmas
     cost, calls = spent(host, guider, method, levels), method.config.cost(levels)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from ..files import weights as files
 from ..files.atomic import tensors, write_new
 from ..files.paths import inside
 from ..sampling.teleport import Statistics, read
+from .contract import VAE, Host
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LATENTS = (".latent", ".safetensors")
@@ -58,7 +58,7 @@ def save(folder: Path, name: str, statistics: Statistics) -> Path:
     return write_new(folder, name, tensors(statistics.state()))
 
 
-def stored_latents(host: Any, roots: Sequence[Path], folder: str, vae: Any, size: tuple[int, int]) -> list[Tensor]:
+def stored_latents(host: Host, roots: Sequence[Path], folder: str, vae: VAE, size: tuple[int, int]) -> list[Tensor]:
     """LATENT samples (1, C, ...) of every picture and every saved latent in a folder, sorted by name.
 
     size: (width, height) in pixels that pictures are cut to. ValueError names a folder or file that cannot be read.
@@ -74,7 +74,7 @@ def stored_latents(host: Any, roots: Sequence[Path], folder: str, vae: Any, size
     return list(_read(host, found, vae, size))
 
 
-def _read(host: Any, found: list[Path], vae: Any, size: tuple[int, int]) -> Iterator[Tensor]:
+def _read(host: Host, found: list[Path], vae: VAE, size: tuple[int, int]) -> Iterator[Tensor]:
     for path in found:
         host.check_cancelled()
         if path.suffix.lower() in LATENTS:

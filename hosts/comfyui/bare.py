@@ -99,9 +99,3 @@ def latent_of(model: Any, width: int, height: int, frames: int = 1) -> tuple[int
     if form.latent_dimensions != 3:
         return shape
     return (shape[0], (frames - 1) // (form.temporal_downscale_ratio or 1) + 1, *shape[1:])
-
-
-def from_header(path: Path, width: int, height: int, frames: int = 1, tokens: int = 0) -> Any:
-    """See `hosts.api`."""
-    model = from_file(path)
-    return model, prompt_of(model, tokens), latent_of(model, width, height, frames)

@@ -27,7 +27,7 @@ LOADERS = {
 
 
 def describe(model) -> dict[str, Any] | None:
-    """See `hosts.api`."""
+    """What loads the MODEL again (loader, file, shift); None where its patches cannot be named."""
     named = _named(model)
     if named is None or model.patches or set(model.object_patches) - {"model_sampling"}:
         return None
@@ -35,7 +35,7 @@ def describe(model) -> dict[str, Any] | None:
 
 
 def save_merged(model, path: Path) -> dict[str, Any]:
-    """See `hosts.api`."""
+    """Write the MODEL's network with its patches merged; what loads it."""
     loader = (_named(model) or {"loader": "checkpoint"})["loader"]
     what = {
         "loader": "checkpoint" if loader == "diffusion model" else loader,
@@ -51,7 +51,7 @@ def save_merged(model, path: Path) -> dict[str, Any]:
 
 
 def load_described(what: Mapping[str, Any]):
-    """See `hosts.api`."""
+    """The MODEL that `describe` or `save_merged` told of."""
     if what["loader"] not in LOADERS:
         raise ValueError(f"loader {what['loader']!r} is not known; it is one of {', '.join(LOADERS)}")
     file = str(what["file"])

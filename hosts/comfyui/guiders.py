@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -39,13 +38,6 @@ def branches(guider: Any, conds: Mapping[str, Sequence[Any]]) -> int:
     return max(1, sum(len(entries) for entries in used.values()))
 
 
-def branches_of(guider: Any, leg: bool = False) -> int:
-    """See `hosts.api`."""
-    if leg and unconditional(guider):
-        return len(guider.original_conds["negative"])
-    return branches(guider, guider.original_conds)
-
-
 def parts(guider: Any) -> Iterator[Any]:
     """What names a guider's model and conditions, cfg apart."""
     patcher = guider.model_patcher
@@ -62,17 +54,10 @@ def parts(guider: Any) -> Iterator[Any]:
 
 
 def cfgs(guiders: Sequence[Any]) -> tuple[float, ...] | None:
-    """See `hosts.api`."""
+    """See `hosts.contract`."""
     first = guiders[0]
     for guider in guiders:
         shared = guider.model_patcher.is_clone(first.model_patcher)
         if not (plain_cfg(guider) and shared and identity(parts(guider)) == identity(parts(first))):
             return None
     return tuple(float(guider.cfg) for guider in guiders)
-
-
-def at_cfg(guider: Any, cfg: float) -> Any:
-    """See `hosts.api`."""
-    made = copy.copy(guider)
-    made.set_cfg(cfg)
-    return made

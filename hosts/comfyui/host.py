@@ -1,8 +1,10 @@
-"""What nodes ask of ComfyUI; `hosts.api` says what each function promises."""
+"""What nodes ask of ComfyUI."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,185 +14,301 @@ import comfy.sample
 import comfy.samplers
 import comfy.sd
 import comfy.utils
-from torch import Tensor
+import folder_paths
+import torch
+from torch import Tensor, nn
 
+from ...models.loader import FOLDER
 from ...sampling.path import NoisePath
+from ...trainers import export, sources
+from ...trainers.dataset import Dataset, Entry
+from ...trainers.decoder import Decoder
+from ..contract import CLIP, CONDITIONING, GUIDER, LATENT, MODEL, NOISE, SAMPLER, VAE, Host, Prediction
 from ..methods import Method
-from . import bare as _bare
+from ..search import files as search_files
 from . import (
-    base,
+    bare,
+    coordinates,
+    embedded,
     guard,
-    guiders,
     job_base,
     picker_routes,
     preference_routes,
-    rewards,
     run_routes,
     search_routes,
     training,
     work,
 )
-from . import embedded as _embedded
-from . import outline as _outline
-from . import search as _search
-from .coordinates import Prediction, path_of, prediction_of
-from .coordinates import with_shift as with_shift
+from .guiders import branches, cfgs, unconditional
+from .outline import Outline, outlined_decoder
+from .rewards import Held
 from .sampler import MethodSampler
 
-NAME = "comfyui"
-
-embedded = _embedded.load
-trainable = training.trainable
-outline = _outline.Outline
-from_header = _bare.from_header
-outlined_decoder = _outline.outlined_decoder
-training_session = training.training_session
-empty_latent_shape = training.empty_latent_shape
-output_change = training.output_change
-decode = work.decode
-differentiable_decoder = work.differentiable_decoder
-encode_images = work.encode_images
-encode_text = work.encode_text
-progress = work.Progress
-check_cancelled = work.check_cancelled
-free_memory = work.free_memory
-bf16 = work.bf16
-make_room = work.make_room
-pin = work.pin
-unpin = work.unpin
-lora_names = work.lora_names
-loras_folder = work.loras_folder
-read_lora = work.read_lora
-describe_base = job_base.describe_base
-describe_vae = job_base.describe_vae
-merge_base = job_base.merge_base
-load_base = job_base.load_base
-load_vae = job_base.load_vae
-job_arguments = job_base.job_arguments
-runs_folder = work.runs_folder
-search_records = work.search_records
-latents_in = work.latents_in
-statistics_folders = work.statistics_folders
-input_folders = work.input_folders
-describe = base.describe
-save_merged = base.save_merged
-load_described = base.load_described
-hold = rewards.hold
-rewards_folders = rewards.rewards_folders
-captioners_folders = work.captioners_folders
-latents_of = _search.latents_of
-latents_out = _search.latents_out
-CANCELLED = _search.CANCELLED
-say = work.say
-branches = guiders.branches_of
-cfgs = guiders.cfgs
-at_cfg = guiders.at_cfg
+# Folders below models that are ours, which extra_model_paths.yaml can add to.
+STATISTICS, REWARDS, CAPTIONERS = "gaussian_statistics", "rewards", "captioners"
 
 
-def noise_path(model) -> NoisePath:
-    """The coordinates that a MODEL samples in."""
-    return path_of(schedule(model))
+class ComfyUI(Host):
+    """The ComfyUI that has imported us. See `hosts.contract` for what each method promises."""
+
+    NAME = "comfyui"
+    CANCELLED = comfy.model_management.InterruptProcessingException
+
+    def noise_path(self, model: MODEL) -> NoisePath:
+        return coordinates.path_of(self.schedule(model))
+
+    def schedule(self, model: MODEL) -> Any:
+        return model.get_model_object("model_sampling")
+
+    def prediction(self, model: MODEL) -> Prediction:
+        return coordinates.prediction_of(self.schedule(model))
+
+    def latent_format(self, model: MODEL) -> tuple[int, int]:
+        form = model.get_model_object("latent_format")
+        return form.latent_channels, form.latent_dimensions
+
+    def with_shift(self, model: MODEL, shift: float) -> MODEL:
+        return coordinates.with_shift(model, shift)
+
+    def with_x0_patch(self, model: MODEL, patch: Callable[[Tensor, Tensor], Tensor]) -> MODEL:
+        clone = model.clone()
+        clone.set_model_sampler_post_cfg_function(lambda args: patch(args["denoised"], args["sigma"]))
+        return clone
+
+    def with_lora(self, model: MODEL, name: str, strength: float) -> MODEL:
+        if strength == 0:
+            return model
+        patched = comfy.sd.load_lora_for_models(model, None, self.read_lora(name), strength, 0)[0]
+        if patched.patches_uuid == model.patches_uuid:
+            raise ValueError(f"the LoRA {name} has no layer of this model: choose one that was made for it")
+        return patched
+
+    def embedded(self, variant: str) -> tuple[MODEL, CLIP, VAE]:
+        return embedded.load(variant)
+
+    def latents_in(self, model: MODEL, samples: Tensor) -> Tensor:
+        return work.process_in(model.model, samples)
+
+    def encode_text(self, clip: CLIP, text: str) -> CONDITIONING:
+        if clip is None:
+            raise ValueError("clip is empty: the checkpoint holds no text encoder; load one with Load CLIP")
+        with torch.inference_mode():
+            return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+    def encode_images(self, vae: VAE, images: Tensor) -> LATENT:
+        with torch.inference_mode():
+            return {"samples": vae.encode(images[..., :3])}
+
+    def decode(self, vae: VAE, samples: Tensor) -> Tensor:
+        # The VAE belongs to a node, and so to inference mode.
+        with torch.inference_mode():
+            images = vae.decode(samples)
+        images = images.reshape(-1, *images.shape[-3:])
+        with torch.inference_mode(False):
+            return images.float().cpu().clone().clamp(0, 1)
+
+    def differentiable_decoder(self, vae: VAE) -> Decoder:
+        if vae.patcher.cached_patcher_init is None:
+            raise ValueError("vae cannot be read a second time: load it with Load VAE or Load Checkpoint")
+        with torch.inference_mode(False):
+            patcher = vae.patcher.clone(disable_dynamic=True, force_deepcopy=True)
+            network = patcher.patch_model(vae.device, lowvram_model_memory=0).requires_grad_(False)
+            return work.decoder_of(vae, network)
+
+    def hold(self, network: nn.Module) -> Held:
+        return Held(network)
+
+    def method_sampler(self, method: Method) -> MethodSampler:
+        return MethodSampler(method)
+
+    def method_of(self, sampler: SAMPLER) -> Method | None:
+        return sampler.method if isinstance(sampler, MethodSampler) else None
+
+    def random_noise(self, seed: int) -> NOISE:
+        # Core reads its own nodes by file path, so this is a second copy, made when it is first needed.
+        from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+
+        return Noise_RandomNoise(seed)
+
+    def cfg_guider(
+        self, model: MODEL, positive: CONDITIONING, negative: CONDITIONING | None, cfg: float
+    ) -> GUIDER:
+        guider = comfy.samplers.CFGGuider(model)
+        if negative is None:
+            if cfg != 1:
+                raise ValueError(f"cfg {cfg:g} compares with a negative prompt: connect `negative`")
+            guider.inner_set_conds({"positive": positive})
+        else:
+            guider.set_conds(positive, negative)
+        guider.set_cfg(cfg)
+        return guider
+
+    def branches(self, guider: GUIDER, leg: bool = False) -> int:
+        if leg and unconditional(guider):
+            return len(guider.original_conds["negative"])
+        return branches(guider, guider.original_conds)
+
+    def cfgs(self, guiders: Sequence[GUIDER]) -> tuple[float, ...] | None:
+        return cfgs(guiders)
+
+    def at_cfg(self, guider: GUIDER, cfg: float) -> GUIDER:
+        made = copy.copy(guider)
+        made.set_cfg(cfg)
+        return made
+
+    def sample(
+        self, guider: GUIDER, sampler: SAMPLER, sigmas: Tensor, latent: LATENT, seed: int, noise: Tensor | None = None
+    ) -> Tensor:
+        samples = self.latents_of(guider, latent)
+        if noise is None:
+            noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+        found = guider.sample(
+            noise, samples, sampler, sigmas, denoise_mask=latent.get("noise_mask"), callback=None,
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
+        )  # fmt: skip
+        return found.to(comfy.model_management.intermediate_device())
+
+    def latents_of(self, guider: GUIDER, latent: LATENT) -> Tensor:
+        samples = latent["samples"]
+        if samples.is_nested:
+            raise ValueError("latent holds several latents in one (video with sound), which a search cannot branch on")
+        spacial, temporal = latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal")
+        return comfy.sample.fix_empty_latent_channels(guider.model_patcher, samples, spacial, temporal)
+
+    def latents_out(self, guider: GUIDER, x0: Tensor) -> Tensor:
+        out = guider.model_patcher.model.process_latent_out(x0.float())
+        return out.to(comfy.model_management.intermediate_device())
+
+    def trainable(self, model: MODEL, compute: torch.dtype | None = None) -> training.ComfyDenoiser:
+        return training.trainable(model, compute)
+
+    def outline(self, model: MODEL, compute: torch.dtype | None = None) -> Outline:
+        return Outline(model, compute)
+
+    def outlined_decoder(self, vae: VAE) -> Decoder:
+        return outlined_decoder(vae)
+
+    def from_header(
+        self, path: Path, width: int, height: int, frames: int = 1, tokens: int = 0
+    ) -> tuple[MODEL, Entry, tuple[int, ...]]:
+        model = bare.from_file(path)
+        return model, bare.prompt_of(model, tokens), bare.latent_of(model, width, height, frames)
+
+    def training_session(self) -> AbstractContextManager[None]:
+        return training.training_session()
+
+    def empty_latent_shape(self, model: MODEL, samples: Tensor) -> tuple[int, ...]:
+        return tuple(comfy.sample.fix_empty_latent_channels(model, torch.zeros_like(samples)).shape[1:])
+
+    def output_change(self, model: MODEL, path: Path, dataset: Dataset) -> float:
+        return training.output_change(model, path, dataset)
+
+    def free_memory(self) -> int | None:
+        device = comfy.model_management.get_torch_device()
+        return None if device.type == "cpu" else int(comfy.model_management.get_free_memory(device))
+
+    def make_room(self) -> None:
+        comfy.model_management.unload_all_models()
+        comfy.model_management.soft_empty_cache(force=True)
+
+    def pin(self, tensor: Tensor) -> bool:
+        # Within the budget that ComfyUI keeps.
+        return bool(comfy.model_management.pin_memory(tensor))
+
+    def unpin(self, tensor: Tensor) -> None:
+        comfy.model_management.unpin_memory(tensor)
+
+    def bf16(self) -> bool:
+        return work.bf16()
+
+    def statistics_folders(self) -> list[Path]:
+        return _folders(STATISTICS)
+
+    def rewards_folders(self) -> list[Path]:
+        return _folders(REWARDS)
+
+    def captioners_folders(self) -> list[Path]:
+        return _folders(CAPTIONERS)
+
+    def input_folders(self) -> list[Path]:
+        return [Path(folder_paths.get_input_directory())]
+
+    def loras_folder(self) -> Path:
+        return Path(folder_paths.get_folder_paths("loras")[0])
+
+    def runs_folder(self) -> Path:
+        return Path(folder_paths.get_output_directory()) / "retort"
+
+    def search_records(self) -> Path:
+        # ComfyUI empties the folder when it starts.
+        return Path(folder_paths.get_temp_directory()) / "retort_searches"
+
+    def lora_names(self) -> list[str]:
+        return [name for name in folder_paths.get_filename_list("loras") if name.lower().endswith(sources.ENDINGS)]
+
+    def read_lora(self, name: str) -> dict[str, Tensor]:
+        sources.checked_path(name, "LoRA")
+        with torch.inference_mode(False):
+            return export.read_lora(Path(folder_paths.get_full_path_or_raise("loras", name)))
+
+    def add_model_folders(self) -> None:
+        embedded.add_model_folders()
+        for kind in (REWARDS, CAPTIONERS, STATISTICS):
+            _add_folder(kind)
+
+    def describe_base(self, model: MODEL) -> sources.Base | None:
+        return job_base.describe_base(model)
+
+    def describe_vae(self, vae: VAE) -> sources.Vae | None:
+        return job_base.describe_vae(vae)
+
+    def merge_base(self, model: MODEL, folder: Path) -> sources.Base:
+        return job_base.merge_base(model, folder)
+
+    def load_base(self, base: sources.Base, folder: Path) -> MODEL:
+        return job_base.load_base(base, folder)
+
+    def load_vae(self, vae: sources.Vae) -> VAE:
+        return job_base.load_vae(vae)
+
+    def job_arguments(self) -> list[str]:
+        return job_base.job_arguments()
+
+    def progress(self, total: int) -> work.Progress:
+        return work.Progress(total)
+
+    def check_cancelled(self) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def say(self, text: str, warn: bool = False) -> None:
+        work.say(text, warn)
+
+    def add_routes(self, sets: Callable[[], Path]) -> None:
+        from server import PromptServer
+
+        if "instance" in vars(PromptServer):  # a server runs
+            guard.listen_at(comfy.cli_args.args.listen.split(","))
+            table = PromptServer.instance.routes
+            picker_routes.add(table, sets)
+            preference_routes.add(table, sets)
+            run_routes.add(table, self.runs_folder)
+            search_routes.add(
+                table, self.search_records, lambda: self.runs_folder().with_name(search_files.FOLDER),
+                lambda: self.input_folders()[0],
+            )  # fmt: skip
 
 
-def schedule(model):
-    """The model's model_sampling object, the patched one where a patch replaces it."""
-    return model.get_model_object("model_sampling")
+def _add_folder(kind: str) -> None:
+    """Make a folder of ours below models known to ComfyUI, and of statistics what comes with Retort after it."""
+    folder_paths.add_model_folder_path(kind, str(Path(folder_paths.models_dir) / kind))
+    if kind == STATISTICS:
+        folder_paths.add_model_folder_path(kind, str(FOLDER / kind))
 
 
-def prediction(model) -> Prediction:
-    """What the MODEL's network predicts."""
-    return prediction_of(schedule(model))
+def _folders(kind: str) -> list[Path]:
+    if kind not in folder_paths.folder_names_and_paths:
+        _add_folder(kind)
+    return [Path(path) for path in folder_paths.get_folder_paths(kind)]
 
 
-def latent_format(model) -> tuple[int, int]:
-    """(channels, spatial and temporal dimensions) of the MODEL's latents."""
-    form = model.get_model_object("latent_format")
-    return form.latent_channels, form.latent_dimensions
-
-
-def with_x0_patch(model, patch: Callable[[Tensor, Tensor], Tensor]):
-    """A clone of the MODEL whose guided x0 goes through patch(x0, sigma (B,))."""
-    clone = model.clone()
-    clone.set_model_sampler_post_cfg_function(lambda args: patch(args["denoised"], args["sigma"]))
-    return clone
-
-
-def method_sampler(method: Method) -> MethodSampler:
-    """SAMPLER of a method."""
-    return MethodSampler(method)
-
-
-def method_of(sampler) -> Method | None:
-    """See `hosts.api`."""
-    return sampler.method if isinstance(sampler, MethodSampler) else None
-
-
-def random_noise(seed: int):
-    """Core's NOISE of a seed."""
-    # Core reads its own nodes by file path, so this is a second copy, made when it is first needed.
-    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
-
-    return Noise_RandomNoise(seed)
-
-
-def cfg_guider(model, positive, negative, cfg: float):
-    """GUIDER with classifier-free guidance; ValueError when cfg needs the negative that is not there."""
-    guider = comfy.samplers.CFGGuider(model)
-    if negative is None:
-        if cfg != 1:
-            raise ValueError(f"cfg {cfg:g} compares with a negative prompt: connect `negative`")
-        guider.inner_set_conds({"positive": positive})
-    else:
-        guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
-    return guider
-
-
-def with_lora(model, name: str, strength: float):
-    """A clone of the MODEL with a LoRA file at this strength; ValueError where it changes nothing there."""
-    if strength == 0:
-        return model
-    patched = comfy.sd.load_lora_for_models(model, None, work.read_lora(name), strength, 0)[0]
-    if patched.patches_uuid == model.patches_uuid:
-        raise ValueError(f"the LoRA {name} has no layer of this model: choose one that was made for it")
-    return patched
-
-
-def sample(
-    guider, sampler, sigmas: Tensor, latent: dict[str, Any], seed: int, noise: Tensor | None = None
-) -> Tensor:
-    """See `hosts.api`."""
-    samples = latents_of(guider, latent)
-    if noise is None:
-        noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
-    found = guider.sample(
-        noise, samples, sampler, sigmas, denoise_mask=latent.get("noise_mask"), callback=None,
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
-    )  # fmt: skip
-    return found.to(comfy.model_management.intermediate_device())
-
-
-def models_folder() -> Path:
-    """Folder of the embedded weights."""
-    return _embedded.FOLDER
-
-
-def add_model_folders() -> None:
-    """Show the embedded weights to the stock loaders, and folders of ours below models to users."""
-    _embedded.add_model_folders()
-    rewards.add_folder()
-    work.add_captioners_folder()
-    work.add_statistics_folder()
-
-
-def add_routes(sets: Callable[[], Path]) -> None:
-    """See `hosts.api`; nothing where no server runs."""
-    from server import PromptServer
-
-    if "instance" in vars(PromptServer):
-        guard.listen_at(comfy.cli_args.args.listen.split(","))
-        table = PromptServer.instance.routes
-        picker_routes.add(table, sets)
-        preference_routes.add(table, sets)
-        run_routes.add(table, work.runs_folder)
-        search_routes.add(table, work.search_records, work.saved_searches, lambda: work.input_folders()[0])
+host = ComfyUI()

@@ -1,4 +1,4 @@
-"""What a job calls a ComfyUI MODEL and VAE, and the way back; see `hosts.api`."""
+"""What a job calls a ComfyUI MODEL and VAE, and the way back; see `hosts.contract`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS: dict[str, tuple[Any, str]] = {
 
 
 def describe_base(model) -> sources.Base | None:
-    """See `hosts.api`."""
+    """See `hosts.contract`."""
     what = named.describe(model)
     if what is None:
         return None
@@ -40,14 +40,14 @@ def describe_base(model) -> sources.Base | None:
 
 
 def merge_base(model, folder: Path) -> sources.Base:
-    """See `hosts.api`."""
+    """See `hosts.contract`."""
     what = named.save_merged(model, folder / sources.MERGED)
     variant = "eps" if what["loader"] == "embedded eps" else ""
     return sources.Base("merged", variant, sources.MERGED, shift=what["shift"])
 
 
 def describe_vae(vae) -> sources.Vae | None:
-    """See `hosts.api`."""
+    """See `hosts.contract`."""
     if vae.patcher.cached_patcher_init is None:
         return None
     factory, given = vae.patcher.cached_patcher_init[:2]
@@ -61,7 +61,7 @@ def describe_vae(vae) -> sources.Vae | None:
 
 
 def load_base(base: sources.Base, folder: Path):
-    """See `hosts.api`."""
+    """See `hosts.contract`."""
     if base.kind == "diffusers":
         raise ValueError('base.kind "diffusers" is loaded without ComfyUI: start the job without --comfyui')
     loader = {"diffusion_model": "diffusion model"}.get(base.kind, "checkpoint")
@@ -83,7 +83,7 @@ def load_base(base: sources.Base, folder: Path):
 
 
 def load_vae(vae: sources.Vae):
-    """See `hosts.api`."""
+    """See `hosts.contract`."""
     if vae.kind == "diffusers":
         raise ValueError('vae.kind "diffusers" is loaded without ComfyUI: start the job without --comfyui')
     if vae.kind == "vae":
@@ -101,7 +101,7 @@ def load_vae(vae: sources.Vae):
 
 
 def job_arguments() -> list[str]:
-    """See `hosts.api`."""
+    """See `hosts.contract`."""
     # ComfyUI's own arguments decide precision and folders, so the job gets them too; it opens no port.
     given = sys.argv[1:] if comfy.options.args_parsing else ["--cpu"] * args.cpu
     output = folder_paths.get_output_directory()

@@ -19,7 +19,7 @@ from .work import decoder_of
 
 
 class Outline:
-    """See `trainers.dry_run.Outline`. compute: see `hosts.api.trainable`."""
+    """See `trainers.dry_run.Outline`. compute: see `hosts.contract.Training.trainable`."""
 
     def __init__(self, model, compute: torch.dtype | None = None):
         refuse_foreign_patches(model)
@@ -60,7 +60,7 @@ def _with_network(base: Any, network: nn.Module) -> Any:
 
 
 def outlined_decoder(vae) -> Decoder:
-    """See `hosts.api`."""
+    """See `hosts.contract`."""
     with torch.inference_mode(False):
         here = copy.copy(vae)
         here.device = META

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import comfy.model_management
 import comfy.model_patcher
-import folder_paths
 import torch
 from torch import nn
-
-KIND = "rewards"
 
 
 class _Placed(nn.Module):
@@ -53,20 +47,3 @@ class Held:
                     loaded.pop(i).model_unload()
             self.patcher.detach()
         comfy.model_management.soft_empty_cache()
-
-
-def hold(network: nn.Module) -> Held:
-    """See `hosts.api`."""
-    return Held(network)
-
-
-def add_folder() -> None:
-    """Make models/rewards known to ComfyUI, so that extra_model_paths.yaml can add to it."""
-    folder_paths.add_model_folder_path(KIND, os.path.join(folder_paths.models_dir, KIND))
-
-
-def rewards_folders() -> list[Path]:
-    """See `hosts.api`."""
-    if KIND not in folder_paths.folder_names_and_paths:
-        add_folder()
-    return [Path(path) for path in folder_paths.get_folder_paths(KIND)]

@@ -1,4 +1,4 @@
-"""A search inside one run of a ComfyUI GUIDER, so that its loading, hooks, patches and guidance are core's own."""
+"""What a search asks of a run of a ComfyUI GUIDER, whose loading, hooks, patches and guidance are core's own."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
-import comfy.sample
 import torch
 from comfy.samplers import CFGGuider
-from torch import Tensor
 
 from ...sampling.prior import identity
 from ..methods import Run
 from .guiders import branches, parts
 
 _log = logging.getLogger("retort.search")
-CANCELLED = comfy.model_management.InterruptProcessingException
 # With these in a condition core looks at the first level of a batch only.
 _LEVEL_BOUND = {"control", "hooks", "timestep_start", "timestep_end", "gligen", "additional_models", "default"}
 
@@ -44,21 +41,6 @@ def as_prior(run: Run, model_wrap: Any, options: dict[str, Any]) -> Run:
         batch=_fitting(model_wrap.model_patcher, shape, device),
         again=again,
     )
-
-
-def latents_of(guider, latent: dict[str, Any]) -> Tensor:
-    """See `hosts.api`."""
-    samples = latent["samples"]
-    if samples.is_nested:
-        raise ValueError("latent holds several latents in one (video with sound), which a search cannot branch on")
-    spacial, temporal = latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal")
-    return comfy.sample.fix_empty_latent_channels(guider.model_patcher, samples, spacial, temporal)
-
-
-def latents_out(guider, x0: Tensor) -> Tensor:
-    """See `hosts.api`."""
-    out = guider.model_patcher.model.process_latent_out(x0.float())
-    return out.to(comfy.model_management.intermediate_device())
 
 
 def _fitting(patcher, shape: tuple[int, ...], device: torch.device) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import comfy.lora
 import comfy.lora_convert
 import comfy.model_management
 import comfy.ops
-import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
 import comfy.sd
@@ -24,11 +23,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...trainers.dataset import Dataset
-from ...trainers.denoiser import Denoiser
 from ...trainers.export import weights_hash
 from ...trainers.weightless import bare
 from ..training import conditions
-from ..training.conditions import Joined, Rejoins, shape_of
+from ..training.conditions import Joined, shape_of
+from ..training.denoiser import HostDenoiser
 from ..training.lora_files import LoraNames
 from . import work
 from .coordinates import path_of, prediction_of
@@ -44,7 +43,7 @@ ARCHITECTURES = {
 Conds = dict[str, comfy.conds.CONDRegular]
 
 
-class ComfyDenoiser(Rejoins, Denoiser):
+class ComfyDenoiser(HostDenoiser):
     """See `objectives.contract.TrainableDenoiser`. A condition is the model's own conds of one sample, on the CPU.
 
     patcher: a ModelPatcher of its own (`own_network`).
@@ -112,11 +111,6 @@ class ComfyDenoiser(Rejoins, Denoiser):
 
         return conditions.join(conds, comfy.samplers.cond_equal_size, merged)
 
-    def features(self, x: Tensor, sigma: Tensor, cond: Joined) -> list[Tensor]:
-        """See the contract; ValueError where the batch's prompts differ in length."""
-        conditions.require_one_group(cond)
-        return super().features(x, sigma, cond)
-
     def latents_in(self, samples: Tensor) -> Tensor:
         """Stored LATENT samples (B, C, ...) in the network's scale, fp32 on the CPU; ValueError for other channels."""
         return work.process_in(self._model, samples)
@@ -124,14 +118,6 @@ class ComfyDenoiser(Rejoins, Denoiser):
     def latents_out(self, x0: Tensor) -> Tensor:
         """Network latents as a LATENT stores them, fp32, with gradients where there are any."""
         return self._model.process_latent_out(x0.float())
-
-    def to_file(self, lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A LoRA of this network under names that ComfyUI's loader and diffusers read."""
-        return self.names.to_file(lora)
-
-    def from_file(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A LoRA file's tensors as this network names its layers; ValueError for layers that it lacks."""
-        return self.names.from_file(state)
 
     def preview(self, x0: Tensor) -> Tensor:
         """IMAGE (B, h, w, 3) of network latents where there is no VAE: ComfyUI's rough colours of the latents."""
@@ -199,7 +185,7 @@ def refuse_foreign_patches(model) -> None:
 
 
 def trainable(model, compute: torch.dtype | None = None) -> ComfyDenoiser:
-    """See `hosts.api`."""
+    """See `hosts.contract`."""
     refuse_foreign_patches(model)
     with torch.inference_mode(False):
         patcher = own_network(model)
@@ -220,7 +206,7 @@ def trainable(model, compute: torch.dtype | None = None) -> ComfyDenoiser:
 
 @contextmanager
 def training_session() -> Iterator[None]:
-    """See `hosts.api`."""
+    """See `hosts.contract`."""
     management = comfy.model_management
     before = management.in_training, management.training_fp8_bwd
     # The second one, which core's trainer sets and leaves set, makes layers keep inputs where no checkpoint sees them.
@@ -232,13 +218,8 @@ def training_session() -> Iterator[None]:
         management.in_training, management.training_fp8_bwd = before
 
 
-def empty_latent_shape(model, samples: Tensor) -> tuple[int, ...]:
-    """See `hosts.api`."""
-    return tuple(comfy.sample.fix_empty_latent_channels(model, torch.zeros_like(samples)).shape[1:])
-
-
 def output_change(model, path: Path, dataset: Dataset) -> float:
-    """See `hosts.api`."""
+    """See `hosts.contract`."""
     lora = load_file(path)
     known = comfy.lora.model_lora_keys_unet(model.model, {})
     loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(lora), known, log_missing=False)

@@ -191,7 +191,7 @@ def parts(guider: Guider) -> Iterator[Any]:
 
 
 def cfgs(guiders: Sequence[Guider]) -> tuple[float, ...] | None:
-    """See `hosts.api`."""
+    """See `hosts.contract`."""
     first = guiders[0]
     for guider in guiders:
         if guider.model.source is not first.model.source or identity(parts(guider)) != identity(parts(first)):

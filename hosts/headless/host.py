@@ -1,182 +1,243 @@
-"""What nodes ask of the headless host; `hosts.api` says what each function promises."""
+"""What nodes ask of the headless host."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...files import weights as files
 from ...sampling.path import NoisePath
 from ...sampling.schedule import FlowSchedule, FluxSchedule, Schedule
+from ...trainers import sources
+from ...trainers.dataset import Dataset, Entry
+from ...trainers.decoder import Decoder
+from ..contract import LATENT, Host, Prediction
 from ..methods import Method
-from . import embedded as _embedded
-from . import folders, guider, job_base, rewards, training, work
-from . import outline as _outline
-from .folders import EMBEDDED
-from .guider import Guider
-from .model import Conditioning, Lora, Model, Prediction
+from . import device, embedded, folders, job_base, pinned, training, work
+from .guider import Guider, cfgs
+from .model import Clip, Conditioning, Lora, Model, Vae
 from .noise import RandomNoise
-
-NAME = "headless"
-
-embedded = _embedded.load
-trainable = training.trainable
-outline = _outline.Outline
-outlined_decoder = _outline.outlined_decoder
-from_header = _outline.from_header
-training_session = training.training_session
-empty_latent_shape = training.empty_latent_shape
-output_change = training.output_change
-decode = work.decode
-differentiable_decoder = work.differentiable_decoder
-encode_images = work.encode_images
-encode_text = work.encode_text
-progress = work.Progress
-check_cancelled = work.check_cancelled
-free_memory = work.free_memory
-bf16 = work.bf16
-make_room = work.make_room
-pin = work.pin
-unpin = work.unpin
-lora_names = work.lora_names
-loras_folder = work.loras_folder
-read_lora = work.read_lora
-describe_base = job_base.describe_base
-describe_vae = job_base.describe_vae
-merge_base = job_base.merge_base
-load_base = job_base.load_base
-load_vae = job_base.load_vae
-job_arguments = job_base.job_arguments
-runs_folder = work.runs_folder
-latents_in = work.latents_in
-statistics_folders = work.statistics_folders
-input_folders = work.input_folders
-hold = rewards.hold
-rewards_folders = rewards.rewards_folders
-captioners_folders = work.captioners_folders
-CANCELLED = KeyboardInterrupt
-say = work.say
-cfgs = guider.cfgs
+from .outline import Outline, from_header, outlined_decoder
+from .rewards import Held
 
 
-def noise_path(model: Model) -> NoisePath:
-    """The coordinates that a MODEL samples in."""
-    return model.path
+class Headless(Host):
+    """Without ComfyUI. See `hosts.contract` for what each method promises."""
+
+    NAME = "headless"
+    CANCELLED = KeyboardInterrupt
+
+    def noise_path(self, model: Model) -> NoisePath:
+        return model.path
+
+    def schedule(self, model: Model) -> Schedule:
+        return model.schedule
+
+    def prediction(self, model: Model) -> Prediction:
+        return model.prediction
+
+    def latent_format(self, model: Model) -> tuple[int, int]:
+        return model.latent.channels, model.latent.dims
+
+    def with_shift(self, model: Model, shift: float) -> Model:
+        old = model.schedule
+        if isinstance(old, FlowSchedule):
+            return replace(model, schedule=replace(old, shift=shift))
+        if isinstance(old, FluxSchedule):
+            # Flux writes the same curve with the exponential of its shift.
+            return replace(model, schedule=FluxSchedule(math.log(shift)))
+        raise ValueError(
+            f"shift {shift:g} cannot be set: only flow models have a timestep shift, and this one predicts "
+            f"{model.prediction}; load a flow model such as SD3 or Flux"
+        )
+
+    def with_x0_patch(self, model: Model, patch: Callable[[Tensor, Tensor], Tensor]) -> Model:
+        return replace(model, patches=(*model.patches, patch))
+
+    def with_lora(self, model: Model, name: str, strength: float) -> Model:
+        if strength == 0:
+            return model
+        patched = model.with_lora(Lora(name, files.load(folders.current().model("loras", name)), strength))
+        # Loaded here, so that a LoRA that does not fit is told at once.
+        return patched if patched.network is not None else model
+
+    def embedded(self, variant: str) -> tuple[Model, Clip, Vae]:
+        return embedded.load(variant)
+
+    def latents_in(self, model: Model, samples: Tensor) -> Tensor:
+        return work.latents_in(model, samples)
+
+    def encode_text(self, clip: Clip, text: str) -> Conditioning:
+        return clip.encode(text)
+
+    @torch.no_grad()
+    def encode_images(self, vae: Vae, images: Tensor) -> LATENT:
+        return {"samples": vae.encode(images)}
+
+    @torch.no_grad()
+    def decode(self, vae: Vae, samples: Tensor) -> Tensor:
+        return vae.decode(samples)
+
+    def differentiable_decoder(self, vae: Vae) -> Decoder:
+        return Decoder(vae.network(), vae.decode)
+
+    def hold(self, network: nn.Module) -> Held:
+        return Held(network)
+
+    def method_sampler(self, method: Method) -> Method:
+        return method
+
+    def method_of(self, sampler: Method) -> Method:
+        return sampler
+
+    def random_noise(self, seed: int) -> RandomNoise:
+        return RandomNoise(seed)
+
+    def cfg_guider(self, model: Model, positive: Conditioning, negative: Conditioning | None, cfg: float) -> Guider:
+        if negative is None and cfg != 1:
+            raise ValueError(f"cfg {cfg:g} compares with a negative prompt: connect `negative`")
+        return Guider(model, positive, negative, cfg)
+
+    def branches(self, guider: Guider, leg: bool = False) -> int:
+        # The same wherever the guider stands: at cfg 0 the negative branch runs alone here.
+        return sum(map(len, guider.branches()))
+
+    def cfgs(self, guiders: Sequence[Guider]) -> tuple[float, ...] | None:
+        return cfgs(guiders)
+
+    def at_cfg(self, guider: Guider, cfg: float) -> Guider:
+        return Guider(guider.model, guider.positive, guider.negative, cfg)
+
+    def sample(
+        self, guider: Guider, sampler: Method, sigmas: Tensor, latent: LATENT, seed: int, noise: Tensor | None = None
+    ) -> Tensor:
+        start = {**latent, "samples": self.latents_of(guider, latent)}
+        noise = RandomNoise(seed).generate_noise(start) if noise is None else noise
+        with torch.inference_mode():
+            return guider.sample(noise, start["samples"], sampler, sigmas, latent.get("noise_mask"), None, seed)
+
+    def latents_of(self, guider: Guider, latent: LATENT) -> Tensor:
+        return guider.model.latent.fitted(latent["samples"])
+
+    def latents_out(self, guider: Guider, x0: Tensor) -> Tensor:
+        return guider.model.latent.process_out(x0.float())
+
+    def trainable(self, model: Model, compute: torch.dtype | None = None) -> training.HeadlessDenoiser:
+        return training.HeadlessDenoiser(model, compute)
+
+    def outline(self, model: Model, compute: torch.dtype | None = None) -> Outline:
+        return Outline(model, compute)
+
+    def outlined_decoder(self, vae: Vae) -> Decoder:
+        return outlined_decoder(vae)
+
+    def from_header(
+        self, path: Path, width: int, height: int, frames: int = 1, tokens: int = 0
+    ) -> tuple[Model, Entry, tuple[int, ...]]:
+        return from_header(path, width, height, frames, tokens)
+
+    def training_session(self) -> AbstractContextManager[None]:
+        return training.training_session()
+
+    def empty_latent_shape(self, model: Model, samples: Tensor) -> tuple[int, ...]:
+        return model.latent.channels, *samples.shape[2:]
+
+    def output_change(self, model: Model, path: Path, dataset: Dataset) -> float:
+        return training.output_change(model, path, dataset)
+
+    def free_memory(self) -> int | None:
+        where = device.device()
+        if where.type == "cpu":
+            return None
+        module = torch.get_device_module(where)
+        return module.mem_get_info(where)[0] if hasattr(module, "mem_get_info") else None
+
+    def make_room(self) -> None:
+        """Nothing is held here from one call to the next."""
+
+    def pin(self, tensor: Tensor) -> bool:
+        # Half of the machine's memory at most, since what is pinned cannot be swapped out.
+        return device.device().type == "cuda" and pinned.pin(tensor)
+
+    def unpin(self, tensor: Tensor) -> None:
+        pinned.unpin(tensor)
+
+    def bf16(self) -> bool:
+        return device.has_bf16()
+
+    def statistics_folders(self) -> list[Path]:
+        where = folders.current()
+        return [root / "gaussian_statistics" for root in (*(where.models or (where.output,)), folders.EMBEDDED)]
+
+    def rewards_folders(self) -> list[Path]:
+        return [root / "rewards" for root in folders.current().models]
+
+    def captioners_folders(self) -> list[Path]:
+        return [root / "captioners" for root in folders.current().models]
+
+    def input_folders(self) -> list[Path]:
+        return list(folders.current().inputs)
+
+    def loras_folder(self) -> Path:
+        where = folders.current()
+        return (where.models[0] if where.models else where.output) / "loras"
+
+    def runs_folder(self) -> Path:
+        return folders.current().output / "retort"
+
+    def search_records(self) -> None:
+        """Nobody looks."""
+
+    def lora_names(self) -> list[str]:
+        return folders.current().names("loras")
+
+    def read_lora(self, name: str) -> dict[str, Tensor]:
+        with torch.inference_mode(False):
+            return files.load(folders.current().model("loras", name))
+
+    def add_model_folders(self) -> None:
+        """The headless loaders know the embedded weights already."""
+
+    def describe_base(self, model: Model) -> sources.Base | None:
+        return job_base.describe_base(model)
+
+    def describe_vae(self, vae: Vae) -> sources.Vae | None:
+        return vae.origin
+
+    def merge_base(self, model: Model, folder: Path) -> sources.Base:
+        raise ValueError(
+            "model has another sampling than its file says, or a LoRA that is in no file, which a job cannot be told "
+            "of: train in the node, or connect the MODEL from before that node"
+        )
+
+    def load_base(self, base: sources.Base, folder: Path) -> Model:
+        return job_base.load_base(base)
+
+    def load_vae(self, vae: sources.Vae) -> Vae:
+        return job_base.load_vae(vae)
+
+    def job_arguments(self) -> list[str]:
+        where = folders.current()
+        models = [part for root in where.models for part in ("--models", str(root.resolve()))]
+        return [*models, "--output", str(where.output.resolve())]
+
+    def progress(self, total: int) -> work.Progress:
+        return work.Progress(total)
+
+    def check_cancelled(self) -> None:
+        """Ctrl+C raises by itself."""
+
+    def say(self, text: str, warn: bool = False) -> None:
+        work.say(text, warn)
+
+    def add_routes(self, sets: Callable[[], Path]) -> None:
+        """No page is served here: what waits is answered in ComfyUI, or through `preferences.tickets`."""
 
 
-def schedule(model: Model) -> Schedule:
-    """The model's schedule, which has the members of ComfyUI's model_sampling object."""
-    return model.schedule
-
-
-def prediction(model: Model) -> Prediction:
-    """What the MODEL's network predicts."""
-    return model.prediction
-
-
-def latent_format(model: Model) -> tuple[int, int]:
-    """(channels, spatial and temporal dimensions) of the MODEL's latents."""
-    return model.latent.channels, model.latent.dims
-
-
-def with_shift(model: Model, shift: float) -> Model:
-    """A flow MODEL with SD3's timestep shift; ValueError for a model that has none to set."""
-    old = model.schedule
-    if isinstance(old, FlowSchedule):
-        return replace(model, schedule=replace(old, shift=shift))
-    if isinstance(old, FluxSchedule):
-        # Flux writes the same curve with the exponential of its shift.
-        return replace(model, schedule=FluxSchedule(math.log(shift)))
-    raise ValueError(
-        f"shift {shift:g} cannot be set: only flow models have a timestep shift, and this one predicts "
-        f"{model.prediction}; load a flow model such as SD3 or Flux"
-    )
-
-
-def with_x0_patch(model: Model, patch: Callable[[Tensor, Tensor], Tensor]) -> Model:
-    """The MODEL whose guided x0 goes through patch(x0, sigma (B,))."""
-    return replace(model, patches=(*model.patches, patch))
-
-
-def method_sampler(method: Method) -> Method:
-    """See `hosts.api`."""
-    return method
-
-
-def method_of(sampler: Method) -> Method:
-    """See `hosts.api`."""
-    return sampler
-
-
-def latents_of(guider: Guider, latent: dict[str, Any]) -> Tensor:
-    """See `hosts.api`."""
-    return guider.model.latent.fitted(latent["samples"])
-
-
-def latents_out(guider: Guider, x0: Tensor) -> Tensor:
-    """See `hosts.api`."""
-    return guider.model.latent.process_out(x0.float())
-
-
-def at_cfg(guider: Guider, cfg: float) -> Guider:
-    """See `hosts.api`."""
-    return Guider(guider.model, guider.positive, guider.negative, cfg)
-
-
-def random_noise(seed: int) -> RandomNoise:
-    """NOISE of a seed."""
-    return RandomNoise(seed)
-
-
-def cfg_guider(model: Model, positive: Conditioning, negative: Conditioning | None, cfg: float) -> Guider:
-    """GUIDER with classifier-free guidance; ValueError when cfg needs the negative that is not there."""
-    if negative is None and cfg != 1:
-        raise ValueError(f"cfg {cfg:g} compares with a negative prompt: connect `negative`")
-    return Guider(model, positive, negative, cfg)
-
-
-def branches(guider: Guider, leg: bool = False) -> int:
-    """Conditions that are run for one latent, the same wherever the guider stands."""
-    return sum(map(len, guider.branches()))
-
-
-def with_lora(model: Model, name: str, strength: float) -> Model:
-    """The MODEL with a LoRA file at this strength; ValueError where it does not fit."""
-    if strength == 0:
-        return model
-    patched = model.with_lora(Lora(name, files.load(folders.current().model("loras", name)), strength))
-    # Loaded here, so that a LoRA that does not fit is told at once.
-    return patched if patched.network is not None else model
-
-
-def sample(
-    guider: Guider, sampler: Method, sigmas: Tensor, latent: dict[str, Any], seed: int, noise: Tensor | None = None
-) -> Tensor:
-    """See `hosts.api`."""
-    start = {**latent, "samples": latents_of(guider, latent)}
-    noise = RandomNoise(seed).generate_noise(start) if noise is None else noise
-    with torch.inference_mode():
-        return guider.sample(noise, start["samples"], sampler, sigmas, latent.get("noise_mask"), None, seed)
-
-
-def models_folder() -> Path:
-    """Folder of the embedded weights."""
-    return EMBEDDED
-
-
-def add_model_folders() -> None:
-    """The headless loaders know the folder already."""
-
-
-def search_records() -> None:
-    """Nobody looks."""
-
-
-def add_routes(sets: Callable[[], Path]) -> None:
-    """No page is served here: what waits is answered in ComfyUI, or through `preferences.tickets`."""
+host = Headless()

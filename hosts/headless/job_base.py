@@ -1,10 +1,9 @@
-"""What a job calls a headless MODEL and VAE, and the way back; see `hosts.api`."""
+"""What a job calls a headless MODEL and VAE, and the way back; see `hosts.contract`."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 from ...files import weights as files
 from ...files.errors import UsageError
@@ -15,7 +14,7 @@ from .model import Lora, Model, Vae
 
 
 def describe_base(model: Model) -> sources.Base | None:
-    """See `hosts.api`."""
+    """See `hosts.contract`."""
     origin = model.origin
     if origin is None:
         return None
@@ -30,21 +29,8 @@ def describe_base(model: Model) -> sources.Base | None:
     return replace(origin.base, shift=shift, loras=loras)
 
 
-def describe_vae(vae: Vae) -> sources.Vae | None:
-    """See `hosts.api`."""
-    return vae.origin
-
-
-def merge_base(model: Model, folder: Path) -> sources.Base:
-    """See `hosts.api`."""
-    raise ValueError(
-        "model has another sampling than its file says, or a LoRA that is in no file, which a job cannot be told of: "
-        "train in the node, or connect the MODEL from before that node"
-    )
-
-
-def load_base(base: sources.Base, folder: Path) -> Model:
-    """See `hosts.api`."""
+def load_base(base: sources.Base) -> Model:
+    """See `hosts.contract`."""
     if base.kind == "embedded":
         model = embedded.load(base.variant)[0]
     elif base.kind == "checkpoint":
@@ -65,7 +51,7 @@ def load_base(base: sources.Base, folder: Path) -> Model:
 
 
 def load_vae(vae: sources.Vae) -> Vae:
-    """See `hosts.api`."""
+    """See `hosts.contract`."""
     if vae.kind == "embedded":
         return embedded.load(vae.variant)[2]
     if vae.kind == "vae":
@@ -75,13 +61,6 @@ def load_vae(vae: sources.Vae) -> Vae:
     if found is None:
         raise UsageError(f"{vae.file} holds no VAE; name one of the vae folder")
     return found
-
-
-def job_arguments() -> list[str]:
-    """See `hosts.api`."""
-    where = folders.current()
-    models = [part for root in where.models for part in ("--models", str(root.resolve()))]
-    return [*models, "--output", str(where.output.resolve())]
 
 
 def _shift(schedule: Schedule) -> float | None:

@@ -16,7 +16,7 @@ from .training import HeadlessDenoiser
 
 
 class Outline:
-    """See `trainers.dry_run.Outline`. compute: see `hosts.api.trainable`."""
+    """See `trainers.dry_run.Outline`. compute: see `hosts.contract.Training.trainable`."""
 
     def __init__(self, model: Model, compute: torch.dtype | None = None):
         self._model, self._compute = model, compute
@@ -32,7 +32,7 @@ class Outline:
 
 
 def outlined_decoder(vae: Vae) -> Decoder:
-    """See `hosts.api`."""
+    """See `hosts.contract`."""
     network = weightless_copy(vae.network())
 
     def decode(latents: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ _LENGTHS = {768: 77, 2048: 77, 4096: 512}
 
 
 def from_header(path: Path, width: int, height: int, frames: int = 1, tokens: int = 0) -> Any:
-    """See `hosts.api`."""
+    """See `hosts.contract`."""
     from .diffusers_folder import Folder
     from .diffusers_loader import load_diffusion_model
     from .families import require_diffusers

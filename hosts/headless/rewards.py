@@ -1,13 +1,10 @@
-"""Reward networks without ComfyUI: on the device while they score, and where their files lie."""
+"""Reward networks without ComfyUI: on the device while they score."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from . import folders
 from .device import device
 
 
@@ -28,13 +25,3 @@ class Held:
         """Back to the CPU."""
         with torch.inference_mode(False):
             self.network.to("cpu")
-
-
-def hold(network: nn.Module) -> Held:
-    """See `hosts.api`."""
-    return Held(network)
-
-
-def rewards_folders() -> list[Path]:
-    """See `hosts.api`."""
-    return [root / "rewards" for root in folders.current().models]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...trainers.dataset import Dataset
-from ...trainers.denoiser import Denoiser
 from ...trainers.export import weights_hash
 from ...trainers.offload import forget_unused
 from ...trainers.weightless import bare
 from ..training import conditions
-from ..training.conditions import Joined, Rejoins, shape_of
+from ..training.conditions import Joined, shape_of
+from ..training.denoiser import HostDenoiser
 from ..training.lora_files import LoraNames
 from . import work
+from .device import has_bf16
 from .guider import Guider
 from .model import Conditioning, Lora, Model
 
 Keywords = dict[str, Tensor]
 
 
-class HeadlessDenoiser(Rejoins, Denoiser):
+class HeadlessDenoiser(HostDenoiser):
     """See `objectives.contract.TrainableDenoiser`. A condition is a dict of tensors (1, ...) on the CPU.
 
     compute: precision of the arithmetic; None leaves the network's own, unless that is fp16. made: the network, where
@@ -42,7 +43,7 @@ class HeadlessDenoiser(Rejoins, Denoiser):
         self.base_hash = "" if bare(module) else weights_hash(module.state_dict())
         held = next(module.parameters()).dtype
         if compute is None and held == torch.float16:  # its gradients overflow
-            compute = torch.bfloat16 if work.bf16() else torch.float32
+            compute = torch.bfloat16 if has_bf16() else torch.float32
         if compute not in (None, held) and (held != torch.float32 or bare(module)):
             # Once, and not in every call; fp32 weights are left to autocast, which keeps the norms precise.
             self._made.dtype = compute
@@ -96,11 +97,6 @@ class HeadlessDenoiser(Rejoins, Denoiser):
             out[name] = torch.cat(values).to(self.device)
         return out
 
-    def features(self, x: Tensor, sigma: Tensor, cond: Joined) -> list[Tensor]:
-        """See the contract; ValueError where the batch's prompts differ in length."""
-        conditions.require_one_group(cond)
-        return super().features(x, sigma, cond)
-
     def latents_in(self, samples: Tensor) -> Tensor:
         """Stored LATENT samples (B, C, H, W) in the network's scale, fp32 on the CPU; ValueError for other channels."""
         return work.latents_in(self.model, samples)
@@ -108,14 +104,6 @@ class HeadlessDenoiser(Rejoins, Denoiser):
     def latents_out(self, x0: Tensor) -> Tensor:
         """Network latents as a LATENT stores them, fp32, with gradients where there are any."""
         return self.model.latent.process_out(x0.float())
-
-    def to_file(self, lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A LoRA of this network under names that ComfyUI's loader and diffusers read."""
-        return self.names.to_file(lora)
-
-    def from_file(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A LoRA file's tensors as this network names its layers; ValueError for layers that it lacks."""
-        return self.names.from_file(state)
 
     def preview(self, x0: Tensor) -> Tensor:
         """IMAGE (B, h, w, 3) of network latents where there is no VAE: three channels, stretched to 0..1."""
@@ -131,26 +119,16 @@ class HeadlessDenoiser(Rejoins, Denoiser):
         forget_unused(self.device)
 
 
-def trainable(model: Model, compute: torch.dtype | None = None) -> HeadlessDenoiser:
-    """See `hosts.api`."""
-    return HeadlessDenoiser(model, compute)
-
-
 @contextmanager
 def training_session() -> Iterator[None]:
-    """See `hosts.api`."""
+    """See `hosts.contract`."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
-def empty_latent_shape(model: Model, samples: Tensor) -> tuple[int, ...]:
-    """See `hosts.api`."""
-    return model.latent.channels, *samples.shape[2:]
-
-
 @torch.no_grad()
 def output_change(model: Model, path: Path, dataset: Dataset) -> float:
-    """See `hosts.api`."""
+    """See `hosts.contract`."""
     x = torch.randn(1, *shape_of(dataset), generator=torch.Generator().manual_seed(0)).to(model.network.device)
     levels = model.schedule.sigmas
     sigma = levels[len(levels) // 2].to(x).view(1)

@@ -17,15 +17,16 @@ from ...trainers.job_watch import FileWatcher, Follower, Status, clear_commands,
 from ...trainers.loop import Reducer, Stopped
 from ...trainers.parallel import launched
 from ...trainers.watch import Watcher
+from ..contract import Host
 from ..training.run import Request, run
 
 _log = logging.getLogger("retort.job")
 
 
-def run_job(host: Any, path: Path, show: Watcher | None = None) -> Status:
+def run_job(host: Host, path: Path, show: Watcher | None = None) -> Status:
     """Do a job, going on where it was, and return how it ended: "finished" or "stopped".
 
-    host: the module of `hosts.api`. path: job.json, or its folder. show: who watches besides status.json. Raises what
+     path: job.json, or its folder. show: who watches besides status.json. Raises what
     `hosts.training.run.run` and the reading of the job raise; status.json then says "failed" and why. ValueError before
     anything is written for a folder that is no job or whose links lead out of it, BlockingIOError when another process
     works on it.
@@ -54,7 +55,7 @@ def run_job(host: Any, path: Path, show: Watcher | None = None) -> Status:
     return status
 
 
-def _watched(host: Any, folder: Path, watcher: FileWatcher, reducer: Reducer | None, found: Status | None) -> Status:
+def _watched(host: Host, folder: Path, watcher: FileWatcher, reducer: Reducer | None, found: Status | None) -> Status:
     try:
         job = Job.load(folder)
         steps = job.config.training.steps
@@ -73,7 +74,7 @@ def _watched(host: Any, folder: Path, watcher: FileWatcher, reducer: Reducer | N
     return watcher.status
 
 
-def _train(host: Any, folder: Path, job: Job, watcher: Watcher, reducer: Reducer | None) -> str:
+def _train(host: Host, folder: Path, job: Job, watcher: Watcher, reducer: Reducer | None) -> str:
     if job.started_by != host.NAME:
         remedy = "start it with --comfyui DIR" if job.started_by == "comfyui" else "start it without --comfyui"
         raise ValueError(
@@ -90,7 +91,7 @@ def _train(host: Any, folder: Path, job: Job, watcher: Watcher, reducer: Reducer
     return "" if result.path is None else result.path.name
 
 
-def _there(host: Any, lora: str) -> bool:
+def _there(host: Host, lora: str) -> bool:
     return bool(lora) and Path(lora).name == lora and (host.loras_folder() / lora).is_file()
 
 

@@ -16,12 +16,13 @@ from ...trainers.dataset import Dataset
 from ...trainers.job import JOB, LOG, Job, checked_folder, refuse_reward
 from ...trainers.job_watch import Status, clear_commands, has_status, read_status, started, write_status
 from ...trainers.methods import METHODS
+from ..contract import MODEL, VAE, Host
 from ..training.run import Request
 
 MOST_PROCESSES = 1024
 
 
-def write_job(host: Any, folder: Path, model: Any, request: Request, vae: Any = None, start: str = "") -> Job:
+def write_job(host: Host, folder: Path, model: MODEL, request: Request, vae: VAE = None, start: str = "") -> Job:
     """Write a run down as a job in its folder, the base by name, or merged beside it where it has none.
 
     start: name in the loras folder of what the student begins as. ValueError for a model that another process cannot be

@@ -1,6 +1,6 @@
 """Captioners by name: the embedded one, or a model of transformers in a folder of models/captioners.
 
-`run(host, ...)` serves the node; `host` is the module of `hosts.api`. A captioner is read, asked, and let go: its
+`run(host, ...)` serves the node; `host` is a `hosts.contract.Host`. A captioner is read, asked, and let go: its
 memory is the restorer's next. No code of a model's repository is ever run, and no pickle opened.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from ...files.paths import inside
 from ...files.pictures import rounded
 from ...restoration.captions import LONGEST, Captioner, cleaned
+from ..contract import Host
 from ..rewards import files
 from .run import Size, pictures, tiles_of
 
@@ -28,7 +29,7 @@ QUESTION = "Describe this image in one sentence: what it shows, the materials an
 class Embedded:
     """Digit and colours of the embedded model's pictures; a word less likely than `least` is left out."""
 
-    def __init__(self, host: Any, least: float = 0.0):
+    def __init__(self, host: Host, least: float = 0.0):
         from ...models import captioner
 
         with torch.inference_mode(False):
@@ -47,7 +48,7 @@ class Transformers:
     Raises ValueError for a folder that is none, or holds another kind of model.
     """
 
-    def __init__(self, host: Any, model: str = "", question: str = "", max_tokens: int = 64):
+    def __init__(self, host: Host, model: str = "", question: str = "", max_tokens: int = 64):
         files.transformers_or_error()
         from transformers import AutoModelForImageTextToText
 
@@ -89,7 +90,7 @@ class Captions:
 
 
 def run(
-    host: Any, kind: str, settings: Mapping[str, Any], images: Tensor, size: Size | None, batch: int, suffix: str = ""
+    host: Host, kind: str, settings: Mapping[str, Any], images: Tensor, size: Size | None, batch: int, suffix: str = ""
 ) -> Captions:
     """Captions of images (B, H, W, C), and of their tiles where a size is given. ValueError as the captioners'."""
     if kind not in KINDS:
@@ -114,7 +115,7 @@ def run(
     return Captions(whole, None if tiles is None else [list(row) for row in zip(*each, strict=True)])
 
 
-def _said(host: Any, captioner: Captioner, images: Tensor, suffix: str) -> list[str]:
+def _said(host: Host, captioner: Captioner, images: Tensor, suffix: str) -> list[str]:
     lines, cut = cleaned(captioner.caption(images), len(images))
     if cut:
         host.say(f"the captioner did not stop: {cut} captions were cut at {LONGEST} characters", warn=True)

@@ -13,6 +13,7 @@ from ...restoration.perceptual import feature_distance
 from ...restoration.resize import region
 from ...rewards.contract import Reward
 from ...rewards.scoring import score
+from ..contract import Host
 from ..rewards import kinds as rewards
 from .run import pictures
 
@@ -39,7 +40,7 @@ class Compared:
 class Lpips:
     """LPIPS of pictures (B, H, W, 3) in [0, 1] by the user's VGG16; learnt: whether with LPIPS's own weights."""
 
-    def __init__(self, host: Any):
+    def __init__(self, host: Host):
         network = rewards.perceptual_network(host, "vgg16")
         self._weights = rewards.lpips_weights(host)
         self._network, self._holder = network, host.hold(network)
@@ -74,7 +75,7 @@ def _large_enough(images: Tensor) -> Tensor:
     return torch.nn.functional.pad(images.movedim(-1, 1), (0, across, 0, down), mode="replicate").movedim(1, -1)
 
 
-def lpips(host: Any) -> Lpips | None:
+def lpips(host: Host) -> Lpips | None:
     """None where the user has no VGG16."""
     return Lpips(host) if rewards.has_vgg16(host) else None
 

@@ -1,6 +1,6 @@
 """Restores pictures of any size with a one-step model, tile by tile, the same on every host.
 
-`run(host, ...)` serves the node; `host` is the module of `hosts.api`. Pictures are enlarged, encoded, decoded and
+`run(host, ...)` serves the node; `host` is a `hosts.contract.Host`. Pictures are enlarged, encoded, decoded and
 blended a tile at a time, in rounds of tiles, so that beside the pictures that come in and go out memory is the tiles'.
 """
 
@@ -19,6 +19,7 @@ from ...restoration.color_fix import color_fix
 from ...restoration.one_step import MOST_AGAIN, SLOPES, OneStep, slope
 from ...restoration.resize import enlarged, region, source_box
 from ...restoration.tiles import Grid, Tiling
+from ..contract import CLIP, MODEL, VAE, Host
 from ..methods import Restore
 
 # Sides that every VAE and every patch size divides; InstaRevive's too.
@@ -90,7 +91,7 @@ def tiles_of(images: Tensor, size: Size) -> Iterator[Tensor]:
         yield images[:, top:bottom, left:right]
 
 
-def run(host: Any, model: Any, clip: Any, vae: Any, images: Tensor, wish: Wish) -> Tensor:
+def run(host: Host, model: MODEL, clip: CLIP, vae: VAE, images: Tensor, wish: Wish) -> Tensor:
     """IMAGE (B, ceil(H scale), ceil(W scale), 3, or 4 where there is an alpha), fp32 on the CPU.
 
     A mask leaves the rest as the plain enlargement. ValueError for what does not fit.
@@ -137,7 +138,7 @@ def softened(mask: Tensor, count: int, feather: int) -> Tensor:
 class _Networks:
     """What turns latents of degraded pictures into those of restored ones."""
 
-    def __init__(self, host: Any, model: Any, clip: Any, vae: Any, wish: Wish):
+    def __init__(self, host: Host, model: MODEL, clip: CLIP, vae: VAE, wish: Wish):
         self.host, self.model, self.clip, self.vae, self.wish = host, model, clip, vae, wish
         self.video = host.latent_format(model)[1] == 3
         self._sigmas = wish.one_step.sigmas(host.schedule(model), host.noise_path(model))
@@ -268,7 +269,7 @@ class _Job:
         return region(self.mask, (self.grid.height, self.grid.width), self.grid.boxes[index], "linear")
 
 
-def _factor(host: Any, model: Any, scale: float) -> float:
+def _factor(host: Host, model: MODEL, scale: float) -> float:
     """What stored latents are multiplied by so that the network sees raw ones times `scale`."""
     if scale == 0:
         return 1.0

@@ -1,6 +1,6 @@
 """Rewards by name: files found, network handed to the host's memory management, and a reward made of it.
 
-`make(host, kind, settings)` serves nodes and jobs alike; `host` is the module of `hosts.api`.
+`make(host, kind, settings)` serves nodes and jobs alike; `host` is a `hosts.contract.Host`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ...restoration.perceptual import lpips_weights_from, vgg16_from
 from ...rewards import classifier, clip_models, deqa, image_reward, preprocess, simple
 from ...rewards.contract import Reward
 from ...rewards.heads import LinearHead, head_from
+from ..contract import Host
 from . import files
 from .remote import RemoteReward
 from .sheet import sheet as sheet
@@ -38,7 +39,7 @@ PIXELS = "pixels"
 VGG_FILE, LPIPS_FILE = "vgg16.safetensors", "lpips_vgg.safetensors"
 
 
-def make(host: Any, kind: str, settings: Mapping[str, Any]) -> Reward:
+def make(host: Host, kind: str, settings: Mapping[str, Any]) -> Reward:
     """A reward of KINDS. ValueError names the setting, its value and the remedy."""
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} is not known; use one of {', '.join(KINDS)}")
@@ -47,7 +48,7 @@ def make(host: Any, kind: str, settings: Mapping[str, Any]) -> Reward:
         return KINDS[kind](host, **settings)
 
 
-def perceptual_network(host: Any, name: str) -> nn.Module:
+def perceptual_network(host: Host, name: str) -> nn.Module:
     """Images (B, H, W, 3) in [0, 1] to features of several depths: "judge", or "vgg16" from the folders of rewards."""
     if name == "judge":
         return Layers(load_judge())
@@ -56,12 +57,12 @@ def perceptual_network(host: Any, name: str) -> nn.Module:
         return vgg16_from(files.read_tensors(path), path.name).requires_grad_(False)
 
 
-def has_vgg16(host: Any) -> bool:
+def has_vgg16(host: Host) -> bool:
     """Whether the folders of rewards hold it."""
     return any((root / VGG_FILE).is_file() for root in host.rewards_folders())
 
 
-def lpips_weights(host: Any) -> list[Tensor] | None:
+def lpips_weights(host: Host) -> list[Tensor] | None:
     """LPIPS's learnt weights, None where the folders of rewards hold none."""
     for root in host.rewards_folders():
         if (root / LPIPS_FILE).is_file():
@@ -69,7 +70,7 @@ def lpips_weights(host: Any) -> list[Tensor] | None:
     return None
 
 
-def _clip(host: Any, kind: str, name: str) -> tuple[Any, Any]:
+def _clip(host: Host, kind: str, name: str) -> tuple[Any, Any]:
     """(CLIPModel, tokenize)."""
     files.transformers_or_error()
     from transformers import CLIPModel
@@ -98,19 +99,19 @@ def _vision(place: files.Place) -> Any:
     return model
 
 
-def _pick_score(host: Any, model: str = "") -> Reward:
+def _pick_score(host: Host, model: str = "") -> Reward:
     return clip_models.pick_score(*_clip(host, "pick_score", model), host.hold)
 
 
-def _clip_score(host: Any, model: str = "") -> Reward:
+def _clip_score(host: Host, model: str = "") -> Reward:
     return clip_models.clip_score(*_clip(host, "clip_score", model), host.hold)
 
 
-def _hps_v2(host: Any, model: str = "") -> Reward:
+def _hps_v2(host: Host, model: str = "") -> Reward:
     return clip_models.hps_v2(*_clip(host, "hps_v2", model), host.hold)
 
 
-def _aesthetic(host: Any, model: str = "", head: str = "") -> Reward:
+def _aesthetic(host: Host, model: str = "", head: str = "") -> Reward:
     files.transformers_or_error()
     roots = host.rewards_folders()
     place = files.find(roots, model, USUAL["aesthetic"], "CLIP ViT-L/14 or the aesthetic predictor")
@@ -138,7 +139,7 @@ def _head_in(place: files.Place) -> LinearHead | None:
     return None
 
 
-def _image_reward(host: Any, model: str = "") -> Reward:
+def _image_reward(host: Host, model: str = "") -> Reward:
     files.transformers_or_error()
     from transformers import BlipTextConfig, BlipVisionConfig
     from transformers.models.blip.modeling_blip import BlipVisionModel
@@ -190,7 +191,7 @@ class Levels(nn.Module):
         return self.model(**inputs).logits[:, -1, self.tokens]
 
 
-def _deqa(host: Any, model: str = "") -> Reward:
+def _deqa(host: Host, model: str = "") -> Reward:
     files.transformers_or_error()
     from transformers import AutoModelForImageTextToText
 
@@ -231,7 +232,7 @@ def asked(take: Any, place: files.Place) -> str:
     return f"USER: {deqa.QUESTION}\n{take.image_token}\nASSISTANT: {deqa.ANSWER}"
 
 
-def _classifier(host: Any, model: str = "", label: str = "", measure: str = "log probability") -> Reward:
+def _classifier(host: Host, model: str = "", label: str = "", measure: str = "log probability") -> Reward:
     files.transformers_or_error()
     from transformers import AutoModelForImageClassification
 
@@ -247,7 +248,7 @@ def _preparation(place: files.Place) -> preprocess.Preprocess:
         raise ValueError(f"model {place.name!r}: {error}") from error
 
 
-def _likeness(host: Any, reference: Tensor | None = None, model: str = "") -> Reward:
+def _likeness(host: Host, reference: Tensor | None = None, model: str = "") -> Reward:
     if reference is None:
         raise ValueError("likeness has nothing to be like: connect `reference`")
     reference = reference.detach().clone()
@@ -274,15 +275,15 @@ def jpeg_bytes(picture: Tensor, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def _jpeg(host: Any, prefer: str = "small", quality: int = 95) -> Reward:
+def _jpeg(host: Host, prefer: str = "small", quality: int = 95) -> Reward:
     return simple.JpegSize(jpeg_bytes, quality, prefer)
 
 
-def _judge(host: Any, boldness: float = 0.0) -> Reward:
+def _judge(host: Host, boldness: float = 0.0) -> Reward:
     return judge.judge_reward(host.hold, boldness)
 
 
-def _remote(host: Any, url: str = "") -> Reward:
+def _remote(host: Host, url: str = "") -> Reward:
     return RemoteReward(url, host.check_cancelled)
 
 

@@ -26,6 +26,7 @@ from ...sampling.search import State
 from ...sampling.transition import Transition
 from ...sampling.tree import Tree, TreeConfig
 from ...trainers.config import read
+from ..contract import LATENT, Host
 from .wish import Absent, Saved, Wish
 
 FORMAT = "retort search 1"
@@ -40,12 +41,12 @@ METHODS: dict[str, tuple[type, type[State]]] = {
 MOST_STEPS, HEADER_BYTES = 100_000, 100_000_000
 
 
-def folder(host: Any) -> Path:
+def folder(host: Host) -> Path:
     """Where saved searches lie, beside the folder of training runs."""
     return host.runs_folder().with_name(FOLDER)
 
 
-def save(host: Any, saved: Saved, name: str) -> Path:
+def save(host: Host, saved: Saved, name: str) -> Path:
     """Write a search under a name that no file has yet; its path. ValueError for a name that cannot be a file's."""
     wish = saved.wish
     latent = {k: v for k, v in wish.latent.items() if isinstance(v, Tensor)}
@@ -68,17 +69,17 @@ def save(host: Any, saved: Saved, name: str) -> Path:
     return write_new(folder(host), name, tensors(state, {"format": FORMAT, "search": json.dumps(header)}))
 
 
-def rescue(host: Any, saved: Saved) -> Path:
+def rescue(host: Host, saved: Saved) -> Path:
     """Write a search that an error ended, under a name that says when."""
     return save(host, saved, time.strftime("unfinished %Y-%m-%d %H-%M-%S"))
 
 
-def written(host: Any, name: str) -> int:
+def written(host: Host, name: str) -> int:
     """When the file of that name was written, in nanoseconds; 0 where there is none."""
     return (inside(folder(host)) / f"{checked_name(name)}.safetensors").changed()
 
 
-def load(host: Any, name: str) -> Saved:
+def load(host: Host, name: str) -> Saved:
     """The search of that name. ValueError where there is none, or the file is broken, forged or something else's."""
     path = inside(folder(host)) / f"{checked_name(name)}.safetensors"
     if not path.is_file():
@@ -113,7 +114,7 @@ def _saved(header: Mapping[str, Any], found: Mapping[str, Tensor]) -> Saved:
         raise ValueError("its sigmas are no schedule")
     if samples.ndim not in (4, 5) or not bool(torch.isfinite(samples).all()) or len(items) != len(samples):
         raise ValueError("its latents do not fit its items")
-    latent: dict[str, Any] = {
+    latent: LATENT = {
         k: v for k, v in header["latent"].items() if isinstance(k, str) and isinstance(v, int | float | str)
     }
     latent |= {k.removeprefix("latent."): v for k, v in found.items() if k.startswith("latent.")}

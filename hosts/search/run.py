@@ -1,6 +1,6 @@
 """A search from the LATENT that a user connects to the best latents and their report, the same on every host.
 
-`run(host, ...)` serves both search nodes; `host` is the module of `hosts.api`. Items of a LATENT batch are searched one
+`run(host, ...)` serves both search nodes; `host` is a `hosts.contract.Host`. Items of a LATENT batch are searched one
 after another, each with a budget of its own.
 """
 
@@ -24,6 +24,7 @@ from ...sampling.find import Find
 from ...sampling.particles import Steering
 from ...sampling.search import State, search
 from ...sampling.tree import Tree
+from ..contract import GUIDER, NOISE, VAE, Host
 from ..methods import Method, Run
 from ..noise import PolicyNoise
 from .files import load, rescue, save, written
@@ -39,9 +40,9 @@ _TICKS = 1000  # of the progress bar, where the budget is no number of calls
 
 
 def run(
-    host: Any,
-    guider: Any,
-    vae: Any,
+    host: Host,
+    guider: GUIDER,
+    vae: VAE,
     reward: Reward,
     wish: Wish,
     budget: Budget,
@@ -93,14 +94,14 @@ def run(
     return _found(host, vae, wish, rows, tuple(states))
 
 
-def _kept(host: Any, saved: Saved) -> str:
+def _kept(host: Host, saved: Saved) -> str:
     try:
         return f"what was found so far is in {rescue(host, saved).name}: Load Search goes on with it"
     except OSError as error:
         return f"what was found so far could not be saved: {error}"
 
 
-def with_noise(saved: Saved, noise: Any) -> Saved:
+def with_noise(saved: Saved, noise: NOISE) -> Saved:
     """The search with the NOISE that its file could not hold. ValueError for one that is not the search's own."""
     own = saved.wish.noise
     if own is None or int(own.seed) != int(noise.seed):
@@ -109,7 +110,7 @@ def with_noise(saved: Saved, noise: Any) -> Saved:
     return replace(saved, wish=replace(saved.wish, noise=noise))
 
 
-def policy_noise(host: Any, saved: Saved, seed: int) -> PolicyNoise:
+def policy_noise(host: Host, saved: Saved, seed: int) -> PolicyNoise:
     """NOISE of the policies that FIND has learnt, one for each item. ValueError for a search by another method."""
     policies = tuple(state.policy for state in saved.states if isinstance(state, Find))
     if len(policies) < len(saved.states):
@@ -120,7 +121,7 @@ def policy_noise(host: Any, saved: Saved, seed: int) -> PolicyNoise:
     return PolicyNoise(policies, host.random_noise, seed)
 
 
-def draw_from(host: Any, guider: Any, saved: Saved, count: int, seed: int, greedy: bool) -> dict[str, Any]:
+def draw_from(host: Host, guider: GUIDER, saved: Saved, count: int, seed: int, greedy: bool) -> dict[str, Any]:
     """LATENT of `count` draws for each item: of a tree by algorithm 2, of particles by their weights. No network calls.
 
     greedy: down the largest values of a tree. ValueError for a search that keeps no samples of its target.
@@ -144,8 +145,8 @@ class _Item(Method):
     searches = True
 
     def __init__(
-        self, host, vae, reward, wish: Wish, budget, batch, index, count, state: State | None, watch: _Watch,
-        record: Record,
+        self, host: Host, vae: VAE, reward: Reward, wish: Wish, budget: Budget, batch: int, index: int, count: int,
+        state: State | None, watch: _Watch, record: Record,
     ):  # fmt: skip
         self.host, self.vae, self.reward, self.wish, self.watch, self.record = host, vae, reward, wish, watch, record
         self.budget, self.batch, self.index, self.count = budget, batch, index, count
@@ -153,7 +154,7 @@ class _Item(Method):
         seed = wish.seed if wish.noise is None else int(wish.noise.seed)
         self.seed = seed if index == 0 else seed_of(seed, "item", index)
 
-    def search(self, guider: Any, sample: Tensor) -> Tensor:
+    def search(self, guider: GUIDER, sample: Tensor) -> Tensor:
         """LATENT samples (K, ...) of the best, best first."""
         unit = self._units(sample)
         if self.wish.noise is not None and torch.equal(unit(0), unit(1)):
@@ -232,7 +233,7 @@ class _Item(Method):
 class _Watch:
     """The node's bar: share of the budget spent, the best picture so far and its reward."""
 
-    def __init__(self, host: Any, budget: Budget, items: int):
+    def __init__(self, host: Host, budget: Budget, items: int):
         self.budget, self.items = budget, items
         self.share = _TICKS if budget.calls is None else budget.calls
         self._bar = host.progress(self.share * items)
@@ -277,7 +278,7 @@ def _copy(state: State) -> State:
     return type(state).from_file(*state.to_file(), state.config)
 
 
-def _found(host: Any, vae: Any, wish: Wish, rows: list[tuple[Tensor, State, str]], states: tuple) -> Found:
+def _found(host: Host, vae: VAE, wish: Wish, rows: list[tuple[Tensor, State, str]], states: tuple) -> Found:
     kept = {k: v for k, v in wish.latent.items() if not k.startswith("downscale_ratio") and k != "batch_index"}
     best = {**kept, "samples": torch.cat([latents[:1] for latents, *_ in rows])}
     if len(rows) < len(states) and "noise_mask" in best and len(best["noise_mask"]) == len(states):

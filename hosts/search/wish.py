@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...sampling.search import Config, State
 from ...sampling.transition import Transition
+from ..contract import LATENT, NOISE
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,12 @@ class Wish:
     """
 
     sigmas: Tensor
-    latent: dict[str, Any]
+    latent: LATENT
     prompt: str
     config: Config
     transition: Transition
     seed: int
-    noise: Any = None
+    noise: NOISE = None
     keep: int = 4
 
 

@@ -20,6 +20,7 @@ from ...trainers.decoder import Decoder
 from ...trainers.methods import METHODS
 from ...trainers.objectives.parts.contract import Batch, Draws, Objective
 from ...trainers.objectives.parts.preference import LOSER, STRENGTH
+from ..contract import VAE, Host
 from ..rewards.kinds import perceptual_network
 
 FAKE_SEED = 1  # added to the run's seed for the fake score's adapter; further adapters count on
@@ -75,12 +76,12 @@ def encode(denoiser: Any, dataset: Dataset) -> Data:
 
 
 def furnish(
-    host: Any,
+    host: Host,
     objective: Any,
     denoiser: Any,
     data: Data,
     config: RunConfig,
-    vae: Any,
+    vae: VAE,
     rewards: Sequence[Reward | None] = (),
 ) -> None:
     """Give an objective its rewards and features, and the data their damage, where the method takes them."""
@@ -106,7 +107,7 @@ def latent_reward(reward: Reward, pictures: Callable[[Tensor], Tensor], denoiser
     return scored
 
 
-def _degrade(host: Any, objective: Any, denoiser: Any, data: Data, vae: Any) -> Degrade:
+def _degrade(host: Host, objective: Any, denoiser: Any, data: Data, vae: VAE) -> Degrade:
     """Degrades with the objective, encodes with the VAE where the host places it."""
     if data.pictures is None or vae is None:
         raise ValueError("a restorer learns from pictures, which it degrades and encodes: connect `images` and `vae`")
@@ -117,7 +118,7 @@ def _degrade(host: Any, objective: Any, denoiser: Any, data: Data, vae: Any) -> 
     return degraded
 
 
-def _feature_distance(host: Any, name: str, decode: Decoder, denoiser: Any) -> Callable[[Tensor, Tensor], Tensor]:
+def _feature_distance(host: Host, name: str, decode: Decoder, denoiser: Any) -> Callable[[Tensor, Tensor], Tensor]:
     network = perceptual_network(host, name).to(denoiser.device)
 
     def distance(x0: Tensor, clean: Tensor) -> Tensor:

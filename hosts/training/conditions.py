@@ -38,23 +38,6 @@ def join(
     return Joined(merged, tuple(conds))
 
 
-class Rejoins:
-    """What a host's denoiser can do with joined conditions, since they remember their parts."""
-
-    def join(self, conds: Sequence[Any]) -> Joined:
-        """The conditions of a batch."""
-        raise NotImplementedError
-
-    def together(self, conds: Sequence[Joined]) -> Joined | None:
-        """See `trainers.denoiser.Denoiser`."""
-        whole = self.join([part for cond in conds for part in cond.parts])
-        return whole if len(whole.groups) == 1 else None
-
-    def chosen(self, cond: Joined, rows: Sequence[int]) -> Joined:
-        """See the contract."""
-        return self.join([cond.parts[row] for row in rows])
-
-
 def run(call: Callable[..., Tensor], x: Tensor, sigma: Tensor, joined: Joined) -> Tensor:
     """`call(x, sigma, **keywords)` for every group, put together in the batch's order. x (B, ...), sigma (B,)."""
     if len(joined.groups) == 1:

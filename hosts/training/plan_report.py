@@ -14,6 +14,7 @@ from ...trainers.dataset import Dataset
 from ...trainers.memory import advice, size
 from ...trainers.methods import METHODS, read_config
 from ...trainers.planning import CONTEXT, Forecast, on_cards
+from ..contract import MODEL, VAE, Host
 from . import planning
 
 CARDS = "8, 12, 16, 24"
@@ -47,12 +48,12 @@ def sample(method: str, entry: tuple[Tensor, dict[str, Any]], shape: tuple[int, 
 
 
 def report(
-    host: Any,
-    model: Any,
+    host: Host,
+    model: MODEL,
     config: RunConfig,
     dataset: Dataset,
     cards: Sequence[int],
-    vae: Any = None,
+    vae: VAE = None,
     rewards: Sequence[Reward | None] = (),
 ) -> str:
     """A line for each card, what is free here first where there is an accelerator; nothing is loaded.

@@ -27,6 +27,7 @@ from ...trainers.loop import Trainer
 from ...trainers.methods import METHODS
 from ...trainers.planning import INPUTS, MEASURES, STATE, Forecast
 from ...trainers.weightless import META, weightless_copy
+from ..contract import MODEL, VAE, Host
 from .assembly import add_adapters, encode, furnish, precision
 
 REMEMBERED = ".counted.json"
@@ -35,7 +36,12 @@ _log = logging.getLogger("retort.training")
 
 
 def forecast(
-    host: Any, model: Any, config: RunConfig, dataset: Dataset, vae: Any = None, rewards: Sequence[Reward | None] = ()
+    host: Host,
+    model: MODEL,
+    config: RunConfig,
+    dataset: Dataset,
+    vae: VAE = None,
+    rewards: Sequence[Reward | None] = (),
 ) -> Forecast | None:
     """What a run takes on this machine; None where there is no accelerator, or the network cannot be run dry."""
     free = host.free_memory()
@@ -55,11 +61,11 @@ def forecast(
 
 
 def counted(
-    host: Any,
-    model: Any,
+    host: Host,
+    model: MODEL,
     config: RunConfig,
     dataset: Dataset,
-    vae: Any = None,
+    vae: VAE = None,
     rewards: Sequence[Reward | None] = (),
     compute: torch.dtype | None = None,
     remembered: Path | None = None,
@@ -167,21 +173,21 @@ def _row(path: str, name: str) -> int:
 class _Dry:
     """A host whose decoder has no weights, and whose VAE costs nothing."""
 
-    def __init__(self, host: Any, sample: Dataset):
+    def __init__(self, host: Host, sample: Dataset):
         self._host, self._sample = host, sample
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._host, name)
 
-    def differentiable_decoder(self, vae: Any) -> Any:
+    def differentiable_decoder(self, vae: VAE) -> Any:
         """The host's, without weights."""
         return self._host.outlined_decoder(vae)
 
-    def decode(self, vae: Any, samples: Tensor) -> Tensor:
+    def decode(self, vae: VAE, samples: Tensor) -> Tensor:
         """Pictures of no use, on the CPU."""
         return torch.zeros(len(samples), 8, 8, 3)
 
-    def encode_images(self, vae: Any, images: Tensor) -> dict[str, Tensor]:
+    def encode_images(self, vae: VAE, images: Tensor) -> dict[str, Tensor]:
         """Latents of no use, of the sample's size."""
         assert self._sample.latents is not None
         return {"samples": torch.stack([self._sample.latents[0]] * len(images))}
@@ -217,7 +223,7 @@ def weightless_reward(reward: Reward) -> Reward:
     return copy.deepcopy(reward, known)
 
 
-def _key(network: nn.Module, config: RunConfig, sample: Dataset, vae: Any, rewards: Sequence[Any], *more: Any) -> str:
+def _key(network: nn.Module, config: RunConfig, sample: Dataset, vae: VAE, rewards: Sequence[Any], *more: Any) -> str:
     """What a count depends on: architecture, format, sizes, settings and versions."""
     layers = [(name, tuple(w.shape), str(w.dtype)) for name, w in network.named_parameters()]
     settings = config.to_json()

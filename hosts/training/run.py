@@ -37,6 +37,7 @@ from ...trainers.offload import blocks_to_stream
 from ...trainers.origin import origin
 from ...trainers.planning import Forecast, Truth, problem
 from ...trainers.watch import Watcher, open_picture
+from ..contract import MODEL, VAE, Host
 from . import planning
 from .assembly import add_adapters, encode, furnish, precision
 
@@ -66,12 +67,12 @@ class Result:
 
 
 def run(
-    host: Any,
-    model: Any,
+    host: Host,
+    model: MODEL,
     request: Request,
     *,
     watcher: Watcher,
-    vae: Any = None,
+    vae: VAE = None,
     reward: Reward | None = None,
     second: Reward | None = None,
     folder: Path | None = None,
@@ -79,7 +80,7 @@ def run(
 ) -> Result:
     """Train, and return when the LoRA is written and found to change the model's output.
 
-    host: the module of `hosts.api`. second: another reward, which AlignProp balances with the first. folder: the run's
+     second: another reward, which AlignProp balances with the first. folder: the run's
     own (default: the host's, by name). Raises what `trainers.loop.Trainer` does, ValueError for settings and data that
     cannot go together.
     """
@@ -166,7 +167,7 @@ def run(
     return Result(read_lora(path), losses, path, folder, done)
 
 
-def run_in_node(host: Any, model: Any, request: Request, *, watcher: Watcher, **given: Any) -> Result:
+def run_in_node(host: Host, model: MODEL, request: Request, *, watcher: Watcher, **given: Any) -> Result:
     """`run` as a node does it: status.json says how far it is, and the commands stop, save and sample are heard.
 
     A stop saves the run and then ends the node as the host's own cancel does. Raises what `run` does, BlockingIOError
@@ -189,7 +190,7 @@ def run_in_node(host: Any, model: Any, request: Request, *, watcher: Watcher, **
                     each.rmdir()
 
 
-def _told(host: Any, model: Any, request: Request, watcher: Watcher, folder: Path, given: dict[str, Any]) -> Result:
+def _told(host: Host, model: MODEL, request: Request, watcher: Watcher, folder: Path, given: dict[str, Any]) -> Result:
     clear_commands(folder)
     before = read_status(folder) if has_status(folder) else None
     with FileWatcher(folder, before, show=watcher) as told:
@@ -224,7 +225,7 @@ def written(folder: Path, loras: Path, steps: int) -> Path | None:
         return None
 
 
-def _base(host: Any, model: Any) -> dict[str, Any] | None:
+def _base(host: Host, model: MODEL) -> dict[str, Any] | None:
     """The model by the name of its file, None where no file says all of it."""
     try:
         base = host.describe_base(model)
@@ -237,7 +238,7 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def place(host: Any, denoiser: Any, config: RunConfig, forecast: Forecast | None) -> Forecast | None:
+def place(host: Host, denoiser: Any, config: RunConfig, forecast: Forecast | None) -> Forecast | None:
     """Bring the network to the device, and let as many of its blocks wait in host memory as `offload` says.
 
     The forecast with what is free by now, on the card and beside it. TrainingFailed, before anything is there, for a
@@ -260,7 +261,7 @@ def place(host: Any, denoiser: Any, config: RunConfig, forecast: Forecast | None
     return forecast
 
 
-def _check_reward(reward: Reward, vae: Any, request: Request) -> None:
+def _check_reward(reward: Reward, vae: VAE, request: Request) -> None:
     wanted = METHODS[request.config.method].reward
     if wanted == "none":
         pleasing = ", ".join(name for name, method in METHODS.items() if method.reward != "none")
@@ -284,7 +285,7 @@ def _check_reward(reward: Reward, vae: Any, request: Request) -> None:
 class HostWatcher:
     """Shows a run in the host's own progress, and lets the host's cancel end it. shown: whether a picture was."""
 
-    def __init__(self, host: Any, total: int):
+    def __init__(self, host: Host, total: int):
         self._host, self._progress = host, host.progress(total)
         self._done = 0
         self.shown = False

@@ -109,7 +109,7 @@ def quantised(comfy, files, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def host(ours):
-    return ours("hosts.comfyui.host")
+    return ours("hosts.comfyui.host").host
 
 
 @pytest.fixture

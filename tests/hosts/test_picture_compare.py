@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 pytest.importorskip("diffusers")
 
-from retort.hosts.headless import host
 from retort.hosts.headless.folders import Folders, use
+from retort.hosts.headless.host import host
 from retort.hosts.restoration import compare as picture_compare
 from retort.restoration.perceptual import VGG16, feature_distance
 

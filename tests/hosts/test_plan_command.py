@@ -16,7 +16,7 @@ pytest.importorskip("peft")
 import tiny_pipelines as tiny
 
 from retort.hosts.cli import app  # noqa: E402
-from retort.hosts.headless import host  # noqa: E402
+from retort.hosts.headless.host import host  # noqa: E402
 from retort.hosts.training import plan_report  # noqa: E402
 from retort.models.layouts.dit import flux_layout  # noqa: E402
 from retort.nodes.plan import RetortTrainingPlan  # noqa: E402

@@ -10,8 +10,9 @@ pytest.importorskip("peft")
 
 import outlines
 
-from retort.hosts.headless import folders, host  # noqa: E402
+from retort.hosts.headless import folders  # noqa: E402
 from retort.hosts.headless.folders import Folders  # noqa: E402
+from retort.hosts.headless.host import host  # noqa: E402
 from retort.hosts.training import planning  # noqa: E402
 from retort.hosts.training import run as training
 from retort.trainers import dry_run  # noqa: E402

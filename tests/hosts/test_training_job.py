@@ -19,11 +19,12 @@ from typer.testing import CliRunner
 import retort
 from retort.files.atomic import locked
 from retort.hosts import cli, job
-from retort.hosts.headless import host
 from retort.hosts.headless.folders import use
+from retort.hosts.headless.host import host
 from retort.hosts.jobs import starter
 from retort.hosts.jobs.process import run_job
 from retort.hosts.training import run as training
+from retort.models import loader
 from retort.sampling.path import VE
 from retort.sampling.schedule import DiscreteSchedule
 from retort.trainers import job_watch
@@ -250,7 +251,7 @@ def test_the_command_line_trains_and_tells(made, where, tmp_path):
 
 def test_a_base_is_named_with_its_shift_and_loras_or_not_at_all(where):
     model, _, vae = host.embedded("flow")
-    lora = min((host.models_folder() / "loras").glob("digits_flow_*.safetensors"))
+    lora = min((loader.FOLDER / "loras").glob("digits_flow_*.safetensors"))
     from retort.graphs.core.loaders import LoraLoaderModelOnly
 
     patched = LoraLoaderModelOnly.execute(model, lora.name, 0.5).args[0]

@@ -351,7 +351,7 @@ def test_statistics_are_saved_beside_comfyuis_models_and_pictures_read_from_its_
     comfy, ours, node, tiny, statistics, tmp_path, monkeypatch
 ):
     model, _, _, latent = tiny("flow")
-    work = ours("hosts.comfyui.host")
+    work = ours("hosts.comfyui.host").host
     monkeypatch.setattr(work, "statistics_folders", lambda: [tmp_path / "stats"])
     made = statistics(model, latent, name=["mine"])
     statistics(model, latent, name=["mine"])

@@ -285,7 +285,7 @@ def test_a_shift_is_sd3s_on_every_flow_schedule(comfy, ours, tiny, schedule, set
     old.set_parameters(shift=1.15, **settings)
     model.add_object_patch("model_sampling", old)
     with torch.inference_mode():
-        shifted = ours("hosts.comfyui.host").with_shift(model, 6.0)
+        shifted = ours("hosts.comfyui.host").host.with_shift(model, 6.0)
     new, t = shifted.get_model_object("model_sampling"), torch.tensor(0.25)
     unit = settings.get("multiplier", 1000 if schedule != "ModelSamplingFlux" else 1.0)
     assert float(new.sigma(t * unit)) == pytest.approx(6 * 0.25 / (1 + 5 * 0.25))
@@ -295,7 +295,7 @@ def test_a_shift_is_sd3s_on_every_flow_schedule(comfy, ours, tiny, schedule, set
 
 def test_a_shift_on_an_eps_model_is_refused(ours, tiny):
     with pytest.raises(ValueError, match="shift 6 cannot be set.*predicts eps.*load a flow model"):
-        ours("hosts.comfyui.host").with_shift(tiny("eps16")[0], 6.0)
+        ours("hosts.comfyui.host").host.with_shift(tiny("eps16")[0], 6.0)
 
 
 def test_the_stock_lcm_patch_is_known(comfy, ours, tiny, setup, sample, recording):
@@ -320,4 +320,4 @@ def test_a_latent_of_nan_is_named(ours, tiny, setup, sample):
 def test_cfg_without_a_negative_prompt_is_refused(ours, tiny):
     model, positive, _, _ = tiny("flow")
     with pytest.raises(ValueError, match="cfg 2.5.*connect `negative`"):
-        ours("hosts.comfyui.host").cfg_guider(model, positive, None, 2.5)
+        ours("hosts.comfyui.host").host.cfg_guider(model, positive, None, 2.5)

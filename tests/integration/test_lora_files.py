@@ -134,11 +134,12 @@ def test_adapters_before_the_patches_would_lose_the_users_lora(comfy, ours, host
 
 
 def test_a_base_is_named_or_merged(comfy, ours, host, loaded, sampled, tmp_path):
+    base = ours("hosts.comfyui.base")
     for kind in ("digits flow", "digits eps", "sd15"):
         model, positive = loaded(kind)
-        what = host.describe(model)
+        what = base.describe(model)
         x = x_of(kind)
-        again = host.load_described(what)
+        again = base.load_described(what)
         assert torch.equal(sampled(again, positive, x, 0.7), sampled(model, positive, x, 0.7)), kind
         with host.training_session():
             denoiser, _ = ready(ours, host, model, positive, kind)
@@ -147,14 +148,14 @@ def test_a_base_is_named_or_merged(comfy, ours, host, loaded, sampled, tmp_path)
         patched = comfy.sd.load_lora_for_models(model, None, state, 1.0, 0.0)[0]
         if kind == "digits flow":
             patched = host.with_shift(patched, 2.5)
-            assert host.describe(host.with_shift(model, 2.5))["shift"] == 2.5
-        assert host.describe(patched) is None
-        merged = host.save_merged(patched, tmp_path / f"{kind}.safetensors")
-        again = host.load_described(merged)
+            assert base.describe(host.with_shift(model, 2.5))["shift"] == 2.5
+        assert base.describe(patched) is None
+        merged = base.save_merged(patched, tmp_path / f"{kind}.safetensors")
+        again = base.load_described(merged)
         assert close(sampled(again, positive, x, 0.7), sampled(patched, positive, x, 0.7)), kind
-        assert host.describe(again) == merged
+        assert base.describe(again) == merged
     discrete = (
         module("comfy_extras.nodes_model_advanced").ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
     )
     with pytest.raises(ValueError, match="more than a timestep shift"):
-        host.describe(discrete)
+        base.describe(discrete)

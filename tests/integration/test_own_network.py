@@ -127,7 +127,8 @@ def test_nothing_stays_of_a_merged_network(comfy, ours, host, loaded, tmp_path):
         state = denoiser.to_file(denoiser.adapters.lora("student"))
         denoiser.release()
     patched = comfy.sd.load_lora_for_models(model, None, state, 0.7, 0.0)[0]
-    own, made = ours("hosts.comfyui.base").own_network, []
+    base, made = ours("hosts.comfyui.base"), []
+    own = base.own_network
 
     def noted(given):
         patcher = own(given)
@@ -137,12 +138,12 @@ def test_nothing_stays_of_a_merged_network(comfy, ours, host, loaded, tmp_path):
     gc.collect()
     gc.disable()
     try:
-        ours("hosts.comfyui.base").own_network = noted
-        host.save_merged(patched, tmp_path / "merged.safetensors")
+        base.own_network = noted
+        base.save_merged(patched, tmp_path / "merged.safetensors")
         assert len(made) == 1 and made[0]() is None
     finally:
         gc.enable()
-        ours("hosts.comfyui.base").own_network = own
+        base.own_network = own
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ def maths(ours):
 
 @pytest.fixture(scope="module")
 def host(ours):
-    return ours("hosts.comfyui.host")
+    return ours("hosts.comfyui.host").host
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def headless(given, tmp_path_factory):
 
 
 def loaded(comfy, case):
-    host = importlib.import_module(f"{comfy.package}.hosts.comfyui.host")
+    host = importlib.import_module(f"{comfy.package}.hosts.comfyui.host").host
     model, clip, vae = host.embedded(case["variant"])
     return host.with_lora(model, case["lora"], 1.0) if "lora" in case else model, clip, vae
 
@@ -131,7 +131,7 @@ def test_the_network_sees_the_clean_latent_and_the_timestep(comfy, node, tiny, r
     model, positive, _, latent = tiny(kind)
     channels, video = latent["samples"].shape[1], latent["samples"].ndim == 5
     vae = OneColour(channels, video)
-    host = importlib.import_module(f"{comfy.package}.hosts.comfyui.host")
+    host = importlib.import_module(f"{comfy.package}.hosts.comfyui.host").host
     monkeypatch.setattr(host, "encode_text", lambda clip, text: positive)
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(5 if video else 2, 64, 64, 3, generator=generator)
@@ -161,7 +161,7 @@ def test_instarevives_layout_has_another_latent_scale_in_core(comfy, node, recor
     )  # fmt: skip
     model = comfy.sd.load_diffusion_model_state_dict(dict(network.state_dict()))
     assert model.model.latent_format.scale_factor == pytest.approx(0.13025)
-    host = importlib.import_module(f"{comfy.package}.hosts.comfyui.host")
+    host = importlib.import_module(f"{comfy.package}.hosts.comfyui.host").host
     monkeypatch.setattr(host, "encode_text", lambda clip, text: [[torch.ones(1, 4, 4096), {}]])
     vae, image = OneColour(4, video=False), torch.rand(1, 512, 512, 3, generator=torch.Generator().manual_seed(0))
     given = {"clip": None, "vae": vae, "image": image, "scale": 1.0, "tile": 512, "overlap": 0}
@@ -204,5 +204,5 @@ def test_a_captioner_leaves_memory(comfy, node, monkeypatch, tmp_path):
                         per_tile=True, scale=1.0, tile=64, overlap=8)  # fmt: skip
     assert whole == "a red three\na red three" and len(tiles.splitlines()) == 4
     assert all(during) and not any(one.model is held.patcher for one in management.current_loaded_models)
-    host = importlib.import_module(f"{comfy.package}.hosts.comfyui.host")
+    host = importlib.import_module(f"{comfy.package}.hosts.comfyui.host").host
     assert [path.name for path in host.captioners_folders()] == ["captioners"]

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def parts(comfy, ours):
-    return ours("hosts.comfyui.host"), ours("hosts.rewards.kinds"), ours("rewards.scoring")
+    return ours("hosts.comfyui.host").host, ours("hosts.rewards.kinds"), ours("rewards.scoring")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_placed_scored_freed(comfy, parts, clip_folder):
 
 def test_both_hosts_score_alike(parts, ours, clip_folder):
     host, rewards, scoring = parts
-    headless, folders = ours("hosts.headless.host"), ours("hosts.headless.folders")
+    headless, folders = ours("hosts.headless.host").host, ours("hosts.headless.folders")
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     (clip_folder / "root" / "rewards").mkdir(parents=True, exist_ok=True)
     with folders.use(folders.Folders(models=(clip_folder / "root",))):

@@ -17,7 +17,7 @@ def parts(comfy, ours):
 
     def make(variant="flow", headless=False):
         if (variant, headless) not in made:
-            host = ours(f"hosts.{'headless' if headless else 'comfyui'}.host")
+            host = ours(f"hosts.{'headless' if headless else 'comfyui'}.host").host
             with torch.inference_mode():
                 model, clip, vae = host.embedded(variant)
                 words = [host.encode_text(clip, text) for text in (PROMPT, "")]

@@ -19,13 +19,13 @@ def test_loras_are_safetensors_only(comfy, ours, tmp_path):
         torch.save(lora, tmp_path / name)
     (tmp_path / "renamed.safetensors").write_bytes((tmp_path / "good.pt").read_bytes())
     folder_paths.add_model_folder_path("loras", str(tmp_path))
-    work = ours("hosts.comfyui.work")
-    assert {name for name in work.lora_names() if name.startswith(("good", "renamed"))} == {
+    host = ours("hosts.comfyui.host").host
+    assert {name for name in host.lora_names() if name.startswith(("good", "renamed"))} == {
         "good.safetensors", "renamed.safetensors",
     }  # fmt: skip
-    assert torch.equal(work.read_lora("good.safetensors")["a.lora_up.weight"], torch.ones(2, 1))
+    assert torch.equal(host.read_lora("good.safetensors")["a.lora_up.weight"], torch.ones(2, 1))
     for name in ("good.pt", "good.ckpt", "good.bin"):
         with pytest.raises(ValueError, match="is no safetensors file: other kinds can run code"):
-            work.read_lora(name)
+            host.read_lora(name)
     with pytest.raises(ValueError, match="renamed.safetensors cannot be read"):
-        work.read_lora("renamed.safetensors")
+        host.read_lora("renamed.safetensors")

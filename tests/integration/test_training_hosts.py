@@ -175,12 +175,12 @@ def test_precision_is_the_networks_own_unless_it_is_asked_for(host, loaded, trai
     exact.release(), rough.release()
 
 
-def test_progress_folders_and_cancelling(comfy, host):
+def test_progress_folders_and_cancelling(comfy, ours, host):
     bar = host.progress(3)
     bar.step(1, None, "one")
     assert host.free_memory() is None
     assert host.loras_folder().name == "loras" and host.runs_folder().name == "retort"
-    assert host.loras_folder() != host.models_folder() / "loras"
+    assert host.loras_folder() != ours("models.loader").FOLDER / "loras"
     host.check_cancelled()
     comfy.model_management.interrupt_current_processing(True)
     with pytest.raises(comfy.model_management.InterruptProcessingException):

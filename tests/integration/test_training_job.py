@@ -25,7 +25,7 @@ def api(comfy, ours, tmp_path, monkeypatch):
         places[kind] = ([str(tmp_path / kind), *roots], endings)
     (tmp_path / "checkpoints" / "sub").mkdir(parents=True)
     found = ours("hosts.api")
-    weights = found.host.models_folder() / "checkpoints" / "digits_flow.safetensors"
+    weights = ours("models.loader").FOLDER / "checkpoints" / "digits_flow.safetensors"
     shutil.copy(weights, tmp_path / "checkpoints" / "sub" / "mine.safetensors")
     comfy.folders.filename_list_cache.clear()
     return found
@@ -62,7 +62,7 @@ def test_the_job_trains_what_the_node_trains(comfy, ours, api, kind, method):
             model = host.with_shift(model, 2.0)
         else:
             model, clip, vae = host.embedded("eps")
-            lora = load_file(min((host.models_folder() / "loras").glob("digits_eps_*.safetensors")))
+            lora = load_file(min((ours("models.loader").FOLDER / "loras").glob("digits_eps_*.safetensors")))
             model = comfy.sd.load_lora_for_models(model, None, lora, 0.5, 0.0)[0]
     folder = host.runs_folder() / "job"
     job = api.starter.write_job(host, folder, model, request(api, ours, "job", clip, method), vae)

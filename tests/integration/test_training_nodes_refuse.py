@@ -101,7 +101,7 @@ def test_a_run_of_that_name_with_other_settings_data_or_model_is_refused(app, sp
 def node(comfy, ours, monkeypatch, tmp_path):
     """node(**changes) -> RetortTrainFlow in this process on the embedded model, writing below tmp_path."""
     monkeypatch.setattr(comfy.folders, "output_directory", str(tmp_path / "out"))
-    monkeypatch.setattr(ours("hosts.comfyui.host"), "loras_folder", lambda: tmp_path / "loras")
+    monkeypatch.setattr(ours("hosts.comfyui.host").host, "loras_folder", lambda: tmp_path / "loras")
     model, clip, _ = comfy.plugin["RetortEmbeddedModel"].execute("flow").args
     kind = comfy.plugin["RetortTrainFlow"]
 

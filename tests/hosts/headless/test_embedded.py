@@ -113,7 +113,7 @@ def test_core_loaders_find_the_embedded_files(go):
 def test_a_lora_that_was_just_trained_is_the_lora_of_its_file(where):
     pytest.importorskip("diffusers")
     from retort.graphs.core.loaders import LoraLoaderModelOnly, LoraModelLoader
-    from retort.hosts.headless import host
+    from retort.hosts.headless.host import host
 
     model, _, _ = embedded.load("flow")
     name = "digits_flow_dmd2_1step.safetensors"

@@ -122,7 +122,8 @@ def test_kinds_of_node_and_host_are_the_same():
 def test_di_star_learns_from_the_judge(tmp_path):
     pytest.importorskip("peft")
     pytest.importorskip("diffusers")
-    from retort.hosts.headless import folders, host
+    from retort.hosts.headless import folders
+    from retort.hosts.headless.host import host
     from retort.hosts.rewards import kinds as rewards
     from retort.hosts.training import run as training
     from retort.trainers.dataset import Dataset, entries_of

@@ -7,8 +7,8 @@ import torch
 
 from retort.files.errors import UsageError
 from retort.graphs.core.sampling import grid, sample_latent
-from retort.hosts.headless import host
 from retort.hosts.headless.guider import Guider
+from retort.hosts.headless.host import host
 from retort.hosts.headless.noise import NoNoise, RandomNoise, prepare_noise
 from retort.hosts.headless.samplers import StandardSampler
 from retort.hosts.methods import Distilled

@@ -16,8 +16,9 @@ pytest.importorskip("peft")
 import tiny_pipelines as tiny
 
 from retort.files.errors import UsageError  # noqa: E402
-from retort.hosts.headless import embedded, folders, host  # noqa: E402
+from retort.hosts.headless import embedded, folders  # noqa: E402
 from retort.hosts.headless.guider import Guider  # noqa: E402
+from retort.hosts.headless.host import host  # noqa: E402
 from retort.hosts.headless.model import Lora  # noqa: E402
 from retort.hosts.training import run as training  # noqa: E402
 from retort.trainers import checkpointing  # noqa: E402

@@ -1,0 +1,70 @@
+"""The trainable denoiser of a host: what both hosts' have beside the engine's contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ...trainers.denoiser import Denoiser
+from . import conditions
+from .conditions import Joined
+from .lora_files import LoraNames
+
+
+class HostDenoiser(Denoiser):
+    """See `trainers.denoiser.Denoiser`. A condition of one sample is on the CPU; those of a batch are `Joined`.
+
+    names: of the network's layers in LoRA files. base_hash: of its weights, empty without any. architecture: as the
+    metadata of LoRA files calls it.
+    """
+
+    names: LoraNames
+    base_hash: str
+    architecture: str
+
+    def encode(self, conditioning: Any, shape: Sequence[int], input: str = "positive") -> Any:
+        """What the network is told of one CONDITIONING for latents of a shape (1, C, H, W) or with T, on the CPU.
+
+        ValueError, naming the node's `input`, for one that is more than one plain prompt.
+        """
+        raise NotImplementedError
+
+    def join(self, conds: Sequence[Any]) -> Joined:
+        """The conditions of a batch; prompts whose lengths do not fit one call stand in groups of their own."""
+        raise NotImplementedError
+
+    def together(self, conds: Sequence[Joined]) -> Joined | None:
+        """See the engine's."""
+        whole = self.join([part for cond in conds for part in cond.parts])
+        return whole if len(whole.groups) == 1 else None
+
+    def chosen(self, cond: Joined, rows: Sequence[int]) -> Joined:
+        """See the contract."""
+        return self.join([cond.parts[row] for row in rows])
+
+    def features(self, x: Tensor, sigma: Tensor, cond: Joined) -> list[Tensor]:
+        """See the contract; ValueError where the batch's prompts differ in length."""
+        conditions.require_one_group(cond)
+        return super().features(x, sigma, cond)
+
+    def latents_in(self, samples: Tensor) -> Tensor:
+        """Stored LATENT samples (B, C, ...) in the network's scale, fp32 on the CPU; ValueError for other channels."""
+        raise NotImplementedError
+
+    def to_file(self, lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A LoRA of this network under names that ComfyUI's loader and diffusers read."""
+        return self.names.to_file(lora)
+
+    def from_file(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A LoRA file's tensors as this network names its layers; ValueError for layers that it lacks."""
+        return self.names.from_file(state)
+
+    def preview(self, x0: Tensor) -> Tensor:
+        """IMAGE (B, h, w, 3) of network latents where there is no VAE."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Let go of the network and its adapters; the denoiser cannot be used afterwards."""
+        raise NotImplementedError
