@@ -227,7 +227,10 @@ def main() -> None:
         "latents": lambda: build_latents(options.work),
         "flow": lambda: build_twin("flow", options.work, options.compile),
         "eps": lambda: build_twin("eps", options.work, options.compile),
-        "export": lambda: export.write(options.work, options.out),
+        "export": lambda: export.write(
+            options.work, options.out, build_decoder(options.work),
+            {kind: SCHEDULES[kind].keep[0] for kind in ("flow", "eps")},
+        ),
         "statistics": lambda: build_statistics(options.out),
         "captioner": lambda: build_captioner(options.work, options.out),
     }

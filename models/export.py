@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,15 +20,13 @@ def averaged(work: Path, name: str) -> dict[str, torch.Tensor]:
     return {k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")} or tensors
 
 
-def write(work: Path, out: Path) -> None:
-    """Write every shipped file from the training state in `work`."""
-    from .build import SCHEDULES, build_decoder
-
+def write(work: Path, out: Path, decoder: autoencoder.Autoencoder, early: Mapping[str, int]) -> None:
+    """Write every shipped file from the training state in `work`; early: step of each twin's first snapshot."""
     notes = {"modelspec.author": "Retort", "modelspec.license": "Apache-2.0"}
-    vae = {f"{loader.VAE_PREFIX}{k}": v for k, v in autoencoder.padded(build_decoder(work)).items()}
+    vae = {f"{loader.VAE_PREFIX}{k}": v for k, v in autoencoder.padded(decoder).items()}
     fixed = {k: v for k, v in layout.network().state_dict().items() if k == "pos_embed.pos_embed"}
     for kind in ("flow", "eps"):
-        for variant, name in ((kind, FINISHED[kind]), (f"{kind} early", f"{kind}_{SCHEDULES[kind].keep[0]}")):
+        for variant, name in ((kind, FINISHED[kind]), (f"{kind} early", f"{kind}_{early[kind]}")):
             state = layout.to_sd3_layout(fixed | averaged(work, name))
             state = {f"{loader.NETWORK_PREFIX}{k}": v for k, v in state.items()} | (vae if variant == "flow" else {})
             title = {"modelspec.title": f"Retort digits, {variant}"}

@@ -6,6 +6,7 @@ import ast
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,36 @@ def long_files(root: Path) -> Iterator[str]:
         lines = len(path.read_text(encoding="utf-8").splitlines())
         if lines > 600:
             yield f"{path.relative_to(root).as_posix()} has {lines} lines; split it by subject at 600"
+
+
+def circle(root: Path) -> list[str]:
+    """Files that import each other in a ring, at import time or later; empty where there is none."""
+    known = {module_of(root, path): path for path in sources(root)}
+    opened: dict[str, set[str]] = {}
+    for module, path in known.items():
+        found = imports(root, path, ast.parse(path.read_text(encoding="utf-8")))
+        opened[module] = {one.module for one in found if one.ours} & known.keys() - {module}
+    try:
+        TopologicalSorter(opened).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_file_imports_in_a_ring() -> None:
+    assert not circle(ROOT)
+
+
+def test_a_ring_is_seen(tmp_path: Path) -> None:
+    for name in ("files", "hosts/search"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "files" / "a.py").write_text("from . import b", encoding="utf-8")
+    (tmp_path / "files" / "b.py").write_text("def f():\n    from ..hosts.search import c", encoding="utf-8")
+    (tmp_path / "hosts" / "search" / "c.py").write_text("from ...files import d", encoding="utf-8")
+    (tmp_path / "files" / "d.py").touch()
+    assert not circle(tmp_path)
+    (tmp_path / "files" / "d.py").write_text("from .a import name", encoding="utf-8")
+    assert {"files.a", "files.b", "hosts.search.c", "files.d"} == set(circle(tmp_path))
 
 
 def test_every_import_goes_through_an_open_door() -> None:

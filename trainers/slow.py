@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,18 +20,35 @@ from torch import Tensor
 from ..files.atomic import write_json
 from ..files.folder import Inside
 from ..files.strangers import read_json
-from .config import RunConfig
+from .config import RunConfig, TrainingConfig
+from .data import Data
+from .denoiser import Denoiser
 from .objectives.parts.contract import Objective
 from .previews import without_dropout
+from .processes import Reducer
 from .watch import Watcher
-
-if TYPE_CHECKING:
-    from .loop import Trainer
 
 FOLDER, FOUND = "slow", "slow.json"
 GRID = 8
 MOST_BYTES = 2**26
 DRAWN = -3  # the step whose draws they are; -1 and -2 are of pairs and previews
+
+
+class Scout(Protocol):
+    """A short run: what is asked of `loop.Trainer` here."""
+
+    denoiser: Denoiser
+    objective: Objective
+    data: Data
+    settings: TrainingConfig
+    watcher: Watcher
+    reducer: Reducer
+    done: int
+    begun: int
+
+    def train(self) -> Any:
+        """Goes on to the last step."""
+        ...
 
 
 def clusters(values: Tensor) -> Tensor:
@@ -50,7 +67,7 @@ def clusters(values: Tensor) -> Tensor:
 
 
 def repeats(
-    begin: Callable[[RunConfig, Inside, Watcher], Trainer],
+    begin: Callable[[RunConfig, Inside, Watcher], Scout],
     objective: Objective,
     config: RunConfig,
     folder: Inside,
@@ -98,7 +115,7 @@ def _read(path: Inside, count: int) -> list[float]:
 
 
 @torch.no_grad()
-def losses(trainer: Trainer) -> Tensor:
+def losses(trainer: Scout) -> Tensor:
     """(N,), fp64: the student's loss on each sample, the mean over GRID levels and noises that are the same for all.
 
     Half of them are of an even step and half of an odd one, since few_shot does not learn the same in both.
