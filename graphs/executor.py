@@ -79,7 +79,7 @@ def _twins(graph: Graph, order: list[str], registry: Registry) -> dict[str, str]
         node = graph.nodes[id]
         schema = registry.schema(node)
         signature: Any = id
-        if not (schema.is_output_node or schema.not_idempotent or schema.hidden):
+        if not (schema.is_output_node or schema.hidden):
             inputs = (
                 (name, (same[value.node], value.slot) if isinstance(value, Link) else repr(value))
                 for name, value in node.inputs.items()

@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from ..files.errors import NodeError, UsageError
-from .api.inputs import BooleanInput, ComboInput, FloatInput, Input, IntInput, MultiTypeInput, StringInput, WidgetInput
+from .api.inputs import BooleanInput, ComboInput, FloatInput, Input, IntInput, StringInput, WidgetInput
 from .api.schema import ComfyNode, Schema
 from .dynamic import Live, fold, live_inputs
 from .file_inputs import FileInput
@@ -97,10 +97,8 @@ def _node(graph: Graph, node: Node, registry: Registry) -> None:
                 remedy=f"Connect an output of type {kind}",
             )
     known = {live.name for live in lives}
-    extra = {name: value for name, value in node.inputs.items() if name not in known}
-    if schema.accept_all_inputs:
-        checked |= extra
-    elif extra:
+    extra = [name for name in node.inputs if name not in known]
+    if extra:
         graph.notes.append(f'node {node.id} "{node.title}": unknown input {", ".join(extra)} is ignored')
     node.inputs = checked
     _own_check(node, registry.cls(node), schema)
@@ -133,8 +131,6 @@ def _fits(given: str, wanted: str) -> bool:
 
 def _constant(node: Node, live: Live, value: Any) -> Any:
     one: Input = live.input
-    if isinstance(one, MultiTypeInput) and one.widget is not None:
-        one = one.widget
     if not isinstance(one, WidgetInput):
         if one.get_io_type() in _ANY:
             return value
@@ -203,21 +199,18 @@ def _range(one: IntInput | FloatInput) -> str:
 
 
 def _combo(node: Node, name: str, one: ComboInput, value: Any) -> Any:
-    chosen = value if one.multiselect and isinstance(value, list) else [value]
-    for v in chosen:
-        if isinstance(one, FileInput) and isinstance(v, str):
-            try:
-                return one.check(v)
-            except UsageError as problem:
-                raise NodeError(node, str(problem), input=name) from problem
-        if v in one.options:
-            continue
-        shown = ", ".join(map(str, one.options[:20])) or "nothing"
-        more = f" and {len(one.options) - 20} more" if len(one.options) > 20 else ""
-        raise NodeError(
-            node, "this is not one of its choices", input=name, value=v, remedy=f"Choose {shown}{more}. {_OLDER}"
-        )
-    return value
+    if isinstance(one, FileInput) and isinstance(value, str):
+        try:
+            return one.check(value)
+        except UsageError as problem:
+            raise NodeError(node, str(problem), input=name) from problem
+    if value in one.options:
+        return value
+    shown = ", ".join(map(str, one.options[:20])) or "nothing"
+    more = f" and {len(one.options) - 20} more" if len(one.options) > 20 else ""
+    raise NodeError(
+        node, "this is not one of its choices", input=name, value=value, remedy=f"Choose {shown}{more}. {_OLDER}"
+    )
 
 
 def _own_check(node: Node, cls: type[ComfyNode], schema: Schema) -> None:

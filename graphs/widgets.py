@@ -7,13 +7,11 @@ from typing import Any
 
 from ..files.errors import NodeError
 from .api.inputs import (
-    AutogrowInput,
     ComboInput,
     ControlAfterGenerate,
     DynamicComboInput,
     Input,
     IntInput,
-    MultiTypeInput,
     WidgetInput,
 )
 from .api.schema import Schema
@@ -76,9 +74,8 @@ class _Row:
                     if option.key == chosen:
                         found += self.take(option.inputs, f"{name}.")
                 continue
-            widget = one.widget if isinstance(one, MultiTypeInput) else one
-            if isinstance(widget, WidgetInput) and not widget.force_input and not isinstance(one, AutogrowInput):
-                found += self.one(name, widget)
+            if isinstance(one, WidgetInput) and not one.force_input:
+                found += self.one(name, one)
         return found
 
     def one(self, name: str, widget: WidgetInput) -> list[tuple[str, Any, Place]]:

@@ -53,8 +53,6 @@ class Input:
         optional: bool = False,
         tooltip: str | None = None,
         lazy: bool | None = None,
-        extra_dict: dict | None = None,
-        raw_link: bool | None = None,
         advanced: bool | None = None,
     ):
         self.id = id
@@ -62,8 +60,6 @@ class Input:
         self.optional = optional
         self.tooltip = tooltip
         self.lazy = lazy
-        self.extra_dict = extra_dict or {}
-        self.rawLink = raw_link
         self.advanced = advanced
 
     def get_io_type(self) -> str:
@@ -89,11 +85,9 @@ class WidgetInput(Input):
         socketless: bool | None = None,
         widget_type: str | None = None,
         force_input: bool | None = None,
-        extra_dict: dict | None = None,
-        raw_link: bool | None = None,
         advanced: bool | None = None,
     ):
-        super().__init__(id, display_name, optional, tooltip, lazy, extra_dict, raw_link, advanced)
+        super().__init__(id, display_name, optional, tooltip, lazy, advanced)
         self.default = default
         self.socketless = socketless
         self.widget_type = widget_type
@@ -155,9 +149,9 @@ class IntInput(NumberInput):
 class FloatInput(NumberInput):
     """A number; `round` is the widget's, not applied here."""
 
-    def __init__(self, id: str, *args, round: float | bool | None = None, gradient_stops=None, **kwargs):
+    def __init__(self, id: str, *args, round: float | bool | None = None, **kwargs):
         super().__init__(id, *args, **kwargs)
-        self.round, self.gradient_stops = round, gradient_stops
+        self.round = round
 
 
 class StringInput(WidgetInput):
@@ -179,8 +173,6 @@ class StringInput(WidgetInput):
 class ComboInput(WidgetInput):
     """One of a list of options; `upload` adds a button, whose label is stored behind the value in UI workflows."""
 
-    multiselect = False
-
     def __init__(
         self,
         id: str,
@@ -199,18 +191,6 @@ class ComboInput(WidgetInput):
         self.options: list = [o.value for o in options] if is_enum else list(options or [])  # type: ignore[union-attr]
         self.control_after_generate = control_after_generate
         self.upload, self.image_folder, self.remote = upload, image_folder, remote
-
-
-class MultiComboInput(ComboInput):
-    """Any number of a list of options."""
-
-    multiselect = True
-
-    def __init__(
-        self, id: str, options: list, *args, placeholder: str | None = None, chip: bool | None = None, **kwargs
-    ):
-        super().__init__(id, options, *args, **kwargs)
-        self.placeholder, self.chip = placeholder, chip
 
 
 class ComboOutput(Output):
@@ -292,41 +272,3 @@ class DynamicComboInput(DynamicInput):
     def get_all(self) -> list[Input]:
         """This input and those of every option."""
         return [self, *(i for option in self.options for i in option.inputs)]
-
-
-class MultiTypeInput(Input):
-    """A socket that takes several types; given a widget input as id it keeps the widget."""
-
-    def __init__(self, id: str | Input, types: list, *args, **kwargs):
-        self.widget = id if isinstance(id, WidgetInput) else None
-        super().__init__(id.id if isinstance(id, Input) else id, *args, **kwargs)
-        self.optional = self.optional or (isinstance(id, Input) and id.optional)
-        self.types = types
-
-    def get_io_type(self) -> str:
-        """The types, comma-separated."""
-        own = [self.widget.get_io_type()] if self.widget is not None else []
-        return ",".join(dict.fromkeys([*own, *(t.io_type for t in self.types)]))
-
-
-class MatchTemplate:
-    """Sockets with the same template take the same type, which the editor sees to."""
-
-    def __init__(self, template_id: str, allowed_types: Any = None):
-        self.template_id, self.allowed_types = template_id, allowed_types
-
-
-class MatchInput(Input):
-    """An input typed by a template."""
-
-    def __init__(self, id: str, template: MatchTemplate, *args, **kwargs):
-        super().__init__(id, *args, **kwargs)
-        self.template = template
-
-
-class MatchOutput(Output):
-    """An output typed by a template."""
-
-    def __init__(self, template: MatchTemplate, id: str | None = None, display_name: str | None = None, **kwargs):
-        super().__init__(id, display_name or id or "MATCHTYPE", **kwargs)
-        self.template = template

@@ -48,37 +48,22 @@ Int = _type("INT", int, _in.IntInput)
 Float = _type("FLOAT", float, _in.FloatInput)
 String = _type("STRING", str, _in.StringInput)
 Combo = _type("COMBO", str, _in.ComboInput, _in.ComboOutput)
-MultiCombo = _type("COMBO", list[str], _in.MultiComboInput)
 
 Model = _type("MODEL")
 Clip = _type("CLIP")
-ClipVision = _type("CLIP_VISION")
-ClipVisionOutput = _type("CLIP_VISION_OUTPUT")
 Vae = _type("VAE")
-ControlNet = _type("CONTROL_NET")
 Conditioning = _type("CONDITIONING", list)
 Latent = _type("LATENT", dict)
 Image = _type("IMAGE")
 Mask = _type("MASK")
-Audio = _type("AUDIO", dict)
-Video = _type("VIDEO")
 Sampler = _type("SAMPLER")
 Sigmas = _type("SIGMAS")
 Guider = _type("GUIDER")
 Noise = _type("NOISE")
 LoraModel = _type("LORA_MODEL", dict)
 LossMap = _type("LOSS_MAP", dict)
-ModelPatch = _type("MODEL_PATCH")
-Hooks = _type("HOOKS")
-UpscaleModel = _type("UPSCALE_MODEL")
-StyleModel = _type("STYLE_MODEL")
-Color = _type("COLOR", str, _in.WidgetInput)
-Dict = _type("DICT", dict)
-Array = _type("ARRAY", list)
 AnyType = _type("*")
 
-MultiType = _type("COMFY_MULTITYPED_V3", Any, _in.MultiTypeInput)
-MatchType = _type("COMFY_MATCHTYPE_V3", Any, _in.MatchInput, _in.MatchOutput, Template=_in.MatchTemplate)
 DynamicCombo = _type("COMFY_DYNAMICCOMBO_V3", dict, _in.DynamicComboInput, Option=_in.DynamicComboOption)
 Autogrow = _type(
     "COMFY_AUTOGROW_V3",
@@ -89,10 +74,8 @@ Autogrow = _type(
 )
 
 __all__ = [
-    "AnyType", "Array", "Audio", "Autogrow", "Boolean", "Clip", "ClipVision", "ClipVisionOutput", "Color", "Combo",
-    "ComfyExtension", "ComfyNode", "ComfyType", "Conditioning", "ControlAfterGenerate", "ControlNet", "Custom", "Dict",
-    "DynamicCombo", "DynamicInput", "Float", "FolderType", "Guider", "Hidden", "HiddenHolder", "Hooks", "Image",
-    "Input", "Int", "Latent", "LoraModel", "LossMap", "Mask", "MatchType", "Model", "ModelPatch", "MultiCombo",
-    "MultiType", "NodeOutput", "Noise", "NumberDisplay", "Output", "Sampler", "Schema", "Sigmas", "String",
-    "StyleModel", "UploadType", "UpscaleModel", "Vae", "Video", "WidgetInput",
+    "AnyType", "Autogrow", "Boolean", "Clip", "Combo", "ComfyExtension", "ComfyNode", "ComfyType", "Conditioning",
+    "ControlAfterGenerate", "Custom", "DynamicCombo", "DynamicInput", "Float", "FolderType", "Guider", "Hidden",
+    "HiddenHolder", "Image", "Input", "Int", "Latent", "LoraModel", "LossMap", "Mask", "Model", "NodeOutput",
+    "Noise", "NumberDisplay", "Output", "Sampler", "Schema", "Sigmas", "String", "UploadType", "Vae", "WidgetInput",
 ]  # fmt: skip

@@ -44,13 +44,6 @@ class Schema:
     is_output_node: bool = False
     is_deprecated: bool = False
     is_experimental: bool = False
-    is_dev_only: bool = False
-    is_api_node: bool = False
-    not_idempotent: bool = False
-    enable_expand: bool = False
-    accept_all_inputs: bool = False
-    essentials_category: str | None = None
-    has_intermediate_output: bool = False
 
     def finalize(self) -> None:
         """Give an output node the prompt and PNG text it saves, and outputs without an id one."""
@@ -108,11 +101,6 @@ class ComfyNode:
     def fingerprint_inputs(cls, *args: Any, **kwargs: Any) -> Any:
         """A value that changes when the node must run again although its inputs did not change."""
         raise NotImplementedError
-
-    @classmethod
-    def check_lazy_status(cls, *args: Any, **kwargs: Any) -> list[str]:
-        """Which lazy inputs are needed; the headless host has computed them all."""
-        return []
 
     @classmethod
     def GET_SCHEMA(cls) -> Schema:
