@@ -24,6 +24,7 @@ from ..hosts.headless.folders import Folders, use
 from ..hosts.headless.host import host
 from ..hosts.training import run as training
 from ..models import evaluate, loader, twins
+from ..sampling.distilled import Mode
 from ..trainers import watch
 from ..trainers.dataset import Dataset, entries_of
 from ..trainers.methods import read_config
@@ -46,7 +47,7 @@ class Run:
     training: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> Mode:
         """How its sampler goes from level to level."""
         return "deterministic" if self.method == "tdm" else "renoise"
 
@@ -108,7 +109,7 @@ def dataset(work: Path) -> Dataset:
             batch = drawn(generator, 128)
             latents += list(host.encode_images(vae, batch.image.movedim(1, -1))["samples"])
             values = torch.stack([getattr(batch, name) for name in judge.HEADS], 1).tolist()
-            captions += [digits.describe(*row, generator)[0] for row in values]
+            captions += [digits.described(row, generator)[0] for row in values]
         entries = entries_of([clip.encode(caption) for caption in captions], "positive")
         negative = entries_of([clip.encode("")], "negative")[0]
         Dataset(entries, captions, negative, latents).save(path)

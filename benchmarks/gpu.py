@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ class Bench:
                     done = yield from self._process(numbered, Path(folder), end)
                     numbered = numbered[done:]
 
-    def _process(self, rows: list[tuple[int, Row]], folder: Path, end: float) -> Iterator[Row]:
+    def _process(self, rows: list[tuple[int, Row]], folder: Path, end: float) -> Generator[Row, None, int]:
         """Measure rows in one process until one of them ends it; how many are over."""
         child = Process(self.checkout, folder, self.small, rows)
         over, limit, began = 0, START, False

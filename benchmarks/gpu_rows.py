@@ -142,7 +142,8 @@ class Bench:
         arguments: Any = importlib.import_module("comfy.cli_args").args
         arguments.base_directory = str(folder)
         arguments.cpu = arguments.cpu or small
-        importlib.import_module("comfy.utils").PROGRESS_BAR_ENABLED = False
+        utils: Any = importlib.import_module("comfy.utils")
+        utils.PROGRESS_BAR_ENABLED = False
         self.management = importlib.import_module("comfy.model_management")
         self.host = importlib.import_module("..hosts.comfyui.host", __package__).host
         self.folder, self.small = folder, small

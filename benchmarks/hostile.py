@@ -186,10 +186,11 @@ class Files:
         }
 
 
-def _shown(answer: Any) -> None:
+def _shown(answer: Any) -> int:
     text = json.dumps(answer, allow_nan=False)
     if len(text) > 1_000_000:
         raise AssertionError(f"an answer has {len(text)} characters")
+    return len(text)
 
 
 def memory() -> float:
@@ -258,7 +259,7 @@ def try_routes(report: Report) -> None:
         async with TestClient(TestServer(application)) as client:
             for headers, own in hostile_headers.sets(host).values():
                 for route in routes:
-                    body = {"json": {"id": "x", "choice": 0}} if route.method == "POST" else {}
+                    body: dict[str, Any] = {"json": {"id": "x", "choice": 0}} if route.method == "POST" else {}
                     path = route.path.format(**names)
                     answer = await client.request(route.method, path, headers={"Host": host} | headers, **body)
                     await answer.read()

@@ -24,7 +24,7 @@ from ..sampling.particles import BestOfConfig, SteeringConfig, ValueConfig
 from ..sampling.path import FLOW
 from ..sampling.prior import Prior
 from ..sampling.search import Budget, Config, search
-from ..sampling.teleport import LowRank, Stationary
+from ..sampling.teleport import LowRank, Stationary, Statistics
 from ..sampling.transition import Transition
 from ..sampling.tree import TreeConfig
 
@@ -69,7 +69,7 @@ def searches(folder: Path) -> dict[str, Reader]:
 def gaussians(folder: Path) -> dict[str, Reader]:
     """Gaussian statistics of both kinds."""
     vectors = torch.linalg.qr(torch.randn(64, 2, generator=torch.Generator().manual_seed(0)))[0].T.contiguous()
-    kinds = {
+    kinds: dict[str, Statistics] = {
         "low rank": LowRank(torch.zeros(SHAPE), vectors, torch.ones(2), 0.5),
         "stationary": Stationary(torch.zeros(4), torch.eye(4, dtype=torch.complex64).repeat(4, 4, 1, 1)),
     }

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ class Run:
         from ..trainers.methods import read_config
 
         self.where, self.steps, self.use, self.host = Folders(models=(models,), output=output), steps, use, host
-        settings = {"steps": steps, "batch_size": 2, "warmup": 2, "save_every": 2, "preview_every": 5, "previews": 1}
-        settings |= {"keep": 2, "ema": 0.9}
+        settings: dict[str, Any] = {"steps": steps, "batch_size": 2, "warmup": 2, "save_every": 2}
+        settings |= {"preview_every": 5, "previews": 1, "keep": 2, "ema": 0.9}
         config = {"method": method, "objective": {}, "training": settings, "lora": {"rank": 2}}
         prompts = ["a red 3", "a blue 7", "a green 1", "a bold 9"]
         with use(self.where), torch.no_grad():
@@ -224,7 +225,7 @@ def full_disk(report: Report, count: int) -> None:
         refused = ends = 0
         for number in range(count):
             before, child = runs[1].done, runs[1].begin()
-            until(lambda before=before: runs[1].done > before)
+            until(partial(lambda before: runs[1].done > before, before))
             filler = fill(output)
             if number % 3 == 2:
                 os.kill(child, signal.SIGKILL)
@@ -274,7 +275,7 @@ def servers(report: Report, checkout: Path, count: int) -> None:
             before = last_step(log)
             server.queue(prompt("killed", steps))
             further = draw.randrange(1, 6)
-            until(lambda log=log, least=before + further: last_step(log) >= least, 0.002)
+            until(partial(lambda path, least: last_step(path) >= least, log, before + further), 0.002)
             time.sleep(draw.uniform(0, 0.1))
             server.kill()
             tried += last_step(log) < steps

@@ -11,6 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,7 +56,7 @@ def write_set(folder: Path, count: int, pictures: int) -> None:
             pair = names[i % pictures], names[(i * 7 + 1) % pictures]
             pair = pair if pair[0] != pair[1] else (pair[0], names[(i + 2) % pictures])
             ticket = tickets.Ticket(f"picture {i // 2}, in the words of somebody who paints", pair, (), BY)
-            row = {"id": ticket.id, "prompt": ticket.prompt, "candidates": pair, "by": BY}
+            row: dict[str, Any] = {"id": ticket.id, "prompt": ticket.prompt, "candidates": pair, "by": BY}
             asked.write(json.dumps(row) + "\n")
             if i < count - 100:
                 row = {"prompt": ticket.prompt, "winner": pair[0], "loser": pair[1], "strength": None, "by": BY,
@@ -119,7 +120,7 @@ def routes(output: Path) -> Iterator[dict[str, Figure]]:
     runs, sets, long = output / "retort", output / "retort_preferences", output / "long"
     clock, offset, step = Clock(), 0, 0
     while True:
-        answer = clock.ask(lambda at=offset, last=step: run_view.log(long / "mine", at, last))
+        answer = clock.ask(partial(run_view.log, long / "mine", offset, step))
         offset, step = answer["offset"], (answer["steps"] or [step])[-1]
         if not answer["more"]:
             break
@@ -128,7 +129,7 @@ def routes(output: Path) -> Iterator[dict[str, Figure]]:
     for _ in range(5):
         with open(long / "mine" / log_file.METRICS, "a") as handle:
             handle.write(json.dumps({"step": step + 1, "student_loss": 0.5}) + "\n")
-        answer = clock.ask(lambda at=offset, last=step: run_view.log(long / "mine", at, last))
+        answer = clock.ask(partial(run_view.log, long / "mine", offset, step))
         offset, step = answer["offset"], answer["steps"][-1]
     yield clock.told("GET runs/RUN/log, one line more")
     clock = Clock()
@@ -155,7 +156,7 @@ def routes(output: Path) -> Iterator[dict[str, Figure]]:
         for _ in range(5):
             desk = doors["look"](set="mine", by=BY)
             body = {"id": desk["tickets"][0]["id"], "choice": 0} if what == "answer" else {"id": desk["last"]["id"]}
-            clock.until(lambda act=act, body=body: act(set="mine", by=BY, body=body))
+            clock.until(partial(act, set="mine", by=BY, body=body))
         yield clock.told(f"POST picker/SET/{what}")
     clock = Clock()
     for _ in range(5):

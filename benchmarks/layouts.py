@@ -22,14 +22,14 @@ TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", tor
 
 @dataclass(frozen=True)
 class Layout:
-    """kind: a class of comfy.supported_models; config: its network. latent: (C, H, W); text: tokens and their width.
+    """kind: a class of comfy.supported_models; config: its network. latent: (C, H, W) or with T; text: tokens, width.
 
     stored: type of the matrices in the file, and `loaded`: in memory (None: ComfyUI's choice).
     """
 
     kind: str
     config: Mapping[str, Any]
-    latent: tuple[int, int, int]
+    latent: tuple[int, ...]
     text: tuple[int, int]
     pooled: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -117,7 +117,8 @@ def _plain(stored: torch.dtype) -> torch.dtype:
 
 
 def _put(file: Any, numbers: Tensor) -> None:
-    file.write(memoryview(numbers.contiguous().view(torch.uint8).numpy()))
+    raw: Any = numbers.contiguous().view(torch.uint8).numpy()
+    file.write(memoryview(raw))
 
 
 def _unet(**given: Any) -> dict[str, Any]:

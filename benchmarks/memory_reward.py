@@ -14,7 +14,7 @@ from ..trainers.weightless import META
 from .layouts import BF16
 
 # As PickScore's and HPSv2's networks are published.
-_VIT_H = {
+_VIT_H: dict[str, Any] = {
     "vision_config": {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
                       "num_attention_heads": 16, "patch_size": 14, "hidden_act": "gelu"},
     "text_config": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
@@ -46,7 +46,8 @@ def vit_h(dtype: torch.dtype = torch.float32) -> Reward:
     from transformers import CLIPConfig, CLIPModel
 
     with torch.inference_mode(False), META:
-        model = CLIPModel(CLIPConfig(**_VIT_H)).to(dtype).to_empty(device="cpu")
+        model: Any = CLIPModel(CLIPConfig(**_VIT_H))
+        model = model.to(dtype).to_empty(device="cpu")
 
     def tokens(texts: list[str]) -> tuple[Tensor, Tensor]:
         shape = len(texts), clip_models.TOKENS

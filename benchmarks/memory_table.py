@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from ..hosts.contract import Host
 from ..trainers.counted import Counted
 from ..trainers.planning import CONTEXT, MEASURES, Forecast
 from .layouts import BF16, HALF, TRUE, Layout
@@ -84,7 +85,7 @@ MORE_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     ALIGN: ("align_prop", {"steps": 20, "last": 1, "truncation": "fixed"}),
 }
 # diffusers' own classes, for where there is no ComfyUI.
-DIFFUSERS = {
+DIFFUSERS: dict[str, tuple[str, dict[str, Any], tuple[int, ...], tuple[int, int], int]] = {
     "SDXL": ("SDXL", {
         "sample_size": 128, "in_channels": 4, "out_channels": 4, "block_out_channels": (320, 640, 1280),
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -145,7 +146,7 @@ def _request(row: Row, latent: tuple[int, ...], text: tuple[int, int], pooled: i
     more = {**extra, **({"pooled_output": torch.zeros(1, pooled)} if pooled else {})}
     entry = torch.zeros(1, *text), more
     picture = [torch.zeros(latent)]
-    losers = {"losers": picture, "strengths": [1.0]} if method == "dpo" else {}
+    losers: dict[str, Any] = {"losers": picture, "strengths": [1.0]} if method == "dpo" else {}
     return config, Dataset([entry], ["a prompt"], entry, picture, **losers)
 
 
@@ -155,8 +156,9 @@ def count(row: Row, measures: tuple[str, ...] = (), whole: bool = False) -> Coun
 
     if row.host == "diffusers":
         from ..hosts.headless import families
-        from ..hosts.headless.host import host
+        from ..hosts.headless.host import host as headless
 
+        host: Host = headless
         name, config, latent, text, pooled = DIFFUSERS[row.network]
         family = getattr(families, name)
         schedule, path, prediction = families.coordinates(family, {}, config)
@@ -165,11 +167,11 @@ def count(row: Row, measures: tuple[str, ...] = (), whole: bool = False) -> Coun
         )
         extra: Mapping[str, Any] = {}
     else:
-        from ..hosts.comfyui import bare  # type: ignore[no-redef]
-        from ..hosts.comfyui.host import host  # type: ignore[no-redef]
+        from ..hosts.comfyui import bare
+        from ..hosts.comfyui.host import host as comfyui
 
-        layout = NETWORKS[row.network]
-        latent, text, pooled, extra = layout.latent, layout.text, layout.pooled, layout.extra  # type: ignore[assignment]
+        host, layout = comfyui, NETWORKS[row.network]
+        latent, text, pooled, extra = layout.latent, layout.text, layout.pooled, layout.extra
         import comfy.supported_models as known
 
         model = bare.model_of(getattr(known, layout.kind)(dict(layout.config)), layout.loaded or layout.stored)

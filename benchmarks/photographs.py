@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -87,12 +87,12 @@ def classical() -> Iterator[tuple[str, Way]]:
     for strength in (0.03, 0.06):
         yield (
             f"non-local means {strength}",
-            partial(on, lambda x, h=strength: ways.denoise_nl_means(x, h=h, fast_mode=True, channel_axis=-1)),
+            partial(on, partial(ways.denoise_nl_means, h=strength, fast_mode=True, channel_axis=-1)),
         )
     for weight in (0.02, 0.06):
         yield (
             f"total variation {weight}",
-            partial(on, lambda x, w=weight: ways.denoise_tv_chambolle(x, weight=w, channel_axis=-1)),
+            partial(on, partial(ways.denoise_tv_chambolle, weight=weight, channel_axis=-1)),
         )
     yield "bilateral", partial(on, lambda x: ways.denoise_bilateral(x, channel_axis=-1))
     yield "unsharp mask", partial(on, lambda x: filters.unsharp_mask(x, radius=2, amount=1.0, channel_axis=-1))
@@ -177,7 +177,7 @@ def evaluated(report: Report, options: argparse.Namespace) -> dict[str, list[Ima
         for way, one in table.items():
             for part in fields(Measured):
                 unit = {"psnr": "dB", "seconds": "s"}.get(part.name, "")
-                better = "lower" if part.name in LOWER else "higher"
+                better: Literal["lower", "higher"] = "lower" if part.name in LOWER else "higher"
                 report.figures[f"{setting}, {way}: {part.name}"] = Figure(getattr(one, part.name), unit, better=better)
         for way in table:
             if way != "restored":

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from ..hosts.headless import embedded
 from ..hosts.headless.host import host
 from ..hosts.training.assembly import add_adapters, encode
 from ..models import loader
+from ..trainers.denoiser import Denoiser
 from ..trainers.methods import read_config
 from ..trainers.objectives.parts.contract import Batch, swapped
 from ..trainers.objectives.parts.preference import LOSER
@@ -43,7 +45,7 @@ FOUND = ("student", "base", "nobody")
 @contextmanager
 def _as_base(objective: SmPO) -> Iterator[None]:
     """Within it the student's adapter changes nothing."""
-    weights = objective.denoiser.adapters.parameters("student")
+    weights = cast(Denoiser, objective.denoiser).adapters.parameters("student")
     with swapped(weights, {name: torch.zeros_like(w) for name, w in weights.items() if "lora_B" in name}):
         yield
 
@@ -53,9 +55,14 @@ def asked(objective: SmPO, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
     """(student's, base's) error of the loser less that of the winner (B,), by who found the noise."""
     denoiser, sigma, both = objective.denoiser, objective.sigma(batch.draws), (batch.images, batch.columns[LOSER])
     noises = {"nobody": (batch.draws.normal("noise", batch.shape),) * 2}
-    noises["student"] = tuple(objective.found_noise(latents, sigma, batch.cond) for latents in both)
+
+    def found_for_both() -> tuple[Tensor, Tensor]:
+        winner, loser = (objective.found_noise(latents, sigma, batch.cond) for latents in both)
+        return winner, loser
+
+    noises["student"] = found_for_both()
     with _as_base(objective):
-        noises["base"] = tuple(objective.found_noise(latents, sigma, batch.cond) for latents in both)
+        noises["base"] = found_for_both()
     found = {}
     for who, noise in noises.items():
         gaps = []

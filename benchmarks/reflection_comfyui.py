@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from .comfyui import ROOT, STEPS, core_nodes
 
@@ -37,12 +38,12 @@ def main(checkout: Path, pairs: int) -> None:
         (noise,) = custom.RandomNoise.execute(0).args
         lora = Path(loader.STYLES["flow_bold"]).name
 
-        def setup(pair: dict):
+        def setup(pair: dict) -> tuple[Any, Any]:
             guider, sampler, _ = retort["RetortReflectionSetup"].execute(model, positive, negative, pair, cfg=1.0).args
             return guider, sampler
 
-        cfg = setup({"pair": "cfg", "weak_cfg": 0.0})
-        styled = setup(
+        strong, cfg = setup({"pair": "cfg", "weak_cfg": 0.0})
+        bold, styled = setup(
             {"pair": "lora", "lora": lora, "strong_strength": 0.8, "weak_strength": -1.5, "reflecting_cfg": 1.0}
         )
         calls = STEPS + 2 * (STEPS - 1)
@@ -51,8 +52,8 @@ def main(checkout: Path, pairs: int) -> None:
         def sampled(guider, sampler, levels) -> None:
             custom.SamplerCustomAdvanced.execute(noise, guider, sampler, levels, latent)
 
-        a, b = paired(lambda: sampled(*cfg, sigmas), lambda: sampled(cfg[0], euler, longer), pairs)
-        c, d = paired(lambda: sampled(*styled, sigmas), lambda: sampled(*cfg, sigmas), pairs)
+        a, b = paired(lambda: sampled(strong, cfg, sigmas), lambda: sampled(strong, euler, longer), pairs)
+        c, d = paired(lambda: sampled(bold, styled, sigmas), lambda: sampled(strong, cfg, sigmas), pairs)
     sys.stdout.write(json.dumps({"cfg": a, "core": b, "lora": c, "cfg_again": d}) + "\n")
 
 

@@ -95,7 +95,7 @@ def dataset(work: Path) -> Dataset:
             latents += list(host.encode_images(vae, images / 255)["samples"])
             pictures += list(images.to(torch.uint8))
             values = torch.stack([getattr(batch, name) for name in judge.HEADS], 1).tolist()
-            captions += [digits.describe(*row, generator)[0] for row in values]
+            captions += [digits.described(row, generator)[0] for row in values]
         entries = entries_of([clip.encode(caption) for caption in captions], "positive")
         negative = entries_of([clip.encode("")], "negative")[0]
         Dataset(entries, captions, negative, latents, pictures=pictures).save(path)

@@ -33,16 +33,19 @@ def headless(pairs: int) -> Figure:
     guider = Guider(model, positive, negative, 3.0)
     sigmas, sampler = simple(model.schedule, STEPS), StandardSampler("euler")
     network = model.network
-    made = [network.conditions(*c[0], torch.Size(noise.shape)) for c in (negative, positive)]
+    made = [network.conditions(tokens, extra, noise.shape) for ((tokens, extra),) in (negative, positive)]
     cond = {k: torch.cat([m[k].expand(8, *m[k].shape[1:]) for m in made]) for k in made[0]}
     x, t = torch.cat([noise, noise]), torch.full((16,), 500.0)
+
+    def ours() -> None:
+        guider.sample(noise, torch.zeros_like(noise), sampler, sigmas)
 
     def bare() -> None:
         with torch.inference_mode():
             for _ in range(STEPS):
                 network(x, t, **cond)
 
-    return ratio(*paired(lambda: guider.sample(noise, torch.zeros_like(noise), sampler, sigmas), bare, pairs), 1.05)
+    return ratio(*paired(ours, bare, pairs), 1.05)
 
 
 def quick_start(server, pairs: int) -> Figure:

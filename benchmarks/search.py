@@ -84,8 +84,14 @@ def drawn(seed: int) -> Iterator[str]:
 def prompts(count: int) -> list[str]:
     """Different prompts; those that the settings were chosen on are left out."""
     seen = set(islice(drawn(TUNED_ON), TRIED))
-    fresh = (prompt for prompt in drawn(REPORTED) if prompt not in seen and not seen.add(prompt))
-    return list(islice(fresh, count))
+    fresh: list[str] = []
+    for prompt in drawn(REPORTED):
+        if len(fresh) == count:
+            break
+        if prompt not in seen:
+            seen.add(prompt)
+            fresh.append(prompt)
+    return fresh
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -133,14 +133,15 @@ def measure(report: Report, options: argparse.Namespace) -> None:
     report.figures[f"the prior itself, {size.samples} samples: Fréchet distance to all held-out digits"] = Figure(far)
     report.figures["the prior itself: smallest share of a digit among its samples"] = Figure(least, better="higher")
     floor = [judge.frechet_distance(real(c, size.samples, size.samples), real(c, REFERENCE, 360)) for c in size.classes]
-    report.figures[f"{about}: {size.samples} held-out digits themselves, Fréchet distance"] = Figure(np.mean(floor))
+    name = f"{about}: {size.samples} held-out digits themselves, Fréchet distance"
+    report.figures[name] = Figure(float(np.mean(floor)))
     rows: dict[str, list[float]] = {}
     for method in methods(size.budgets[0]):
         for calls in size.budgets:
             parts = []
             for digit in size.classes:
                 key = ("classes", TASK, methods(calls)[method], digit, calls, size.samples)
-                parts.append(kept(key, lambda d=digit, m=method, c=calls: sampled(d, m, c, size.samples)))
+                parts.append(kept(key, partial(sampled, digit, method, calls, size.samples)))
             far, right = np.mean(parts, 0)
             rows.setdefault(method, []).append(far)
             report.figures[f"{about}, {calls} calls: {method}, Fréchet distance"] = Figure(far)

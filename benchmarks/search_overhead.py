@@ -17,7 +17,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from ..sampling.accounts import Budget
 from ..sampling.path import FLOW
 from ..sampling.prior import Prior
 from ..sampling.search import State, search
-from ..sampling.tree import DTS_STAR, TreeConfig
+from ..sampling.tree import DTS_STAR, Tree, TreeConfig
 from .report import Figure, Report
 from .searching import Task, searched
 from .timing import paired, ratio
@@ -50,7 +50,8 @@ def headless(config: Any, pairs: int) -> Figure:
     model, clip, _ = host.embedded(TASK.kind)
     calls = ROUNDS * TASK.batch * TASK.steps * 2
     network, shape = model.network, torch.Size((TASK.batch, 16, 8, 8))
-    made = [network.conditions(*c[0], shape) for c in (clip.encode(""), clip.encode(TASK.prompt))]
+    texts = clip.encode(""), clip.encode(TASK.prompt)
+    made = [network.conditions(tokens, extra, shape) for ((tokens, extra),) in texts]
     cond = {k: torch.cat([m[k].expand(TASK.batch, *m[k].shape[1:]) for m in made]) for k in made[0]}
     x, t = torch.randn(2 * TASK.batch, *shape[1:]), torch.full((2 * TASK.batch,), 500.0)
     spent: list[int] = []
@@ -71,7 +72,7 @@ def halved(x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
     return x / 2
 
 
-def grown(config: TreeConfig, leaves: int, shape: tuple[int, ...], state: State | None = None) -> State:
+def grown(config: TreeConfig, leaves: int, shape: tuple[int, ...], state: State | None = None) -> Tree:
     """A tree of so many more leaves on 10 steps, the network being `halved`."""
     sigmas = torch.tensor([1 - i / 10 for i in range(10)] + [0.0])
     before = 0 if state is None else state.ledger.rewards
@@ -80,10 +81,10 @@ def grown(config: TreeConfig, leaves: int, shape: tuple[int, ...], state: State 
         prior = Prior(halved, FLOW, sigmas, shape, batch=8, mixed_levels=True)
         result = search(prior, config, Budget(calls=10 * config.leaves), mean_of_latent(), seed=0, state=state)
         state = result.state
-    return result.state
+    return cast(Tree, state)
 
 
-def large(config: TreeConfig, nodes: int) -> State:
+def large(config: TreeConfig, nodes: int) -> Tree:
     """A tree of so many nodes: full rollouts from the root, in the file format that searches are resumed from."""
     small = grown(config, 1, (1, 1, 1))
     tensors, header = small.to_file()
@@ -180,7 +181,7 @@ class BesideCore:
         """One search."""
         outer = self
 
-        class Searching(self.methods.Method):  # type: ignore[misc, name-defined]  # a class of the plugin's own copy
+        class Searching(self.methods.Method):  # type: ignore[name-defined]  # a class of the plugin's own copy
             searches = True
 
             def sample(self, run: Any) -> Tensor:

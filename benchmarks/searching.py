@@ -51,7 +51,7 @@ class Curve:
     rewards: int
     seconds: float
 
-    def best(self, limits: Sequence[float], axis: int = 0) -> np.ndarray:
+    def best(self, limits: Sequence[float] | np.ndarray, axis: int = 0) -> np.ndarray:
         """Best reward (len(limits),) within so many calls (axis 0) or seconds (axis 1); -inf before the first."""
         spent = np.array([rise[axis] for rise in self.rises])
         rewards = np.array([-math.inf, *(rise[2] for rise in self.rises)])

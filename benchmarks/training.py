@@ -117,7 +117,7 @@ def random_case(layers: int, heads: int, size: int, tokens: int, batch: int) -> 
 
     width = 64 * heads
 
-    def build() -> torch.nn.Module:
+    def build() -> Any:
         torch.manual_seed(0)
         return diffusers.SD3Transformer2DModel(
             sample_size=size, patch_size=2, in_channels=16, num_layers=layers, attention_head_dim=64,

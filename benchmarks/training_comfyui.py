@@ -200,7 +200,7 @@ def main(checkout: Path, pairs: int, name: str, streamed: bool) -> None:
     arguments: Any = importlib.import_module("comfy.cli_args").args
     with tempfile.TemporaryDirectory() as folder:
         arguments.cpu, arguments.base_directory = True, folder
-        utils = importlib.import_module("comfy.utils")
+        utils: Any = importlib.import_module("comfy.utils")
         utils.PROGRESS_BAR_ENABLED = False
         # Every step of core's is to be heard of.
         utils.PROGRESS_THROTTLE_MIN_INTERVAL = utils.PROGRESS_THROTTLE_MIN_PERCENT = 0
