@@ -188,10 +188,10 @@ def test_options_of_the_model_are_honoured(comfy, node, tiny, given):
 
 def test_a_captioner_leaves_memory(comfy, node, monkeypatch, tmp_path):
     management = importlib.import_module("comfy.model_management")
-    captions = importlib.import_module(f"{comfy.package}.hosts.captions")
+    captions = importlib.import_module(f"{comfy.package}.hosts.restoration.captions")
     rewards = importlib.import_module(f"{comfy.package}.hosts.comfyui.rewards")
     network = torch.nn.Linear(3, 3)
-    held = rewards.hold(network)
+    held = rewards.Held(network)
     during = []
 
     def caption(images):
