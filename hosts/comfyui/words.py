@@ -51,7 +51,7 @@ class TextModel(torch.nn.Module):
 
     def __init__(self, device="cpu", dtype=None, model_options=None):
         super().__init__()
-        self.encoder = self.Encoder().to(device).requires_grad_(False)
+        self.encoder: Any = self.Encoder().to(device).requires_grad_(False)
         self.dtypes = {torch.float32}
 
     def set_clip_options(self, options):
