@@ -8,7 +8,8 @@ import pytest
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
-from retort.hosts.headless import folders, host
+from retort.hosts.headless import folders
+from retort.hosts.headless.host import host
 from retort.hosts.training import run as training
 from retort.trainers.methods import read_config
 from retort.trainers.watch import Silent
