@@ -267,8 +267,10 @@ class Trainer:
             while self.done < settings.steps:
                 metrics = offload.enough_room(self.step, self._spare, self._begin_again, self.watcher.says)
                 if self.done == self.begun + 1:
-                    ring, spare = self.denoiser.ring, self._spare()
-                    self.forecast = offload.corrected(self.forecast, ring, spare, self.truth.peak, self.watcher.says)
+                    self.forecast = offload.corrected(
+                        self.forecast, self.denoiser.ring, self._spare(), self.truth.peak, metrics["seconds"],
+                        self.watcher.says,
+                    )  # fmt: skip
                 if log:
                     log.add(self.done, metrics)
                 self.watcher.step(self.done, settings.steps, metrics)

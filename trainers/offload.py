@@ -53,15 +53,22 @@ def enough_room(
 
 
 def corrected(
-    forecast: Forecast | None, ring: Ring | None, spare: Ring | None, measured: int | None, says: Callable[[str], None]
+    forecast: Forecast | None,
+    ring: Ring | None,
+    spare: Ring | None,
+    measured: int | None,
+    seconds: float,
+    says: Callable[[str], None],
 ) -> Forecast | None:
     """The forecast by what a run's first step took, after which as many blocks are streamed as that asks for.
 
     spare: the ring where more may be streamed now, else None. measured: bytes, None where nothing measures them.
+    seconds: of the step.
     """
     if forecast is None or ring is None or measured is None:
         return forecast
-    found, count = planning.corrected(forecast, ring.count, measured)
+    bus, waited = ring.pace()
+    found, count = planning.corrected(forecast.timed(seconds - waited, bus), ring.count, measured)
     if spare is not None and count != ring.count:
         ring.stream(count)
         forget_unused(ring.device)

@@ -19,7 +19,7 @@ MARGIN = 0.05
 # What may wait in host memory besides, in the order in which it is taken: neither changes a number of the run.
 INPUTS, STATE = "block inputs", "idle optimiser states"
 MEASURES = ((INPUTS,), (INPUTS, STATE))
-# Bytes a second over PCIe 4 x16 from pinned memory, as cards of that kind reach it.
+# Bytes a second over PCIe 4 x16 from pinned memory, as cards of that kind reach it; until a run has measured its own.
 BUS = 25e9
 
 
@@ -29,7 +29,7 @@ class Plan:
 
     peak: bytes on the card; host: bytes of host memory that the streamed blocks take, and what else waits there
     (`measures`). free, host_free: what there is, None where nobody knows. seconds: of a step, None where nobody knows
-    how fast the card is. hidden: whether the copies take less time than the arithmetic, None likewise.
+    how fast the card is. waits: how many of them are spent on copies that the arithmetic does not hide, None likewise.
     """
 
     streamed: int
@@ -39,7 +39,7 @@ class Plan:
     free: int | None = None
     host_free: int | None = None
     seconds: float | None = None
-    hidden: bool | None = None
+    waits: float | None = None
     measures: tuple[str, ...] = ()
 
     @property
@@ -68,10 +68,15 @@ class Plan:
             parts.append(f"{size(self.host)} of host memory")
         parts.append(f"peak about {size(self.peak)}")
         if self.seconds is not None:
-            parts.append(f"about {self.seconds:.{0 if self.seconds >= 10 else 2}f} s a step")
-        if self.streamed and self.hidden is not None:
-            parts.append("transfer hidden" if self.hidden else "waiting for transfers")
+            parts.append(f"about {_shortly(self.seconds)} s a step")
+        if self.streamed and self.waits is not None:
+            adds = f"transfer adds about {_shortly(self.waits)} s a step"
+            parts.append(adds if self.waits else "transfer hidden")
         return ", ".join(parts)
+
+
+def _shortly(seconds: float) -> str:
+    return f"{seconds:.{0 if seconds >= 10 else 2}f}"
 
 
 def usable(free: int) -> int:
@@ -84,8 +89,9 @@ class Forecast:
     """A counted run on one machine.
 
     free, host_free: bytes, None where they are not known. speed: operations a second that the card reaches, None where
-    nobody measured. context: bytes to add for what CUDA takes, where `free` is a whole card. factor: measured bytes
-    over counted ones on this machine. measures: with which it was counted; more: the same run with others, in order.
+    nobody measured; bus: bytes a second from host memory to the card. context: bytes to add for what CUDA takes, where
+    `free` is a whole card. factor: measured bytes over counted ones on this machine. measures: with which it was
+    counted; more: the same run with others, in order.
     """
 
     counted: Counted
@@ -93,6 +99,7 @@ class Forecast:
     free: int | None = None
     host_free: int | None = None
     speed: float | None = None
+    bus: float = BUS
     context: int = 0
     factor: float = 1.0
     measures: tuple[str, ...] = ()
@@ -129,14 +136,26 @@ class Forecast:
     def with_streamed(self, streamed: int) -> Plan:
         """The plan with so many blocks streamed."""
         away = sum(self._away(streamed))
-        seconds = None if self.speed is None else self.counted.operations / self.speed
-        # A pass enters each block once, and a pass with a graph once more on the way back.
-        visits = sum(n * (2 if phase.endswith("forward") else 1) for phase, n in self.counted.calls.items())
-        hidden = None if seconds is None else away * visits / BUS <= seconds
+        seconds = waits = None
+        if self.speed is not None:
+            seconds = self.counted.operations / self.speed
+            # A pass enters each block once, and a pass with a graph once more on the way back.
+            visits = sum(n * (2 if phase.endswith("forward") else 1) for phase, n in self.counted.calls.items())
+            waits = max(0.0, self._repeats * away * visits / self.bus - seconds)
+            seconds += waits
         blocks, host = len(self.counted.blocks), away + self.waiting
         return Plan(
-            streamed, blocks, self.peak(streamed), host, self.free, self.host_free, seconds, hidden, self.measures
+            streamed, blocks, self.peak(streamed), host, self.free, self.host_free, seconds, waits, self.measures
         )
+
+    @property
+    def _repeats(self) -> float:
+        """How often a step does what was counted, of which accumulated batches are two at most."""
+        return max(1, self.training.accumulation) / min(2, max(1, self.training.accumulation))
+
+    def timed(self, seconds: float, bus: float | None) -> Forecast:
+        """The forecast by what a step's arithmetic took, and by how fast copies were, None where nobody measured."""
+        return replace(self, speed=self.counted.operations / max(seconds, 1e-6) or None, bus=bus or self.bus)
 
     @property
     def plan(self) -> Plan:

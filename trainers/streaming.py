@@ -14,13 +14,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import checkpointing
 from .masters import Master, Pin, Unpin, Weight, places, size_of, streamable
-from .transfers import Arrival, Copies
+from .transfers import Arrival, Copies, elapsed, moment
 
 BUFFERS = 2
 MORE = 4  # after memory ran out, one of so many blocks is streamed besides
@@ -74,6 +75,7 @@ class Ring:
         self._pin, self._unpin = pin, unpin
         self._lock = threading.RLock()  # backward runs on a thread of autograd's own
         self._copying: Copies | None = None
+        self._waits: list[tuple[Any, Any]] | None = None  # of the device for a block's weights
         self._here: dict[int, tuple[Tensor, Arrival]] = {}  # by block; the one entered last is at the end
         self._bound: int | None = None
         found = checkpointing.units(network)
@@ -187,9 +189,19 @@ class Ring:
         self._last: int | None = None
         self._down = False
         self._copying = None
+        self._waits = None if self.device.type == "cpu" else []
         if self._order:
             largest = max(block.master.size for block in self.blocks if block.streamed and block.master)
             self._copying = Copies(self.device, largest)
+
+    def pace(self) -> tuple[float | None, float]:
+        """(bytes a second of the copies, None where nothing measures them; seconds that the device waited for them).
+
+        Of the time since `stream`, once its work has ended. From now on no more time is taken.
+        """
+        with self._lock:
+            waits, self._waits = self._waits or [], None
+            return (self._copying.speed if self._copying else None), elapsed(waits)
 
     def _forget(self) -> None:
         """Leave nothing of a streamed block on the device."""
@@ -227,7 +239,10 @@ class Ring:
                 self._evict(self.buffers - 1)
                 here = self._fetch(number)
             self._here[number] = here
+            before = None if self._waits is None else moment(self.device)
             here[1].wait(self.device)
+            if before is not None and self._waits is not None:
+                self._waits.append((before, moment(self.device)))
             if self._bound != number:
                 self._unbind()
                 master = self.blocks[number].master

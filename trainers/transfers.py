@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from .masters import Master
 
 STAGES = 2  # pinned buffers through which masters go that cannot be pinned themselves
+TIMED = 8  # copies, the first ones, whose time is taken
 
 
 class Copies:
@@ -23,6 +25,15 @@ class Copies:
         self.stream = stream_of(device)
         self._worker: ThreadPoolExecutor | None = None
         self._staging: list[tuple[Tensor, Any]] = []
+        self._timed: list[tuple[int, Any, Any]] = []
+        self._gathering = 0.0
+
+    @property
+    def speed(self) -> float | None:
+        """Bytes a second that the first copies reached, None where nothing measures them; ask when they have ended."""
+        copying = elapsed((begun, done) for _, begun, done in self._timed)
+        spent = max(copying, self._gathering)  # one goes on beside the other
+        return sum(size for size, *_ in self._timed) / spent if spent > 0 else None
 
     def empty(self, size: int) -> Tensor:
         """Bytes on the device that nobody else uses."""
@@ -49,10 +60,15 @@ class Copies:
         assert self.stream is not None
         with torch.no_grad(), on(self.stream):
             self.stream.wait_event(queued)
+            begun = moment(self.device) if len(self._timed) < TIMED else None
             if isinstance(source, Tensor):
-                flat[: source.numel()].copy_(source, non_blocking=True)
+                size = source.numel()
+                flat[:size].copy_(source, non_blocking=True)
             else:
+                size = source.size
                 source.copy_to(flat, non_blocking=True)
+            if begun is not None:
+                self._timed.append((size, begun, moment(self.device)))
             return self.stream.record_event(event)
 
     def _stage(self, master: Master, flat: Tensor, queued: Any) -> Any:
@@ -63,7 +79,10 @@ class Copies:
             else:
                 pinned, done = self._staging.pop(0)
                 done.synchronize()  # its last copy to the device
+            began = time.perf_counter()
             master.copy_to(pinned)
+            if len(self._timed) < TIMED:
+                self._gathering += time.perf_counter() - began
             done = self._copy(pinned[: master.size], flat, queued, done)
             self._staging.append((pinned, done))
             return done
@@ -104,6 +123,21 @@ def stream_of(device: torch.device) -> Any:
         return stream
     except (RuntimeError, NotImplementedError):
         return None
+
+
+def moment(device: torch.device) -> Any:
+    """An event in the device's current stream from which time can be measured, None where it measures none."""
+    try:
+        made = torch.Event(device=device, enable_timing=True)
+        made.record()
+    except (RuntimeError, NotImplementedError, TypeError):
+        return None
+    return made
+
+
+def elapsed(spans: Iterable[tuple[Any, Any]]) -> float:
+    """Seconds within pairs of moments that the device has passed."""
+    return float(sum(begun.elapsed_time(done) for begun, done in spans)) / 1e3
 
 
 @contextmanager

@@ -187,3 +187,69 @@ def test_a_moved_adapter_is_the_object_that_it_was(second):
         held, value = before[name]
         assert p is held and p.device.type == "second" and p.is_leaf and torch.equal(p.cpu(), value)
     ring.close()
+
+
+class Clock:
+    """Stands for `transfers.moment`: a second passes from one moment of a stream to its next."""
+
+    def __init__(self):
+        self.now = 0
+
+    def __call__(self, device):
+        self.now += 1
+        return type("Moment", (), {"at": self.now, "elapsed_time": lambda self, later: 1e3 * (later.at - self.at)})()
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_copies_and_waits_for_them_are_timed_without_a_wait(second, every_size, monkeypatch, pinned):
+    from retort.trainers import streaming, transfers
+
+    clock = Clock()
+    for module in (streaming, transfers):
+        monkeypatch.setattr(module, "moment", clock)
+    monkeypatch.setattr(transfers, "TIMED", 5)
+
+    def pin(tensor):
+        if pinned:
+            tensor.set_(tensor.clone().pin_memory().untyped_storage(), 0, tensor.shape, tensor.stride())
+        return pinned
+
+    made = streamed.network("fp32")
+    ring, sizes = Ring(made, HERE, 4, pin=pin, unpin=lambda tensor: None), []
+    fetch, x = ring._fetch, streamed.start().to(HERE)
+    monkeypatch.setattr(ring, "_fetch", lambda number: sizes.append(ring.blocks[number].master.size) or fetch(number))
+
+    def waits():
+        second.reset_counts()
+        with torch.no_grad():
+            made(x)
+        return second.counts()["waits"]
+
+    waits()
+    timed = waits()
+    torch.accelerator.synchronize()
+    speed, waited = ring.pace()
+    assert speed == pytest.approx(sum(sizes[:5]) / 5)
+    # By this clock the moments of the copies, and of the staging thread, are within what a block waits for.
+    assert waited >= 8 and ring.pace()[1] == 0
+    began = clock.now
+    assert waits() == timed and clock.now == began
+    ring.stream(2)
+    assert ring.pace() == (None, 0.0)
+    ring.close()
+
+
+def test_the_line_after_the_first_step_says_what_transfers_add(second, trainer, monkeypatch):
+    from retort.trainers.counted import Counted
+
+    heard = Heard()
+    run = trainer("timed", 4, watcher=heard, offload="4")
+    sizes = tuple(block.size for block in run.denoiser.ring.blocks)
+    peaks = {"student backward": 1 << 20, "optimiser": 0}
+    counted = Counted(sum(sizes), sizes, 1, 1, peaks, {"student forward": 10**9}, {"student forward": 1})
+    run.forecast = planning.Forecast(counted, run.settings)
+    monkeypatch.setattr(Ring, "pace", lambda self: (sum(sizes) / 100, 0.0))
+    run.train()
+    said = next(text for text in heard.said if text.startswith("memory after the first step: "))
+    assert "about 200 s a step, transfer adds about 2" in said or "about 200 s a step, transfer adds about 19" in said
+    run.denoiser.end_streaming()

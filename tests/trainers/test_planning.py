@@ -60,7 +60,12 @@ def test_one_line_says_what_fits_and_how():
     assert str(Forecast(COUNTED, CHECKPOINTED, 80 * GB).plan) == "the base stays on the card, peak about 16.0 GB"
     fast, slow = (Forecast(COUNTED, CHECKPOINTED, 12 * GB, speed=speed).plan for speed in (1e15, 3e11))
     assert str(slow).endswith("about 100 s a step, transfer hidden")
-    assert str(fast).endswith("about 0.03 s a step, waiting for transfers")
+    assert str(fast).endswith("about 0.90 s a step, transfer adds about 0.87 s a step")
+    measured = Forecast(COUNTED, CHECKPOINTED, 12 * GB).timed(2.0, 7e9)
+    assert str(measured.plan).endswith("about 3.22 s a step, transfer adds about 1.22 s a step")
+    # Of accumulated batches two are counted, and time is taken of all.
+    eight = replace(measured, training=replace(CHECKPOINTED, accumulation=8)).timed(8.0, None)
+    assert (eight.bus, eight.plan.seconds) == (7e9, pytest.approx(4 * 3.2212, rel=1e-3))
 
 
 def test_too_little_room_names_what_to_change():
