@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
@@ -270,7 +271,8 @@ def plan(
     try:
         found: Host = host
         if comfyui is not None:
-            enter_comfyui(comfyui, None, [], [])
+            # Without a card of its own ComfyUI does not start but so, and a plan is for others.
+            enter_comfyui(comfyui, None, [], [] if torch.accelerator.is_available() else ["--cpu"])
             found = importlib.import_module("..hosts.comfyui.host", __package__).host
         if not model.exists():
             raise ValueError(f"there is no {model}")
