@@ -12,6 +12,7 @@ from torch import nn
 from . import layout
 from .autoencoder import Autoencoder, cut
 from .judge import Judge
+from .layouts.lora_names import for_network
 from .photo_eye import Eye
 from .photo_network import PhotoNetwork, PhotoText
 from .text import TextEncoder
@@ -90,35 +91,16 @@ def merge_lora(
     Accepts diffusers' names (`transformer.*`), ComfyUI's (`diffusion_model.*`) and kohya's (`lora_unet_*`). Raises
     ValueError for layers that the network lacks, naming one.
     """
-    names = ("lora_A.weight", "lora_down.weight"), ("lora_B.weight", "lora_up.weight")
-    downs = {key.removesuffix("." + end): key for key in lora for end in names[0] if key.endswith("." + end)}
-    ups = {key.removesuffix("." + end): key for key in lora for end in names[1] if key.endswith("." + end)}
     converted = layout.from_sd3_layout(state)
-    flat = {f"lora_unet_{k.removesuffix('.weight').replace('.', '_')}": k for k in state}
-    unknown = []
-    merged = dict(state)
-    diffusers_deltas: dict[str, torch.Tensor] = {}
-    for module, down in downs.items():
-        up = lora[ups[module]].float()
-        alpha = float(lora.get(f"{module}.alpha", up.shape[1])) / up.shape[1]
-        delta = strength * alpha * up.flatten(1) @ lora[down].float().flatten(1)
-        theirs = module.removeprefix("transformer.") + ".weight"
-        ours = flat.get(module, module.removeprefix("diffusion_model.") + ".weight")
-        if module.startswith("transformer.") and theirs in converted:
-            diffusers_deltas[theirs] = delta.view_as(converted[theirs])
-        elif ours in merged:
-            merged[ours] = merged[ours] + delta.view_as(merged[ours])
-        else:
-            unknown.append(module)
-    if unknown:
-        raise ValueError(
-            f"the LoRA has {len(unknown)} layers that this model lacks, such as {unknown[0]}; use its own model"
-        )
-    if diffusers_deltas:
-        zeros = {k: diffusers_deltas.get(k, torch.zeros_like(v)) for k, v in converted.items()}
-        for key, delta in layout.to_sd3_layout(zeros).items():
-            merged[key] = merged[key] + delta
-    return merged
+    modules = {name.rpartition(".")[0] for name in converted}
+    named = for_network(lora, layout.TABLE, modules)
+    for key, down in named.items():
+        module, found, _ = key.partition(".lora_A.weight")
+        if found:
+            weight = converted[f"{module}.weight"]
+            delta = strength * named[f"{module}.lora_B.weight"].flatten(1) @ down.flatten(1)
+            converted[f"{module}.weight"] = weight + delta.view_as(weight)
+    return layout.to_sd3_layout(converted)
 
 
 def load_transformer(variant: str, loras: tuple[tuple[dict[str, torch.Tensor], float], ...] = ()) -> Transformer:

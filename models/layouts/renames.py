@@ -59,6 +59,22 @@ class Layout:
                 unknown.append(name)
         return out, unknown
 
+    def restore(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `convert`, for tables without flat modules: a diffusers state dict under original names."""
+        out: dict[str, Tensor] = {}
+        for original, targets in self.modules.items():
+            if targets[0] in state:  # a parameter without a module of its own
+                out[original] = state[targets[0]]
+                continue
+            for end in ("weight", "bias"):
+                if f"{targets[0]}.{end}" not in state:
+                    continue
+                whole = torch.cat([state[f"{target}.{end}"] for target in targets])
+                if original in self.swapped:
+                    whole = torch.cat(whole.chunk(2)[::-1])
+                out[f"{original}.{end}"] = whole
+        return out
+
 
 def count(names: Iterable[str], prefix: str) -> int:
     """How many numbered modules follow a prefix such as "blocks."."""

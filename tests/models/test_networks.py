@@ -10,12 +10,15 @@ from retort.models import judge, layout, loader, training
 from retort.models.autoencoder import Autoencoder, padded
 
 
-def test_the_sd3_layout_round_trips_through_diffusers_own_converter():
+def test_the_sd3_layout_round_trips_through_our_table_and_through_diffusers_own_converter():
+    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+
     torch.manual_seed(0)
     state = layout.network().state_dict()
-    back = layout.from_sd3_layout(layout.to_sd3_layout(state))
-    assert back.keys() == state.keys()
-    assert all(torch.equal(back[k], v) for k, v in state.items())
+    published = layout.to_sd3_layout(state)
+    for back in (layout.from_sd3_layout(published), convert_sd3_transformer_checkpoint_to_diffusers(dict(published))):
+        assert back.keys() == state.keys()
+        assert all(torch.equal(back[k], v) for k, v in state.items())
 
 
 def test_a_padded_autoencoder_is_the_narrow_one():
