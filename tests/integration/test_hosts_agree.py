@@ -29,9 +29,9 @@ import json, sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from retort.hosts.headless import registry, workflow
+from retort.graphs import registry, workflow
 from retort.hosts.headless.folders import Folders
-from retort.hosts.headless.run import run
+from retort.graphs.run import run
 import asyncio
 torch.set_num_threads(1)
 source, out, slots = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
@@ -44,7 +44,7 @@ print(json.dumps(prompt))
 PROMPT_OF = """
 import asyncio, json, sys
 from pathlib import Path
-from retort.hosts.headless import registry, workflow
+from retort.graphs import registry, workflow
 print(json.dumps(workflow.read(Path(sys.argv[1]), asyncio.run(registry.everything())).prompt()))
 """
 

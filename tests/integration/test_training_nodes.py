@@ -222,7 +222,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from retort.hosts.headless.folders import Folders
-from retort.hosts.headless.run import run
+from retort.graphs.run import run
 torch.set_num_threads(1)
 models, out, found = Path(sys.argv[2]), Path(sys.argv[3]), {}
 for name, (prompt, keep) in json.loads(sys.argv[1]).items():
