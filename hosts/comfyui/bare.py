@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ...files.in_turn import DTYPES
 from ...trainers.weightless import META
 
 # Below so many bytes a tensor is read: formats of quantised layers are told in such.
@@ -39,12 +40,9 @@ def header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _dtype(name: str) -> torch.dtype:
-    known = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
-             "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn",
-             "F8_E5M2": "float8_e5m2"}  # fmt: skip
-    if name not in known:
+    if name not in DTYPES:
         raise ValueError(f"the file holds tensors of type {name}, which no training here reads")
-    return getattr(torch, known[name])
+    return DTYPES[name]
 
 
 def from_file(path: Path) -> Any:

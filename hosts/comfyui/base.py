@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import comfy.sd
+import comfy.utils
 import torch
 from comfy.model_sampling import ModelSamplingFlux
+from torch import Tensor
 
-from ...files.atomic import write_tensors
 from ...files.folder import inside
+from ...files.in_turn import write_in_turn
 from . import embedded, photographs
 from .coordinates import path_of, prediction_of, with_shift
-from .own_network import own_network
+from .own_network import own_network, with_patches
 from .training import refuse_foreign_patches
 
 LOADERS = {
@@ -43,11 +46,36 @@ def save_merged(model, path: Path) -> dict[str, Any]:
         "shift": _shift(model),
     }
     refuse_foreign_patches(model)
-    base = own_network(model).model
+    patcher = own_network(model, baked=False)
     with torch.inference_mode(False):
-        made = base.state_dict_for_saving(base.diffusion_model.state_dict())
-        write_tensors(inside(path.parent) / path.name, made)
+        state, patched = _to_save(patcher)
+
+        def made(name: str) -> Tensor:
+            return with_patches(patcher, patched[name]) if name in patched else state[name]
+
+        write_in_turn(inside(path.parent) / path.name, {name: value.dtype for name, value in state.items()}, made)
     return what
+
+
+def _to_save(patcher) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A network's tensors as its file names them, and by these names the weights whose patches are still to come.
+
+    A weight that the file does not hold as it is, such as a quantised one, has its patches in it already.
+    """
+    base = patcher.model
+    whole = {name: comfy.utils.get_attr(base, name) for name in patcher.patches}
+    places = {_place(weight): name for name, weight in whole.items() if not hasattr(weight, "__tensor_flatten__")}
+    state = base.state_dict_for_saving(base.diffusion_model.state_dict())
+    found = {saved: places[_place(value)] for saved, value in state.items() if _place(value) in places}
+    late = {name for name, times in Counter(found.values()).items() if times == 1}
+    for name in whole.keys() - late:
+        comfy.utils.set_attr_param(base, name, with_patches(patcher, name))
+    state = base.state_dict_for_saving(base.diffusion_model.state_dict())
+    return state, {saved: name for saved, name in found.items() if name in late}
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def load_described(what: Mapping[str, Any]):

@@ -44,10 +44,17 @@ def own_network(model, baked: bool = True):
             layer, _, kind = name.rpartition(".")
             getattr(comfy.utils.get_attr(base, layer), f"{kind}_function").extend(functions)
         for name in patcher.patches if baked else ():
-            # One weight at a time, where ComfyUI computes it and as it does, so that it is the same to the bit.
-            weight = patcher.patch_weight_to_device(name, device_to=patcher.load_device, return_weight=True)
-            comfy.utils.set_attr_param(base, name, weight.to(patcher.offload_device))
+            comfy.utils.set_attr_param(base, name, with_patches(patcher, name))
     return patcher
+
+
+def with_patches(patcher, name: str) -> Tensor:
+    """A weight of a patcher of one's own with its patches in it, in host memory.
+
+    One at a time, where ComfyUI computes it and as it does, so that it is the same to the bit.
+    """
+    weight = patcher.patch_weight_to_device(name, device_to=patcher.load_device, return_weight=True)
+    return weight.to(patcher.offload_device)
 
 
 def load_sparingly(patcher) -> None:

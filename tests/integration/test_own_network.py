@@ -11,11 +11,11 @@ import pytest
 import saved
 import tiny_training as tiny
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.integration
-files, loaded, host, sampled = tiny.files, tiny.loaded, tiny.host, tiny.sampled
+files, loaded, host, sampled, quantised = tiny.files, tiny.loaded, tiny.host, tiny.sampled, tiny.quantised
 addresses, gradients = tiny.addresses, tiny.gradients
 close, level, ready, x_of = tiny.close, tiny.level, tiny.ready, tiny.x_of
 
@@ -130,8 +130,8 @@ def test_nothing_stays_of_a_merged_network(comfy, ours, host, loaded, tmp_path):
     base, made = ours("hosts.comfyui.base"), []
     own = base.own_network
 
-    def noted(given):
-        patcher = own(given)
+    def noted(given, **how):
+        patcher = own(given, **how)
         made.append(weakref.ref(patcher.model))
         return patcher
 
@@ -144,6 +144,36 @@ def test_nothing_stays_of_a_merged_network(comfy, ours, host, loaded, tmp_path):
     finally:
         gc.enable()
         base.own_network = own
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["plain", "fp8"])
+def test_a_merged_file_is_written_weight_by_weight(comfy, ours, host, loaded, quantised, tmp_path, monkeypatch, small):
+    """With every layer patched, no two patched weights are in memory at once; the file is as if all had been."""
+    model, positive = quantised if small else loaded("sd3")
+    with host.training_session():
+        denoiser, _ = ready(ours, host, model, positive, "sd3")
+        state = denoiser.to_file(denoiser.adapters.lora("student"))
+        denoiser.release()
+    patched = comfy.sd.load_lora_for_models(model, None, state, 0.7, 0.0)[0]
+    base, alive, most = ours("hosts.comfyui.base"), set(), []
+    bake = base.with_patches
+
+    def noted(patcher, name):
+        weight = bake(patcher, name)
+        alive.add(name)
+        weakref.finalize(weight, alive.discard, name)
+        most.append(len(alive))
+        return weight
+
+    monkeypatch.setattr(base, "with_patches", noted)
+    base.save_merged(patched, tmp_path / "merged.safetensors")
+    # A weight in fp8 is several tensors of the file, and made before.
+    assert len(most) == len(patched.patches) > 10 and (small or max(most) == 1)
+    whole = ours("hosts.comfyui.own_network").own_network(patched).model
+    expected = whole.state_dict_for_saving(whole.diffusion_model.state_dict())
+    found = load_file(tmp_path / "merged.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name].float(), expected[name].float()) for name in found)
 
 
 @pytest.fixture
