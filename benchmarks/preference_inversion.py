@@ -25,8 +25,7 @@ from ..hosts.training.assembly import add_adapters, encode
 from ..models import loader
 from ..trainers.denoiser import Denoiser
 from ..trainers.methods import read_config
-from ..trainers.objectives.parts.contract import Batch, swapped
-from ..trainers.objectives.parts.preference import LOSER
+from ..trainers.objectives.parts.contract import LOSER, Batch, swapped
 from ..trainers.objectives.smpo import SmPO
 from ..trainers.watch import METRICS, read_metrics
 from . import preference_runs as runs

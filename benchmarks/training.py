@@ -37,7 +37,7 @@ from ..trainers.loop import Trainer
 from ..trainers.methods import METHODS
 from ..trainers.objectives.dmd2 import DMD2Config
 from ..trainers.objectives.flow_matching import FlowMatchingConfig
-from ..trainers.objectives.parts.contract import LatentReward
+from ..trainers.objectives.parts.contract import LatentReward, Tools
 from ..trainers.watch import METRICS, read_metrics
 from .report import Figure, Report, arguments, finish
 from .timing import ratio
@@ -154,9 +154,7 @@ def train(case: Case, config: RunConfig, folder: Path, reward: LatentReward | No
         try:
             data = encode(denoiser, case.dataset())
             with peak() as found:
-                objective = METHODS[config.method].objective(config.objective, denoiser)
-                if reward is not None:
-                    objective.reward = reward
+                objective = METHODS[config.method].objective(config.objective, denoiser, Tools(reward))
                 add_adapters(denoiser, config, objective, None)
                 Trainer(denoiser, objective, data, config, folder).train()
         finally:

@@ -12,14 +12,13 @@ from ..hosts.api import host, io, starter, ui
 from ..trainers.chart import draw
 from ..trainers.export import read_lora
 from ..trainers.job_watch import Status, has_status, read_status, send
-from ..trainers.methods import METHODS, of_group
+from ..trainers.methods import METHODS
 from ..trainers.watch import checkpoints, latest_preview, open_picture, read_picture
 from .inputs import completed, schema
 from .preference import PREFERENCES, asked
 from .training import ALIASES, CATEGORY, NOTHING, one, read
 from .training_inputs import common_inputs, image_inputs, method_input, offload_input, sources
 
-GROUPS = ("distillation", "images", "preference", "restoration")  # no file of a job names a reward
 COMMANDS = [NOTHING, "sample", "save", "stop"]
 LOOK_EVERY = 0.5
 MOST_ROWS = 10_000  # of a long log in a chart, which is not as wide
@@ -58,7 +57,7 @@ class RetortTrainingJob(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 *sources(),
-                method_input(of_group(*GROUPS)),
+                method_input(name for name, each in METHODS.items() if "reward" not in each.objective.needs),
                 *common_inputs("my_job", 1000, 64),
                 io.Int.Input(
                     "processes",
@@ -90,7 +89,7 @@ class RetortTrainingJob(io.ComfyNode):
         settings = completed(cls, one(given))
         problems: list[str] = []
         processes, start, method = settings["processes"], settings["start_from"], settings["method"]["method"]
-        if METHODS[method].group == "preference":
+        if "comparisons" in METHODS[method].objective.needs:
             request, problems = asked(settings)
         elif settings.get("pairs") is not None:
             raise ValueError(f"pairs: {method} learns from none; choose dpo, smpo or mapo, or disconnect them")

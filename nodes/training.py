@@ -95,7 +95,7 @@ def read(
         method = objective.pop("method")
     config = read_config({"method": method, "objective": objective, **training_settings(settings)})
     start = None if settings["start_from"] == NOTHING else host.read_lora(settings["start_from"])
-    data = dataset(settings, **several, keep=METHODS[method].pictures)
+    data = dataset(settings, **several, keep="pictures" in METHODS[method].objective.needs)
     return settings, training.Request(settings["name"], config, data, start)
 
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
-from .objectives.instarevive import DEGRADED
-from .objectives.parts.contract import Batch, Cond, Draws
+from .objectives.parts.contract import DEGRADED, Batch, Cond, Draws
 
 # Pictures (B, H, W, 3) in [0, 1] -> latents (B, C, ...) of what becomes of them, in the network's scale.
 Degrade = Callable[[Tensor, Draws], Tensor]

@@ -16,8 +16,7 @@ from ..files.folder import Inside, inside
 from ..files.strangers import read_json
 from .config import RunConfig, read
 from .dataset import Dataset
-from .methods import NEED_REWARD, read_config
-from .objectives.di_star import DIStarConfig
+from .methods import METHODS, read_config
 from .sources import Base, Vae, checked_path, read_base
 
 FORMAT = 1
@@ -101,15 +100,9 @@ class Job:
 
 def refuse_reward(config: RunConfig) -> None:
     """ValueError for a method that asks for a reward, which no file of a job names."""
-    if config.method in NEED_REWARD:
-        raise ValueError(
-            f"method {config.method} learns from a reward, and a job takes none: train in the node Train Reward"
-        )
-    if isinstance(config.objective, DIStarConfig) and config.objective.alpha_rew:
-        raise ValueError(
-            f"alpha_rew is {config.objective.alpha_rew}, and a job takes no reward: set it to 0, or train in the node "
-            "Train Distillation"
-        )
+    refusal = METHODS[config.method].objective.job_refusal(config.objective)
+    if refusal:
+        raise ValueError(f"method {config.method}: {refusal}")
 
 
 def checked_folder(path: Path) -> Path:

@@ -36,7 +36,7 @@ def write_job(host: Host, folder: Path, model: MODEL, request: Request, vae: VAE
     refuse_while_going(folder)
     base = host.describe_base(model) or host.merge_base(model, folder)
     decoder = None if vae is None else host.describe_vae(vae)
-    if METHODS[request.config.method].pictures and decoder is None:
+    if "pictures" in METHODS[request.config.method].objective.needs and decoder is None:
         raise ValueError(
             "vae: the job encodes pictures, and no file names this VAE: connect one from Load VAE or Load Checkpoint"
         )

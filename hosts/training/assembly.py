@@ -14,12 +14,11 @@ from ...rewards.contract import Reward
 from ...rewards.scoring import score
 from ...trainers.adapters import LoraConfig
 from ...trainers.config import RunConfig
-from ...trainers.data import Data, Degrade
+from ...trainers.data import Data
 from ...trainers.dataset import Dataset, Entry
 from ...trainers.decoder import Decoder
 from ...trainers.methods import METHODS
-from ...trainers.objectives.parts.contract import Batch, Draws, Objective
-from ...trainers.objectives.parts.preference import LOSER, STRENGTH
+from ...trainers.objectives.parts.contract import LOSER, STRENGTH, Batch, Draws, Objective, Tools
 from ..contract import VAE, Host
 from ..rewards.kinds import perceptual_network
 
@@ -75,29 +74,67 @@ def encode(denoiser: Any, dataset: Dataset) -> Data:
     )
 
 
-def furnish(
-    host: Host,
-    objective: Any,
-    denoiser: Any,
-    data: Data,
-    config: RunConfig,
-    vae: VAE,
-    rewards: Sequence[Reward | None] = (),
-) -> None:
-    """Give an objective its rewards and features, and the data their damage, where the method takes them."""
-    method, decoder = METHODS[config.method], None
-    if method.pictures:
-        data.degrade = _degrade(host, objective, denoiser, data, vae)
-        if config.objective.feature_weight:
-            decoder = host.differentiable_decoder(vae)
-            objective.features = _feature_distance(host, config.objective.features, decoder, denoiser)
-    if method.reward == "differentiable" and any(rewards):
-        decoder = host.differentiable_decoder(vae)
-    # Without a gradient, the VAE that everybody uses, where the host places it.
-    pictures = decoder or (lambda samples: host.decode(vae, samples))
-    for name, reward in zip(("reward", "second"), rewards, strict=False):
-        if reward is not None:
-            setattr(objective, name, latent_reward(reward, pictures, denoiser))
+class Assembly:
+    """A run's objective with its adapters, and then its data.
+
+    rewards: one, and for some methods a second. start: a LoRA that the student begins as. The networks that the
+    objective's tools look with are made with the data, when the base has its place.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        denoiser: Any,
+        config: RunConfig,
+        vae: VAE,
+        rewards: Sequence[Reward | None] = (),
+        start: dict[str, Tensor] | None = None,
+    ):
+        self._host, self._denoiser, self._vae = host, denoiser, vae
+        kind = METHODS[config.method].objective
+        self._network = kind.feature_network(config.objective)
+        self._gradients = self._network is not None or (kind.rewards == "differentiable" and any(rewards))
+        reward, second = (
+            None if each is None else latent_reward(each, self._pictures, denoiser)
+            for each in (*rewards, None, None)[:2]
+        )
+        self._decoder: Decoder | None = None
+        self._eye: Any = None
+        tools = Tools(reward, second, None if self._network is None else self._feature_distance)
+        self.objective = kind(config.objective, denoiser, tools)
+        add_adapters(denoiser, config, self.objective, start)
+
+    def data(self, dataset: Dataset) -> Data:
+        """The data as the network takes them, with their damage where the method learns from damaged pictures."""
+        data = encode(self._denoiser, dataset)
+        if "pictures" in self.objective.needs:
+            if data.pictures is None or self._vae is None:
+                raise ValueError(
+                    "a restorer learns from pictures, which it degrades and encodes: connect `images` and `vae`"
+                )
+            data.degrade = self._degraded
+        if self._gradients:
+            self._decoder = self._host.differentiable_decoder(self._vae)
+        if self._network is not None:
+            self._eye = perceptual_network(self._host, self._network).to(self._denoiser.device)
+        return data
+
+    def _pictures(self, samples: Tensor) -> Tensor:
+        # Without a gradient, the VAE that everybody uses, where the host places it.
+        return self._host.decode(self._vae, samples) if self._decoder is None else self._decoder(samples)
+
+    def _degraded(self, images: Tensor, draws: Draws) -> Tensor:
+        """Degraded by the objective, encoded by the VAE where the host places it."""
+        spoilt = self.objective.spoil(images, draws)
+        return self._denoiser.latents_in(self._host.encode_images(self._vae, spoilt)["samples"])
+
+    def _feature_distance(self, x0: Tensor, clean: Tensor) -> Tensor:
+        def seen(latents: Tensor) -> Tensor:
+            return self._eye(self._pictures(self._denoiser.latents_out(latents)).to(self._denoiser.device))
+
+        with torch.no_grad():
+            wanted = seen(clean)
+        return feature_distance(seen(x0), wanted)
 
 
 def latent_reward(reward: Reward, pictures: Callable[[Tensor], Tensor], denoiser: Any) -> Callable[..., Tensor]:
@@ -105,25 +142,3 @@ def latent_reward(reward: Reward, pictures: Callable[[Tensor], Tensor], denoiser
         return score(reward, pictures(denoiser.latents_out(x0)), list(prompts)).to(x0.device)
 
     return scored
-
-
-def _degrade(host: Host, objective: Any, denoiser: Any, data: Data, vae: VAE) -> Degrade:
-    """Degrades with the objective, encodes with the VAE where the host places it."""
-    if data.pictures is None or vae is None:
-        raise ValueError("a restorer learns from pictures, which it degrades and encodes: connect `images` and `vae`")
-
-    def degraded(images: Tensor, draws: Draws) -> Tensor:
-        return denoiser.latents_in(host.encode_images(vae, objective.spoil(images, draws))["samples"])
-
-    return degraded
-
-
-def _feature_distance(host: Host, name: str, decode: Decoder, denoiser: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    network = perceptual_network(host, name).to(denoiser.device)
-
-    def distance(x0: Tensor, clean: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = network(decode(denoiser.latents_out(clean)).to(denoiser.device))
-        return feature_distance(network(decode(denoiser.latents_out(x0)).to(denoiser.device)), wanted)
-
-    return distance

@@ -41,9 +41,10 @@ def settings(method: str, rank: int, batch_size: int, optimiser: str) -> RunConf
 def sample(method: str, entry: tuple[Tensor, dict[str, Any]], shape: tuple[int, ...], downscale: int = 8) -> Dataset:
     """A data set of one picture of this latent size and one prompt, as the method takes it."""
     picture = [torch.zeros(shape)]
-    pairs: dict[str, Any] = {"losers": picture, "strengths": [1.0]} if method in ("dpo", "smpo", "mapo") else {}
+    needs = METHODS[method].objective.needs
+    pairs: dict[str, Any] = {"losers": picture, "strengths": [1.0]} if "comparisons" in needs else {}
     pixels = [side * downscale for side in shape[-2:]]
-    pictures = [torch.zeros(*pixels, 3, dtype=torch.uint8)] if METHODS[method].pictures else None
+    pictures = [torch.zeros(*pixels, 3, dtype=torch.uint8)] if "pictures" in needs else None
     return Dataset([entry], ["a prompt"], entry, picture, pictures=pictures, **pairs)
 
 

@@ -28,7 +28,7 @@ from ...trainers.methods import METHODS
 from ...trainers.planning import INPUTS, MEASURES, STATE, Forecast
 from ...trainers.weightless import META, weightless_copy
 from ..contract import MODEL, VAE, Host
-from .assembly import add_adapters, encode, furnish, precision
+from .assembly import Assembly, precision
 
 REMEMBERED = ".counted.json"
 _MOST = 200  # counts that are remembered
@@ -97,10 +97,8 @@ def counted(
             noise_scale_target=0.0,
             optimiser="adamw",
         )
-        objective = METHODS[config.method].objective(config.objective, denoiser)
-        add_adapters(denoiser, config, objective, None)
-        data = encode(denoiser, sample)
-        furnish(dry, objective, denoiser, data, config, vae, [each and weightless_reward(each) for each in rewards])
+        assembly = Assembly(dry, denoiser, config, vae, [each and weightless_reward(each) for each in rewards])
+        objective, data = assembly.objective, assembly.data(sample)
         if objective.pairs:
             each = torch.zeros(data.shape_of(0), dtype=torch.float16)
             data.pairs = {name: [each] * len(data) for name in ("noise", "target")}
@@ -110,8 +108,8 @@ def counted(
 
     with host.training_session():
         # A discriminator looks at a share of the depth, which shallow copies do not have in the same place.
-        watched = getattr(config.objective, "gan_weight", 0) > 0
-        count = dry_run.run if whole or watched else dry_run.count
+        inside = METHODS[config.method].objective.looks_inside(config.objective)
+        count = dry_run.run if whole or inside else dry_run.count
         found = count(outline, trainer, optimiser=config.training.optimiser)
     if remembered is not None:
         known[key] = asdict(found)

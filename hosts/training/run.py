@@ -30,16 +30,13 @@ from ...trainers.job_watch import STATUS, FileWatcher, clear_commands, has_statu
 from ...trainers.loop import Reducer, Stopped, Trainer, TrainingFailed
 from ...trainers.memory import size, weights
 from ...trainers.methods import METHODS
-from ...trainers.objectives.dmd2 import DMD2
-from ...trainers.objectives.parts.contract import Objective
-from ...trainers.objectives.tdm import TDM
 from ...trainers.offload import blocks_to_stream
 from ...trainers.origin import origin
 from ...trainers.planning import Forecast, Truth, problem
 from ...trainers.watch import Watcher, open_picture
 from ..contract import MODEL, VAE, Host
 from . import planning
-from .assembly import add_adapters, encode, furnish, precision
+from .assembly import Assembly, precision
 
 RESULT = "result.json"
 _log = logging.getLogger("retort.training")
@@ -88,9 +85,10 @@ def run(
     folder = folder or host.runs_folder() / name
     inside(folder).refuse_links()
     config = request.config
-    if second is not None and (config.method != "align_prop" or reward is None):
+    if second is not None and (not METHODS[config.method].objective.two_rewards or reward is None):
+        able = ", ".join(name for name, method in METHODS.items() if method.objective.two_rewards)
         raise ValueError(
-            f"reward_2: {config.method} takes one reward; join both with Combine Rewards, or choose align_prop with "
+            f"reward_2: {config.method} takes one reward; join both with Combine Rewards, or choose {able} with "
             "`reward` connected"
         )
     for each in (reward, second):
@@ -104,13 +102,11 @@ def run(
         truth = Truth(denoiser.device)  # whose network is not there yet
         with given_back(denoiser.device, weights(denoiser.network)):
             try:
-                objective = METHODS[config.method].objective(config.objective, denoiser)
-                add_adapters(denoiser, config, objective, request.start)
+                assembly = Assembly(host, denoiser, config, vae, (reward, second), request.start)
                 forecast = place(host, denoiser, config, forecast)
                 if forecast is not None:
                     watcher.says(f"memory: {forecast.plan}")
-                data = encode(denoiser, request.dataset)
-                furnish(host, objective, denoiser, data, config, vae, (reward, second))
+                objective, data = assembly.objective, assembly.data(request.dataset)
                 decode = denoiser.preview if vae is None else (lambda x0: host.decode(vae, denoiser.latents_out(x0)))
                 names = [each.name for each in (reward, second) if each is not None]
                 started_on = origin(denoiser.base_hash, request.dataset, request.start, " and ".join(names) or None)
@@ -132,7 +128,7 @@ def run(
                 lora = denoiser.to_file(trainer.train())
                 base_hash, architecture = denoiser.base_hash, denoiser.architecture
                 # Where a few-step student is called; whoever samples with the LoRA needs them.
-                called = student_levels(objective)
+                called = objective.student_levels
                 timesteps = [
                     round(float(denoiser.schedule.timestep(level)), 3) for level in called if denoiser.levels.listed
                 ]
@@ -140,7 +136,7 @@ def run(
                 done, begun = trainer.done, trainer.begun
             finally:
                 # Optimisers, averages and the decoder, too: the memory is wanted for looking at the LoRA's file.
-                trainer = objective = data = decode = None  # type: ignore[assignment]
+                trainer = assembly = objective = data = decode = None  # type: ignore[assignment]
                 denoiser.release()
     losses = column(inside(folder) / METRICS, "student_loss")
     if reducer is not None and reducer.rank:
@@ -207,13 +203,6 @@ def _told(host: Host, model: MODEL, request: Request, watcher: Watcher, folder: 
     return result
 
 
-def student_levels(objective: Objective) -> list[Tensor]:
-    """The levels at which a few-step student is called, highest first; none for other methods."""
-    if isinstance(objective, DMD2):
-        return list(objective.sigmas[:-1])
-    return list(objective.grids[objective.config.steps][:-1]) if isinstance(objective, TDM) else []
-
-
 def written(folder: Path, loras: Path, steps: int) -> Path | None:
     """The LoRA that a run has written after so many steps, None when there is none or it is no longer as it was."""
     try:
@@ -262,9 +251,9 @@ def place(host: Host, denoiser: Any, config: RunConfig, forecast: Forecast | Non
 
 
 def _check_reward(reward: Reward, vae: VAE, request: Request) -> None:
-    wanted = METHODS[request.config.method].reward
+    wanted = METHODS[request.config.method].objective.rewards
     if wanted == "none":
-        pleasing = ", ".join(name for name, method in METHODS.items() if method.reward != "none")
+        pleasing = ", ".join(name for name, method in METHODS.items() if method.objective.rewards != "none")
         raise ValueError(
             f"reward: {request.config.method} pleases none; choose one of {pleasing}, or disconnect {reward.name}"
         )

@@ -11,7 +11,7 @@ from retort.hosts import api
 from retort.hosts.rewards import kinds as rewards  # noqa: E402
 from retort.nodes import jobs  # noqa: E402
 from retort.nodes.train_reward import RetortTrainReward  # noqa: E402
-from retort.trainers.methods import of_group, read_config  # noqa: E402
+from retort.trainers.methods import read_config  # noqa: E402
 from retort.trainers.watch import METRICS, read_metrics  # noqa: E402
 
 QUICK = {"steps": 2, "batch_size": 1, "rank": 2, "warmup": 0, "learning_rate": 0.01, "preview_every": 0, "seed": 3}
@@ -95,4 +95,5 @@ def test_jobs_take_no_reward(where):
     base = read_base({"kind": "embedded", "variant": "flow"})
     with pytest.raises(ValueError, match="learns from a reward, and a job takes none"):
         Job("taste", read_config({"method": "spo"}), base)
-    assert "spo" not in of_group(*jobs.GROUPS)
+    options = next(one.options for one in jobs.RetortTrainingJob.define_schema().inputs if one.id == "method")
+    assert "spo" not in {option.key for option in options}

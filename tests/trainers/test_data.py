@@ -9,7 +9,7 @@ import torch
 
 from retort.sampling.path import VE
 from retort.trainers.data import Data
-from retort.trainers.objectives.instarevive import DEGRADED
+from retort.trainers.objectives.parts.contract import DEGRADED
 
 
 def row(mean):

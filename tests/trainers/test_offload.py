@@ -16,7 +16,7 @@ from retort.trainers.counted import Counted
 from retort.trainers.data import Data
 from retort.trainers.loop import Stopped, Trainer, TrainingFailed
 from retort.trainers.methods import METHODS, read_config
-from retort.trainers.objectives.parts.preference import LOSER, STRENGTH
+from retort.trainers.objectives.parts.contract import LOSER, STRENGTH
 
 GB = 2**30
 OBJECTIVES = {

@@ -20,8 +20,8 @@ from retort.trainers.objectives.dpo import DPO, DPOConfig
 from retort.trainers.objectives.few_shot import FewShot, FewShotConfig
 from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from retort.trainers.objectives.mapo import MaPO, MaPOConfig
-from retort.trainers.objectives.parts.contract import Batch, Draws, Loss
-from retort.trainers.objectives.parts.preference import LOSER, SMALLEST, STRENGTH
+from retort.trainers.objectives.parts.contract import LOSER, STRENGTH, Batch, Draws, Loss
+from retort.trainers.objectives.parts.preference import SMALLEST
 from retort.trainers.objectives.smpo import SmPO, SmPOConfig
 from retort.trainers.order import BUCKETS, Order, chances, slope
 from retort.trainers.processes import Alone

@@ -22,8 +22,7 @@ from retort.trainers.loop import Stopped, Trainer
 from retort.trainers.objectives.dpo import DPO, DPOConfig
 from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from retort.trainers.objectives.mapo import MaPO, MaPOConfig
-from retort.trainers.objectives.parts.contract import Batch, Draws
-from retort.trainers.objectives.parts.preference import LOSER, STRENGTH
+from retort.trainers.objectives.parts.contract import LOSER, STRENGTH, Batch, Draws
 from retort.trainers.objectives.smpo import SmPO, SmPOConfig
 from retort.trainers.origin import alike, origin
 

@@ -26,8 +26,9 @@ from torch.utils.checkpoint import checkpoint
 from ...sampling.path import broadcast
 from ...sampling.settings import setting
 from ...sampling.transition import Transition
-from .parts.contract import Batch, Draws, LatentReward, Loss, TrainableDenoiser, guided
+from .parts.contract import Batch, Draws, LatentReward, Loss, Tools, TrainableDenoiser, guided
 from .parts.pareto import share
+from .parts.registry import Method, register
 from .parts.sampled import Sampled, SampledConfig, at_most
 
 Truncation = Literal["uniform", "normal", "fixed"]
@@ -94,20 +95,13 @@ class AlignProp(Sampled):
     """See the module; `Objective` in `contract`. second: another reward that must not lose by the first."""
 
     name = "AlignProp"
+    rewards = "differentiable"
+    two_rewards = True
+    config: AlignPropConfig
 
-    def __init__(self, config: AlignPropConfig, denoiser: TrainableDenoiser):
-        super().__init__(denoiser, config.steps, config.cfg)
-        self.config = config
-        self.second: LatentReward | None = None
+    def __init__(self, config: AlignPropConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
+        super().__init__(config, denoiser, tools)
         self._transition = Transition(config.sampler)
-
-    @property
-    def held(self) -> int:
-        """See Sampled; without checkpoints every step that may carry a gradient keeps its own."""
-        if self.config.checkpoint:
-            return super().held
-        fixed = self.config.truncation == "fixed"
-        return super().held * (self.config.last if fixed else self.config.steps)
 
     def _step(self, x: Tensor, index: int, batch: Batch, kept: bool) -> Tensor:
         """x (B, ...) one level down; kept: with a graph."""
@@ -158,3 +152,6 @@ class AlignProp(Sampled):
         each = (rewards - self.config.target).abs() if self.config.loss == "target" else -rewards
         slope = torch.autograd.grad(each.mean(), leaf)[0]
         return each.detach(), slope, rewards.detach().mean()
+
+
+register(Method("align_prop", AlignPropConfig, AlignProp, "reward"))

@@ -26,9 +26,10 @@ from torch import Tensor
 
 from ...sampling.path import broadcast
 from ...sampling.settings import changed, setting
-from .dmd2 import DMD2, DMD2Config
-from .parts.contract import Asked, Batch, Cond, LatentReward, TrainableDenoiser, alpha_sigma, mean_each
-from .parts.score_matching import MatchingConfig, StudentConfig
+from .parts.contract import Asked, Batch, Cond, Tools, TrainableDenoiser, alpha_sigma, mean_each
+from .parts.grids import student_sigmas
+from .parts.registry import Method, register
+from .parts.score_matching import MatchingConfig, ScoreMatching, StudentConfig
 
 Distance = Literal["pseudo_huber", "l2", "kl"]
 Guidance = Literal["in", "out"]
@@ -81,21 +82,6 @@ class DIStarConfig(MatchingConfig, StudentConfig):
         if self.sid_alpha != 1.0 and self.distance != "l2":
             raise ValueError(f"sid_alpha belongs to distance 'l2', and distance is {self.distance!r}: set it to 1")
 
-    def matching(self) -> DMD2Config:
-        """What is DMD2's of it."""
-        return DMD2Config(
-            steps=self.steps,
-            timesteps=self.timesteps,
-            cfg=self.cfg,
-            ratio=self.ratio,
-            fake_rate=self.fake_rate,
-            gan_weight=0.0,
-            low=self.low,
-            high=self.high,
-            shift=self.shift,
-            normalise=self.normalise,
-        )
-
 
 class Partials(NamedTuple):
     """The surrogate's derivatives by x0, x_fake and x_ref (B, ...), summed over a latent, and d(y) (B,)."""
@@ -133,31 +119,38 @@ def partials(config: DIStarConfig, x0: Tensor, fake: Tensor, ref: Tensor, a: Ten
     return Partials(direction, by_u - direction, -by_u, distance)
 
 
-class DIStar(DMD2):
-    """DI*, SIM and DI++; see the module. The simulation, the fake score and the sampling are DMD2's.
-
-    reward: set by the engine where alpha_rew is not 0; `LatentReward`.
-    """
+class DIStar(ScoreMatching):
+    """DI*, SIM and DI++; see the module."""
 
     name = "DI*"
+    rewards = "differentiable"
     matches_without_graph = False
+    config: DIStarConfig
 
-    def __init__(self, config: DIStarConfig, denoiser: TrainableDenoiser):
-        super().__init__(config.matching(), denoiser)
-        self.settings = config
-        self.reward: LatentReward | None = None
+    def __init__(self, config: DIStarConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
+        super().__init__(config, denoiser, student_sigmas(denoiser, config.steps, config.timesteps), tools)
+
+    @classmethod
+    def job_refusal(cls, config: DIStarConfig) -> str | None:
+        """See the contract."""
+        if not config.alpha_rew:
+            return None
+        return (
+            f"alpha_rew is {config.alpha_rew}, and a job takes no reward: set it to 0, or train in the node Train "
+            "Distillation"
+        )
 
     def prepare(self, samples: Iterable[Batch]) -> None:
         """Only checks that the reward is there. ValueError names alpha_rew."""
-        if self.settings.alpha_rew and self.reward is None:
+        if self.config.alpha_rew and self.reward is None:
             raise ValueError(
-                f"alpha_rew is {self.settings.alpha_rew}, and there is no reward: connect a differentiable one, "
+                f"alpha_rew is {self.config.alpha_rew}, and there is no reward: connect a differentiable one, "
                 "or set alpha_rew to 0"
             )
 
     def _gradient(self, batch: Batch, x: Tensor, level: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """What moves x (B, ...): the surrogate's gradient, guidance and the reward's, always added in this order."""
-        settings, denoiser, cond, draws = self.settings, self.denoiser, batch.cond, batch.draws
+        settings, denoiser, cond, draws = self.config, self.denoiser, batch.cond, batch.draws
         sigma = denoiser.levels.drawn(draws.uniform("matching level"), settings.low, settings.high, settings.shift)
         noise = draws.normal("matching noise", batch.shape)
         guided = settings.cfg != 1
@@ -200,9 +193,11 @@ class DIStar(DMD2):
 
     def _reward(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """(d reward / d x, reward (B,)) of the student's samples."""
-        if self.reward is None:
-            raise ValueError("alpha_rew asks for a reward: set `reward` before the first step")
+        assert self.reward is not None
         leaf = x.detach().requires_grad_()
         with torch.enable_grad():
             reward = self.reward(leaf, batch.prompts, batch)
             return torch.autograd.grad(reward.sum(), leaf)[0], reward.detach()
+
+
+register(Method("di_star", DIStarConfig, DIStar, "distillation"))

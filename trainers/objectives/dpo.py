@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from ...sampling.settings import setting
-from .parts.contract import Batch, Loss, TrainableDenoiser
-from .parts.preference import LOSER, PairConfig, PairObjective, agreement, column, soft_loss
+from .parts.contract import LOSER, Batch, Loss
+from .parts.preference import PairConfig, PairObjective, agreement, column, soft_loss
+from .parts.registry import Method, register
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,7 @@ class DPO(PairObjective):
     """Diffusion-DPO of one adapter; see the module."""
 
     name = "dpo"
-
-    def __init__(self, config: DPOConfig, denoiser: TrainableDenoiser):
-        super().__init__(config, denoiser)
-        self.config = config
+    config: DPOConfig
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """One loss: winners and losers without gradients, and again with."""
@@ -64,3 +62,6 @@ class DPO(PairObjective):
 def watched(u: Tensor, winner: Tensor) -> dict[str, Tensor | float]:
     """How far and how often the winner is preferred more than by the base, and its own error, which must not grow."""
     return {"margin": u.detach().mean(), "accuracy": agreement(u), "winner": winner.detach().mean()}
+
+
+register(Method("dpo", DPOConfig, DPO, "preference"))

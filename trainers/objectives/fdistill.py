@@ -19,7 +19,8 @@ from torch import Tensor
 from ...sampling.path import broadcast
 from ...sampling.settings import changed, setting
 from .dmd2 import DMD2, DMD2Config
-from .parts.contract import TrainableDenoiser
+from .parts.contract import Tools, TrainableDenoiser
+from .parts.registry import Method, register
 
 Divergence = Literal[
     "jensen_shannon", "forward_kl", "squared_hellinger", "jeffreys", "softened_reverse_kl", "neyman", "pearson",
@@ -90,8 +91,8 @@ class FDistill(DMD2):
     judges_matched = True
     config: FDistillConfig
 
-    def __init__(self, config: FDistillConfig, denoiser: TrainableDenoiser):
-        super().__init__(config, denoiser)
+    def __init__(self, config: FDistillConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
+        super().__init__(config, denoiser, tools)
         self.h = WEIGHTS[config.divergence]
         self.bins = Averages(BINS, 1.0, config.ratio_ema)
         self.mean = Averages(1, float(self.h(torch.ones(()))), config.ratio_ema)
@@ -131,3 +132,6 @@ class FDistill(DMD2):
     def buffers(self) -> dict[str, Tensor]:
         """Sums and counts of the running means."""
         return {"ratio_bins": self.bins.state, "h_mean": self.mean.state}
+
+
+register(Method("f_distill", FDistillConfig, FDistill, "distillation"))

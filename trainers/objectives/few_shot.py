@@ -16,7 +16,7 @@ Proposals here, since a run has a few target images and no source set:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +25,8 @@ from torch import Tensor
 from ...sampling.grids import simple
 from ...sampling.path import broadcast
 from ...sampling.settings import Settings, setting
-from ...sampling.standard import sample_euler
-from .parts.contract import Batch, Cond, Loss, Player, TrainableDenoiser, guided, mean_each
+from .parts.contract import Batch, Cond, Loss, Objective, Tools, TrainableDenoiser, mean_each, sample_guided
+from .parts.registry import Method, register
 
 # (latents (B, ...), batch) -> (B, F), with gradients to the latents; decoding happens inside.
 Embed = Callable[[Tensor, Batch], Tensor]
@@ -82,26 +82,21 @@ def directional_consistency(adapted: Tensor, source: Tensor, direction: Tensor) 
     return mean_each((adapted - source - direction).square())
 
 
-class FewShot:
+class FewShot(Objective):
     """Phasic few-shot adaptation of one adapter; see the module.
 
     embed: E; None takes the network's own features. direction: w (F,), made by `prepare`.
     """
 
     name = "few_shot"
+    of_samples = True
     needs_latents = True
-    needs_uncond = False
-    pairs = 0
+    config: FewShotConfig
 
-    def __init__(self, config: FewShotConfig, denoiser: TrainableDenoiser):
-        self.config, self.denoiser = config, denoiser
+    def __init__(self, config: FewShotConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
+        super().__init__(config, denoiser, tools)
         self.embed: Embed | None = None
         self.direction: Tensor | None = None
-
-    @property
-    def players(self) -> dict[str, Player]:
-        """The student alone."""
-        return {"student": Player("student")}
 
     @torch.no_grad()
     def prepare(self, samples: Iterable[Batch]) -> None:
@@ -109,10 +104,6 @@ class FewShot:
         if self.config.consistency:
             each = [self._embed(b.images, b) - self._embed(self._source(b), b) for b in samples]
             self.direction = torch.cat(each).mean(0)
-
-    def make_pairs(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
-        """Never called: `pairs` is 0."""
-        raise NotImplementedError
 
     def _sigma(self, t: Tensor) -> Tensor:
         return self.denoiser.levels.trained(t)
@@ -136,14 +127,8 @@ class FewShot:
             return self._sampled(noise, batch.cond, batch.uncond, self.config.source_steps)
 
     def _sampled(self, noise: Tensor, cond: Cond, uncond: Cond, steps: int) -> Tensor:
-        denoiser, cfg = self.denoiser, 1.0 if uncond is None else self.config.cfg
-        sigmas = simple(denoiser.schedule, steps).to(noise.device)
-
-        def model(x: Tensor, sigma: Tensor) -> Tensor:
-            return guided(denoiser, x, sigma, cond, uncond, cfg)
-
-        start = denoiser.path.unit_start(sigmas[0], noise)
-        return sample_euler(model, start, sigmas, disable=True, path=denoiser.path)
+        sigmas = simple(self.denoiser.schedule, steps).to(noise.device)
+        return sample_guided(self.denoiser, sigmas, noise, cond, uncond, self.config.cfg)
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """Even steps: consistency, then L_diff, at one high t; odd steps: L_diff at low t."""
@@ -191,9 +176,6 @@ class FewShot:
         worth = weight * each
         return Loss("student", worth.mean(), {"diffusion": each.detach().mean()}, worth, (each,), sigma)
 
-    def after_step(self, metrics: Mapping[str, float], step: int) -> None:
-        """No running averages."""
-
     def buffers(self) -> dict[str, Tensor]:
         """The direction, which a resumed run may have prepared from another batch."""
         return {} if self.direction is None else {"direction": self.direction}
@@ -201,3 +183,6 @@ class FewShot:
     def sample(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
         """Euler with guidance on the schedule's simple grid; without an empty prompt, without guidance."""
         return self._sampled(noise, cond, uncond, self.config.steps)
+
+
+register(Method("few_shot", FewShotConfig, FewShot, "images"))

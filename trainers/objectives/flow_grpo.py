@@ -24,7 +24,8 @@ from torch import Tensor
 
 from ...sampling.settings import changed, setting
 from ...sampling.transition import Transition
-from .parts.contract import Batch, Loss, TrainableDenoiser, guided, mean_each, swapped
+from .parts.contract import Batch, Loss, Tools, TrainableDenoiser, guided, mean_each, swapped
+from .parts.registry import Method, register
 from .parts.sampled import Sampled, SampledConfig, at_most, chosen_steps, noise_level
 
 # Advantages beyond it are held; the released code's.
@@ -89,15 +90,15 @@ class FlowGRPO(Sampled):
     """See the module; `Objective` in `contract`."""
 
     name = "Flow-GRPO"
+    config: FlowGRPOConfig
 
-    def __init__(self, config: FlowGRPOConfig, denoiser: TrainableDenoiser):
-        super().__init__(denoiser, config.steps, config.cfg)
+    def __init__(self, config: FlowGRPOConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
+        super().__init__(config, denoiser, tools)
         if denoiser.path.kind != "FLOW":
             raise ValueError(
                 f"Flow-GRPO draws a flow model's SDE and this model predicts {denoiser.prediction}: choose spo or "
                 "align_prop, or connect a flow model"
             )
-        self.config = config
         self._transition = Transition("sde", config.noise_level)
         self._policy: dict[str, Tensor] = {}
 
@@ -173,3 +174,6 @@ class FlowGRPO(Sampled):
                 del mean, ratio, each
                 yield Loss("student", loss, metrics)
                 del loss
+
+
+register(Method("flow_grpo", FlowGRPOConfig, FlowGRPO, "reward"))

@@ -11,7 +11,7 @@ weighs flow by sigma^2, eps by sigma^2 (213-fold at the top) and v by sigma^2 / 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ...sampling.grids import simple
 from ...sampling.settings import Settings, setting
-from ...sampling.standard import sample_euler
 from ...sampling.student_t import check_aug_dim, student_t
-from .parts.contract import Batch, Cond, Draws, Loss, Player, TrainableDenoiser, guided, mean_each
+from .parts.contract import Batch, Cond, Draws, Loss, Objective, mean_each, sample_guided
+from .parts.registry import Method, register
 
 LossSpace = Literal["native", "x0"]
 Drawing = Literal["uniform", "logit_normal", "core"]
@@ -73,28 +73,13 @@ def quantile(draws: Draws) -> Tensor:
     return coarse + (fine + 2.0**-25) * 2.0**-24
 
 
-class FlowMatching:
+class FlowMatching(Objective):
     """Plain fine-tuning of one adapter; see the module."""
 
     name = "flow_matching"
+    of_samples = True
     needs_latents = True
-    needs_uncond = False
-    pairs = 0
-
-    def __init__(self, config: FlowMatchingConfig, denoiser: TrainableDenoiser):
-        self.config, self.denoiser = config, denoiser
-
-    @property
-    def players(self) -> dict[str, Player]:
-        """The student alone."""
-        return {"student": Player("student")}
-
-    def prepare(self, samples: Iterable[Batch]) -> None:
-        """Nothing to learn from the first samples."""
-
-    def make_pairs(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
-        """Never called: `pairs` is 0."""
-        raise NotImplementedError
+    config: FlowMatchingConfig
 
     def sigma(self, draws: Draws) -> Tensor:
         """The step's levels (B,)."""
@@ -119,20 +104,10 @@ class FlowMatching:
             each = error * scale.pow(-2).clamp(max=self.config.max_weight)
         yield Loss("student", each.mean(), {}, each, (error,), sigma)
 
-    def after_step(self, metrics: Mapping[str, float], step: int) -> None:
-        """No running averages."""
-
-    def buffers(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
-
     def sample(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
         """Euler with guidance on the schedule's simple grid; without an empty prompt, without guidance."""
-        denoiser, cfg = self.denoiser, 1.0 if uncond is None else self.config.cfg
-        sigmas = simple(denoiser.schedule, self.config.steps).to(noise.device)
+        sigmas = simple(self.denoiser.schedule, self.config.steps).to(noise.device)
+        return sample_guided(self.denoiser, sigmas, noise, cond, uncond, self.config.cfg)
 
-        def model(x: Tensor, sigma: Tensor) -> Tensor:
-            return guided(denoiser, x, sigma, cond, uncond, cfg)
 
-        start = denoiser.path.unit_start(sigmas[0], noise)
-        return sample_euler(model, start, sigmas, disable=True, path=denoiser.path)
+register(Method("flow", FlowMatchingConfig, FlowMatching, "images"))

@@ -2,7 +2,7 @@
 
 InstaRevive (Zhu et al. 2025, arXiv 2504.15513): the student is called once at t = 400 on the clean latent of the
 degraded picture, with its caption; a frozen teacher and a learnt fake score pull its output towards the
-distribution of good pictures, a regression towards the very picture. The pull is DMD2's, the rest of which is `dmd2`.
+distribution of good pictures, a regression towards the very picture. The pull is DMD2's, as `adversarial` has it.
 
 The authors published no trainer. Dynamic control here is our reading of the paper, not its formula: D is the running
 mean squared distance of the output from the clean latent over that of the input, clipped to 0 .. 1; student and teacher
@@ -14,7 +14,7 @@ is squared error of latents; a feature loss on decoded pictures (LPIPS-like) sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,20 +23,17 @@ from torch import Tensor
 
 from ...restoration.spoil import Kind, Spoiling
 from ...sampling.settings import changed, setting
-from .dmd2 import DMD2, Call, DMD2Config
-from .parts.contract import Batch, Cond, Draws, Loss, Player, TrainableDenoiser, mean_each
-from .parts.score_matching import GanConfig, GanOn, MatchingConfig
+from .parts.adversarial import Adversarial, AdversarialConfig, GanConfig, GanOn
+from .parts.contract import DEGRADED, Batch, Cond, Draws, Loss, Player, Tools, TrainableDenoiser, mean_each
+from .parts.grids import student_sigmas
+from .parts.registry import Method, register
+from .parts.score_matching import Call, MatchingConfig
 
-# Column of a batch: latents of the degraded pictures, of the shape and scale of the clean ones.
-DEGRADED = "degraded"
 Features = Literal["vgg16", "judge"]
-
-# (restored latents (B, ...), clean latents (B, ...)) -> (B,), with gradients to the first; decoding happens inside.
-FeatureDistance = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class InstaReviveConfig(GanConfig, MatchingConfig):
+class InstaReviveConfig(AdversarialConfig):
     """Settings of a one-step restorer.
 
     timestep: the network's own at which it is called (a flow's is 1000 sigma). matching_weight: of the distribution's
@@ -120,42 +117,42 @@ class InstaReviveConfig(GanConfig, MatchingConfig):
         return Spoiling(self.degradation, self.weakest, self.strongest, self.least, self.most)
 
 
-class InstaRevive(DMD2):
-    """See the module; `Objective` in `contract`, whose batches have a column "degraded".
-
-    features: the feature loss, set by the engine where feature_weight is above 0.
-    """
+class InstaRevive(Adversarial):
+    """See the module; `Objective` in `contract`, whose batches have a column "degraded"."""
 
     name = "InstaRevive"
+    needs = frozenset({"pictures"})
+    config: InstaReviveConfig
 
-    def __init__(self, config: InstaReviveConfig, denoiser: TrainableDenoiser):
-        shared = ("cfg", "ratio", "fake_rate", "low", "high", "shift", "normalise", "gan_weight", "gan_on")
-        matching = {name: getattr(config, name) for name in shared}
-        super().__init__(DMD2Config(steps=1, timesteps=str(config.timestep), **matching), denoiser)
-        self.restoring = config
-        self.features: FeatureDistance | None = None
+    def __init__(self, config: InstaReviveConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
+        super().__init__(config, denoiser, student_sigmas(denoiser, 1, str(config.timestep)), tools)
         self.spoiling = config.spoiling()
         # Running means of the input's and the output's squared distance, and of how much of them was seen.
         self.state = torch.zeros(3)
         self.needs_latents = True
         self.needs_uncond = config.cfg != 1 and config.matching_weight > 0
 
+    @classmethod
+    def feature_network(cls, config: InstaReviveConfig) -> str | None:
+        """See the contract."""
+        return config.features if config.feature_weight else None
+
     @property
     def keeps_call(self) -> bool:
-        """See DMD2; the feature loss has a graph of its own."""
-        return super().keeps_call and not self.restoring.feature_weight
+        """See the base; the feature loss has a graph of its own."""
+        return super().keeps_call and not self.config.feature_weight
 
     @property
     def players(self) -> dict[str, Player]:
         """The student, and the fake score where there is matching."""
         everyone = super().players
-        return everyone if self.restoring.matching_weight else {"student": everyone["student"]}
+        return everyone if self.config.matching_weight else {"student": everyone["student"]}
 
     def prepare(self, samples: Iterable[Batch]) -> None:
-        """As DMD2's. ValueError where a feature loss is wanted and nothing computes it."""
-        if self.restoring.feature_weight and self.features is None:
+        """See the base. ValueError where a feature loss is wanted and nothing computes it."""
+        if self.config.feature_weight and self.features is None:
             raise ValueError(
-                f"feature_weight is {self.restoring.feature_weight}, and there is no network to look with: connect "
+                f"feature_weight is {self.config.feature_weight}, and there is no network to look with: connect "
                 "a VAE and choose features, or set it to 0"
             )
         super().prepare(samples)
@@ -170,26 +167,26 @@ class InstaRevive(DMD2):
     def distance(self) -> float:
         """D, the output's distance over the input's, 1 before the first step and where control is off."""
         before, after, seen = self.state.tolist()
-        if not (self.restoring.dynamic and seen and before):
+        if not (self.config.dynamic and seen and before):
             return 1.0
         return min(1.0, after / before)
 
     @property
     def scope(self) -> tuple[float, float]:
-        """See DMD2; its upper end follows D."""
-        config = self.restoring
+        """See the base; its upper end follows D."""
+        config = self.config
         return config.low, config.narrow + (config.high - config.narrow) * self.distance
 
     @property
     def regression(self) -> float:
         """The regression's and the feature loss's share of their weights."""
-        return self.restoring.floor + (1 - self.restoring.floor) * self.distance if self.restoring.dynamic else 1.0
+        return self.config.floor + (1 - self.config.floor) * self.distance if self.config.dynamic else 1.0
 
     # ---- losses ----------------------------------------------------------------------------------
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """Student (every `ratio`-th step), then fake score, then discriminator, all on the same restored latents."""
-        config = self.restoring
+        config = self.config
         matching = config.matching_weight > 0 and step >= config.regression_steps
         call = self._simulate(batch)
         learns = not matching or (step - config.regression_steps) % config.ratio == 0
@@ -215,7 +212,7 @@ class InstaRevive(DMD2):
 
     def _towards(self, batch: Batch, x: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
         """What moves x (B, ...) towards its clean latents, and how far they are apart."""
-        config, clean = self.restoring, batch.images
+        config, clean = self.config, batch.images
         away = x - clean
         metrics: dict[str, Tensor | float] = {
             "distance": mean_each(away.square()).mean(),
@@ -241,7 +238,7 @@ class InstaRevive(DMD2):
         if "distance" in metrics:
             seen = torch.tensor([metrics["input_distance"], metrics["distance"], 1.0])
             # Not divided by how much was seen: the quotient of the two means is free of it.
-            self.state.lerp_(seen, 1 - self.restoring.memory)
+            self.state.lerp_(seen, 1 - self.config.memory)
 
     def buffers(self) -> dict[str, Tensor]:
         """The running means."""
@@ -252,3 +249,6 @@ class InstaRevive(DMD2):
         level = float(self.sigmas[0])
         x = self.denoiser.path.unit_input(level, noise)
         return self.denoiser.predict_x0(x, self._each(level, len(noise)), cond)
+
+
+register(Method("instarevive", InstaReviveConfig, InstaRevive, "restoration"))

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ...sampling.settings import setting
-from .parts.contract import Batch, Loss, TrainableDenoiser
-from .parts.preference import LOSER, PairConfig, PairObjective, agreement, column, soft_loss
+from .parts.contract import LOSER, Batch, Loss
+from .parts.preference import PairConfig, PairObjective, agreement, column, soft_loss
+from .parts.registry import Method, register
 
 NEAR, FAR = 0.1, 80.0
 
@@ -53,10 +54,7 @@ class MaPO(PairObjective):
     """Margin-aware preference of one adapter; see the module."""
 
     name = "mapo"
-
-    def __init__(self, config: MaPOConfig, denoiser: TrainableDenoiser):
-        super().__init__(config, denoiser)
-        self.config = config
+    config: MaPOConfig
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """One loss of winners and losers."""
@@ -73,3 +71,6 @@ class MaPO(PairObjective):
             "loser": loser.detach().mean(),
         }  # fmt: skip
         yield Loss("student", each.mean(), metrics, each, (winner, loser), sigma)
+
+
+register(Method("mapo", MaPOConfig, MaPO, "preference"))

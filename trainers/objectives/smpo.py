@@ -25,8 +25,9 @@ from torch import Tensor
 from ...sampling.path import broadcast
 from ...sampling.settings import changed, setting
 from .dpo import DPOConfig, watched
-from .parts.contract import Asked, Batch, Cond, Loss, TrainableDenoiser
-from .parts.preference import LOSER, STRENGTH, PairConfig, PairObjective, column, soft_loss
+from .parts.contract import LOSER, STRENGTH, Asked, Batch, Cond, Loss
+from .parts.preference import PairConfig, PairObjective, column, soft_loss
+from .parts.registry import Method, register
 
 Labels = Literal["weight", "soft"]
 
@@ -65,10 +66,7 @@ class SmPO(PairObjective):
     """Smoothed preference of one adapter; see the module."""
 
     name = "smpo"
-
-    def __init__(self, config: SmPOConfig, denoiser: TrainableDenoiser):
-        super().__init__(config, denoiser)
-        self.config = config
+    config: SmPOConfig
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """One loss: the inversions and both errors without gradients, both errors with."""
@@ -132,3 +130,6 @@ class SmPO(PairObjective):
     def _in_path(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The ODE's latent as the model's sampler carries it: on VP it is VE's over sqrt(1 + sigma^2)."""
         return x / broadcast((1 + sigma.square()).sqrt(), x) if self.denoiser.path.kind == "VP" else x
+
+
+register(Method("smpo", SmPOConfig, SmPO, "preference"))

@@ -22,7 +22,8 @@ from torch.nn import functional
 
 from ...sampling.settings import changed, setting
 from ...sampling.transition import Transition
-from .parts.contract import Batch, Loss, TrainableDenoiser, mean_each
+from .parts.contract import Batch, Loss, Tools, TrainableDenoiser, mean_each
+from .parts.registry import Method, register
 from .parts.sampled import Sampled, SampledConfig, at_most, chosen_steps, noise_level
 
 Step = Literal["ancestral", "sde"]
@@ -70,10 +71,10 @@ class SPO(Sampled):
     """See the module; `Objective` in `contract`."""
 
     name = "SPO"
+    config: SPOConfig
 
-    def __init__(self, config: SPOConfig, denoiser: TrainableDenoiser):
-        super().__init__(denoiser, config.steps, config.cfg)
-        self.config = config
+    def __init__(self, config: SPOConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
+        super().__init__(config, denoiser, tools)
         self._transition = Transition(config.step, config.noise_level)
         self._transition.check(denoiser.path)
 
@@ -123,3 +124,6 @@ class SPO(Sampled):
         with self.denoiser.adapter("student"):
             x0 = self.guided(x, sigma, batch.cond, batch.uncond)
         return self.scored()(x0, batch.prompts, batch)
+
+
+register(Method("spo", SPOConfig, SPO, "reward"))

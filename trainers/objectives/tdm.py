@@ -15,7 +15,7 @@ In the papers' coordinates (a, s of `alpha_sigma`), with unit noise n:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -26,8 +26,20 @@ from torch import Tensor
 from ...sampling.distilled import sample_distilled
 from ...sampling.path import NoisePath, broadcast
 from ...sampling.settings import changed, setting
-from .parts.contract import Batch, Cond, Loss, Player, TrainableDenoiser, alpha_sigma, guided, mean_each
+from .parts.contract import (
+    Batch,
+    Cond,
+    Loss,
+    Objective,
+    Player,
+    Tools,
+    TrainableDenoiser,
+    alpha_sigma,
+    guided,
+    mean_each,
+)
 from .parts.grids import student_sigmas
+from .parts.registry import Method, register
 from .parts.score_matching import MatchingConfig, StudentConfig
 
 Diffusing = Literal["separate", "top"]
@@ -129,21 +141,16 @@ def diffuse_on(path: NoisePath, x: Tensor, sigma: Tensor, sigma_next: Tensor, no
     return broadcast(ratio, x) * x + broadcast(beta, x) * noise
 
 
-class TDM:
+class TDM(Objective):
     """Trajectory distribution matching with a student and a fake score; see the module."""
 
     name = "tdm"
-    needs_latents = False
-    pairs = 0
+    config: TDMConfig
 
-    def __init__(self, config: TDMConfig, denoiser: TrainableDenoiser):
-        self.config, self.denoiser = config, denoiser
+    def __init__(self, config: TDMConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
+        super().__init__(config, denoiser, tools)
+        self.needs_uncond = config.cfg != 1
         self.grids = {k: student_sigmas(denoiser, k, config.timesteps).to(denoiser.device) for k in config.choices}
-
-    @property
-    def needs_uncond(self) -> bool:
-        """Whenever there is guidance."""
-        return self.config.cfg != 1.0
 
     @property
     def players(self) -> dict[str, Player]:
@@ -152,16 +159,14 @@ class TDM:
         rate = self.config.fake_rate
         return {"student": Player("student", betas=BETAS), **{f: Player(f, rate=rate, betas=BETAS) for f in fakes}}
 
+    @property
+    def student_levels(self) -> list[Tensor]:
+        """See the contract."""
+        return list(self.grids[self.config.steps][:-1])
+
     def fake(self, steps: int, number: int) -> str:
         """The fake score's adapter for a step of the student that makes so many."""
         return f"fake_{steps}_{number}" if self.config.conditioned else "fake"
-
-    def prepare(self, samples: Iterable[Batch]) -> None:
-        """Nothing to learn from the first samples."""
-
-    def make_pairs(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
-        """Never called: `pairs` is 0."""
-        raise NotImplementedError
 
     def _time(self, sigma: Tensor) -> Tensor:
         """Thousandths of the schedule: timesteps on eps and v, 1000 sigma on flow."""
@@ -272,13 +277,6 @@ class TDM:
         importance = ((mean_each(noise.square()) - mean_each(m.square())) / 2).exp()
         return (a / s * path.sigma_data).square().clamp(max=MOST_SNR) * importance
 
-    def after_step(self, metrics: Mapping[str, float], step: int) -> None:
-        """No running averages."""
-
-    def buffers(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
-
     def sample(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
         """The student's deterministic sampling: the states that it was trained on."""
         denoiser, sigmas = self.denoiser, self.grids[self.config.steps].to(noise.device)
@@ -288,3 +286,6 @@ class TDM:
 
         start = denoiser.path.unit_start(sigmas[0], noise)
         return sample_distilled(model, start, sigmas, disable=True, path=denoiser.path, mode="deterministic")
+
+
+register(Method("tdm", TDMConfig, TDM, "distillation"))

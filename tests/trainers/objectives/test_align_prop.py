@@ -167,15 +167,6 @@ def test_slope_of_a_held_network_is_its_outputs_arithmetic(path, prediction):
     assert torch.allclose(Parametrisation(prediction, path).through(s), expected, rtol=1e-12)
 
 
-def test_graphs_that_are_held_at_once(affine):
-    """Two calls of a guided step; without checkpoints those of every step that may carry a gradient."""
-    for settings, held in (
-        ({}, 2), ({"cfg": 1.0}, 1), ({"checkpoint": False}, 40), ({"checkpoint": False, "cfg": 1.0}, 20),
-        ({"checkpoint": False, "truncation": "fixed", "last": 3}, 6),
-    ):  # fmt: skip
-        assert AlignProp(AlignPropConfig(**settings), affine(VE, (1.0,))).held == held
-
-
 def test_early_steps_build_no_graph(affine):
     setting = Setting(affine, VE, truncation="fixed", last=3, checkpoint=False)
     predict, seen = setting.denoiser.predict_x0, []

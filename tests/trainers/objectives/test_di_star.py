@@ -144,7 +144,7 @@ def test_slopes_are_finite_differences_over_several_levels(affine, distance, spa
         setting = Setting(affine, path, sigmas, _config(distance=distance, space=space, low=0.0, high=1.0))
         if path is FLOW:
             # Three stratified places of (0.05, 0.95), which are the levels themselves there.
-            setting.objective.settings = _config(distance=distance, space=space, low=0.05, high=0.95)
+            setting.objective.config = _config(distance=distance, space=space, low=0.05, high=0.95)
         assert setting.slopes(B, A0) == pytest.approx(setting.differences(), abs=5e-3, rel=1e-2)
 
 

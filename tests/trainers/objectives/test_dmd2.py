@@ -7,9 +7,10 @@ import torch
 from gradients import assert_same, gradients_with_gan
 
 from retort.sampling.path import FLOW, VE, NoisePath
-from retort.trainers.objectives.dmd2 import DMD2, DMD2Config, matching_loss
+from retort.trainers.objectives.dmd2 import DMD2, DMD2Config
 from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
 from retort.trainers.objectives.parts.grids import student_sigmas
+from retort.trainers.objectives.parts.score_matching import matching_loss
 
 SCALAR = (1, 1, 1)
 MIDDLE = {"low": 0.499, "high": 0.5}  # one level: t = 499, or 0.5 of a flow

@@ -7,10 +7,11 @@ student's checkpointed graph, which is a row of block inputs, may wait beside it
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from ....sampling.accounts import seed_of
 from ....sampling.levels import Levels, Parametrisation, Prediction
 from ....sampling.path import NoisePath
 from ....sampling.schedule import Schedule
+from ....sampling.standard import sample_euler
 
 # What a network is told besides latent and level; made, joined and read by the host alone.
 Cond = Any
@@ -200,50 +202,117 @@ class Player:
     betas: tuple[float, float] | None = None
 
 
-class Objective(Protocol):
-    """The maths of one method; constructed as `Objective(config, denoiser)` with a frozen dataclass."""
+# Columns of a batch: latents (B, ...) of degraded pictures and of losers, shaped and scaled as the batch's own; and
+# by how much (B,) the winners are better.
+DEGRADED, LOSER, STRENGTH = "degraded", "loser", "strength"
 
-    name: str
-    needs_latents: bool
-    needs_uncond: bool
+# (restored latents (B, ...), clean latents (B, ...)) -> (B,), with gradients to the first; decoding happens inside.
+FeatureDistance = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What an objective is given beside the network; None is what a run has none of.
+
+    reward, second: rewards of latents. features: the distance of decoded pictures, by the network that
+    `Objective.feature_network` names.
+    """
+
+    reward: LatentReward | None = None
+    second: LatentReward | None = None
+    features: FeatureDistance | None = None
+
+
+Need = Literal["reward", "pictures", "comparisons"]
+
+
+class Objective(ABC):
+    """The maths of one method. A subclass says what its losses are and how its student samples, and what else differs.
+
+    Of the class: name - what messages call it. needs - what it cannot do without: a reward; pictures behind the
+    latents, which its `spoil` degrades anew in every step; pairs of a winner and a loser. rewards - whether it takes
+    one, and whether that must be differentiable; two_rewards - whether it takes a second. of_samples - whether its
+    losses are means over samples (`Loss.each`), so that some may come more often.
+    Of the object: needs_latents, needs_uncond - whether images, and the empty prompt, are asked for.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    rewards: ClassVar[Literal["none", "any", "differentiable"]] = "none"
+    two_rewards: ClassVar[bool] = False
+    of_samples: ClassVar[bool] = False
+    needs_latents: bool = False
+    needs_uncond: bool = False
+
+    def __init__(self, config: Any, denoiser: TrainableDenoiser, tools: Tools | None = None):
+        self.config, self.denoiser = config, denoiser
+        tools = tools or Tools()
+        self.reward, self.second, self.features = tools.reward, tools.second, tools.features
+
+    @classmethod
+    def job_refusal(cls, config: Any) -> str | None:
+        """Why a job, whose file names no reward, cannot train with this config; None where it can."""
+        if "reward" in cls.needs:
+            return f"{cls.name} learns from a reward, and a job takes none: train in the node Train Reward"
+        return None
+
+    @classmethod
+    def feature_network(cls, config: Any) -> str | None:
+        """The frozen network that `Tools.features` compares by, "judge" or "vgg16"; None where it is not asked for."""
+        return None
+
+    @classmethod
+    def looks_inside(cls, config: Any) -> bool:
+        """Whether its memory depends on blocks in the middle of the network, so that all of them are to be counted."""
+        return False
 
     @property
     def players(self) -> dict[str, Player]:
         """Who is trained; every name that `losses` yields. The one called "student" becomes the LoRA."""
-        ...
-
-    def prepare(self, samples: Iterable[Batch]) -> None:
-        """Called once, before the optimisers are made, with the run's first samples, of any size and one to a batch:
-        heads learn their sizes here."""
-        ...
+        return {"student": Player("student")}
 
     @property
     def pairs(self) -> int:
         """How many teacher pairs the run needs (0 = none); they arrive as columns "pair_noise" and "pair_target"."""
-        ...
+        return 0
+
+    @property
+    def student_levels(self) -> list[Tensor]:
+        """The levels at which a few-step student is called, highest first; none for other methods."""
+        return []
+
+    def prepare(self, samples: Iterable[Batch]) -> None:
+        """Called once, before the optimisers are made, with the run's first samples, of any size and one to a batch:
+        heads learn their sizes here. ValueError where a tool is missing.
+        """
+        if "reward" in self.needs and self.reward is None:
+            raise ValueError(f"{self.name} learns from a reward, and there is none: connect `reward`")
 
     def make_pairs(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
-        """The guided teacher's x0 (B, ...) from unit noise."""
-        ...
+        """The guided teacher's x0 (B, ...) from unit noise, where `pairs` is above 0."""
+        raise NotImplementedError
 
+    def spoil(self, images: Tensor, draws: Draws) -> Tensor:
+        """Pictures (B, H, W, 3) in [0, 1], degraded at the size they have, where "pictures" are among its needs."""
+        raise NotImplementedError
+
+    @abstractmethod
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """The step's losses, each a mean over the micro-batch, in an order that keeps one graph alive at a time."""
-        ...
 
-    def after_step(self, metrics: Mapping[str, float], step: int) -> None:
+    def after_step(self, metrics: Mapping[str, float], step: int) -> None:  # noqa: B027
         """Called when every player has moved, with the whole batch's mean metrics: running averages are kept here."""
-        ...
 
     def buffers(self) -> dict[str, Tensor]:
         """Tensors, besides weights, that a resumed run needs; they are restored in place."""
-        ...
+        return {}
 
+    @abstractmethod
     def sample(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
         """x0 from unit noise as users of this student will sample it, for previews; adapter "student" is on.
 
         A method that restores is given degraded latents instead.
         """
-        ...
 
 
 def mean_each(x: Tensor) -> Tensor:
@@ -290,3 +359,16 @@ def guided(
     else:
         x0, without = (denoiser.predict_x0(x, sigma, told) for told in (cond, uncond))
     return without + cfg * (x0 - without)
+
+
+def sample_guided(
+    denoiser: TrainableDenoiser, sigmas: Tensor, noise: Tensor, cond: Cond, uncond: Cond, cfg: float
+) -> Tensor:
+    """x0 (B, ...) from unit noise: Euler on a grid (steps + 1,), with guidance where there is an empty prompt."""
+    cfg = 1.0 if uncond is None else cfg
+
+    def model(x: Tensor, sigma: Tensor) -> Tensor:
+        return guided(denoiser, x, sigma, cond, uncond, cfg)
+
+    start = denoiser.path.unit_start(sigmas[0], noise)
+    return sample_euler(model, start, sigmas, disable=True, path=denoiser.path)

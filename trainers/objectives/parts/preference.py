@@ -7,7 +7,7 @@ in the space in which the network was trained. Below a scale of 1/100 it is held
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +17,8 @@ from torch.nn import functional
 from ....sampling.path import broadcast
 from ....sampling.settings import Settings, changed
 from ..flow_matching import Drawing, FlowMatching, FlowMatchingConfig
-from .contract import Asked, Batch, Cond, Draws, Loss, Player, TrainableDenoiser, mean_each
+from .contract import LOSER, Asked, Batch, Cond, Draws, Objective, Tools, TrainableDenoiser, mean_each
 
-LOSER, STRENGTH = "loser", "strength"
 SMALLEST = 1e-2
 
 
@@ -52,31 +51,23 @@ def soft_loss(u: Tensor, chance: Tensor | float) -> Tensor:
     return -chance * functional.logsigmoid(u) - (1 - chance) * functional.logsigmoid(-u)
 
 
-class PairObjective:
+class PairObjective(Objective):
     """One adapter that learns from pairs; a method says what the loss of a pair is."""
 
-    name: str
+    needs = frozenset({"comparisons"})
+    of_samples = True
     needs_latents = True
-    needs_uncond = False
-    pairs = 0
+    config: PairConfig
 
-    def __init__(self, config: PairConfig, denoiser: TrainableDenoiser):
-        self.denoiser = denoiser
+    def __init__(self, config: PairConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
+        super().__init__(config, denoiser, tools)
         self._matching = FlowMatching(config.matching(), denoiser)
-
-    @property
-    def players(self) -> dict[str, Player]:
-        """The student alone."""
-        return {"student": Player("student")}
 
     def prepare(self, samples: Iterable[Batch]) -> None:
         """See that the data are pairs, before anything is computed."""
+        super().prepare(samples)
         for batch in samples:
             column(batch, LOSER)
-
-    def make_pairs(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
-        """Never called: `pairs` is 0."""
-        raise NotImplementedError
 
     def sigma(self, draws: Draws) -> Tensor:
         """The step's levels (B,), one for both of a pair."""
@@ -96,17 +87,6 @@ class PairObjective:
         errors = (x0 - latents for x0, latents in zip(found, pair, strict=True))
         winner, loser = (mean_each((error / broadcast(scale, error)).square()) for error in errors)
         return winner, loser
-
-    def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
-        """See the contract."""
-        raise NotImplementedError
-
-    def after_step(self, metrics: Mapping[str, float], step: int) -> None:
-        """No running averages."""
-
-    def buffers(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
 
     def sample(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
         """As plain fine-tuning's previews: Euler with guidance where there is an empty prompt."""

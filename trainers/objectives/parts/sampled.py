@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +9,7 @@ from torch import Tensor
 
 from ....sampling.grids import simple
 from ....sampling.settings import Settings, setting
-from ....sampling.standard import sample_euler
-from .contract import Batch, Cond, Draws, LatentReward, Player, TrainableDenoiser, guided
+from .contract import Cond, Draws, LatentReward, Objective, Tools, TrainableDenoiser, guided, sample_guided
 
 
 @dataclass(frozen=True)
@@ -44,45 +42,23 @@ def chosen_steps(draws: Draws, first: int, end: int, count: int) -> list[int]:
     return sorted(sorted(steps, key=lambda index: draws.common(f"step {index} counts"))[:count])
 
 
-class Sampled:
-    """The parts of an `Objective` that these methods have in common.
+class Sampled(Objective):
+    """The parts of an `Objective` that these methods have in common. sigmas: (steps + 1,) levels of the sampler."""
 
-    reward: set by the engine before the first step. sigmas: (steps + 1,) levels of the sampler, descending.
-    """
+    needs = frozenset({"reward"})
+    rewards = "any"
+    config: SampledConfig
 
-    name: str
-    needs_latents = False
-    pairs = 0
-
-    def __init__(self, denoiser: TrainableDenoiser, steps: int, cfg: float):
-        self.denoiser, self.cfg = denoiser, cfg
-        self.needs_uncond = cfg != 1
-        self.sigmas = simple(denoiser.schedule, steps).to(denoiser.device)
-        self.reward: LatentReward | None = None
-
-    @property
-    def players(self) -> dict[str, Player]:
-        """The student alone; the reference is the network without it."""
-        return {"student": Player("student")}
-
-    @property
-    def held(self) -> int:
-        """Calls of the network whose graphs exist at once, at the most."""
-        return 1 if self.cfg == 1 else 2
-
-    def prepare(self, samples: Iterable[Batch]) -> None:
-        """Only checks that there is a reward. ValueError where there is none."""
-        self.scored()
+    def __init__(self, config: SampledConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
+        super().__init__(config, denoiser, tools)
+        self.cfg = config.cfg
+        self.needs_uncond = config.cfg != 1
+        self.sigmas = simple(denoiser.schedule, config.steps).to(denoiser.device)
 
     def scored(self) -> LatentReward:
-        """The reward. ValueError where the engine was given none."""
-        if self.reward is None:
-            raise ValueError(f"{self.name} learns from a reward, and there is none: connect `reward`")
+        """The reward, which `prepare` has asked for."""
+        assert self.reward is not None
         return self.reward
-
-    def make_pairs(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
-        """Never called: `pairs` is 0."""
-        raise NotImplementedError
 
     def guided(self, x: Tensor, sigma: Tensor, cond: Cond, uncond: Cond) -> Tensor:
         """x0 (B, ...) of x at sigma (B,) with this method's guidance, by whichever adapter is on."""
@@ -92,19 +68,6 @@ class Sampled:
         """(count,) times the grid's level."""
         return self.sigmas[index].expand(count)
 
-    def after_step(self, metrics: Mapping[str, float], step: int) -> None:
-        """No running averages."""
-
-    def buffers(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
-
     def sample(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
         """Euler on the grid with guidance; without an empty prompt, without guidance."""
-        cfg = 1.0 if uncond is None else self.cfg
-
-        def model(x: Tensor, sigma: Tensor) -> Tensor:
-            return guided(self.denoiser, x, sigma, cond, uncond, cfg)
-
-        start = self.denoiser.path.unit_start(self.sigmas[0], noise)
-        return sample_euler(model, start, self.sigmas, disable=True, path=self.denoiser.path)
+        return sample_guided(self.denoiser, self.sigmas, noise, cond, uncond, self.cfg)

@@ -1,0 +1,170 @@
+"""The gradient of distribution matching, and a discriminator beside it on the features of teacher or fake score.
+
+DMD2 (Yin et al. 2024, arXiv 2405.14867), section 4.3. The heads' features are the network's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ....sampling.accounts import seed_of
+from ....sampling.settings import Settings, setting
+from .contract import Asked, Batch, Loss, Player, Tools, TrainableDenoiser
+from .discriminator import Discriminator
+from .score_matching import MatchingConfig, ScoreMatching
+
+GanOn = Literal["teacher", "fake"]
+Kind = Literal["real", "fake"]
+# The discriminator's loss beside the fake score's, which matters only where both train one adapter.
+CRITIC_WEIGHT = 1e-2
+
+
+@dataclass(frozen=True)
+class GanConfig(Settings):
+    """A discriminator beside the matching. gan_on: whose features it sees."""
+
+    gan_weight: float = setting(0.0, 0, 100, step=0.001, round=1e-5,
+        help="Weight of the discriminator, which needs images; 0 for none. Published runs: 0.001 to 0.03.",
+        remedy="0 is no GAN, 0.005 is SDXL's")
+    gan_on: GanOn = setting("teacher",
+        help="Whose features the discriminator sees: the frozen teacher's, or the fake score's, which it then trains.")
+
+
+@dataclass(frozen=True)
+class AdversarialConfig(GanConfig, MatchingConfig):
+    """What `Adversarial` asks of a method's settings."""
+
+
+class Adversarial(ScoreMatching):
+    """Score matching whose student may learn from a discriminator besides; of images, where gan_weight is above 0."""
+
+    # Whether the GAN judges the student at the level and with the noise of the matching term.
+    judges_matched = False
+    config: AdversarialConfig
+
+    def __init__(
+        self, config: AdversarialConfig, denoiser: TrainableDenoiser, sigmas: Tensor, tools: Tools | None = None
+    ):
+        super().__init__(config, denoiser, sigmas, tools)
+        self.discriminator: Discriminator | None = None
+        self.needs_latents = config.gan_weight > 0
+
+    @classmethod
+    def looks_inside(cls, config: Any) -> bool:
+        """See the contract."""
+        return config.gan_weight > 0
+
+    @property
+    def players(self) -> dict[str, Player]:
+        """The student, and the fake score with the discriminator."""
+        fake = Player("fake", rate=self.config.fake_rate, modules=self.discriminator)
+        return {"student": Player("student"), "fake": fake}
+
+    @property
+    def keeps_call(self) -> bool:
+        """See the base."""
+        return super().keeps_call and not self.config.gan_weight
+
+    def prepare(self, samples: Iterable[Batch]) -> None:
+        """The discriminator's heads are made to measure."""
+        super().prepare(samples)
+        if not self.config.gan_weight:
+            return
+        batch = next(iter(samples))
+        x = torch.zeros(len(batch), *batch.shape, device=self.denoiser.device)
+        sigma = torch.full((len(batch),), float(self.sigmas[0]), device=self.denoiser.device)
+        widths = self.denoiser.feature_widths(x, sigma, batch.cond)
+        self.discriminator = Discriminator(widths, seed_of(batch.draws.seed, "discriminator")).to(self.denoiser.device)
+
+    def _gradient(self, batch: Batch, x: Tensor, level: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """What moves x (B, ...), the student's sample made at `level`: matching, guidance and the GAN's pull."""
+        config, draws = self.config, batch.draws
+        uniform = draws.uniform("matching level")
+        sigma = self.denoiser.levels.drawn(uniform, *self.scope, config.shift)
+        noise = draws.normal("matching noise", batch.shape)
+        with torch.no_grad():
+            g = self._distribution(batch, x, level, self.denoiser.path.add_noise(x, sigma, noise), sigma)
+        metrics: dict[str, Tensor | float] = {"matching_norm": g.square().flatten(1).mean(1).sqrt().mean()}
+        if not config.gan_weight:
+            return g, metrics
+        if not self.judges_matched:
+            sigma, noise = self._levels(batch, "gan level"), draws.normal("gan noise", batch.shape)
+        pull, logits = self._pull(batch, x, sigma, noise)
+        g, more = self.weighted(g, logits, uniform)
+        metrics["gan_loss"] = functional.softplus(-logits).mean()
+        # The GAN's loss is a mean over samples, the matching one over their elements besides.
+        return g + config.gan_weight * pull * x[0].numel(), metrics | more
+
+    def _distribution(self, batch: Batch, x: Tensor, level: float, x_t: Tensor, sigma: Tensor) -> Tensor:
+        """Fake score less guided teacher at x_t (B, ...), the student's sample x noised to sigma (B,)."""
+        config, denoiser = self.config, self.denoiser
+        matched = Asked(x_t, sigma, batch.cond)
+        guiding = [Asked(x_t, sigma, batch.uncond)] if config.cfg != 1 else []
+        asked = [matched, matched, *guiding]
+        fake, real, *guides = denoiser.predict_each(asked, ["fake", *[None] * (len(asked) - 1)])
+        # Taken apart, so that matching is zero while the fake score is the teacher.
+        guidance = (config.cfg - 1) * (real - guides[0]) if guides else torch.zeros_like(real)
+        return self._normalised(fake - real - guidance, x, real + guidance)
+
+    # ---- the discriminator -----------------------------------------------------------------------
+
+    def critic(self, batch: Batch, x_t: Tensor, sigma: Tensor) -> Tensor:
+        """The discriminator's logits (B,) of x_t, with gradients to it; the judged network's adapter is on."""
+        if self.discriminator is None:
+            raise ValueError("the discriminator has no heads yet: call prepare with a batch of the run first")
+        return self.discriminator(self.denoiser.features(x_t, sigma, batch.cond))
+
+    def _judging(self) -> AbstractContextManager[None]:
+        return self.denoiser.adapter("fake" if self.config.gan_on == "fake" else None)
+
+    def _pull(self, batch: Batch, x: Tensor, sigma: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """(d softplus(-D) / dx (B, ...), logits (B,)): the generator's half of the GAN, by a product with x a leaf."""
+        leaf = x.detach().requires_grad_()
+        with torch.enable_grad(), self._judging():
+            logits = self.critic(batch, self.denoiser.path.add_noise(leaf, sigma, noise), sigma)
+            (pull,) = torch.autograd.grad(functional.softplus(-logits).sum(), leaf)
+        return pull, logits.detach()
+
+    def weighted(self, g: Tensor, logits: Tensor, uniform: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """g (B, ...) times a weight of each sample, from its logit and its place between low and high; here 1."""
+        return g, {}
+
+    def _critics(self, batch: Batch, x: Tensor) -> Iterator[Loss]:
+        """The discriminator's loss on fakes x (B, ...) and on the batch's images, of one call where both fit in one."""
+        both = self.denoiser.joined([self._shown(batch, x, "fake"), self._shown(batch, batch.latents, "real")])
+        if both is None:
+            yield self._critic(batch, x, "fake")
+            yield self._critic(batch, batch.latents, "real")
+            return
+        with self._judging():
+            logits = self.critic(dataclasses.replace(batch, cond=both.cond), both.x, both.sigma).split(len(x))
+        one, other = self._judged(logits[0], "fake"), self._judged(logits[1], "real")
+        yield Loss("fake", one.value + other.value, one.metrics | other.metrics)
+
+    def _critic(self, batch: Batch, x0: Tensor | None, kind: Kind) -> Loss:
+        """Half of the discriminator's loss: on the teacher's features its heads alone learn, on the fake's both do."""
+        shown = self._shown(batch, x0, kind)
+        with self._judging():
+            return self._judged(self.critic(batch, shown.x, shown.sigma), kind)
+
+    def _shown(self, batch: Batch, x0: Tensor | None, kind: Kind) -> Asked:
+        """What the discriminator is shown of clean latents."""
+        if x0 is None:
+            raise ValueError(f"gan_weight is {self.config.gan_weight}, and the batch has no latents: give images, or 0")
+        sigma = self._levels(batch, f"critic level, {kind}")
+        noise = batch.draws.normal(f"critic noise, {kind}", batch.shape)
+        return Asked(self.denoiser.path.add_noise(x0, sigma, noise), sigma, batch.cond)
+
+    def _judged(self, logits: Tensor, kind: Kind) -> Loss:
+        signed = logits if kind == "real" else -logits
+        loss = functional.softplus(-signed).mean()
+        right = (signed.detach() > 0).float().mean()
+        return Loss("fake", CRITIC_WEIGHT * loss, {f"critic_loss_{kind}": loss.detach(), f"critic_right_{kind}": right})
