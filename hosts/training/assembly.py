@@ -129,7 +129,7 @@ class Assembly:
         return self._denoiser.latents_in(self._host.encode_images(self._vae, spoilt)["samples"])
 
     def _feature_distance(self, x0: Tensor, clean: Tensor) -> Tensor:
-        def seen(latents: Tensor) -> Tensor:
+        def seen(latents: Tensor) -> list[Tensor]:
             return self._eye(self._pictures(self._denoiser.latents_out(latents)).to(self._denoiser.device))
 
         with torch.no_grad():

@@ -224,6 +224,7 @@ class Tools:
 
 
 Need = Literal["reward", "pictures", "comparisons"]
+Rewards = Literal["none", "any", "differentiable"]
 
 
 class Objective(ABC):
@@ -238,7 +239,7 @@ class Objective(ABC):
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset()
-    rewards: ClassVar[Literal["none", "any", "differentiable"]] = "none"
+    rewards: ClassVar[Rewards] = "none"
     two_rewards: ClassVar[bool] = False
     of_samples: ClassVar[bool] = False
     needs_latents: bool = False

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ....sampling.grids import simple
 from ....sampling.settings import Settings, setting
-from .contract import Cond, Draws, LatentReward, Objective, Tools, TrainableDenoiser, guided, sample_guided
+from .contract import Cond, Draws, LatentReward, Objective, Rewards, Tools, TrainableDenoiser, guided, sample_guided
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Sampled(Objective):
     """The parts of an `Objective` that these methods have in common. sigmas: (steps + 1,) levels of the sampler."""
 
     needs = frozenset({"reward"})
-    rewards = "any"
+    rewards: ClassVar[Rewards] = "any"
     config: SampledConfig
 
     def __init__(self, config: SampledConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
