@@ -79,7 +79,7 @@ def trainer(tmp_path):
         })  # fmt: skip
         config = replace(config, lora=LoraConfig(rank=2, dropout=0.1 if method == "flow" else 0.0))
         objective = METHODS[method].objective(config.objective, denoiser)
-        if METHODS[method].reward != "none":
+        if METHODS[method].objective.rewards != "none":
             objective.reward = lambda x0, prompts, batch: -(x0 - 0.5).square().flatten(1).mean(1)
         return Trainer(
             denoiser, objective, data, config, tmp_path / folder, watcher, lambda x0: x0[:, :3].movedim(1, -1),
