@@ -11,12 +11,14 @@ from .config import RunConfig, TrainingConfig, read
 from .objectives.parts.registry import METHODS, Method, of_group, register
 
 __all__ = ["METHODS", "Method", "of_group", "read_config", "register"]
-# Each file registers its method; nodes list them in this order.
-for _name in (
+# Each file registers its method. Nodes list them in this order, whichever was imported first.
+for _file in (
     "dmd2", "fdistill", "tdm", "di_star", "flow_matching", "few_shot", "align_prop", "spo", "flow_grpo", "dpo", "smpo",
     "mapo", "instarevive",
 ):  # fmt: skip
-    importlib.import_module(f".objectives.{_name}", __package__)
+    _module = importlib.import_module(f".objectives.{_file}", __package__)
+    for _name in [name for name, method in METHODS.items() if method.objective.__module__ == _module.__name__]:
+        METHODS[_name] = METHODS.pop(_name)
 
 
 def read_config(values: Mapping[str, Any]) -> RunConfig:
