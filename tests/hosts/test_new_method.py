@@ -42,7 +42,8 @@ class Guidance(Objective):
 
     def losses(self, batch, step):
         sigmas = self.denoiser.schedule.sigmas
-        sigma = sigmas[round(self.config.place * (len(sigmas) - 1))].to(self.denoiser.device).expand(len(batch))
+        level = float(sigmas[round(self.config.place * (len(sigmas) - 1))])
+        sigma = torch.full((len(batch),), level, device=self.denoiser.device)
         x = self.denoiser.path.unit_start(sigma[0], batch.draws.normal("noise", batch.shape))
         with torch.no_grad(), self.denoiser.adapter(None):
             target = guided(self.denoiser, x, sigma, batch.cond, batch.uncond, self.config.cfg)
