@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .path import VE, NoisePath
+from .path import VE, NoisePath, broadcast
 from .standard import Model, SamplingDiverged, in_ve_on_vp
 
 # The Butcher tableau; the last row is the fifth-order solution, whose slope is the next step's first (FSAL).
@@ -195,7 +195,7 @@ class _Run:
         # Both as the model sees them, rounded: then the slope of an eps or flow network is what it answered.
         seen, level = x.to(self.dtype), sigma * self.ones
         x0 = self.model(seen, level, **self.extra_args)
-        return ((seen - x0) / level.view(-1, *(1,) * (x.ndim - 1))).to(x)
+        return ((seen - x0) / broadcast(level, x)).to(x)
 
 
 def _seen(x: Tensor, sigma: float, k: Tensor, grid: list[float], done: bool) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from .path import broadcast
 from .search import Run, State, candidate_seed
 
 Divergence = Literal["reverse_kl", "forward_kl", "jeffreys"]
@@ -73,7 +74,7 @@ def advantages(rewards: Tensor) -> Tensor:
 def policy_gradient(policy: Policy, z: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over the samples of weight * grad log pi(z), for mean and log_std; z (K, *shape), weights (K,)."""
     unit = (z - policy.mean) / policy.log_std.exp()
-    w = weights.to(z).view(-1, *(1,) * (z.ndim - 1)) / len(z)
+    w = broadcast(weights.to(z), z) / len(z)
     return (w * unit).sum(0) / policy.log_std.exp(), (w * (unit.square() - 1)).sum(0)
 
 

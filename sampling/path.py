@@ -31,6 +31,11 @@ def broadcast(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (like.ndim - 1))
 
 
+def vp_scale(sigma: Tensor) -> Tensor:
+    """sqrt(1 + sigma^2), by which a VP latent is multiplied to be VE's."""
+    return torch.sqrt(1.0 + sigma**2.0)
+
+
 def _level(sigma: Tensor | float, x: Tensor) -> Tensor:
     """sigma as a tensor that broadcasts over x; a float takes x's dtype so that it rounds as a tensor would."""
     if not isinstance(sigma, Tensor):
@@ -77,7 +82,7 @@ class NoisePath:
             return noise * s + x0
         if self.kind == "FLOW":
             return s * self._scaled(noise) + (1.0 - s) * x0
-        return (x0 + s * noise) / torch.sqrt(1.0 + s**2.0)
+        return (x0 + s * noise) / vp_scale(s)
 
     def unit_start(self, sigma: Tensor | float, noise: Tensor) -> Tensor:
         """The latent whose network input at level sigma is the unit noise itself (times noise_scale on FLOW).
@@ -103,7 +108,7 @@ class NoisePath:
             return (x - x0) / s
         if self.kind == "FLOW":
             return (x - (1.0 - s) * x0) / (s * self.noise_scale)
-        return (x * torch.sqrt(1.0 + s**2.0) - x0) / s
+        return (x * vp_scale(s) - x0) / s
 
     def move(self, x: Tensor, x0: Tensor, sigma: Tensor | float, sigma_next: Tensor | float) -> Tensor:
         """x carried from level sigma > 0 to sigma_next with its predicted noise kept (DDIM with eta 0, flow Euler)."""

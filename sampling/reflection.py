@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from .path import VE, NoisePath
+from .path import VE, NoisePath, broadcast, vp_scale
 from .standard import (
     SAMPLERS,
     Callback,
@@ -31,7 +31,6 @@ from .standard import (
     heun_step,
     in_ve_on_vp,
     on_ve_latents,
-    vp_scale,
 )
 
 Inversion = Literal["euler", "midpoint", "fixed_point"]
@@ -230,7 +229,7 @@ class _Legs:
             residual = _rms(found - guess) / size
             # Not "<": NaN must go on to where it is named.
             better = ~(residual >= lowest)
-            best = torch.where(better.view(-1, *(1,) * (x.ndim - 1)), found, best)
+            best = torch.where(broadcast(better, x), found, best)
             lowest = torch.where(better, residual, lowest)
             guess = found
         if self.inverted is not None:

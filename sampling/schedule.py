@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -41,8 +41,22 @@ class Schedule(Protocol):
 _ZSNR_LAST_ABAR = 4.8973451890853435e-08
 
 
+class _Table:
+    """The ends of a table of levels."""
+
+    sigmas: Tensor
+
+    @property
+    def sigma_min(self) -> Tensor:
+        return self.sigmas[0]
+
+    @property
+    def sigma_max(self) -> Tensor:
+        return self.sigmas[-1]
+
+
 @dataclass(frozen=True)
-class DiscreteSchedule:
+class DiscreteSchedule(_Table):
     """A table of trained noise levels, sigma_t = sqrt((1 - abar_t) / abar_t) for t = 0 .. timesteps - 1.
 
     beta_schedule: "linear" (linear in sqrt(beta): Stable Diffusion's scaled_linear, under ComfyUI's name for it) or
@@ -83,14 +97,6 @@ class DiscreteSchedule:
         object.__setattr__(self, "sigmas", sigmas.float())
         object.__setattr__(self, "log_sigmas", sigmas.log().float())
 
-    @property
-    def sigma_min(self) -> Tensor:
-        return self.sigmas[0]
-
-    @property
-    def sigma_max(self) -> Tensor:
-        return self.sigmas[-1]
-
     def timestep(self, sigma: Tensor) -> Tensor:
         """The integer timestep whose level is nearest in log sigma; sigma 0-d or (B,), the result likewise."""
         distance = (sigma.log().to(self.log_sigmas.device) - self.log_sigmas[:, None]).abs()
@@ -123,38 +129,14 @@ def _zero_terminal_snr(sigmas: Tensor) -> Tensor:
     return ((1 - abar) / abar) ** 0.5
 
 
-@dataclass(frozen=True)
-class FlowSchedule:
-    """Rectified flow: sigma in (0, 1] is the time itself; `shift` moves the table towards the noise.
+class _Flow(_Table):
+    """A flow's schedule; what differs is how an unshifted time t in (0, 1] becomes a level."""
 
-    shift: SD3's timestep shift (1 = none). multiplier: what the network's timestep is, per unit of sigma.
-    noise_scale: standard deviation of the model's noise, for `NoisePath("FLOW", noise_scale)`.
-    """
-
-    shift: float = 1.0
-    multiplier: float = 1000
-    noise_scale: float = 1.0
-    sigmas: Tensor = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        for name in ("shift", "multiplier", "noise_scale"):
-            value = {"shift": self.shift, "multiplier": self.multiplier, "noise_scale": self.noise_scale}[name]
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"FlowSchedule: {name} must be a positive number, got {value!r}")
-        table = self.sigma((torch.arange(1, 1001, 1) / 1000) * self.multiplier)
-        object.__setattr__(self, "sigmas", table)
+    multiplier: float
 
     @property
     def log_sigmas(self) -> Tensor:
         return self.sigmas.log()
-
-    @property
-    def sigma_min(self) -> Tensor:
-        return self.sigmas[0]
-
-    @property
-    def sigma_max(self) -> Tensor:
-        return self.sigmas[-1]
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """The network's timestep at level sigma (not shifted back: the network is told the true level)."""
@@ -172,47 +154,50 @@ class FlowSchedule:
             return 0.0
         return self._shifted(1.0 - percent)
 
-    def _shifted(self, t):
+    def _shifted(self, t: Any) -> Any:
+        raise NotImplementedError
+
+    def _tabulate(self, entries: int) -> None:
+        table = self.sigma((torch.arange(1, entries + 1, 1) / entries) * self.multiplier)
+        object.__setattr__(self, "sigmas", table)
+
+
+@dataclass(frozen=True)
+class FlowSchedule(_Flow):
+    """Rectified flow: sigma in (0, 1] is the time itself; `shift` moves the table towards the noise.
+
+    shift: SD3's timestep shift (1 = none). multiplier: what the network's timestep is, per unit of sigma.
+    noise_scale: standard deviation of the model's noise, for `NoisePath("FLOW", noise_scale)`.
+    """
+
+    shift: float = 1.0
+    multiplier: float = 1000
+    noise_scale: float = 1.0
+    sigmas: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("shift", "multiplier", "noise_scale"):
+            value = {"shift": self.shift, "multiplier": self.multiplier, "noise_scale": self.noise_scale}[name]
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"FlowSchedule: {name} must be a positive number, got {value!r}")
+        self._tabulate(1000)
+
+    def _shifted(self, t: Any) -> Any:
         return t if self.shift == 1.0 else self.shift * t / (1 + (self.shift - 1) * t)
 
 
 @dataclass(frozen=True)
-class FluxSchedule:
+class FluxSchedule(_Flow):
     """Flux's flow schedule: sigma = e^shift / (e^shift + 1/t - 1); the network's timestep is sigma itself."""
 
     shift: float = 1.15
     sigmas: Tensor = field(init=False, repr=False, compare=False)
+    multiplier: float = field(default=1, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.shift):
             raise ValueError(f"FluxSchedule: shift must be a finite number, got {self.shift!r}")
-        object.__setattr__(self, "sigmas", self.sigma(torch.arange(1, 10001, 1) / 10000))
+        self._tabulate(10_000)
 
-    @property
-    def log_sigmas(self) -> Tensor:
-        return self.sigmas.log()
-
-    @property
-    def sigma_min(self) -> Tensor:
-        return self.sigmas[0]
-
-    @property
-    def sigma_max(self) -> Tensor:
-        return self.sigmas[-1]
-
-    def timestep(self, sigma: Tensor) -> Tensor:
-        return sigma
-
-    def sigma(self, timestep: Tensor) -> Tensor:
-        return self._shifted(timestep)
-
-    def percent_to_sigma(self, percent: float) -> float:
-        """The level at which `percent` (0 .. 1) of the sampling is done."""
-        if percent <= 0.0:
-            return 1.0
-        if percent >= 1.0:
-            return 0.0
-        return self._shifted(1.0 - percent)
-
-    def _shifted(self, t):
+    def _shifted(self, t: Any) -> Any:
         return math.exp(self.shift) / (math.exp(self.shift) + (1 / t - 1))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from .path import VE, NoisePath
+from .path import VE, NoisePath, broadcast, vp_scale
 
 Model = Callable[..., Tensor]
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
@@ -87,16 +87,11 @@ def default_noise_sampler(x: Tensor, seed: int | None = None) -> NoiseSampler:
     return draw
 
 
-def vp_scale(sigma: Tensor) -> Tensor:
-    """sqrt(1 + sigma^2), by which a VP latent is multiplied to be VE's."""
-    return torch.sqrt(1.0 + sigma**2.0)
-
-
 def on_ve_latents(model: Model) -> Model:
     """A VP model that takes VE latents."""
 
     def ve_model(y, sigma, **kwargs):
-        return model(y / vp_scale(sigma).view(-1, *(1,) * (y.ndim - 1)), sigma, **kwargs)
+        return model(y / broadcast(vp_scale(sigma), y), sigma, **kwargs)
 
     return ve_model
 
@@ -241,9 +236,9 @@ def sample_euler_ancestral(
     flow = path.kind == "FLOW"
     if flow:
         s_noise = s_noise * path.noise_scale
-        down, keep, up = _flow_ancestral_levels(sigmas, eta)
+        down, keep, up = flow_ancestral_levels(sigmas[:-1], sigmas[1:], eta)
     else:
-        down, up = _ancestral_levels(sigmas, eta)
+        down, up = ancestral_levels(sigmas[:-1], sigmas[1:], eta)
         ends = (down == 0).tolist()
     for i in trange(len(levels) - 1, disable=disable):
         sigma, sigma_next = levels[i], levels[i + 1]
@@ -264,18 +259,16 @@ def sample_euler_ancestral(
     return watch.checked(x)
 
 
-def _ancestral_levels(sigmas: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    """(sigma_down, sigma_up) of each step, sigma_down^2 + sigma_up^2 = sigma_next^2."""
-    here, there = sigmas[:-1], sigmas[1:]
+def ancestral_levels(here: Tensor, there: Tensor, eta: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(sigma_down, sigma_up) of steps from level to level, sigma_down^2 + sigma_up^2 = there^2."""
     if not eta:
         return there, torch.zeros_like(there)
     up = torch.minimum(there, eta * (there**2 * (here**2 - there**2) / here**2) ** 0.5)
     return (there**2 - up**2) ** 0.5, up
 
 
-def _flow_ancestral_levels(sigmas: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(sigma_down, factor that restores the clean part, standard deviation of the fresh noise) of each step."""
-    here, there = sigmas[:-1], sigmas[1:]
+def flow_ancestral_levels(here: Tensor, there: Tensor, eta: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """(sigma_down, factor that restores the clean part, standard deviation of the fresh noise) of steps of a flow."""
     down = there * (1 + (there / here - 1) * eta)
     clean, clean_down = 1 - there, 1 - down
     return down, clean / clean_down, (there**2 - down**2 * clean**2 / clean_down**2) ** 0.5

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .accounts import seed_of
+from .path import broadcast
 
 # The spacing of torch's doubles in [0, 1): half of it keeps a quantile off zero, whose latent would be infinite.
 _SPACING = 2.0**-53
@@ -53,4 +54,4 @@ def student_t(noise: Tensor, quantile: Tensor, aug_dim: float) -> Tensor:
     from scipy.special import gammaincinv
 
     chi2 = 2 * torch.as_tensor(gammaincinv(aug_dim / 2, quantile.double().cpu().numpy()))
-    return noise * (aug_dim / chi2).sqrt().to(noise).view(-1, *(1,) * (noise.ndim - 1))
+    return noise * broadcast((aug_dim / chi2).sqrt().to(noise), noise)

@@ -18,7 +18,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .path import NoisePath
+from .path import NoisePath, broadcast, vp_scale
+from .standard import ancestral_levels, flow_ancestral_levels
 
 Kind = Literal["ancestral", "sde", "ode"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -69,15 +70,14 @@ class Transition:
             return path.move(x, x0, sigma, sigma_next)
         if noise is None:
             raise ValueError(f"Transition: kind {self.kind!r} needs the noise of the step")
-        here, there = (s.to(x.dtype).view(-1, *(1,) * (x.ndim - 1)) for s in (sigma, sigma_next))
+        here, there = (broadcast(s.to(x.dtype), x) for s in (sigma, sigma_next))
         if self.kind == "sde":
             x = self._sde(path, x, x0, here, there, noise)
         elif path.kind == "FLOW":
             x = _flow_ancestral(path, x, x0, here, there, noise)
         elif path.kind == "VP":
             # y = sqrt(1 + sigma^2) x is VE's latent.
-            root, root_next = torch.sqrt(1.0 + here**2.0), torch.sqrt(1.0 + there**2.0)
-            x = _ancestral(x * root, x0, here, there, noise) / root_next
+            x = _ancestral(x * vp_scale(here), x0, here, there, noise) / vp_scale(there)
         else:
             x = _ancestral(x, x0, here, there, noise)
         return torch.where(there > 0, x, x0)
@@ -105,16 +105,13 @@ class Transition:
 
 
 def _ancestral(x: Tensor, x0: Tensor, here: Tensor, there: Tensor, noise: Tensor) -> Tensor:
-    up = torch.minimum(there, (there**2 * (here**2 - there**2) / here**2) ** 0.5)
-    down = (there**2 - up**2) ** 0.5
+    down, up = ancestral_levels(here, there)
     d = (x - x0) / here
     return x + d * (down - here) + noise * up
 
 
 def _flow_ancestral(path: NoisePath, x: Tensor, x0: Tensor, here: Tensor, there: Tensor, noise: Tensor) -> Tensor:
-    down = there * (1 + (there / here - 1))
-    clean, clean_down = 1 - there, 1 - down
-    up = (there**2 - down**2 * clean**2 / clean_down**2) ** 0.5
+    down, keep, up = flow_ancestral_levels(here, there)
     ratio = down / here
     x = ratio * x + (1 - ratio) * x0
-    return (clean / clean_down) * x + noise * path.noise_scale * up
+    return keep * x + noise * path.noise_scale * up

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy.samplers import KSamplerX0Inpaint
 
-from ...sampling.standard import vp_scale
+from ...sampling.path import broadcast, vp_scale
 
 
 class KeepInVP(KSamplerX0Inpaint):
@@ -20,7 +20,7 @@ class KeepInVP(KSamplerX0Inpaint):
         kept = self.inner_model.inner_model.scale_latent_inpaint(
             x=x, sigma=sigma, noise=self.noise, latent_image=self.latent_image, denoise_mask=denoise_mask
         )
-        scale = vp_scale(sigma).view(-1, *(1,) * (x.ndim - 1))
+        scale = broadcast(vp_scale(sigma), x)
         x = x * denoise_mask + kept / scale * (1 - denoise_mask)
         out = self.inner_model(x, sigma, model_options=model_options, seed=seed)
         return out * denoise_mask + self.latent_image * (1 - denoise_mask)

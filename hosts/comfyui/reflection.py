@@ -20,9 +20,9 @@ import torch
 from comfy.samplers import Sampler
 from torch import Tensor
 
-from ...sampling.path import NoisePath
+from ...sampling.path import NoisePath, vp_scale
 from ...sampling.reflection import Keep
-from ...sampling.standard import Model, vp_scale
+from ...sampling.standard import Model
 from ..methods import Beside
 from ..reflection import check_pair
 from .coordinates import path_of

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...sampling.path import broadcast
+from ...sampling.path import broadcast, vp_scale
 from ...sampling.settings import changed, setting
 from .dpo import DPOConfig, watched
 from .parts.contract import LOSER, STRENGTH, Asked, Batch, Cond, Loss
@@ -129,7 +129,7 @@ class SmPO(PairObjective):
 
     def _in_path(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The ODE's latent as the model's sampler carries it: on VP it is VE's over sqrt(1 + sigma^2)."""
-        return x / broadcast((1 + sigma.square()).sqrt(), x) if self.denoiser.path.kind == "VP" else x
+        return x / broadcast(vp_scale(sigma), x) if self.denoiser.path.kind == "VP" else x
 
 
 register(Method("smpo", SmPOConfig, SmPO, "preference"))
