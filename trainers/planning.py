@@ -108,12 +108,19 @@ class Forecast:
 
     @property
     def settled(self) -> Forecast:
-        """With as few measures as fit: none, where streaming alone does; all of them, where nothing does."""
-        if self.plan.on_card or not self.more:
+        """With as few measures as fit: none, where streaming alone does; all of them, where nothing does.
+
+        Block inputs go first where the base then stays on the card: they are moved twice in a step, and a block thrice.
+        """
+        plan = self.plan
+        if not self.more or (plan.on_card and not plan.streamed):
             return self
         (measures, counted), *rest = self.more
         away = max(0, self.counted.beside - counted.beside)
-        return replace(self, counted=counted, measures=measures, more=tuple(rest), waiting=self.waiting + away).settled
+        further = replace(self, counted=counted, measures=measures, more=tuple(rest), waiting=self.waiting + away)
+        if not plan.on_card:
+            return further.settled
+        return further if measures == (INPUTS,) and not further.plan.streamed else self
 
     def peak(self, streamed: int) -> int:
         """Bytes on the card at the most: what stays there, the buffers, and all beside the base."""

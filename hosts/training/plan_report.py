@@ -68,7 +68,7 @@ def report(
         plain = planning.counted(*given)
         free = host.free_memory()
         least = Forecast(plain, config.training, min(cards) * 2**30, context=CONTEXT).plan
-        more = () if least.fits else planning.with_measures(*given)
+        more = () if least.on_card and not least.streamed else planning.with_measures(*given)
     except (RuntimeError, NotImplementedError, TypeError, AttributeError, KeyError, IndexError) as error:
         raise ValueError(f"this network cannot be run without its numbers: {str(error)[:200]}") from error
     training = config.training

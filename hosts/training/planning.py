@@ -51,7 +51,7 @@ def forecast(
         known = host.runs_folder() / REMEMBERED
         found = counted(host, model, config, dataset, vae, rewards, remembered=known)
         made = Forecast(found, config.training, free)
-        if not made.plan.fits:
+        if made.plan.streamed or not made.plan.on_card:
             made = replace(made, more=with_measures(host, model, config, dataset, vae, rewards, remembered=known))
     except (RuntimeError, NotImplementedError, TypeError, AttributeError, KeyError, IndexError) as error:
         # Whatever a network does that needs its numbers, the run itself can still be tried.

@@ -97,6 +97,21 @@ def test_a_first_step_corrects_the_forecast(wrong, streamed):
     assert planning.corrected(pinned, 7, measured)[1] == 7
 
 
+def test_block_inputs_wait_in_host_memory_before_a_block_does():
+    inputs = replace(COUNTED, peaks={"student backward": GB, "optimiser": GB // 2})
+    forecast = Forecast(COUNTED, CHECKPOINTED, 15 * GB, more=(((planning.INPUTS,), inputs),))
+    assert forecast.plan.streamed == 4
+    assert str(forecast.settled.plan) == (
+        "the base stays on the card, block inputs in host memory, 2.0 GB of host memory, peak about 14.0 GB"
+    )
+    for kept in (
+        replace(forecast, free=17 * GB),  # nothing has to go
+        replace(forecast, free=14 * GB),  # blocks have to go in any case
+        replace(forecast, training=replace(CHECKPOINTED, offload="4")),
+    ):
+        assert kept.settled is kept
+
+
 def test_what_waits_in_host_memory_besides_is_taken_last_and_said():
     inputs = replace(COUNTED, peaks={"student backward": GB, "optimiser": GB // 2})
     both = replace(inputs, state=0, peaks={"student backward": GB // 2, "optimiser": 2 * GB})
