@@ -47,7 +47,7 @@ def write_in_turn(path: Path | Inside, dtypes: Mapping[str, torch.dtype], made: 
                 raise ValueError(f"the tensor {name} is of {tensor.dtype}, and {dtypes[name]} was said")
             begin, end = end, end + tensor.numel() * tensor.itemsize
             header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-            handle.write(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+            handle.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
             del tensor
         text = json.dumps(header).encode()
         assert len(text) <= room
