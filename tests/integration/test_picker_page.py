@@ -26,7 +26,7 @@ HOSTILE = "<img src=x onerror='window.hurt=1'> <script>window.hurt=2</script>"
 @pytest.fixture(scope="module")
 def folder(server):
     """The set, with a hostile ticket in it."""
-    preferences, tickets = (importlib.import_module(f"retort.trainers.{name}") for name in ("preferences", "tickets"))
+    preferences, tickets = (importlib.import_module(f"retort.preferences.{name}") for name in ("store", "tickets"))
     folder = server.base / "output" / "retort_preferences" / "bold_by_hand"
     # Other tests run the same workflow on this server.
     shutil.rmtree(folder, ignore_errors=True)

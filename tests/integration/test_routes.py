@@ -37,7 +37,8 @@ def routes(server):
 def known(server):
     """Something behind every route, a secret beside it, and links to the secret; what to put into the routes' names."""
     preferences, tickets, job_watch = (
-        importlib.import_module(f"retort.trainers.{name}") for name in ("preferences", "tickets", "job_watch")
+        importlib.import_module(f"retort.{name}")
+        for name in ("preferences.store", "preferences.tickets", "trainers.job_watch")
     )
     output, records = server.base / "output", server.base / "temp" / "retort_searches"
     run = output / "retort" / "known"
