@@ -4,7 +4,7 @@ WEB_DIRECTORY = "./extensions/comfyui"
 
 
 async def comfy_entrypoint():
-    """ComfyUI's door to the nodes, which are imported here and not with the package: others use it too."""
+    """What ComfyUI calls for the nodes. They are imported here and not with the package, which others use too."""
     from .nodes import RetortExtension
 
     return RetortExtension()

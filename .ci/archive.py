@@ -109,9 +109,9 @@ def code_faults(folder: Path) -> Iterator[str]:
     done = subprocess.run([*command, "--select", SCANNED, "."], cwd=folder, capture_output=True, text=True)
     if done.returncode:
         yield from (done.stdout or done.stderr).splitlines()
-    doors = load("retort_doors", ROOT / "tests" / "test_doors.py")
-    yield from doors.import_faults(folder)
-    yield from doors.call_faults(folder)
+    checks = load("retort_imports", ROOT / "tests" / "test_imports.py")
+    yield from checks.import_faults(folder)
+    yield from checks.call_faults(folder)
     for path in sorted(folder.rglob("*.py")):
         name = path.relative_to(folder).as_posix()
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))

@@ -147,32 +147,33 @@ def routes(output: Path) -> Iterator[dict[str, Figure]]:
     for _ in range(5):
         clock.until(lambda: preference_view.one(sets, "mine"))
     yield clock.told("GET preferences/SET, again")
-    doors = picker(sets)
+    routes = picker(sets)
     clock = Clock()
-    clock.until(lambda: doors["look"](set="mine", by=BY))
+    clock.until(lambda: routes["look"](set="mine", by=BY))
     yield clock.told("GET picker/SET/tickets, first")
-    for what, act in (("answer", doors["answer"]), ("take_back", doors["take_back"])):
+    for what, act in (("answer", routes["answer"]), ("take_back", routes["take_back"])):
         clock = Clock()
         for _ in range(5):
-            desk = doors["look"](set="mine", by=BY)
-            body = {"id": desk["tickets"][0]["id"], "choice": 0} if what == "answer" else {"id": desk["last"]["id"]}
+            shown = routes["look"](set="mine", by=BY)
+            body = {"id": shown["tickets"][0]["id"], "choice": 0} if what == "answer" else {"id": shown["last"]["id"]}
             clock.until(partial(act, set="mine", by=BY, body=body))
         yield clock.told(f"POST picker/SET/{what}")
     clock = Clock()
     for _ in range(5):
-        clock.ask(lambda: doors["look"](set="mine", by=BY))
+        clock.ask(lambda: routes["look"](set="mine", by=BY))
     yield clock.told("GET picker/SET/tickets, again")
 
 
 def picker(sets: Path) -> dict[str, Callable[..., Any]]:
     """The picker's routes by name, without a server."""
     found: dict[str, Callable[..., Any]] = {}
-    kept, picker_routes.door = picker_routes.door, lambda work, lasting=False: found.setdefault(work.__name__, work)
+    kept = picker_routes.guarded
+    picker_routes.guarded = lambda work, lasting=False: found.setdefault(work.__name__, work)
     plain = SimpleNamespace(get=lambda path: lambda work: work, post=lambda path: lambda work: work)
     try:
         picker_routes.add(plain, lambda: sets)  # type: ignore[arg-type]
     finally:
-        picker_routes.door = kept
+        picker_routes.guarded = kept
     return found
 
 
@@ -191,8 +192,8 @@ def nodes(output: Path) -> Iterator[dict[str, Figure]]:
         chart.draw(rows, 25 / each)
 
     def picked() -> None:
-        desk = tickets.Desk(folder, BY)
-        desk.count(skipped=False)
+        shown = tickets.Desk(folder, BY)
+        shown.count(skipped=False)
 
     def listed() -> None:
         found = preferences.Book(inside(folder)).preferences().filtered("*", "", 0.0, True)

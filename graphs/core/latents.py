@@ -1,4 +1,4 @@
-"""Core's latent nodes: empty ones, batches, masks, and the VAE's two doors."""
+"""Core's latent nodes: empty ones, batches, masks, and the VAE."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def listen_at(names: Iterable[str]) -> None:
     _listening.update(name.strip().lower() for name in names if name.strip())
 
 
-def door(work: Callable[..., Answer], lasting: bool = False) -> Callable[[web.Request], Any]:
+def guarded(work: Callable[..., Answer], lasting: bool = False) -> Callable[[web.Request], Any]:
     """A handler that runs `work(**names in the path, **query, body=...)` in a thread of ours.
 
     What comes back is sent as JSON of at most a megabyte, in which a number that is not finite is null, or, a Path, as

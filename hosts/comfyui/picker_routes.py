@@ -20,14 +20,14 @@ from ...preferences import tickets
 from ...preferences.store import NAME_LENGTH, trouble
 from ...preferences.tickets import SKIP, AnsweredError, Desk, Ticket
 from ..patience import soon
-from .guard import ROOT, ConflictError, door
+from .guard import ROOT, ConflictError, guarded
 
 SHOWN = 16  # tickets that a page is told of at once
 IMAGE = re.compile(r"[0-9a-f]{32}")
 
 
 def add(table: web.RouteTableDef, sets: Callable[[], Path]) -> None:
-    """Open the doors that the page asks at. sets: gives the folder of sets, which a user may move."""
+    """Add the routes that the page asks. sets: gives the folder of sets, which a user may move."""
 
     def place(name: str) -> Path:
         folder = sets() / checked_name(name)
@@ -75,11 +75,11 @@ def add(table: web.RouteTableDef, sets: Callable[[], Path]) -> None:
         return folder / "images" / f"{image}.png"
 
     prefix = f"{ROOT}/picker/{{set}}"
-    table.get(f"{prefix}/tickets")(door(look))
+    table.get(f"{prefix}/tickets")(guarded(look))
     # A name is made of the content.
-    table.get(f"{prefix}/images/{{image}}")(door(picture, lasting=True))
-    table.post(f"{prefix}/answer")(door(answer))
-    table.post(f"{prefix}/take_back")(door(take_back))
+    table.get(f"{prefix}/images/{{image}}")(guarded(picture, lasting=True))
+    table.post(f"{prefix}/answer")(guarded(answer))
+    table.post(f"{prefix}/take_back")(guarded(take_back))
 
 
 def _checked(by: str) -> str:

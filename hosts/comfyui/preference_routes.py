@@ -9,11 +9,11 @@ from typing import Any
 from aiohttp import web
 
 from .. import preference_view
-from .guard import ROOT, door
+from .guard import ROOT, guarded
 
 
 def add(table: web.RouteTableDef, sets: Callable[[], Path]) -> None:
-    """Open the doors that the page asks at. sets: gives the folder of sets, which a user may move."""
+    """Add the routes that the page asks. sets: gives the folder of sets, which a user may move."""
 
     def every() -> list[dict[str, Any]]:
         return preference_view.every(sets())
@@ -21,5 +21,5 @@ def add(table: web.RouteTableDef, sets: Callable[[], Path]) -> None:
     def one(name: str) -> dict[str, Any]:
         return preference_view.one(sets(), name)
 
-    table.get(f"{ROOT}/preferences")(door(every))
-    table.get(f"{ROOT}/preferences/{{name}}")(door(one))
+    table.get(f"{ROOT}/preferences")(guarded(every))
+    table.get(f"{ROOT}/preferences/{{name}}")(guarded(one))

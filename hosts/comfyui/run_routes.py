@@ -9,11 +9,11 @@ from typing import Any
 from aiohttp import web
 
 from ..jobs import view as run_view
-from .guard import ROOT, door, whole
+from .guard import ROOT, guarded, whole
 
 
 def add(table: web.RouteTableDef, runs: Callable[[], Path]) -> None:
-    """Open the doors that the page asks at. runs: gives the folder of runs, which a user may move."""
+    """Add the routes that the page asks. runs: gives the folder of runs, which a user may move."""
 
     def every() -> list[dict[str, Any]]:
         return run_view.runs(runs())
@@ -32,7 +32,7 @@ def add(table: web.RouteTableDef, runs: Callable[[], Path]) -> None:
     def command(run: str, body: dict[str, Any]) -> None:
         run_view.command(run_view.run_folder(runs(), run), str(body.get("command", "")))
 
-    table.get(f"{ROOT}/runs")(door(every))
-    table.get(f"{ROOT}/runs/{{run}}/log")(door(log))
-    table.get(f"{ROOT}/runs/{{run}}/previews/{{picture}}")(door(picture))
-    table.post(f"{ROOT}/runs/{{run}}/command")(door(command))
+    table.get(f"{ROOT}/runs")(guarded(every))
+    table.get(f"{ROOT}/runs/{{run}}/log")(guarded(log))
+    table.get(f"{ROOT}/runs/{{run}}/previews/{{picture}}")(guarded(picture))
+    table.post(f"{ROOT}/runs/{{run}}/command")(guarded(command))

@@ -10,13 +10,13 @@ from typing import Any
 from aiohttp import web
 
 from ..search import view as search_view
-from .guard import ROOT, door, whole
+from .guard import ROOT, guarded, whole
 
 
 def add(
     table: web.RouteTableDef, records: Callable[[], Path], saved: Callable[[], Path], inputs: Callable[[], Path]
 ) -> None:
-    """Open the doors that the page asks at. records, saved, inputs: give the folders, which a user may move."""
+    """Add the routes that the page asks. records, saved, inputs: give the folders, which a user may move."""
 
     def every() -> dict[str, Any]:
         return search_view.searches(records(), saved(), os.getpid())
@@ -31,7 +31,7 @@ def add(
         item, number = (whole(name, str(body.get(name, ""))) for name in ("item", "number"))
         return {"file": search_view.take(records(), inputs(), search, item, number)}
 
-    table.get(f"{ROOT}/searches")(door(every))
-    table.get(f"{ROOT}/searches/{{search}}")(door(one))
-    table.get(f"{ROOT}/searches/{{search}}/{{item}}/{{number}}.jpg")(door(picture))
-    table.post(f"{ROOT}/searches/{{search}}/take")(door(take))
+    table.get(f"{ROOT}/searches")(guarded(every))
+    table.get(f"{ROOT}/searches/{{search}}")(guarded(one))
+    table.get(f"{ROOT}/searches/{{search}}/{{item}}/{{number}}.jpg")(guarded(picture))
+    table.post(f"{ROOT}/searches/{{search}}/take")(guarded(take))

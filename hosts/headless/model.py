@@ -62,7 +62,7 @@ class Lora:
 
 
 class Network(Protocol):
-    """A denoising network in fp32 at its door, whatever runs inside."""
+    """A denoising network that takes and gives fp32, whatever it computes in."""
 
     device: torch.device
     dtype: torch.dtype

@@ -148,6 +148,6 @@ def _png(picture: Tensor) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
-    # What saves time here: the other process is next door.
+    # What saves time here: the other process is on this machine.
     Image.fromarray(picture.numpy()).save(buffer, "PNG", compress_level=1)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""The doors on ComfyUI's server: what another page, a forger or a flood meets there."""
+"""The routes on ComfyUI's server: what another page, a forger or a flood meets there."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_other_requests_are_served_while_ours_wait(monkeypatch):
 
     async def whole():
         app = web.Application()
-        app.add_routes([web.get("/ours", guard.door(lambda: {"late": go_on.wait(30)})), web.get("/others", others)])
+        app.add_routes([web.get("/ours", guard.guarded(lambda: {"late": go_on.wait(30)})), web.get("/others", others)])
         async with TestClient(TestServer(app)) as client:
             slow = [asyncio.ensure_future(client.get("/ours")) for _ in range(30)]
             while len(full := [one for one in slow if one.done()]) < 10:
@@ -144,7 +144,7 @@ def served(work):
 
     async def whole():
         app = web.Application()
-        app.add_routes([web.get("/one", guard.door(work))])
+        app.add_routes([web.get("/one", guard.guarded(work))])
         async with TestClient(TestServer(app)) as client:
             answer = await client.get("/one")
             return answer.status, await answer.text()

@@ -276,7 +276,7 @@ def recording():
     return Recorder
 
 
-# A door that lists all doors, ours among them.
+# A route that lists all routes, ours among them.
 ROUTER = """
 from aiohttp import web
 from server import PromptServer

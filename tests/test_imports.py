@@ -1,4 +1,4 @@
-"""Which room may open which door, read from the imports themselves, and the few calls that no room may make."""
+"""Which folder may import which, read from the imports themselves, and the few calls that nobody may make."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ SPELLS_ITS_NAME = ("tests", "benchmarks", "hosts.job", "extensions.webui")
 
 
 @dataclass(frozen=True)
-class Door:
-    """What a room may import: rooms of ours, and other packages (the standard library always)."""
+class Rule:
+    """What a folder may import: folders of ours, and other packages (the standard library always)."""
 
-    rooms: tuple[str, ...]
+    folders: tuple[str, ...]
     packages: frozenset[str] | None = None  # None: any
     banned: frozenset[str] = field(default_factory=frozenset)
 
 
 STORES = ("files", "preferences")
-DOORS = {
-    **{room: Door(PURE, frozenset(MATHS)) for room in PURE},
-    "files": Door(("files",), banned=frozenset(COMFYUI | {"diffusers"})),
-    "preferences": Door((*PURE, *STORES), banned=frozenset(COMFYUI | {"diffusers"})),
-    "trainers": Door((*PURE, *STORES, "trainers"), banned=frozenset(COMFYUI | {"diffusers"})),
-    "models": Door((*PURE, "files", "trainers", "models"), banned=frozenset(COMFYUI)),
+RULES = {
+    **{folder: Rule(PURE, frozenset(MATHS)) for folder in PURE},
+    "files": Rule(("files",), banned=frozenset(COMFYUI | {"diffusers"})),
+    "preferences": Rule((*PURE, *STORES), banned=frozenset(COMFYUI | {"diffusers"})),
+    "trainers": Rule((*PURE, *STORES, "trainers"), banned=frozenset(COMFYUI | {"diffusers"})),
+    "models": Rule((*PURE, "files", "trainers", "models"), banned=frozenset(COMFYUI)),
     # The root is how the graphs reach the node classes: they ask it for `comfy_entrypoint`, as ComfyUI does.
-    "graphs": Door((*PURE, *STORES, "models", "hosts", "graphs", ""), banned=frozenset(COMFYUI)),
-    "hosts": Door((*PURE, *STORES, "trainers", "models", "hosts", "graphs")),
-    "hosts.headless": Door((*PURE, *STORES, "trainers", "models", "hosts"), banned=frozenset(COMFYUI)),
-    "nodes": Door((*PURE, *STORES, "trainers", "nodes", "hosts.api"), frozenset(MATHS)),
-    "benchmarks": Door((*PURE, *STORES, "trainers", "models", "hosts", "graphs", "benchmarks", "")),
+    "graphs": Rule((*PURE, *STORES, "models", "hosts", "graphs", ""), banned=frozenset(COMFYUI)),
+    "hosts": Rule((*PURE, *STORES, "trainers", "models", "hosts", "graphs")),
+    "hosts.headless": Rule((*PURE, *STORES, "trainers", "models", "hosts"), banned=frozenset(COMFYUI)),
+    "nodes": Rule((*PURE, *STORES, "trainers", "nodes", "hosts.api"), frozenset(MATHS)),
+    "benchmarks": Rule((*PURE, *STORES, "trainers", "models", "hosts", "graphs", "benchmarks", "")),
     # gradio and modules are the web UI's.
-    "extensions.webui": Door(("sampling",), frozenset(MATHS | {"gradio", "modules"})),
-    "": Door(("nodes", "hosts.api"), frozenset()),
+    "extensions.webui": Rule(("sampling",), frozenset(MATHS | {"gradio", "modules"})),
+    "": Rule(("nodes", "hosts.api"), frozenset()),
 }
 
 
@@ -76,9 +76,9 @@ def module_of(root: Path, path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def within(module: str, room: str) -> bool:
-    """True when `module` is `room` or lies in it; the root room "" is only itself."""
-    return module == room or (room != "" and module.startswith(room + "."))
+def within(module: str, folder: str) -> bool:
+    """True when `module` is `folder` or lies in it; the root folder "" is only itself."""
+    return module == folder or (folder != "" and module.startswith(folder + "."))
 
 
 def at_import(tree: ast.Module) -> set[ast.AST]:
@@ -116,7 +116,7 @@ def imports(root: Path, path: Path, tree: ast.Module) -> Iterator[Import]:
                     continue
                 base = rest.split(".") if rest else []
             for alias in node.names:
-                # `from ..hosts import api` opens hosts.api; `from ..hosts.api import io` opens hosts.api too.
+                # `from ..hosts import api` imports hosts.api; `from ..hosts.api import io` imports hosts.api too.
                 inner = root.joinpath(*base, alias.name)
                 is_module = inner.is_dir() or inner.with_suffix(".py").is_file()
                 target = ".".join([*base, alias.name] if is_module else base)
@@ -125,36 +125,36 @@ def imports(root: Path, path: Path, tree: ast.Module) -> Iterator[Import]:
                     yield Import(node.lineno, f"{target}:{alias.name}", True, bool(node.level), node in top)
 
 
-def room_of(module: str) -> str | None:
-    """The most particular room that has a door, or None for a module outside every room."""
-    rooms = [room for room in DOORS if within(module, room)]
-    return max(rooms, key=len) if rooms else None
+def folder_of(module: str) -> str | None:
+    """The most particular folder that has a rule, or None for a module outside every folder."""
+    folders = [folder for folder in RULES if within(module, folder)]
+    return max(folders, key=len) if folders else None
 
 
 def import_faults(root: Path) -> Iterator[str]:
     for path in sources(root):
         where, module = path.relative_to(root).as_posix(), module_of(root, path)
-        room = room_of(module)
+        folder = folder_of(module)
         for found in imports(root, path, ast.parse(path.read_text(encoding="utf-8"))):
             at = f"{where}:{found.line}: imports {found.module or 'the root'}"
             outside = found.module.split(".")[0]
             if not found.ours and outside in NEVER:
                 yield f"{at}, which nothing here may import"
-            if room is None:
+            if folder is None:
                 continue
-            door = DOORS[room]
+            rule = RULES[folder]
             if found.ours:
                 target, _, private = found.module.partition(":")
-                if not any(within(target, allowed) for allowed in door.rooms):
-                    yield f"{at}, but {room or 'the root'} may open only {', '.join(filter(None, door.rooms))}"
+                if not any(within(target, allowed) for allowed in rule.folders):
+                    yield f"{at}, but {folder or 'the root'} may import only {', '.join(filter(None, rule.folders))}"
                 if private:
-                    yield f"{at}: a name with an underscore is private to its room"
+                    yield f"{at}: a name with an underscore is private to its folder"
                 if not found.relative and not any(within(module, name) for name in SPELLS_ITS_NAME):
                     yield f"{at} as retort.*: imports inside the package are relative"
             elif outside not in sys.stdlib_module_names:
-                if outside in door.banned or (door.packages is not None and outside not in door.packages):
-                    yield f"{at}, which {room or 'the root'} may not import"
-                if outside in SLOW and found.top and room != "benchmarks":
+                if outside in rule.banned or (rule.packages is not None and outside not in rule.packages):
+                    yield f"{at}, which {folder or 'the root'} may not import"
+                if outside in SLOW and found.top and folder != "benchmarks":
                     yield f"{at} at import time; import it in the function that uses it"
 
 
@@ -181,12 +181,12 @@ def long_files(root: Path) -> Iterator[str]:
 def circle(root: Path) -> list[str]:
     """Files that import each other in a ring, at import time or later; empty where there is none."""
     known = {module_of(root, path): path for path in sources(root)}
-    opened: dict[str, set[str]] = {}
+    imported: dict[str, set[str]] = {}
     for module, path in known.items():
         found = imports(root, path, ast.parse(path.read_text(encoding="utf-8")))
-        opened[module] = {one.module for one in found if one.ours} & known.keys() - {module}
+        imported[module] = {one.module for one in found if one.ours} & known.keys() - {module}
     try:
-        TopologicalSorter(opened).prepare()
+        TopologicalSorter(imported).prepare()
     except CycleError as error:
         return list(error.args[1])
     return []
@@ -208,7 +208,7 @@ def test_a_ring_is_seen(tmp_path: Path) -> None:
     assert {"files.a", "files.b", "hosts.search.c", "files.d"} == set(circle(tmp_path))
 
 
-def test_every_import_goes_through_an_open_door() -> None:
+def test_every_import_goes_allowed() -> None:
     assert not list(import_faults(ROOT))
 
 
@@ -259,7 +259,7 @@ def test_there_is_something_to_read() -> None:
         ("extensions/webui/scripts/a.py", "import retort.nodes"),
     ],
 )
-def test_a_closed_door_is_seen(tmp_path: Path, file: str, text: str) -> None:
+def test_a_forbidden_import_is_seen(tmp_path: Path, file: str, text: str) -> None:
     folders = ("hosts/headless", "hosts/comfyui", "nodes", "trainers/objectives", "models", "rewards", "tests")
     for folder in (*folders, "files", "preferences", "graphs"):
         (tmp_path / folder).mkdir(parents=True)
@@ -287,7 +287,7 @@ def test_a_closed_door_is_seen(tmp_path: Path, file: str, text: str) -> None:
         ("__init__.py", "async def comfy_entrypoint():\n    from .nodes import RetortExtension"),
     ],
 )
-def test_an_open_door_is_let_through(tmp_path: Path, file: str, text: str) -> None:
+def test_an_allowed_import_is_let_through(tmp_path: Path, file: str, text: str) -> None:
     for folder in ("hosts/headless", "graphs", "nodes", "sampling", "benchmarks", "extensions/webui/scripts"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "hosts" / "api.py").touch()
