@@ -233,7 +233,8 @@ class FileWatcher:
         self, folder: Path | Inside, before: Status | None = None, alone: bool = True, show: Watcher | None = None
     ):
         self._folder, self._alone, self._show = inside(folder), alone, show or Silent()
-        begun = replace(before or Status(), state="running", message="loading", rate=0.0, eta=None, lora="", log="")
+        self._before = before
+        begun = replace(before or Status(), state="running", message="loading", rate=0.0, eta=None, log="")
         self.status = replace(begun, pid=os.getpid(), machine=socket.gethostname())
         self._written = self.status
         self._asked_to_stop = self._moved = False
@@ -256,18 +257,37 @@ class FileWatcher:
         self._asked_to_stop = True
 
     def end(self, state: State, message: str = "", lora: str = "") -> None:
-        """Write how it ended. OSError where the folder cannot be written."""
+        """Write how it ended; a LoRA that the run wrote earlier stays named unless there is another.
+
+        OSError where the folder cannot be written.
+        """
         self._silence()
         # A finished run that is asked for again makes no step, and is at its end all the same.
         step = self.status.steps if state == "finished" else self.status.step
+        lora = lora or self.status.lora
         self.status = replace(self.status, state=state, step=step, message=message, lora=lora, eta=None)
         write_status(self._folder, self.status)
+
+    def _leave(self, state: State, message: str, note: str) -> None:
+        """As `end`, but a run that had ended well stays as it was, with a note, where this attempt made no step."""
+        before = self._before
+        if self._moved or before is None or before.state not in ("finished", "stopped"):
+            self.end(state, message)
+            return
+        self._silence()
+        self.status = replace(before, message=note)
+        write_status(self._folder, self.status)
+
+    def stop(self, message: str) -> None:
+        """Write that somebody stopped it. OSError where the folder cannot be written."""
+        self._leave("stopped", message, "the last request was stopped before its first step")
 
     def fail(self, error: BaseException) -> None:
         """Write that an error ended it. A disk that is full must not hide the error, which the log tells."""
         told = isinstance(error, ValueError | OSError | ImportError | TrainingFailed)
+        text = str(error) if told else f"{type(error).__name__}: {error}"
         try:
-            self.end("failed", str(error) if told else f"{type(error).__name__}: {error}")
+            self._leave("failed", text, f"last request {'refused' if told else 'failed'}: {text}")
         except OSError as full:
             _log.warning("status not written: %s", full)
 
@@ -288,12 +308,13 @@ class FileWatcher:
 
     def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         """Count."""
+        moved, self._moved = self._moved, True
         self._show.step(done, total, metrics)
         now, rate = time.monotonic(), self.status.rate
-        if self._moved:
+        if moved:
             latest = 1 / max(1e-9, now - self._stepped)
             rate = 0.9 * rate + 0.1 * latest if rate else latest
-        self._moved, self._stepped = True, now
+        self._stepped = now
         eta = (total - done) / rate if rate else None
         self.status = replace(self.status, step=done, steps=total, rate=rate, eta=eta, message="")
         if now - self._logged > LOG_EVERY or done == total:

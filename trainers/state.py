@@ -35,12 +35,38 @@ def save(
 
 def load(path: Path | Inside, config: RunConfig | None) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Groups and counters of a state file. ValueError when it is damaged, foreign, or of another configuration."""
+    metadata, flat = _read(path)
+    counters = _known(path, metadata, flat, config)
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in flat.items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = value
+    return groups, counters
+
+
+def refuse_other(path: Path | Inside, config: RunConfig) -> None:
+    """ValueError where there is a state file that a run with this configuration could not go on from.
+
+    Only its head is read, so that a request is refused before anything is loaded or written for it.
+    """
+    if alone(path).is_file():
+        _known(path, _read(path, whole=False)[0], {}, config)
+
+
+def _read(path: Path | Inside, whole: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """(metadata, tensors, none unless whole) of a state file; ValueError when it cannot be read."""
     try:
         with safe_open(alone(path).checked(), "pt") as handle:
-            metadata = handle.metadata() or {}
-            flat = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+            names = handle.keys() if whole else ()
+            return handle.metadata() or {}, {key: handle.get_tensor(key) for key in names}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}); start anew under another name") from error
+
+
+def _known(
+    path: Path | Inside, metadata: Mapping[str, str], flat: Mapping[str, Tensor], config: RunConfig | None
+) -> dict[str, Any]:
+    """The counters of a state that is whole and was made with a configuration; ValueError says what is wrong."""
     if metadata.get("retort_state") != str(FORMAT):
         raise ValueError(f"{path} is no training state of this version of Retort; start anew under another name")
     try:
@@ -57,11 +83,7 @@ def load(path: Path | Inside, config: RunConfig | None) -> tuple[dict[str, dict[
             f"the run in {path.parent} was started with other settings ({'; '.join(changed[:6])}). Set them back "
             "to go on, or give the run another name"
         )
-    groups: dict[str, dict[str, Tensor]] = {}
-    for key, value in flat.items():
-        group, _, name = key.partition("/")
-        groups.setdefault(group, {})[name] = value
-    return groups, counters
+    return counters
 
 
 def _counters(found: dict[str, Any]) -> dict[str, Any]:

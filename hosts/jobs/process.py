@@ -61,11 +61,11 @@ def _watched(host: Host, folder: Path, watcher: FileWatcher, reducer: Reducer | 
         steps = job.config.training.steps
         if found is not None and found.state == "finished" and found.steps >= steps and _there(host, found.lora):
             _log.info("the job is finished already: %s", found.lora)
-            watcher.end("finished", found.message, found.lora)
+            watcher.end("finished", lora=found.lora)
             return watcher.status
         lora = _train(host, folder, job, watcher, reducer)
     except Stopped as stopped:
-        watcher.end("stopped", str(stopped))
+        watcher.stop(str(stopped))
         return watcher.status
     except BaseException as error:
         watcher.fail(error)

@@ -15,7 +15,9 @@ from ...files.folder import inside
 from ...trainers.dataset import Dataset
 from ...trainers.job import JOB, LOG, Job, checked_folder, refuse_reward
 from ...trainers.job_watch import Status, clear_commands, has_status, read_status, started, write_status
+from ...trainers.loop import STATE
 from ...trainers.methods import METHODS
+from ...trainers.state import refuse_other
 from ..contract import MODEL, VAE, Host
 from ..training.run import Request
 
@@ -34,6 +36,8 @@ def write_job(host: Host, folder: Path, model: MODEL, request: Request, vae: VAE
     inside(folder).make()
     inside(folder).refuse_links()
     refuse_while_going(folder)
+    # What is refused must not take the place of the job that is there.
+    refuse_other(inside(folder) / STATE, request.config)
     base = host.describe_base(model) or host.merge_base(model, folder)
     decoder = None if vae is None else host.describe_vae(vae)
     if "pictures" in METHODS[request.config.method].objective.needs and decoder is None:
@@ -77,7 +81,9 @@ def start(folder: Path, arguments: list[str], processes: int = 1) -> int:
             "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1",
             "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
         ]  # fmt: skip
-    queued = Status("queued", steps=job.config.training.steps, machine=socket.gethostname(), message="starting")
+    lora = read_status(folder).lora if has_status(folder) else ""
+    steps, machine = job.config.training.steps, socket.gethostname()
+    queued = Status("queued", steps=steps, machine=machine, message="starting", lora=lora)
     with (inside(folder) / LOG).appending() as log:
         log.write(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.name}: {job.config.method}\n".encode())
         process = subprocess.Popen(

@@ -27,12 +27,13 @@ from ...trainers.export import VERSION, metadata, read_lora, write_lora
 from ...trainers.host_memory import given_back
 from ...trainers.job import LOCK
 from ...trainers.job_watch import STATUS, FileWatcher, clear_commands, has_status, holding, read_status
-from ...trainers.loop import Reducer, Stopped, Trainer, TrainingFailed
+from ...trainers.loop import STATE, Reducer, Stopped, Trainer, TrainingFailed
 from ...trainers.memory import size, weights
 from ...trainers.methods import METHODS
 from ...trainers.offload import blocks_to_stream
 from ...trainers.origin import origin
 from ...trainers.planning import Forecast, Truth, problem
+from ...trainers.state import refuse_other
 from ...trainers.watch import Watcher, open_picture
 from ..contract import MODEL, VAE, Host
 from . import planning
@@ -191,9 +192,10 @@ def _told(host: Host, model: MODEL, request: Request, watcher: Watcher, folder: 
     before = read_status(folder) if has_status(folder) else None
     with FileWatcher(folder, before, show=watcher) as told:
         try:
+            refuse_other(inside(folder) / STATE, request.config)
             result = run(host, model, request, watcher=told, **given)
         except (Stopped, host.CANCELLED) as ended:
-            told.end("stopped", str(ended) or "cancelled; queue it again to go on")
+            told.stop(str(ended) or "cancelled; queue it again to go on")
             raise host.CANCELLED() from ended
         except BaseException as error:
             told.fail(error)

@@ -196,12 +196,21 @@ def test_other_settings_are_refused_and_the_state_stays(made, request_for):
     folder = made(steps=4)
     assert run_job(host, folder).state == "finished"
     state = (folder / "state.safetensors").read_bytes()
-    made(steps=6, learning_rate=1e-3)
+    job_file = (folder / JOB).read_text()
+    with pytest.raises(ValueError, match="training.learning_rate"):
+        made(steps=6, learning_rate=1e-3)
+    assert (folder / JOB).read_text() == job_file and read_status(folder).state == "finished"
+    other = json.loads(job_file)
+    other["training"] |= {"steps": 6, "learning_rate": 1e-3}
+    (folder / JOB).write_text(json.dumps(other))
     with pytest.raises(ValueError, match="training.learning_rate"):
         run_job(host, folder)
-    assert read_status(folder).state == "failed" and (folder / "state.safetensors").read_bytes() == state
+    status = read_status(folder)
+    assert (status.state, status.step, status.lora) == ("finished", 4, "mine.safetensors")
+    assert status.message.startswith("last request refused: ") and "training.learning_rate" in status.message
+    assert (folder / "state.safetensors").read_bytes() == state
     made(steps=6)
-    assert run_job(host, folder).step == 6
+    assert run_job(host, folder).step == 6 and not read_status(folder).message
 
 
 @pytest.fixture

@@ -205,3 +205,33 @@ def test_a_run_that_fails_says_so_and_a_job_keeps_a_node_out(run, where, monkeyp
     assert status.state == "failed" and status.message == "RuntimeError: the roof is on fire"
     with locked(folder, LOCK), pytest.raises(BlockingIOError, match="belongs to a run that is still going"):
         run(RetortTrainDistillation, "tdm", {"steps": 1}, name="told", steps=2)
+
+
+def test_a_refused_or_stopped_request_leaves_what_a_finished_run_shows(run, where, monkeypatch):
+    """Its LoRA is in the folder still, so the page must go on offering it."""
+    lora = run(RetortTrainDistillation, "tdm", {"steps": 1}, name="kept", steps=2)[2]
+    folder = where.output / "retort" / "kept"
+    for change, message in (({"rank": 4}, "lora.rank"), ({"prompts": "a green four"}, "another prompts")):
+        with pytest.raises(ValueError, match=message):
+            run(RetortTrainDistillation, "tdm", {"steps": 1}, **{"name": "kept", "steps": 2, **change})
+        status = job_watch.read_status(folder)
+        assert (status.state, status.step, status.steps, status.lora) == ("finished", 2, 2, lora)
+        assert status.message.startswith("last request refused: ") and message in status.message
+
+    def cancelled(*_):
+        raise api.host.CANCELLED()
+
+    monkeypatch.setattr(training.HostWatcher, "check", cancelled)
+    with pytest.raises(api.host.CANCELLED):
+        run(RetortTrainDistillation, "tdm", {"steps": 1}, name="kept", steps=9)
+    status = job_watch.read_status(folder)
+    assert (status.state, status.step, status.lora) == ("finished", 2, lora)
+    assert status.message == "the last request was stopped before its first step"
+    monkeypatch.setattr(training.HostWatcher, "check", lambda self: self._done < 3 or cancelled())
+    with pytest.raises(api.host.CANCELLED):
+        run(RetortTrainDistillation, "tdm", {"steps": 1}, name="kept", steps=9)
+    status = job_watch.read_status(folder)
+    assert (status.state, status.step, status.steps, status.lora) == ("stopped", 3, 9, lora)
+    monkeypatch.undo()
+    run(RetortTrainDistillation, "tdm", {"steps": 1}, name="kept", steps=9)
+    assert (job_watch.read_status(folder).state, job_watch.read_status(folder).message) == ("finished", "")
