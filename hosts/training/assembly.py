@@ -21,6 +21,7 @@ from ...trainers.methods import METHODS
 from ...trainers.objectives.parts.contract import LOSER, STRENGTH, Batch, Draws, Objective, Tools
 from ..contract import VAE, Host
 from ..rewards.kinds import perceptual_network
+from .denoiser import HostDenoiser
 
 FAKE_SEED = 1  # added to the run's seed for the fake score's adapter; further adapters count on
 PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -31,7 +32,9 @@ def precision(config: RunConfig) -> torch.dtype | None:
     return PRECISION.get(config.training.precision)
 
 
-def add_adapters(denoiser: Any, config: RunConfig, objective: Objective, start: dict[str, Tensor] | None) -> None:
+def add_adapters(
+    denoiser: HostDenoiser, config: RunConfig, objective: Objective, start: dict[str, Tensor] | None
+) -> None:
     """The adapters that the method's players name; the student begins as `start` where one is given."""
     lora: LoraConfig = config.lora
     denoiser.adapters.add("student", lora, config.training.seed)
@@ -43,7 +46,7 @@ def add_adapters(denoiser: Any, config: RunConfig, objective: Objective, start: 
         denoiser.adapters.load_lora("student", denoiser.from_file(start))
 
 
-def encode(denoiser: Any, dataset: Dataset) -> Data:
+def encode(denoiser: HostDenoiser, dataset: Dataset) -> Data:
     """The data set as the network takes it; equal prompts of equal size are encoded once."""
     shapes: list[Any] = [tuple(t.shape) for t in dataset.latents] if dataset.latents is not None else [dataset.shape]
     known: dict[tuple[int, Any], Any] = {}
@@ -84,7 +87,7 @@ class Assembly:
     def __init__(
         self,
         host: Host,
-        denoiser: Any,
+        denoiser: HostDenoiser,
         config: RunConfig,
         vae: VAE,
         rewards: Sequence[Reward | None] = (),
@@ -137,7 +140,9 @@ class Assembly:
         return feature_distance(seen(x0), wanted)
 
 
-def latent_reward(reward: Reward, pictures: Callable[[Tensor], Tensor], denoiser: Any) -> Callable[..., Tensor]:
+def latent_reward(
+    reward: Reward, pictures: Callable[[Tensor], Tensor], denoiser: HostDenoiser
+) -> Callable[..., Tensor]:
     def scored(x0: Tensor, prompts: tuple[str, ...], batch: Batch) -> Tensor:
         return score(reward, pictures(denoiser.latents_out(x0)), list(prompts)).to(x0.device)
 

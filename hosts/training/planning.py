@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from ...trainers.planning import INPUTS, MEASURES, STATE, Forecast
 from ...trainers.weightless import META, weightless_copy
 from ..contract import MODEL, VAE, Host
 from .assembly import Assembly, precision
+from .denoiser import HostDenoiser
 
 REMEMBERED = ".counted.json"
 _MOST = 200  # counts that are remembered
@@ -97,7 +98,8 @@ def counted(
             noise_scale_target=0.0,
             optimiser="adamw",
         )
-        assembly = Assembly(dry, denoiser, config, vae, [each and weightless_reward(each) for each in rewards])
+        own = cast(HostDenoiser, denoiser)  # made by the host's outline
+        assembly = Assembly(dry, own, config, vae, [each and weightless_reward(each) for each in rewards])
         objective, data = assembly.objective, assembly.data(sample)
         if objective.pairs:
             each = torch.zeros(data.shape_of(0), dtype=torch.float16)

@@ -38,6 +38,7 @@ from ...trainers.watch import Watcher, open_picture
 from ..contract import MODEL, VAE, Host
 from . import planning
 from .assembly import Assembly, precision
+from .denoiser import HostDenoiser
 
 RESULT = "result.json"
 _log = logging.getLogger("retort.training")
@@ -229,7 +230,7 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def place(host: Host, denoiser: Any, config: RunConfig, forecast: Forecast | None) -> Forecast | None:
+def place(host: Host, denoiser: HostDenoiser, config: RunConfig, forecast: Forecast | None) -> Forecast | None:
     """Bring the network to the device, and let as many of its blocks wait in host memory as `offload` says.
 
     The forecast with what is free by now, on the card and beside it. TrainingFailed, before anything is there, for a
@@ -246,8 +247,8 @@ def place(host: Host, denoiser: Any, config: RunConfig, forecast: Forecast | Non
             raise TrainingFailed(refused)
         count = forecast.plan.streamed
     denoiser.place(count, host.pin, host.unpin)
-    if count:
-        ring = denoiser.ring
+    ring = denoiser.ring
+    if count and ring is not None:
         _log.info("%d of %d blocks are streamed, %s", ring.count, len(ring.blocks), size(ring.streamed_bytes))
     return forecast
 
