@@ -6,8 +6,8 @@ from ..hosts.api import host, io
 from ..hosts.api import search as searches
 from ..sampling.find import FindConfig
 from ..sampling.transition import Transition
-from .inputs import schema
-from .search import ALIASES, CATEGORY, REWARD, SEARCH_TREE, SEED_MAX, budget_of, limits, number, output, outputs
+from .inputs import inputs_of, schema
+from .search import ALIASES, CATEGORY, REWARD, SEARCH_TREE, SEED_MAX, budget_of, limits, output, outputs
 
 
 def _noise() -> io.Noise.Output:
@@ -36,18 +36,7 @@ class RetortNoisePolicy(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="Decodes what the reward looks at."),
                 REWARD.Input("reward", tooltip="What is sought, from Reward or Combine Rewards."),
                 io.String.Input("prompt", default="", multiline=True, tooltip="What rewards compare the picture with."),
-                io.Int.Input("samples", default=8, min=2, max=1024, tooltip="Pictures for each step of the policy."),
-                number("rate", 0.05, 0.0001, 10.0, "Length of a step; higher learns faster and less surely."),
-                number("pull", 0.01, 0.0, 1e3, "Pull towards plain noise, in standard deviations of the reward."),
-                io.Combo.Input(
-                    "divergence",
-                    options=["reverse_kl", "forward_kl", "jeffreys"],
-                    default="reverse_kl",
-                    tooltip="What the pull makes small: KL(policy | plain), KL(plain | policy), or their sum.",
-                ),
-                io.Int.Input(
-                    "epochs", default=1, min=1, max=64, tooltip="How often a step's pictures serve, clipped as in PPO."
-                ),
+                *inputs_of(FindConfig, rate={"min": 0.0001}),
                 *limits(4000),
                 io.Int.Input("keep", default=4, min=1, max=64, tooltip="How many of the best pictures are given back."),
                 io.Int.Input(

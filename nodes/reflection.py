@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..hosts.api import host, io, methods, reflection, ui
-from ..sampling.reflection import BASES, INVERSIONS, ReflectionConfig
-from .inputs import schema
+from ..sampling.reflection import ReflectionConfig
+from .inputs import chosen, inputs_of, schema
 
 CATEGORY = "model/sampling/retort"
 ALIASES = ["retort", "reflection", "w2sd", "weak to strong", "z-sampling", "zigzag", "autoguidance", "inversion"]
@@ -15,30 +15,6 @@ SEED_MAX = 0xFFFFFFFFFFFFFFFF
 
 def _float(id: str, default: float, low: float, high: float, tooltip: str, step: float = 0.05, **more: Any) -> Any:
     return io.Float.Input(id, default=default, min=low, max=high, step=step, round=1e-4, tooltip=tooltip, **more)
-
-
-def _how() -> list:
-    return [
-        _float("end", 1.0, 0.0, 1.0, "Up to which share of the steps, from the noisiest on; 1 is all, 0 none."),
-        _float("begin", 0.0, 0.0, 1.0, "Steps before this share are not reflected; 0 begins with the noisiest."),
-        io.Int.Input("rounds", default=1, min=1, max=16, tooltip="Reflections before each of these steps."),
-        io.Combo.Input(
-            "inversion",
-            options=list(INVERSIONS),
-            default="euler",
-            tooltip=(
-                "How noise is put back. euler: as published, 1 call, drifts at few steps. midpoint: 2 calls, half the "
-                "drift. fixed_point: exact where it converges, see iterations."
-            ),
-        ),
-        io.Int.Input("iterations", default=3, min=1, max=64, tooltip="fixed_point only: its calls of the weak model."),
-        io.Combo.Input(
-            "base",
-            options=list(BASES),
-            default="euler",
-            tooltip="The step itself. Ancestral ones draw noise that would drown the reflection, so there are none.",
-        ),
-    ]
 
 
 def _config(end, begin, rounds, inversion, iterations, base) -> ReflectionConfig:
@@ -62,7 +38,7 @@ class RetortReflectionSampler(io.ComfyNode):
             search_aliases=[*ALIASES, "sampler"],
             inputs=[
                 io.Guider.Input("weak", tooltip="The weaker guider, of a model with the same latents."),
-                *_how(),
+                *inputs_of(ReflectionConfig),
                 io.Guider.Input(
                     "reflecting",
                     optional=True,
@@ -151,7 +127,7 @@ class RetortReflectionSetup(io.ComfyNode):
                     tooltip="What the strong and the weak one differ in.",
                 ),
                 _float("cfg", 5.5, 0.0, 100.0, "Guidance of the steps themselves.", 0.1),
-                *_how(),
+                *inputs_of(ReflectionConfig),
                 io.Sigmas.Input("sigmas", optional=True, tooltip="Only for the cost in the text: your schedule."),
             ],
             outputs=[
@@ -166,7 +142,7 @@ class RetortReflectionSetup(io.ComfyNode):
         cls, model, positive, negative, pair, cfg=5.5, end=1.0, begin=0.0, rounds=1, inversion="euler", iterations=3,
         base="euler", sigmas=None,
     ):  # fmt: skip
-        strong, weak, reflecting = _pair(model, positive, negative, cfg, pair)
+        strong, weak, reflecting = _pair(model, positive, negative, cfg, chosen(cls, "pair", pair))
         config = _config(end, begin, rounds, inversion, iterations, base)
         method = methods.Reflected(weak, config, reflecting)
         text = reflection.told(host, strong, method, sigmas)

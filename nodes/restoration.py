@@ -7,7 +7,7 @@ from ..restoration.captions import per_image, per_tile
 from ..restoration.color_fix import METHODS
 from ..restoration.one_step import OneStep
 from ..restoration.tiles import WINDOWS
-from .inputs import schema
+from .inputs import chosen, schema
 from .restoration_inputs import ALIASES, CATEGORY, SAME, size_inputs, size_of
 
 
@@ -226,7 +226,7 @@ class RetortCaption(io.ComfyNode):
     def execute(
         cls, image, captioner, per_tile=False, scale=4.0, tile=512, overlap=64, least_side=0, suffix="", batch_size=4
     ):
-        settings = dict(captioner)
+        settings = chosen(cls, "captioner", captioner)
         size = size_of(scale, tile, overlap, least_side) if per_tile else None
         found = captions.run(host, settings.pop("captioner"), settings, image, size, batch_size, suffix.strip())
         whole = "\n".join(found.images)

@@ -9,7 +9,7 @@ from ..restoration import degradation
 from ..restoration.color_fix import METHODS, color_fix
 from ..restoration.resize import region
 from ..restoration.spectral import SpectralConfig, guided
-from .inputs import schema
+from .inputs import chosen, schema
 from .restoration_inputs import ALIASES, CATEGORY
 from .rewards import REWARD
 from .search import SEED_MAX
@@ -86,6 +86,7 @@ class RetortDegrade(io.ComfyNode):
     @classmethod
     def execute(cls, image, kind, keep_size=False, seed=0):
         image = restoration.pictures(image)[..., :3].float().cpu()
+        kind = chosen(cls, "kind", kind)
         name = kind["kind"]
         config: degradation.RealWorld | degradation.Face | degradation.Infrared
         if name == "real world":

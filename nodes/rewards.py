@@ -10,7 +10,7 @@ import torch
 from ..hosts.api import host, io, rewards, ui
 from ..rewards.combine import Combined, RunningScore, Term, statistics
 from ..rewards.scoring import score
-from .inputs import schema
+from .inputs import chosen, schema
 
 CATEGORY = "model/rewards/retort"
 ALIASES = ["retort", "reward", "score", "preference", "aesthetic", "quality", "best of n", "ranking"]
@@ -126,7 +126,7 @@ class RetortReward(io.ComfyNode):
 
     @classmethod
     def execute(cls, kind):
-        settings = dict(kind)
+        settings = chosen(cls, "kind", kind)
         return io.NodeOutput(rewards.make(host, settings.pop("kind"), settings))
 
 

@@ -11,7 +11,7 @@ from ..sampling.accounts import Budget
 from ..sampling.particles import BestOfConfig, SteeringConfig, ValueConfig
 from ..sampling.transition import Transition
 from ..sampling.tree import DTS_STAR, TreeConfig
-from .inputs import schema
+from .inputs import chosen, inputs_of, schema
 
 CATEGORY = "model/sampling/retort"
 ALIASES = ["retort", "search", "tree", "dts", "best of n", "inference-time scaling", "alignment", "steering"]
@@ -26,52 +26,24 @@ def number(id: str, default: float, low: float, high: float, tooltip: str) -> An
     return io.Float.Input(id, default=default, min=low, max=high, step=0.05, round=1e-6, tooltip=tooltip)
 
 
-def _tree(usual: TreeConfig) -> list:
-    wide = "A latent visited N times may have widening * N^growth children."
-    return [
-        number("widening", usual.widening, 1.0, 1e4, wide),
-        number("growth", usual.growth, 0.01, 1.0, "See widening; nearer to 1 the tree is broader and less deep."),
-        io.Int.Input(
-            "leaves", default=usual.leaves, min=1, max=1024, tooltip="Rollouts chosen together, at least batch_size."
-        ),
-        io.Boolean.Input("half", default=False, tooltip="Keep the tree's latents in half precision."),
-    ]
-
-
-def _lam(default: float) -> Any:
-    return number("lam", default, 0.0, 1e6, "How much rewards count: 0 is plain sampling, 10 seeks the best.")
+def _tree(usual: TreeConfig, first: str) -> list:
+    """The settings of a tree; first: the one that stands before what both kinds of tree have."""
+    shown = ("lam", first, "widening", "growth", "leaves", "half")
+    changes: dict[str, Any] = {name: getattr(usual, name) for name in shown}
+    changes |= {"lam": {"default": usual.lam, "max": 1e6}, "growth": {"default": usual.growth, "min": 0.01}}
+    # UCT is the other method.
+    changes["selection"] = {"options": ["uniform", "mixed", "boltzmann"]}
+    by_name = {one.id: one for one in inputs_of(TreeConfig, **changes)}
+    return [by_name[name] for name in shown]
 
 
 METHODS = {
-    "dts_star": lambda: [
-        _lam(DTS_STAR.lam),
-        number("exploration", DTS_STAR.exploration, 0.0, 1e3, "Higher tries latents that were visited less."),
-        *_tree(DTS_STAR),
-    ],
-    "dts": lambda: [
-        _lam(TreeConfig().lam),
-        io.Combo.Input(
-            "selection",
-            options=["uniform", "mixed", "boltzmann"],
-            default="uniform",
-            tooltip="How the tree is descended while it grows: uniform has no bias, boltzmann is as published.",
-        ),
-        *_tree(TreeConfig()),
-    ],
+    "dts_star": lambda: _tree(DTS_STAR, "exploration"),
+    "dts": lambda: _tree(TreeConfig(), "selection"),
     "best_of_n": lambda: [],
-    "fk": lambda: [
-        io.Int.Input("particles", default=4, min=1, max=1024, tooltip="Samples that are drawn side by side."),
-        _lam(10.0),
-        io.Combo.Input(
-            "potential",
-            options=["difference", "max", "add"],
-            default="difference",
-            tooltip="What a particle is kept by.",
-        ),
-        number("ess", 0.5, 0.0, 1.0, "Resample where the effective share of particles is below this."),
-    ],
+    "fk": lambda: inputs_of(SteeringConfig, particles={"max": 1024}),
     "svdd": lambda: [
-        io.Int.Input("candidates", default=4, min=1, max=1024, tooltip="Next latents that each step chooses from."),
+        *inputs_of(ValueConfig),
         number("temperature", 0.0, 0.0, 1e4, "0 takes the best of them, more chooses more freely."),
     ],
 }
@@ -191,11 +163,11 @@ class RetortTreeSearch(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, guider, sigmas, latent, vae, reward, method, prompt="", transition=AUTO, noise_level=0.7, calls=400,
+        cls, guider, sigmas, latent, vae, reward, method=None, prompt="", transition=AUTO, noise_level=0.7, calls=400,
         seconds=0.0, enough="", batch_size=8, keep=4, seed=0, noise=None,
     ):  # fmt: skip
         step = Transition("ancestral" if transition == AUTO else transition, noise_level)
-        wish = searches.Wish(sigmas, latent, prompt, config_of(method), step, seed, noise, keep)
+        wish = searches.Wish(sigmas, latent, prompt, config_of(chosen(cls, "method", method)), step, seed, noise, keep)
         budget = budget_of(calls, seconds, enough)
         return output(searches.run(host, guider, vae, reward, wish, budget, batch_size), cls)
 

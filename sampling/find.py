@@ -20,13 +20,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .path import broadcast
 from .search import Run, State, candidate_seed
+from .settings import Settings, setting
 
 Divergence = Literal["reverse_kl", "forward_kl", "jeffreys"]
 # log std of at most this: a policy that wide or narrow has left everything that a model was trained on.
@@ -79,39 +80,28 @@ def policy_gradient(policy: Policy, z: Tensor, weights: Tensor) -> tuple[Tensor,
 
 
 @dataclass(frozen=True)
-class FindConfig:
+class FindConfig(Settings):
     """samples: K per step. rate: of the natural gradient; decay: divides it by 1 + decay * step. pull, divergence: see
     the module. normalise: rewards over the root of their mean variance, so that rate and pull suit any reward. epochs,
     clip: each step's samples serve so often, each time at rate / epochs, with the probability ratio clipped as in PPO
     (Schulman et al. 2017, arXiv 1707.06347, eq. 7). The ratio is the geometric mean over a latent's numbers: that of
     the whole latent leaves any clip after one step of thousands of numbers, so that later epochs would do nothing.
-    ValueError names field, value and remedy.
     """
 
-    samples: int = 8
-    rate: float = 0.05
-    decay: float = 0.0
-    pull: float = 0.01
-    divergence: Divergence = "reverse_kl"
-    normalise: bool = True
-    epochs: int = 1
-    clip: float = 0.2
+    shown = ("samples", "rate", "pull", "divergence", "epochs")
 
-    def __post_init__(self) -> None:
-        if self.samples < 2:
-            raise ValueError(
-                f"FindConfig: samples must be at least 2, got {self.samples!r}: the others are the baseline"
-            )
-        if self.epochs < 1:
-            raise ValueError(f"FindConfig: epochs must be at least 1, got {self.epochs!r}")
-        for name, low in (("rate", 0), ("decay", -1), ("pull", -1), ("clip", 0)):
-            value = {"rate": self.rate, "decay": self.decay, "pull": self.pull, "clip": self.clip}[name]
-            if not (math.isfinite(value) and value > low and value >= 0):
-                raise ValueError(f"FindConfig: {name} must be a finite number, not negative, got {value!r}")
-        if self.divergence not in get_args(Divergence):
-            raise ValueError(
-                f"FindConfig: divergence {self.divergence!r} is not known; use one of {', '.join(get_args(Divergence))}"
-            )
+    samples: int = setting(8, 2, 1024, help="Pictures for each step of the policy.",
+        remedy="the others of a step are the baseline of each")
+    rate: float = setting(0.05, 1e-9, 10, step=0.05, round=1e-6,
+        help="Length of a step; higher learns faster and less surely.", remedy="0.05 is usual")
+    decay: float = setting(0.0, 0, 1e6, remedy="0 keeps the rate")
+    pull: float = setting(0.01, 0, 1e3, step=0.05, round=1e-6,
+        help="Pull towards plain noise, in standard deviations of the reward.", remedy="0.01 is usual")
+    divergence: Divergence = setting("reverse_kl",
+        help="What the pull makes small: KL(policy | plain), KL(plain | policy), or their sum.")
+    normalise: bool = setting(True)
+    epochs: int = setting(1, 1, 64, help="How often a step's pictures serve, clipped as in PPO.")
+    clip: float = setting(0.2, 1e-9, 1e6, remedy="0.2 is usual")
 
     def fresh(self, setting: Mapping[str, Any], keep: int = 4) -> Find:
         """A policy that is N(0, 1). ValueError where the settings do not fit the run."""

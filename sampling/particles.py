@@ -12,26 +12,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .search import Run, State, Walk
-from .tree import branch_steps
+from .settings import Settings, changed, setting
+from .tree import TreeConfig, branch_steps
 
 Potential = Literal["difference", "max", "add"]
 
 
-def _check(name: str, lam: float, at: tuple[int, ...] | None, counts: Mapping[str, int]) -> None:
-    if not lam >= 0:
-        raise ValueError(f"{name}: lam must be 0 or more, got {lam!r}; to seek low rewards, negate them")
+def _check_steps(name: str, at: tuple[int, ...] | None) -> None:
     if at is not None and list(at) != sorted({step for step in at if step > 0}):
         raise ValueError(f"{name}: at must ascend and be above 0, since the start is pure noise; got {at!r}")
-    for field, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}: {field} must be at least 1, got {value!r}")
-
 
 def _steps(name: str, at: tuple[int, ...] | None, usual: Sequence[int], setting: Mapping[str, Any]) -> tuple[int, ...]:
     """Where a method looks at its particles, checked against the run's steps and transition."""
@@ -81,29 +76,23 @@ class BestOf(State):
 
 
 @dataclass(frozen=True)
-class SteeringConfig:
+class SteeringConfig(Settings):
     """particles: k. lam: the paper's lambda (10 to find the best, 1 to sample). potential: see the module. at: steps
-    before which particles are scored and resampled; None for the levels that a tree branches at. ess: resample where
-    the effective sample size is below this share of k. ValueError names field, value and remedy.
+    before which particles are scored and resampled; None for the levels that a tree branches at. ess: share of k.
     """
 
-    particles: int = 4
-    lam: float = 10.0
-    potential: Potential = "difference"
-    at: tuple[int, ...] | None = None
-    ess: float = 0.5
+    shown = ("particles", "lam", "potential", "ess")
 
-    def __post_init__(self) -> None:
-        _check("SteeringConfig", self.lam, self.at, {"particles": self.particles})
-        if not math.isfinite(self.lam):
-            raise ValueError(f"SteeringConfig: lam must be finite, got {self.lam!r}: 10 is the paper's for search")
-        if self.potential not in get_args(Potential):
-            raise ValueError(
-                f"SteeringConfig: potential {self.potential!r} is not known; "
-                f"use one of {', '.join(get_args(Potential))}"
-            )
-        if not 0 <= self.ess <= 1:
-            raise ValueError(f"SteeringConfig: ess must be from 0 (never) to 1 (always), got {self.ess!r}")
+    particles: int = setting(4, 1, 1_000_000, help="Samples that are drawn side by side.")
+    lam: float = changed(TreeConfig, "lam", default=10.0, high=1e6, remedy="10 is the paper's for search")
+    potential: Potential = setting("difference", help="What a particle is kept by.")
+    at: tuple[int, ...] | None = None
+    ess: float = setting(0.5, 0, 1, step=0.05, round=1e-6,
+        help="Resample where the effective share of particles is below this.", remedy="0 is never, 1 always")
+
+    def check(self) -> None:
+        """See the base."""
+        _check_steps("SteeringConfig", self.at)
 
     def fresh(self, setting: Mapping[str, Any], keep: int = 4) -> Steering:
         """An empty state. ValueError where the settings do not fit the run."""
@@ -192,18 +181,20 @@ class Steering(State):
 
 
 @dataclass(frozen=True)
-class ValueConfig:
-    """candidates: the paper's M, next latents per step of which one is taken. lam: 1 / alpha of the paper; inf takes
-    the one with the best value. at: steps before which to choose; None for all, as in the paper. ValueError names
-    field, value and remedy.
+class ValueConfig(Settings):
+    """candidates: the paper's M. lam: 1 / alpha of the paper; inf takes the one with the best value. at: steps before
+    which to choose; None for all, as in the paper.
     """
 
-    candidates: int = 4
-    lam: float = math.inf
+    shown = ("candidates",)
+
+    candidates: int = setting(4, 1, 1024, help="Next latents that each step chooses from.")
+    lam: float = changed(TreeConfig, "lam", default=math.inf)
     at: tuple[int, ...] | None = None
 
-    def __post_init__(self) -> None:
-        _check("ValueConfig", self.lam, self.at, {"candidates": self.candidates})
+    def check(self) -> None:
+        """See the base."""
+        _check_steps("ValueConfig", self.at)
 
     def fresh(self, setting: Mapping[str, Any], keep: int = 4) -> Values:
         """An empty state. ValueError where the settings do not fit the run."""

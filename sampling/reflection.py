@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm.auto import trange
 
 from .path import VE, NoisePath, broadcast, vp_scale
+from .settings import Settings, setting
 from .standard import (
     SAMPLERS,
     Callback,
@@ -42,37 +43,35 @@ Keep = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class ReflectionConfig:
+class ReflectionConfig(Settings):
     """Which steps are reflected, and how.
 
-    begin, end: shares of the schedule's steps, 0 the noisiest; 0 and 1 reflect all but a last step to zero, where there
-    is no noise to put back. rounds: reflections before each step. inversion: the leg up; iterations: of "fixed_point",
-    which keeps each sample's best. base: the step itself. Raises ValueError for anything else.
+    begin, end: shares of the schedule's steps; 0 and 1 reflect all but a last step to zero, where there is no noise to
+    put back. inversion: how the weak model leads up. iterations: "fixed_point" keeps each sample's best.
     """
 
-    begin: float = 0.0
-    end: float = 1.0
-    rounds: int = 1
-    inversion: Inversion = "euler"
-    iterations: int = 3
-    base: Base = "euler"
+    shown = ("end", "begin", "rounds", "inversion", "iterations", "base")
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.begin <= self.end <= 1:
+    begin: float = setting(0.0, 0, 1, step=0.05, round=1e-4, remedy="it is a share of the schedule, 0 is its noisiest",
+        help="Steps before this share are not reflected; 0 begins with the noisiest.")
+    end: float = setting(1.0, 0, 1, step=0.05, round=1e-4, remedy="it is a share of the schedule, 1 all of it",
+        help="Up to which share of the steps, from the noisiest on; 1 is all, 0 none.")
+    rounds: int = setting(1, 1, 16, help="Reflections before each of these steps.")
+    inversion: Inversion = setting("euler",
+        help="How noise is put back. euler: as published, 1 call, drifts at few steps. midpoint: 2 calls, half the "
+        "drift. fixed_point: exact where it converges, see iterations.")
+    iterations: int = setting(3, 1, 64, help="fixed_point only: its calls of the weak model.")
+    base: Base = setting("euler",
+        help="The step itself. Ancestral ones draw noise that would drown the reflection, so there are none.",
+        remedy="a step that draws fresh noise would drown what the reflection put into the latent")
+
+    def check(self) -> None:
+        """See the base."""
+        if self.begin > self.end:
             raise ValueError(
                 f"begin {self.begin!r} and end {self.end!r} must be shares of the schedule in this order, from 0 (the "
                 "noisiest step) to 1"
             )
-        for name, most in (("rounds", 16), ("iterations", 64)):
-            if not 1 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} must be 1 to {most}, got {getattr(self, name)!r}")
-        if self.inversion not in INVERSIONS:
-            raise ValueError(f"inversion {self.inversion!r} is not known; use one of {', '.join(INVERSIONS)}")
-        if self.base not in BASES:
-            why = "is not known"
-            if "ancestral" in str(self.base) or "sde" in str(self.base) or self.base == "lcm":
-                why = "draws fresh noise in each step, which would drown what the reflection put into the latent"
-            raise ValueError(f"base {self.base!r} {why}; use one of {', '.join(BASES)}")
 
     @property
     def inversion_calls(self) -> int:

@@ -18,13 +18,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .search import Run, State, Walk
+from .settings import Settings, setting
 
 Selection = Literal["uniform", "mixed", "boltzmann", "uct"]
 ROOT = 0
@@ -68,39 +69,28 @@ def branch_steps(setting: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class TreeConfig:
+class TreeConfig(Settings):
     """lam: the paper's lambda; 0 is the prior, inf backs up the maximum. selection: how a leaf is looked for -
     "uniform" (sampling), "boltzmann" (DTS as published), "mixed" (half of the descents each), "uct" (DTS*, to find the
-    best). widening, growth: C and alpha, a node may have C N^alpha children. branch: steps at which latents are kept
-    and may have several children, besides the start; None for `branch_steps`. exploration: uct only, its bonus in
-    standard deviations of the rewards. leaves: expanded together; a property of the search, unlike `batch`. half: keep
-    latents in half precision. ValueError names field, value and remedy.
+    best). widening, growth: C and alpha. branch: steps at which latents are kept and may have several children, besides
+    the start; None for `branch_steps`. exploration: uct only, its bonus in standard deviations of the rewards. leaves:
+    expanded together; a property of the search, unlike `batch`.
     """
 
-    lam: float = 1.0
-    selection: Selection = "uniform"
-    widening: float = 1.0
-    growth: float = 0.5
+    lam: float = setting(1.0, 0, math.inf, step=0.05, round=1e-6,
+        help="How much rewards count: 0 is plain sampling, 10 seeks the best.",
+        remedy="to seek low rewards, negate them")
+    selection: Selection = setting("uniform",
+        help="How the tree is descended while it grows: uniform has no bias, boltzmann is as published.")
+    exploration: float = setting(1.0, 0, 1e3, step=0.05, round=1e-6,
+        help="Higher tries latents that were visited less.", remedy="1 is usual")
+    widening: float = setting(1.0, 1, 1e4, step=0.05, round=1e-6,
+        help="A latent visited N times may have widening * N^growth children.", remedy="1 is usual")
+    growth: float = setting(0.5, 0.001, 1, step=0.05, round=1e-6,
+        help="See widening; nearer to 1 the tree is broader and less deep.", remedy="0.5 is usual")
     branch: tuple[int, ...] | None = None
-    exploration: float = 1.0
-    leaves: int = 8
-    half: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.lam >= 0:
-            raise ValueError(f"TreeConfig: lam must be 0 or more, got {self.lam!r}; to seek low rewards, negate them")
-        if self.selection not in get_args(Selection):
-            raise ValueError(
-                f"TreeConfig: selection {self.selection!r} is not known; use one of {', '.join(get_args(Selection))}"
-            )
-        if not (math.isfinite(self.widening) and self.widening >= 1):
-            raise ValueError(f"TreeConfig: widening must be 1 or more, got {self.widening!r}: 1 is usual")
-        if not 0 < self.growth <= 1:
-            raise ValueError(f"TreeConfig: growth must be above 0 and at most 1, got {self.growth!r}: 0.5 is usual")
-        if not (math.isfinite(self.exploration) and self.exploration >= 0):
-            raise ValueError(f"TreeConfig: exploration must be 0 or more, got {self.exploration!r}: 1 is usual")
-        if self.leaves < 1:
-            raise ValueError(f"TreeConfig: leaves must be at least 1, got {self.leaves!r}")
+    leaves: int = setting(8, 1, 1024, help="Rollouts chosen together, at least batch_size.")
+    half: bool = setting(False, help="Keep the tree's latents in half precision.")
 
     def fresh(self, setting: Mapping[str, Any], keep: int = 4) -> Tree:
         """An empty tree for a run with this setting. ValueError where `branch` does not fit its steps."""

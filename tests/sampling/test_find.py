@@ -195,5 +195,5 @@ def test_a_better_policy_draws_better_noise():
      ("divergence", "jensen_shannon")],
 )  # fmt: skip
 def test_settings_are_checked(field, value):
-    with pytest.raises(ValueError, match=f"FindConfig: {field} .*{value}"):
+    with pytest.raises(ValueError, match=f"{field} must .*{value}"):
         FindConfig(**{field: value})

@@ -146,15 +146,15 @@ def test_without_noise_they_are_refused(mixture):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SteeringConfig(particles=0), "particles must be at least 1, got 0"),
-        (lambda: SteeringConfig(lam=-1), "lam must be 0 or more, got -1"),
-        (lambda: SteeringConfig(lam=math.inf), "lam must be finite"),
-        (lambda: SteeringConfig(potential="sum"), "potential 'sum' is not known; use one of difference, max, add"),
-        (lambda: SteeringConfig(ess=2), "ess must be from 0"),
+        (lambda: SteeringConfig(particles=0), "particles must be between 1 and 1000000, got 0"),
+        (lambda: SteeringConfig(lam=-1), "lam must be between 0 and 1e.06, got -1"),
+        (lambda: SteeringConfig(lam=math.inf), "lam must be between .* got inf: 10 is the paper"),
+        (lambda: SteeringConfig(potential="sum"), "potential must be one of difference, max, add, got 'sum'"),
+        (lambda: SteeringConfig(ess=2), "ess must be between 0 and 1, got 2"),
         (lambda: SteeringConfig(at=(0, 1)), r"at must ascend and be above 0.*\(0, 1\)"),
         (lambda: ValueConfig(at=(2, 1)), r"at must ascend and be above 0.*\(2, 1\)"),
-        (lambda: ValueConfig(candidates=0), "candidates must be at least 1, got 0"),
-        (lambda: ValueConfig(lam=math.nan), "lam must be 0 or more, got nan"),
+        (lambda: ValueConfig(candidates=0), "candidates must be between 1 and 1024, got 0"),
+        (lambda: ValueConfig(lam=math.nan), "lam must be between 0 and inf, got nan"),
     ],
 )
 def test_settings_are_checked(make, message):

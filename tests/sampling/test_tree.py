@@ -324,7 +324,7 @@ def test_an_empty_tree_has_nothing_to_draw():
      ("exploration", -1.0), ("leaves", 0), ("branch", (3, 2)), ("branch", (0, 10)), ("branch", (-1,))],
 )  # fmt: skip
 def test_settings_are_checked(field, value):
-    with pytest.raises(ValueError, match=f"TreeConfig: {field} .*{str(value)[:3].strip('(')}"):
+    with pytest.raises(ValueError, match=f"{field} must .*{str(value)[:3].strip('(')}"):
         TreeConfig(**{field: value}).fresh(setting(10))
 
 
