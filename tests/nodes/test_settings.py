@@ -9,8 +9,10 @@ from typing import Literal
 import pytest
 
 from retort.hosts.api import io
-from retort.nodes import NODES, help_pages
+from retort.nodes import NODES, help_pages, search
 from retort.nodes.inputs import CHOICE, completed, inputs_of
+from retort.sampling.find import FindConfig
+from retort.sampling.reflection import ReflectionConfig
 from retort.sampling.settings import Settings, changed, declared, offered, setting
 from retort.trainers.adapters import LoraConfig
 from retort.trainers.config import TrainingConfig
@@ -60,6 +62,24 @@ def test_a_node_offers_no_value_that_is_refused(name):
             if one.id == "steps" and "trained" in declared(config):
                 others["trained"] = 1
             assert getattr(config(**{one.id: value, **others}), one.id) == value
+
+
+def test_searches_and_reflections_offer_no_value_that_is_refused():
+    methods = {name: (search.config_of, inputs()) for name, inputs in search.METHODS.items()}
+    methods["find"] = (
+        lambda given: FindConfig(**{k: v for k, v in given.items() if k != "method"}),
+        inputs_of(FindConfig),
+    )
+    methods["reflection"] = (
+        lambda given: ReflectionConfig(**{k: v for k, v in given.items() if k != "method"}),
+        inputs_of(ReflectionConfig),
+    )
+    for name, (made, inputs) in methods.items():
+        made({"method": name, **{one.id: one.default for one in inputs}})
+        for one in inputs:
+            for value in getattr(one, "options", None) or [getattr(one, end, None) for end in ("min", "max")]:
+                if value is not None:
+                    made({"method": name, one.id: type(one.default)(value)})
 
 
 @pytest.mark.parametrize("name", CONFIGS)
