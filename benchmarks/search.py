@@ -29,7 +29,7 @@ from ..sampling.find import FindConfig
 from ..sampling.particles import BestOfConfig, SteeringConfig, ValueConfig
 from ..sampling.search import Config
 from ..sampling.transition import Transition
-from ..sampling.tree import DTS_STAR, TreeConfig
+from ..sampling.tree import DTS_STAR, PAPER_WIDENING, TreeConfig
 from . import search_classes, search_overhead
 from .report import Figure, Report, arguments, finish
 from .searching import Curve, Kept, Task, at_most, bootstrap, interval, judge, judged, searched
@@ -65,7 +65,7 @@ def methods(batch: int) -> dict[str, Config]:
         "best-of-N": BestOfConfig(),
         "DTS*": DTS_STAR,
         "DTS": TreeConfig(leaves=batch),
-        "DTS, the paper's widening": TreeConfig(leaves=batch, widening=2.0, growth=0.8),
+        "DTS, the paper's widening": TreeConfig(leaves=batch, **PAPER_WIDENING),
         "FK": SteeringConfig(particles=batch),
         "SVDD": ValueConfig(),
         "FIND": FindConfig(samples=batch),

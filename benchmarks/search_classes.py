@@ -25,7 +25,7 @@ from ..models import digits, evaluate, judge, loader
 from ..sampling.accounts import Budget, seed_of
 from ..sampling.particles import BestOfConfig, SteeringConfig, ValueConfig
 from ..sampling.search import Config
-from ..sampling.tree import TreeConfig
+from ..sampling.tree import PAPER_WIDENING, TreeConfig
 from . import search_overhead, searching
 from .report import Figure, Report
 from .searching import Kept, Task, at_most
@@ -55,8 +55,8 @@ def methods(calls: int) -> dict[str, Config]:
         "FK": SteeringConfig(particles=calls // TASK.steps, lam=1.0),
         "SVDD": ValueConfig(lam=1.0),
         "DTS": TreeConfig(leaves=TASK.batch),
-        "DTS, the paper's widening": TreeConfig(leaves=TASK.batch, widening=2.0, growth=0.8),
-        "DTS as published": TreeConfig(leaves=TASK.batch, selection="boltzmann"),
+        "DTS, the paper's widening": TreeConfig(leaves=TASK.batch, **PAPER_WIDENING),
+        "DTS as published": TreeConfig(leaves=TASK.batch, selection="boltzmann", **PAPER_WIDENING),
     }
 
 

@@ -106,6 +106,8 @@ class TreeConfig(Settings):
         return Tree({**setting, "branch": list(branch), "half": self.half}, self, keep)
 
 
+# C and alpha of the paper, which spends a million calls.
+PAPER_WIDENING: dict[str, Any] = {"widening": 2.0, "growth": 0.8}
 # DTS* with settings of ours, which the paper leaves open: chosen on the embedded model (`benchmarks.search`).
 DTS_STAR = TreeConfig(lam=10.0, selection="uct", exploration=0.1, leaves=16)
 

@@ -16,11 +16,9 @@ from retort.sampling.prior import Prior
 from retort.sampling.schedule import DiscreteSchedule, FlowSchedule
 from retort.sampling.search import Budget, Walk, search
 from retort.sampling.transition import Transition
-from retort.sampling.tree import DTS_STAR, ROOT, TreeConfig, boltzmann, branch_steps, soft_value
+from retort.sampling.tree import DTS_STAR, PAPER_WIDENING, ROOT, TreeConfig, boltzmann, branch_steps, soft_value
 
 each_path = pytest.mark.parametrize("path", [VE, FLOW], ids=["VE", "FLOW"])
-# C and alpha of the paper.
-PAPER = {"widening": 2.0, "growth": 0.8}
 REWARDS = [[0.3, -1.2, 2.0], [0.9], [-0.4, 0.1]]
 
 
@@ -101,7 +99,7 @@ def test_with_the_root_alone_it_is_importance_sampling():
 @pytest.mark.parametrize("leaves", [1, 8, 64])
 def test_widening(leaves, path, gaussian):
     """ceil(C N^alpha) children after N descents, however many leaves go together."""
-    tree = TreeConfig(leaves=leaves, branch=(1,), **PAPER).fresh(setting())
+    tree = TreeConfig(leaves=leaves, branch=(1,), **PAPER_WIDENING).fresh(setting())
     model = gaussian(path)
     run(model, tree.config, path, 1300, state=(state := tree.config.fresh(started(path), 4)))
     n = int(state.visits[ROOT]) - 1
@@ -133,7 +131,7 @@ def run(model, config, path, calls, **options):
 
 def test_widening_to_the_letter():
     """One leaf at a time, no network: N = 1000 -> 503, 3000 -> 1210."""
-    tree = TreeConfig(leaves=1, branch=(), **PAPER).fresh(setting())
+    tree = TreeConfig(leaves=1, branch=(), **PAPER_WIDENING).fresh(setting())
     for n in range(1, 3001):
         assert tree._choose(0) or tree.descents == n
         while tree.pending:
@@ -187,7 +185,7 @@ def test_it_does_not_branch_before_a_step_without_noise(path, gaussian):
 def test_the_safe_mode_reaches_the_tilted_law(path, mixture):
     """Uniform while building: 2,000 rollouts, exact reverse kernel."""
     model = mixture(path)
-    tree = sampled(model, TreeConfig(leaves=50, branch=(1, 2, 3), **PAPER), 6900).state
+    tree = sampled(model, TreeConfig(leaves=50, branch=(1, 2, 3), **PAPER_WIDENING), 6900).state
     assert 1900 <= len(tree.leaves) <= 2100
     value, masses = model.tilted()
     assert abs(tree.value[ROOT] - value) < 0.1
@@ -223,7 +221,7 @@ def test_the_node_as_it_comes_branches_below_the_root(path, config, mixture):
     assert sum(len(tree.children(node)) > 1 for node in inner) >= 5
     assert len(tree.leaves) > 1.3 * default_calls() / 20 and len(tree.children(ROOT)) < len(tree.leaves) / 2
     # The paper's widening leaves it best of N at as many calls.
-    plain = sampled(mixture(path), TreeConfig(**PAPER), default_calls(), many_steps(path)).state
+    plain = sampled(mixture(path), TreeConfig(**PAPER_WIDENING), default_calls(), many_steps(path)).state
     assert len(plain.children(ROOT)) == len(plain.leaves) == default_calls() // 20
 
 
@@ -254,7 +252,7 @@ def test_the_published_selection_stays_near_the_target(path, mixture):
 @each_path
 def test_lambda_zero_is_the_prior(path, mixture):
     model = mixture(path)
-    tree = sampled(model, TreeConfig(lam=0.0, leaves=50, branch=(1, 2, 3), **PAPER), 6900).state
+    tree = sampled(model, TreeConfig(lam=0.0, leaves=50, branch=(1, 2, 3), **PAPER_WIDENING), 6900).state
     drawn = tree.latents(tree.draw(20_000, 1))
     assert float((model.masses(drawn, 0.0) - model.w).abs().sum() / 2) < 0.04
     assert tree.value[ROOT] == pytest.approx(float((model.w * model.mu).sum()) * 0.8, abs=0.2)
