@@ -75,11 +75,12 @@ def test_searches_and_reflections_offer_no_value_that_is_refused():
         inputs_of(ReflectionConfig),
     )
     for name, (made, inputs) in methods.items():
-        made({"method": name, **{one.id: one.default for one in inputs}})
+        new = {"method": name, **{one.id: one.default for one in inputs}}
+        made(new)
         for one in inputs:
             for value in getattr(one, "options", None) or [getattr(one, end, None) for end in ("min", "max")]:
                 if value is not None:
-                    made({"method": name, one.id: type(one.default)(value)})
+                    made({**new, one.id: type(one.default)(value)})
 
 
 @pytest.mark.parametrize("name", CONFIGS)
