@@ -22,7 +22,7 @@ from .inputs import completed, schema
 from .rewards import REWARD
 from .training import ALIASES as TRAINING_ALIASES
 from .training import CATEGORY as TRAINING
-from .training import NOTHING, outputs, run
+from .training import NOTHING, TrainingNode, outputs, run
 from .training_inputs import common_inputs, image_inputs, method_input, offload_input, training_settings
 
 CATEGORY = "model/preference/retort"
@@ -301,7 +301,7 @@ def _scores(reward: Any, images: Tensor, prompts: list[str], batch_size: int) ->
     return torch.cat(parts).tolist()
 
 
-class RetortTrainPreference(io.ComfyNode):
+class RetortTrainPreference(TrainingNode):
     """A LoRA that makes what a set of preferences prefers."""
 
     @classmethod

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from ..hosts.api import io
 from ..trainers.methods import METHODS
 from .inputs import inputs_of, schema
-from .training import ALIASES, CATEGORY, outputs, train
+from .training import ALIASES, CATEGORY, TrainingNode, outputs, train
 from .training_inputs import common_inputs, offload_input, sources
 
 
-class RetortTrainRestorer(io.ComfyNode):
+class RetortTrainRestorer(TrainingNode):
     """Teach a model to restore pictures in one call."""
 
     @classmethod

@@ -5,13 +5,13 @@ from __future__ import annotations
 from ..hosts.api import io
 from ..trainers.methods import of_group
 from .inputs import schema
-from .training import ALIASES, CATEGORY, outputs, train
+from .training import ALIASES, CATEGORY, TrainingNode, outputs, train
 from .training_inputs import common_inputs, method_input, offload_input, sources
 
 REWARD = io.Custom("REWARD")
 
 
-class RetortTrainReward(io.ComfyNode):
+class RetortTrainReward(TrainingNode):
     """Teach a model to make pictures that a reward likes."""
 
     @classmethod

@@ -106,6 +106,15 @@ def train(node: type[io.ComfyNode], given: dict[str, Any], method: str = "") -> 
     return run(settings["model"], request, vae, reward=reward, second=second)
 
 
+class TrainingNode(io.ComfyNode):
+    """What all nodes that train have in common."""
+
+    @classmethod
+    def fingerprint_inputs(cls, name=None, **given):
+        """A run that was stopped has handed out its LoRA so far, and goes on when it is queued again."""
+        return training.handed_out(one(name))
+
+
 def run(
     model: Any, request: training.Request, vae: Any, problems: Sequence[str] = (), reward: Any = None,
     second: Any = None,
@@ -115,8 +124,9 @@ def run(
     result = training.run_in_node(host, model, request, watcher=watcher, vae=vae, reward=reward, second=second)
     assert result.path is not None
     # The page shows the run on the node, also where another node gives its name.
+    ended = f" of {request.config.training.steps}, stopped: {result.stopped}" if result.stopped else ""
     shows: dict[str, Any] = {
-        "text": (f"{result.path.name}, {result.steps} steps", *problems),
+        "text": (f"{result.path.name}, {result.steps} steps{ended}", *problems),
         "retort_run": (result.folder.name,),
     }
     picture = latest_preview(result.folder)
@@ -127,7 +137,7 @@ def run(
     return io.NodeOutput(result.lora, {"loss": result.losses}, result.path.name, result.folder.name, ui=shows)
 
 
-class RetortTrainDistillation(io.ComfyNode):
+class RetortTrainDistillation(TrainingNode):
     """Make a one-step or few-step LoRA of a model."""
 
     @classmethod
@@ -158,7 +168,7 @@ class RetortTrainDistillation(io.ComfyNode):
         return train(cls, given)
 
 
-class RetortTrainFlow(io.ComfyNode):
+class RetortTrainFlow(TrainingNode):
     """Fine-tune a model on images with the loss that it was made with."""
 
     @classmethod
@@ -189,7 +199,7 @@ class RetortTrainFlow(io.ComfyNode):
         return train(cls, given, "flow")
 
 
-class RetortFewShotAdapt(io.ComfyNode):
+class RetortFewShotAdapt(TrainingNode):
     """Learn a style from about ten images without copying them."""
 
     @classmethod

@@ -297,7 +297,7 @@ class FileWatcher:
         if self._alone and not self._moved:
             self._look()
             if self._asked_to_stop:
-                raise Stopped("stopped before the first step; run it again to go on")
+                raise Stopped("run it again to go on")
 
     def wishes(self) -> set[str]:
         """Commands that have come, each once."""

@@ -285,7 +285,7 @@ class Trainer:
                     self.save()
                     saved, saved_at = self.done, time.monotonic()
                 if stop and self.done < settings.steps:
-                    raise Stopped(f"stopped after {self.done} of {settings.steps} steps; run it again to go on")
+                    raise Stopped("run it again to go on")
         finally:
             # Also on cancel and on error: the weights are those of the last whole step.
             if saved != self.done and not self._moving:

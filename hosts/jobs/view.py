@@ -111,17 +111,19 @@ def _when(folder: Path) -> list[tuple[float, str]]:
 def summary(run: Path) -> dict[str, Any]:
     """Where a run stands: the fields of `Status`, which runs of earlier versions and of scripts may lack; its settings.
 
-    method; timesteps: a few-step student's, empty for others; base: as job.json names it, None
-    where no file is the whole of it.
+    method; timesteps: a few-step student's, empty for others; base: as job.json names it, None where no file is the
+    whole of it; prompt: the first that it trained on; latent: the shape of its first latent, empty where that is not
+    known.
     """
     files = inside(run)
     config, result = _object(files / CONFIG), _object(files / RESULT)
     base = result.get("base") or _object(files / JOB).get("base")
-    steps = result.get("timesteps")
     known: dict[str, Any] = {
         "method": str(config.get("method", ""))[:MOST_TEXT],
-        "timesteps": [step for step in steps[:MOST_TIMESTEPS] if _is_number(step)] if isinstance(steps, list) else [],
+        "timesteps": _list(result.get("timesteps")),
         "base": _texts(base) if isinstance(base, dict) else None,
+        "prompt": str(result.get("prompt", ""))[:MOST_MESSAGE],
+        "latent": _list(result.get("latent")),
     }
     try:
         if has_status(files):
@@ -220,6 +222,11 @@ def command(run: Path, wish: str) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _list(values: Any) -> list[float]:
+    """The numbers of a file's list."""
+    return [value for value in values[:MOST_TIMESTEPS] if _is_number(value)] if isinstance(values, list) else []
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:

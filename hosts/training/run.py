@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from ...trainers.watch import Watcher, open_picture
 from ..contract import MODEL, VAE, Host
 from . import planning
 from .assembly import Assembly, precision
+from .conditions import shape_of
 from .denoiser import HostDenoiser
 
 RESULT = "result.json"
@@ -56,13 +58,25 @@ class Request:
 
 @dataclass
 class Result:
-    """lora: as core loaders read it. losses: the student's, step by step. path: the file; folder: the run's."""
+    """lora: as core loaders read it. losses: the student's, step by step. path: the file; folder: the run's.
+
+    stopped: what to say of a run that was stopped before its end, empty for one that has ended.
+    """
 
     lora: dict[str, Tensor]
     losses: list[float]
     path: Path | None
     folder: Path
     steps: int
+    stopped: str = ""
+
+
+_handed_out: Counter[str] = Counter()  # by a run's name: LoRAs of runs that were stopped in this process
+
+
+def handed_out(name: object) -> int:
+    """How often a stopped run has handed out its LoRA so far; of all runs together where the name is not known."""
+    return _handed_out[name] if isinstance(name, str) else sum(_handed_out.values())
 
 
 def run(
@@ -76,11 +90,13 @@ def run(
     second: Reward | None = None,
     folder: Path | None = None,
     reducer: Reducer | None = None,
+    hand_out: bool = False,
 ) -> Result:
     """Train, and return when the LoRA is written and found to change the model's output.
 
      second: another reward, which AlignProp balances with the first. folder: the run's
-    own (default: the host's, by name). Raises what `trainers.loop.Trainer` does, ValueError for settings and data that
+    own (default: the host's, by name). hand_out: a stop gives the LoRA so far, under a name with its steps, where
+    there is one. Raises what `trainers.loop.Trainer` does, ValueError for settings and data that
     cannot go together.
     """
     name = checked_name(request.name)
@@ -127,7 +143,14 @@ def run(
                 )
                 if forecast is not None:
                     planning.furnish_measures(trainer, forecast.measures)
-                lora = denoiser.to_file(trainer.train())
+                stopped, title = "", name
+                try:
+                    student = trainer.train()
+                except Stopped as ended:
+                    if not hand_out or not trainer.done:
+                        raise
+                    student, stopped, title = trainer.lora(), str(ended), f"{name}_step_{trainer.done}"
+                lora = denoiser.to_file(student)
                 base_hash, architecture = denoiser.base_hash, denoiser.architecture
                 # Where a few-step student is called; whoever samples with the LoRA needs them.
                 called = objective.student_levels
@@ -138,38 +161,41 @@ def run(
                 done, begun = trainer.done, trainer.begun
             finally:
                 # Optimisers, averages and the decoder, too: the memory is wanted for looking at the LoRA's file.
-                trainer = assembly = objective = data = decode = None  # type: ignore[assignment]
+                trainer = assembly = objective = data = decode = student = None  # type: ignore[assignment]
                 denoiser.release()
     losses = column(inside(folder) / METRICS, "student_loss")
     if reducer is not None and reducer.rank:
         return Result(lora, losses, None, folder, done)
     path = None if done > begun else written(folder, host.loras_folder(), done)
     if path is None:
-        notes = metadata(config, done, name, architecture, base_hash, VERSION)
-        path = write_lora(host.loras_folder(), name, lora, notes)
+        notes = metadata(config, done, title, architecture, base_hash, VERSION)
+        path = write_lora(host.loras_folder(), title, lora, notes)
         written_down = {
             "file": path.name, "sha256": _hash(path), "steps": done, "timesteps": timesteps, "sigmas": sigmas,
-            "base": _base(host, model),
+            "base": _base(host, model), "prompt": (request.dataset.prompts or [""])[0],
+            "latent": list(shape_of(request.dataset)),
         }  # fmt: skip
         write_json(inside(folder) / RESULT, written_down)
     changed = host.output_change(model, path, request.dataset)
     if not changed > 0:
         path.unlink()
+        if stopped:
+            raise Stopped(stopped)
         raise TrainingFailed(
             f"after {done} steps the LoRA changes nothing in this model's output, so no file was kept: raise "
             f"learning_rate or steps. The run's state is in {folder}"
         )
-    taken = "" if path.stem == name else f", since another file is called {name}.safetensors"
+    taken = "" if stopped or path.stem == name else f", since another file is called {name}.safetensors"
     watcher.says(f"{done} steps: {path.name}{taken}")
     _log.info("the LoRA of run %s is %s%s", folder.name, path, taken)
-    return Result(read_lora(path), losses, path, folder, done)
+    return Result(read_lora(path), losses, path, folder, done, stopped)
 
 
 def run_in_node(host: Host, model: MODEL, request: Request, *, watcher: Watcher, **given: Any) -> Result:
     """`run` as a node does it: status.json says how far it is, and the commands stop, save and sample are heard.
 
-    A stop saves the run and then ends the node as the host's own cancel does. Raises what `run` does, BlockingIOError
-    while a job works in the run's folder.
+    A stop saves the run and gives its LoRA so far, so that the workflow goes on; where it has none yet, the node ends
+    as by the host's own cancel. Raises what `run` does, BlockingIOError while a job works in the run's folder.
     """
     folder = host.runs_folder() / checked_name(request.name)
     new = [each for each in (folder, *folder.parents) if not each.exists()]
@@ -194,7 +220,7 @@ def _told(host: Host, model: MODEL, request: Request, watcher: Watcher, folder: 
     with FileWatcher(folder, before, show=watcher) as told:
         try:
             refuse_other(inside(folder) / STATE, request.config)
-            result = run(host, model, request, watcher=told, **given)
+            result = run(host, model, request, watcher=told, hand_out=True, **given)
         except (Stopped, host.CANCELLED) as ended:
             told.stop(str(ended) or "cancelled; queue it again to go on")
             raise host.CANCELLED() from ended
@@ -202,7 +228,8 @@ def _told(host: Host, model: MODEL, request: Request, watcher: Watcher, folder: 
             told.fail(error)
             raise
         assert result.path is not None
-        told.end("finished", lora=result.path.name)
+        told.end("stopped" if result.stopped else "finished", result.stopped, result.path.name)
+    _handed_out[request.name] += bool(result.stopped)
     return result
 
 

@@ -178,10 +178,17 @@ def test_a_run_in_a_node_tells_how_far_it_is_and_hears_commands(run, where, monk
             time.sleep(job_watch.LOOK_EVERY)
 
     monkeypatch.setattr(training, "HostWatcher", Page)
-    with pytest.raises(api.host.CANCELLED):
-        run(RetortTrainDistillation, "tdm", {"steps": 1}, name="told", steps=9)
+    before = RetortTrainDistillation.fingerprint_inputs(name=["told"])
+    # A stop hands out the LoRA so far under a name of its own, and the node runs again when it is queued again.
+    lora, loss, file, name = run(RetortTrainDistillation, "tdm", {"steps": 1}, name="told", steps=9)
+    assert (file, name, len(loss["loss"])) == ("told_step_3.safetensors", "told", 3) and lora
+    assert load_file(where.models[0] / "loras" / file).keys() == lora.keys()
+    for given in (["told"], (None,)):
+        assert RetortTrainDistillation.fingerprint_inputs(name=given) != before
+    assert RetortTrainDistillation.fingerprint_inputs(name=["other"]) == 0
     status = job_watch.read_status(folder)
-    assert (status.state, status.step) == ("stopped", 3) and seen[0] == ("running", True)
+    assert (status.state, status.step, status.lora) == ("stopped", 3, file) and seen[0] == ("running", True)
+    assert status.message == "run it again to go on"
     assert [path.name for path in (folder / "checkpoints").iterdir()][0] == "step_0000001.safetensors"
     assert (folder / "previews" / "step_0000001.png").is_file()
     monkeypatch.undo()
@@ -190,6 +197,17 @@ def test_a_run_in_a_node_tells_how_far_it_is_and_hears_commands(run, where, monk
     assert (status.state, status.step, status.lora) == ("finished", 4, lora)
     result = json.loads((folder / "result.json").read_text())
     assert result["timesteps"] == [1000.0] and result["base"] == {"kind": "embedded", "variant": "flow"}
+    assert (result["prompt"], result["latent"]) == ("a bold blue seven", [16, 8, 8]) and lora == "told.safetensors"
+
+
+def test_a_run_that_is_stopped_before_it_has_learnt_ends_the_node(run, where, monkeypatch):
+    """Nothing that it could hand out would change a picture."""
+    monkeypatch.setattr(training.HostWatcher, "wishes", lambda self: {"stop"})
+    with pytest.raises(api.host.CANCELLED):
+        run(RetortTrainDistillation, "tdm", {"steps": 1}, name="early", steps=9, learning_rate=0.0)
+    status = job_watch.read_status(where.output / "retort" / "early")
+    assert (status.state, status.step, status.lora) == ("stopped", 1, "")
+    assert not list((where.models[0] / "loras").iterdir())
 
 
 def test_a_run_that_fails_says_so_and_a_job_keeps_a_node_out(run, where, monkeypatch):

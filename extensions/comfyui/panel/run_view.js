@@ -18,13 +18,13 @@ export class RunView {
     const command = (wish, text, title) =>
       button(text, title, async () => {
         await tell(["runs", this.name, "command"], { command: wish });
-        this.say({ sample: "draws previews after this step", save: "saves after this step", stop: "saves, then stops" }[wish]);
+        this.say({ sample: "draws previews after this step", save: "saves after this step", stop: "saves and stops after this step" }[wish]);
       }, failed);
     this.buttons = element(
       "div", { class: "retort-row" },
       command("sample", "Sample now", "Draw previews after this step"),
       command("save", "Save now", "Write a checkpoint after this step"),
-      command("stop", "Stop", "Save, then end the run; queue it again to go on"),
+      command("stop", "Stop", "Save, hand out the LoRA so far and go on with the workflow; queue it again to train on"),
     );
     this.strip = element("div", { class: "retort-strip", role: "group", "aria-label": "Previews" });
     this.root = element("div", { class: "retort-run" }, this.line, this.bar, this.buttons, this.chart.root, this.strip);
