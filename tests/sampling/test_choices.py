@@ -58,7 +58,7 @@ def law(lam):
 def test_a_descent_s_chances(selection, lam):
     """Boltzmann's are exp(lambda v) at each node; "mixed" is one of the two for a whole descent, each half the time."""
     # A node may have ceil(visits^0.01), so two children: full at one visit already for the leaves' parents.
-    tree = grown(TreeConfig(lam=lam, selection=selection, widening=1.0, growth=1e-6, branch=(1,)))
+    tree = grown(TreeConfig(lam=lam, selection=selection, widening=1.0, growth=0.001, branch=(1,)))
     uniform, soft = law(lam)
     wanted = {"uniform": uniform, "boltzmann": soft, "mixed": (uniform + soft) / 2}[selection]
     leaves = tree.leaves.tolist()
