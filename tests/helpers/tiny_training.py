@@ -167,6 +167,8 @@ def addresses(network):
 
 
 def gradients(denoiser, one, kind):
+    if denoiser.device.type != "cpu" and denoiser.ring is None:
+        denoiser.place(0)
     with denoiser.adapter("student"):
         x, sigma = x_of(kind).to(denoiser.device), torch.tensor([level(denoiser)], device=denoiser.device)
         (denoiser.predict_x0(x, sigma, denoiser.join([one])) - 0.5).square().mean().backward()
