@@ -16,8 +16,8 @@ from ..graphs import registry, workflow
 from ..hosts import statistics
 from ..hosts.headless.noise import RandomNoise
 from ..hosts.search import files as search_files
+from ..hosts.search.request import Saved, SearchRequest
 from ..hosts.search.run import draw_from, policy_noise
-from ..hosts.search.wish import Saved, Wish
 from ..preferences.exchange import take_in
 from ..sampling.find import Find, FindConfig
 from ..sampling.particles import BestOfConfig, SteeringConfig, ValueConfig
@@ -52,13 +52,13 @@ def searches(folder: Path) -> dict[str, Reader]:
 
     for name, config in METHODS.items():
         result = search(Prior(half, FLOW, sigmas, SHAPE, batch=2), config, Budget(calls=CALLS), score, seed=1)
-        wish = Wish(sigmas, {"samples": torch.zeros(1, *SHAPE)}, "a prompt", config, Transition(), 1)
-        path = search_files.save(host, Saved(wish, (result.state,)), name)
+        request = SearchRequest(sigmas, {"samples": torch.zeros(1, *SHAPE)}, "a prompt", config, Transition(), 1)
+        path = search_files.save(host, Saved(request, (result.state,)), name)
 
         def read(stem: str = path.stem) -> None:
             saved = search_files.load(host, stem)
             if any(isinstance(state, Find) for state in saved.states):
-                policy_noise(host, saved, 2).generate_noise(saved.wish.latent)
+                policy_noise(host, saved, 2).generate_noise(saved.request.latent)
             elif all(state is not None for state in saved.states) and stem in ("a tree", "steering"):
                 draw_from(host, None, saved, 2, 3, False)
 

@@ -31,7 +31,7 @@ from ..files.pictures import rounded
 from ..hosts.headless import photographs as shipped
 from ..hosts.headless.host import host
 from ..hosts.restoration import run as restoration
-from ..hosts.restoration.run import Size, Wish
+from ..hosts.restoration.run import RestorationRequest, Size
 from ..models import build_photos, loader, photographs
 from ..models.photo_eye import Eye
 from ..restoration.degradation import degrade
@@ -103,8 +103,8 @@ def classical() -> Iterator[tuple[str, Way]]:
 def restored(model: Any, image: Tensor, scale: float, caption: str) -> Tensor:
     """By a MODEL of the photographs' kind."""
     _, clip, vae = shipped.load()
-    wish = Wish(Size(scale, TILING), [caption], batch=8)
-    return restoration.run(host, model, clip, vae, image, wish)
+    request = RestorationRequest(Size(scale, TILING), [caption], batch=8)
+    return restoration.run(host, model, clip, vae, image, request)
 
 
 def measured(made: Tensor, clean: Tensor, eye: Eye, seconds: float) -> Measured:

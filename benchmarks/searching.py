@@ -58,9 +58,9 @@ class Curve:
         return rewards[np.searchsorted(spent, limits, side="right")]
 
 
-def judged(vae: Any, reward: Reward, wish: str) -> Callable[[Run], Callable[[Tensor], Tensor]]:
-    """`evaluate` of a search as the node makes it: decode, then score what `wish` asks for."""
-    return lambda run: lambda x0: score(reward, host.decode(vae, run.latents_out(x0)), wish)
+def judged(vae: Any, reward: Reward, prompt: str) -> Callable[[Run], Callable[[Tensor], Tensor]]:
+    """`evaluate` of a search as the node makes it: decode, then score what `prompt` asks for."""
+    return lambda run: lambda x0: score(reward, host.decode(vae, run.latents_out(x0)), prompt)
 
 
 def searched(

@@ -58,8 +58,8 @@ class RetortNoisePolicy(io.ComfyNode):
     ):  # fmt: skip
         config = FindConfig(samples=samples, rate=rate, pull=pull, divergence=divergence, epochs=epochs)
         # Without fresh noise on the way the reward is a function of the start, which is all that a policy can choose.
-        wish = searches.Wish(sigmas, latent, prompt, config, Transition("ode"), seed, keep=keep)
-        found = searches.run(host, guider, vae, reward, wish, budget_of(calls, seconds, enough), batch_size)
+        request = searches.SearchRequest(sigmas, latent, prompt, config, Transition("ode"), seed, keep=keep)
+        found = searches.run(host, guider, vae, reward, request, budget_of(calls, seconds, enough), batch_size)
         shown = output(found, cls)
         return io.NodeOutput(searches.policy_noise(host, found.saved, seed), *shown.args, ui=shown.ui)
 

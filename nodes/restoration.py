@@ -117,7 +117,7 @@ class RetortRestore(io.ComfyNode):
         image = restoration.pictures(image)
         size = size_of(scale, tile, overlap, least_side, window)
         tiles = len(size.grid(*image.shape[1:3]))
-        wish = restoration.Wish(
+        request = restoration.RestorationRequest(
             size=size,
             captions=per_image(caption, len(image), caption_per_line),
             tiles=per_tile(tile_captions, len(image), tiles) if tile_captions.strip() else None,
@@ -129,7 +129,7 @@ class RetortRestore(io.ComfyNode):
             mask=mask,
             feather=feather,
         )
-        return io.NodeOutput(restoration.run(host, model, clip, vae, image, wish))
+        return io.NodeOutput(restoration.run(host, model, clip, vae, image, request))
 
 
 def _captioners() -> list:

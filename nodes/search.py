@@ -167,9 +167,9 @@ class RetortTreeSearch(io.ComfyNode):
         seconds=0.0, enough="", batch_size=8, keep=4, seed=0, noise=None,
     ):  # fmt: skip
         step = Transition("ancestral" if transition == AUTO else transition, noise_level)
-        wish = searches.Wish(sigmas, latent, prompt, config_of(chosen(cls, "method", method)), step, seed, noise, keep)
+        request = searches.SearchRequest(sigmas, latent, prompt, config_of(chosen(cls, "method", method)), step, seed, noise, keep)
         budget = budget_of(calls, seconds, enough)
-        return output(searches.run(host, guider, vae, reward, wish, budget, batch_size), cls)
+        return output(searches.run(host, guider, vae, reward, request, budget, batch_size), cls)
 
 
 class RetortResumeSearch(io.ComfyNode):
@@ -202,4 +202,4 @@ class RetortResumeSearch(io.ComfyNode):
     def execute(cls, search, guider, vae, reward, calls=400, seconds=0.0, enough="", batch_size=8, noise=None):
         earlier = search if noise is None else searches.with_noise(search, noise)
         budget = budget_of(calls, seconds, enough)
-        return output(searches.run(host, guider, vae, reward, earlier.wish, budget, batch_size, earlier), cls)
+        return output(searches.run(host, guider, vae, reward, earlier.request, budget, batch_size, earlier), cls)

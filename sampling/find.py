@@ -128,10 +128,10 @@ class Find(State):
         if not run.affordable(k * run.steps):
             return "calls"
         z = torch.stack([self.policy.noise(run.unit(self.drawn + i)) for i in range(k)])
-        walks = [run.walk(self.drawn + i, noise) for i, noise in enumerate(z)]
-        run.finish(walks)
+        trajectories = [run.trajectory(self.drawn + i, noise) for i, noise in enumerate(z)]
+        run.finish(trajectories)
         rewards: list[float] = []
-        for _, some in run.scored(walks):
+        for _, some in run.scored(trajectories):
             rewards += some
         self.learn(z.cpu().double(), torch.tensor(rewards, dtype=torch.float64))
         self.means.append((run.ledger.calls, sum(rewards) / k))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .search import Run, State, Walk
+from .search import Run, State, Trajectory
 from .settings import Settings, changed, setting
 from .tree import TreeConfig, branch_steps
 
@@ -68,9 +68,9 @@ class BestOf(State):
         count = max((n for n in range(run.batch + 1) if run.affordable(n * run.steps)), default=0)
         if not count:
             return "calls"
-        walks = [run.walk(self.drawn + i) for i in range(count)]
-        run.finish(walks)
-        for chunk, _ in run.scored(walks):
+        trajectories = [run.trajectory(self.drawn + i) for i in range(count)]
+        run.finish(trajectories)
+        for chunk, _ in run.scored(trajectories):
             self.drawn += len(chunk)
         return None
 
@@ -119,28 +119,28 @@ class Steering(State):
         if not run.affordable(k * run.steps):
             return "calls"
         # A slot keeps its generator when another's latent is copied into it, so that copies part.
-        walks = [run.walk(self.drawn + i) for i in range(k)]
+        trajectories = [run.trajectory(self.drawn + i) for i in range(k)]
         log_weights = torch.zeros(k, dtype=torch.float64)
         # Of each particle's way: the sum of its log-potentials over lambda, and what the next one is made of.
         past = torch.zeros(k, dtype=torch.float64)
         memory = torch.full((k,), -math.inf if self.config.potential == "max" else 0.0, dtype=torch.float64)
         for step in range(run.steps):
-            x0 = run.predict(walks)
+            x0 = run.predict(trajectories)
             if step in self.at:
-                gained, memory = self._potential(run.halfway(walks, x0), memory)
+                gained, memory = self._potential(run.halfway(trajectories, x0), memory)
                 log_weights, past = log_weights + lam * gained, past + gained
                 weights = torch.softmax(log_weights, 0)
                 if float(1 / weights.square().sum()) < self.config.ess * k:
                     chosen = _draw(log_weights, k, run.generator(self.drawn, "resample", step))
                     x0, memory, past = x0[chosen.to(x0.device)], memory[chosen], past[chosen]
-                    for walk, x in zip(walks, [walks[int(j)].x for j in chosen], strict=True):
-                        walk.x = x
+                    for trajectory, x in zip(trajectories, [trajectories[int(j)].x for j in chosen], strict=True):
+                        trajectory.x = x
                     log_weights = torch.zeros_like(log_weights)
-            run.move(walks, x0)
+            run.move(trajectories, x0)
         rewards: list[float] = []
-        for _, some in run.scored(walks):
+        for _, some in run.scored(trajectories):
             rewards += some
-        self.latents = torch.stack([w.x for w in walks]).cpu()
+        self.latents = torch.stack([w.x for w in trajectories]).cpu()
         self.rewards = torch.tensor(rewards, dtype=torch.float64)
         self.log_weights = log_weights + lam * (self.rewards - past)
         self.drawn += k
@@ -221,25 +221,26 @@ class Values(State):
         count = max((n for n in range(max(run.batch // m, 1) + 1) if run.affordable(n * cost)), default=0)
         if not count:
             return "calls"
-        samples = [[run.walk(self.drawn + i)] for i in range(count)]
+        samples = [[run.trajectory(self.drawn + i)] for i in range(count)]
         # The first of the M goes on with the sample's own noise: with M = 1 this is the plain sampler.
         spare = [[run.generator(self.drawn + i, "value", j) for j in range(1, m)] for i in range(count)]
         pick = [run.generator(self.drawn + i, "pick") for i in range(count)]
         for step in range(run.steps):
-            walks = [walk for sample in samples for walk in sample]
-            x0 = run.predict(walks)
+            trajectories = [trajectory for sample in samples for trajectory in sample]
+            x0 = run.predict(trajectories)
             if step in self.at and m > 1:
-                rewards = run.halfway(walks, x0).view(count, m)
+                rewards = run.halfway(trajectories, x0).view(count, m)
                 chosen = [i * m + self._choice(rewards[i], pick[i]) for i in range(count)]
                 x0 = x0[chosen]
                 for i, j in enumerate(chosen):
-                    samples[i] = [Walk(walks[i * m].number, walks[j].x, walks[i * m].generator, step)]
+                    first = trajectories[i * m]
+                    samples[i] = [Trajectory(first.number, trajectories[j].x, first.generator, step)]
             if step + 1 in self.at and m > 1:
                 for i, sample in enumerate(samples):
                     first = sample[0]
-                    samples[i] = [first, *(Walk(first.number, first.x, g, first.step) for g in spare[i])]
+                    samples[i] = [first, *(Trajectory(first.number, first.x, g, first.step) for g in spare[i])]
                 x0 = x0.repeat_interleave(m, 0)
-            run.move([walk for sample in samples for walk in sample], x0)
+            run.move([trajectory for sample in samples for trajectory in sample], x0)
         for chunk, _ in run.scored([sample[0] for sample in samples]):
             self.drawn += len(chunk)
         return None

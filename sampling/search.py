@@ -31,7 +31,7 @@ _SEEDS = 1 << 64
 
 
 @dataclass
-class Walk:
+class Trajectory:
     """One latent on its way down: at sigmas[step] now; `kept` are the latents that were asked for, on the CPU."""
 
     number: int
@@ -93,64 +93,64 @@ class Run:
         generator = torch.Generator().manual_seed(candidate_seed(self.seed, number))
         return torch.randn(self.prior.shape, dtype=self.sigmas.dtype, generator=generator).to(self.sigmas.device)
 
-    def walk(self, number: int, noise: Tensor | None = None) -> Walk:
+    def trajectory(self, number: int, noise: Tensor | None = None) -> Trajectory:
         """A candidate at the top level, from its own unit noise or from the one given."""
         noise = (self.unit(number) if noise is None else noise).unsqueeze(0)
-        return Walk(number, self.prior.first(noise)[0], self.generator(number))
+        return Trajectory(number, self.prior.first(noise)[0], self.generator(number))
 
     def generator(self, number: int, *branch: object) -> torch.Generator:
         """Of the fresh noise on a candidate's way, on the CPU; it starts at seed + 1, as core's does there."""
         seed = candidate_seed(self.seed, number)
         return torch.Generator().manual_seed(seed_of(seed, *branch) if branch else (seed + 1) % _SEEDS)
 
-    def chunks(self, walks: Sequence[Walk]) -> Iterator[Sequence[Walk]]:
-        """The walks in batches."""
-        return (walks[i : i + self.batch] for i in range(0, len(walks), self.batch))
+    def chunks(self, trajectories: Sequence[Trajectory]) -> Iterator[Sequence[Trajectory]]:
+        """The trajectories in batches."""
+        return (trajectories[i : i + self.batch] for i in range(0, len(trajectories), self.batch))
 
-    def predict(self, walks: Sequence[Walk]) -> Tensor:
-        """The model's x0 (B, ...) of walks that are all at one level."""
-        return torch.cat([self._call(chunk, torch.stack([w.x for w in chunk])) for chunk in self.chunks(walks)])
+    def predict(self, trajectories: Sequence[Trajectory]) -> Tensor:
+        """The model's x0 (B, ...) of trajectories that are all at one level."""
+        return torch.cat([self._call(chunk, torch.stack([w.x for w in chunk])) for chunk in self.chunks(trajectories)])
 
-    def move(self, walks: Sequence[Walk], x0: Tensor, keep: frozenset[int] = frozenset()) -> None:
-        """Take each walk one level down; a latent that arrives at a step in `keep` is kept on the CPU."""
-        self._move(walks, torch.stack([w.x for w in walks]), x0, keep)
+    def move(self, trajectories: Sequence[Trajectory], x0: Tensor, keep: frozenset[int] = frozenset()) -> None:
+        """Take each trajectory one level down; a latent that arrives at a step in `keep` is kept on the CPU."""
+        self._move(trajectories, torch.stack([w.x for w in trajectories]), x0, keep)
 
-    def finish(self, walks: Sequence[Walk], keep: frozenset[int] = frozenset()) -> None:
-        """Take walks, each from where it is, to level zero."""
+    def finish(self, trajectories: Sequence[Trajectory], keep: frozenset[int] = frozenset()) -> None:
+        """Take trajectories, each from where it is, to level zero."""
         if self.prior.mixed_levels:
             # The longest first, so that the last forwards are full as well.
-            waiting = sorted(reversed(walks), key=lambda w: -w.step)
-            lanes: list[Walk] = []
+            waiting = sorted(reversed(trajectories), key=lambda w: -w.step)
+            lanes: list[Trajectory] = []
             while waiting or lanes:
                 while waiting and len(lanes) < self.batch:
                     lanes.append(waiting.pop())
                 self._advance(lanes, keep)
                 lanes = [w for w in lanes if w.step < self.steps]
             return
-        for step in range(min((w.step for w in walks), default=self.steps), self.steps):
-            for chunk in self.chunks([w for w in walks if w.step == step]):
+        for step in range(min((w.step for w in trajectories), default=self.steps), self.steps):
+            for chunk in self.chunks([w for w in trajectories if w.step == step]):
                 self._advance(chunk, keep)
 
-    def _advance(self, walks: Sequence[Walk], keep: frozenset[int]) -> None:
-        x = torch.stack([w.x for w in walks])
-        self._move(walks, x, self._call(walks, x), keep)
+    def _advance(self, trajectories: Sequence[Trajectory], keep: frozenset[int]) -> None:
+        x = torch.stack([w.x for w in trajectories])
+        self._move(trajectories, x, self._call(trajectories, x), keep)
 
-    def _call(self, walks: Sequence[Walk], x: Tensor) -> Tensor:
-        x0 = self.prior.model(x, self._sigma(walks, 0), **self.prior.extra_args)
+    def _call(self, trajectories: Sequence[Trajectory], x: Tensor) -> Tensor:
+        x0 = self.prior.model(x, self._sigma(trajectories, 0), **self.prior.extra_args)
         self.ledger.forwards += 1
-        self.ledger.calls += len(walks) * self.prior.calls_per_eval
+        self.ledger.calls += len(trajectories) * self.prior.calls_per_eval
         if x0.shape != x.shape:
             raise ValueError(f"search: the model answered {tuple(x0.shape)} to latents of {tuple(x.shape)}")
         self.tell()
         return x0
 
-    def _sigma(self, walks: Sequence[Walk], ahead: int) -> Tensor:
-        first = walks[0].step
-        if all(w.step == first for w in walks):
-            return self.sigmas[first + ahead].expand(len(walks))
-        return self.sigmas[torch.tensor([w.step + ahead for w in walks], device=self.sigmas.device)]
+    def _sigma(self, trajectories: Sequence[Trajectory], ahead: int) -> Tensor:
+        first = trajectories[0].step
+        if all(w.step == first for w in trajectories):
+            return self.sigmas[first + ahead].expand(len(trajectories))
+        return self.sigmas[torch.tensor([w.step + ahead for w in trajectories], device=self.sigmas.device)]
 
-    def _move(self, walks: Sequence[Walk], x: Tensor, x0: Tensor, keep: frozenset[int]) -> None:
+    def _move(self, trajectories: Sequence[Trajectory], x: Tensor, x0: Tensor, keep: frozenset[int]) -> None:
         noise = None
         if self.transition.stochastic:
             # No draw for a step to level zero, so that the stream is the plain sampler's.
@@ -158,14 +158,14 @@ class Run:
                 torch.randn(self.prior.shape, dtype=x.dtype, generator=w.generator)
                 if w.step + 1 < self.steps
                 else torch.zeros(self.prior.shape, dtype=x.dtype)
-                for w in walks
+                for w in trajectories
             ]
             noise = torch.stack(fresh).to(x.device)
-        x = self.transition.step(self.path, x, x0, self._sigma(walks, 0), self._sigma(walks, 1), noise)
-        for walk, row in zip(walks, x, strict=True):
-            walk.x, walk.step = row, walk.step + 1
-            if walk.step in keep:
-                walk.kept.append(row.to("cpu", copy=True))
+        x = self.transition.step(self.path, x, x0, self._sigma(trajectories, 0), self._sigma(trajectories, 1), noise)
+        for trajectory, row in zip(trajectories, x, strict=True):
+            trajectory.x, trajectory.step = row, trajectory.step + 1
+            if trajectory.step in keep:
+                trajectory.kept.append(row.to("cpu", copy=True))
 
     def score(self, latents: Tensor) -> list[float]:
         """Rewards of at most `batch` clean latents (B, ...). ValueError for what is no finite number for each."""
@@ -191,19 +191,19 @@ class Run:
         self.ledger.rewards += len(values)
         return values
 
-    def scored(self, walks: Sequence[Walk]) -> Iterator[tuple[Sequence[Walk], list[float]]]:
-        """Finished walks in batches with their rewards, after each has been offered to the best."""
-        for chunk in self.chunks(walks):
+    def scored(self, trajectories: Sequence[Trajectory]) -> Iterator[tuple[Sequence[Trajectory], list[float]]]:
+        """Finished trajectories in batches with their rewards, after each has been offered to the best."""
+        for chunk in self.chunks(trajectories):
             latents = torch.stack([w.x for w in chunk])
             rewards = self.score(latents)
             self.best.offer(latents, rewards, [w.number for w in chunk], self.ledger.calls)
             yield chunk, rewards
             self.tell()
 
-    def halfway(self, walks: Sequence[Walk], x0: Tensor) -> Tensor:
-        """Rewards (B,), fp64 on the CPU, of the model's x0 (B, ...) of walks that are not finished."""
+    def halfway(self, trajectories: Sequence[Trajectory], x0: Tensor) -> Tensor:
+        """Rewards (B,), fp64 on the CPU, of the model's x0 (B, ...) of trajectories that are not finished."""
         rewards: list[float] = []
-        for i, chunk in enumerate(self.chunks(walks)):
+        for i, chunk in enumerate(self.chunks(trajectories)):
             latents = x0[i * self.batch : i * self.batch + len(chunk)]
             rewards += self.score(latents)
             self.best.offer(

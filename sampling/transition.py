@@ -82,7 +82,9 @@ class Transition:
             x = _ancestral(x, x0, here, there, noise)
         return torch.where(there > 0, x, x0)
 
-    def law(self, path: NoisePath, x: Tensor, x0: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(
+        self, path: NoisePath, x: Tensor, x0: Tensor, sigma: Tensor, sigma_next: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """(mean (B, ...), standard deviation (B, 1, ...)) of the Gaussian that a stochastic step draws from.
 
         Gradients reach the mean through x and x0. At level zero the deviation is 0 and there is no density.

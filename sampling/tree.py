@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .search import Run, State, Walk
+from .search import Run, State, Trajectory
 from .settings import Settings, setting
 
 Selection = Literal["uniform", "mixed", "boltzmann", "uct"]
@@ -204,32 +204,32 @@ class Tree(State):
             paid += 1
         if not paid:
             return "calls"
-        walks = [self._walk(run, parent, number) for parent, number in self.pending[:paid]]
-        run.finish(walks, frozenset(self.stops))
-        for chunk, rewards in run.scored(walks):
+        trajectories = [self._walk(run, parent, number) for parent, number in self.pending[:paid]]
+        run.finish(trajectories, frozenset(self.stops))
+        for chunk, rewards in run.scored(trajectories):
             self._take_in(chunk, rewards)
         return None
 
     def _step(self, node: int) -> int:
         return 0 if node == ROOT else self.stops[int(self.place[node])]
 
-    def _walk(self, run: Run, parent: int, number: int) -> Walk:
+    def _walk(self, run: Run, parent: int, number: int) -> Trajectory:
         if parent == ROOT:
-            walk = run.walk(number)
+            trajectory = run.trajectory(number)
             if self.stops[0] == 0:
-                walk.kept.append(walk.x.to("cpu", copy=True))
-            return walk
+                trajectory.kept.append(trajectory.x.to("cpu", copy=True))
+            return trajectory
         x = self._latent(parent).to(run.sigmas)
-        return Walk(number, x, run.generator(number), self._step(parent))
+        return Trajectory(number, x, run.generator(number), self._step(parent))
 
-    def _take_in(self, walks: Sequence[Walk], rewards: Sequence[float]) -> None:
+    def _take_in(self, trajectories: Sequence[Trajectory], rewards: Sequence[float]) -> None:
         touched: set[int] = set()
-        for walk, reward in zip(walks, rewards, strict=True):
+        for trajectory, reward in zip(trajectories, rewards, strict=True):
             parent, _ = self.pending.pop(0)
             self._promised[parent] -= 1
             node, place = parent, int(self.place[parent]) + 1
-            for latent in walk.kept:
-                node = self._add(node, place, reward, walk.number, latent)
+            for latent in trajectory.kept:
+                node = self._add(node, place, reward, trajectory.number, latent)
                 place += 1
             while parent >= 0:
                 touched.add(parent)

@@ -53,7 +53,7 @@ class Size:
 
 
 @dataclass(frozen=True, eq=False)
-class Wish:
+class RestorationRequest:
     """How to restore.
 
     captions: one for each image; tiles: [image][tile], or None. strength: share of the tile's caption against the
@@ -91,18 +91,18 @@ def tiles_of(images: Tensor, size: Size) -> Iterator[Tensor]:
         yield images[:, top:bottom, left:right]
 
 
-def run(host: Host, model: MODEL, clip: CLIP, vae: VAE, images: Tensor, wish: Wish) -> Tensor:
+def run(host: Host, model: MODEL, clip: CLIP, vae: VAE, images: Tensor, request: RestorationRequest) -> Tensor:
     """IMAGE (B, ceil(H scale), ceil(W scale), 3, or 4 where there is an alpha), fp32 on the CPU.
 
     A mask leaves the rest as the plain enlargement. ValueError for what does not fit.
     """
     images = pictures(images)
-    grid = wish.size.grid(*images.shape[1:3])
-    mask = None if wish.mask is None else softened(wish.mask, len(images), wish.feather)
+    grid = request.size.grid(*images.shape[1:3])
+    mask = None if request.mask is None else softened(request.mask, len(images), request.feather)
     if mask is not None:
         mask = mask.expand(len(images), -1, -1, -1)
     canvas = torch.zeros(len(images), grid.height, grid.width, images.shape[-1])
-    use = _Networks(host, model, clip, vae, wish)
+    use = _Networks(host, model, clip, vae, request)
     count = len(images) if use.video else PICTURES
     bar, done = host.progress(3 * len(grid) * len(images)), 0
     for first in range(0, len(images), count):
@@ -114,7 +114,7 @@ def run(host: Host, model: MODEL, clip: CLIP, vae: VAE, images: Tensor, wish: Wi
             bar.step(done)
             if tile is not None:
                 grid.add(canvas[some], *tile)
-    wanted = enlarged(images.shape[1], images.shape[2], wish.size.scale)
+    wanted = enlarged(images.shape[1], images.shape[2], request.size.scale)
     if wanted != (grid.height, grid.width):
         canvas = region(canvas, wanted)
     return canvas.clamp_(0, 1)
@@ -138,18 +138,18 @@ def softened(mask: Tensor, count: int, feather: int) -> Tensor:
 class _Networks:
     """What turns latents of degraded pictures into those of restored ones."""
 
-    def __init__(self, host: Host, model: MODEL, clip: CLIP, vae: VAE, wish: Wish):
-        self.host, self.model, self.clip, self.vae, self.wish = host, model, clip, vae, wish
+    def __init__(self, host: Host, model: MODEL, clip: CLIP, vae: VAE, request: RestorationRequest):
+        self.host, self.model, self.clip, self.vae, self.request = host, model, clip, vae, request
         self.video = host.latent_format(model)[1] == 3
-        self._sigmas = wish.one_step.sigmas(host.schedule(model), host.noise_path(model))
+        self._sigmas = request.one_step.sigmas(host.schedule(model), host.noise_path(model))
         self._sampler = host.method_sampler(Restore())
-        self._factor = _factor(host, model, wish.latent_scale)
+        self._factor = _factor(host, model, request.latent_scale)
         self._guiders: dict[str, Any] = {}
         self._watched = False
 
     def restored(self, latents: Tensor, whole: str, own: str) -> Tensor:
         """x0 of latents (B, C, ...), as they are stored. Where the tile has a caption of its own, both are mixed."""
-        share = 1.0 if whole == own else self.wish.strength
+        share = 1.0 if whole == own else self.request.strength
         if share in (0, 1):
             return self._sampled(latents, own if share else whole)
         return torch.lerp(self._sampled(latents, whole), self._sampled(latents, own), share)
@@ -190,20 +190,20 @@ class _Networks:
         down, across = (-pixels.shape[dim] % MULTIPLE for dim in (1, 2))
         # Repeated pixels, not black ones: a dark frame would darken what lies next to it.
         padded = F.pad(pixels.movedim(-1, 1), (0, across, 0, down), mode="replicate").movedim(1, -1).clamp(0, 1)
-        many = [padded] if self.video else padded.split(self.wish.batch)
+        many = [padded] if self.video else padded.split(self.request.batch)
         return torch.cat([self.host.encode_images(self.vae, part)["samples"].float().cpu() for part in many])
 
     def decoded(self, latents: Tensor, plain: Tensor) -> Tensor:
         """The tile (B, h, w, C) in the colours of the plain one, whose alpha it has."""
         height, width = plain.shape[1:3]
-        many = [latents] if self.video else latents.split(self.wish.batch)
+        many = [latents] if self.video else latents.split(self.request.batch)
         tile = torch.cat([self.host.decode(self.vae, part)[:, :height, :width, :3] for part in many])
         if len(tile) < len(plain):
             raise ValueError(
                 f"the video model gave {len(tile)} frames of {len(plain)}: give it as many as its VAE takes, such as "
                 "4 n + 1"
             )
-        fixed = color_fix(tile[: len(plain)], plain[..., :3], self.wish.colour)
+        fixed = color_fix(tile[: len(plain)], plain[..., :3], self.request.colour)
         return torch.cat([fixed, plain[..., 3:]], -1)
 
 
@@ -212,8 +212,8 @@ class _Job:
 
     def __init__(self, use: _Networks, images: Tensor, grid: Grid, mask: Tensor | None, some: slice):
         self.use, self.images, self.grid, self.mask = use, images, grid, mask
-        self.captions = use.wish.captions[some]
-        self.own = None if use.wish.tiles is None else use.wish.tiles[some]
+        self.captions = use.request.captions[some]
+        self.own = None if use.request.tiles is None else use.request.tiles[some]
 
     def tiles(self) -> Iterator[tuple[int, tuple[int, Tensor] | None]]:
         """(steps done, finished (index, tile (B, h, w, C)) or None), three steps for each tile of each picture."""
@@ -256,8 +256,8 @@ class _Job:
                 own = self.own[row][index] if self.own is not None else ""
                 same.setdefault((whole, own or whole), []).append((index, row))
         for (whole, own), places in same.items():
-            for begin in range(0, len(places), self.use.wish.batch):
-                yield places[begin : begin + self.use.wish.batch], whole, own
+            for begin in range(0, len(places), self.use.request.batch):
+                yield places[begin : begin + self.use.request.batch], whole, own
 
     def _plain(self, index: int) -> Tensor:
         """The tile (B, h, w, C) of the plain enlargement."""

@@ -27,7 +27,7 @@ from ...sampling.transition import Transition
 from ...sampling.tree import Tree, TreeConfig
 from ...trainers.config import read
 from ..contract import LATENT, Host
-from .wish import Absent, Saved, Wish
+from .request import Absent, Saved, SearchRequest
 
 FORMAT = "retort search 1"
 FOLDER = "retort_searches"
@@ -48,9 +48,9 @@ def folder(host: Host) -> Path:
 
 def save(host: Host, saved: Saved, name: str) -> Path:
     """Write a search under a name that no file has yet; its path. ValueError for a name that cannot be a file's."""
-    wish = saved.wish
-    latent = {k: v for k, v in wish.latent.items() if isinstance(v, Tensor)}
-    state = {"sigmas": wish.sigmas, **{f"latent.{k}": v for k, v in latent.items()}}
+    request = saved.request
+    latent = {k: v for k, v in request.latent.items() if isinstance(v, Tensor)}
+    state = {"sigmas": request.sigmas, **{f"latent.{k}": v for k, v in latent.items()}}
     items: list[dict[str, Any] | None] = []
     for i, item in enumerate(saved.states):
         if item is None:
@@ -59,12 +59,12 @@ def save(host: Host, saved: Saved, name: str) -> Path:
         own, header = item.to_file()
         state |= {f"item.{i}.{k}": v for k, v in own.items()}
         items.append(header)
-    method = next(m for m, (config, _) in METHODS.items() if config is type(wish.config))
+    method = next(m for m, (config, _) in METHODS.items() if config is type(request.config))
     header = {
-        "prompt": wish.prompt, "method": method, "config": asdict(cast(Any, wish.config)),
-        "transition": asdict(wish.transition), "seed": wish.seed,
-        "noise": None if wish.noise is None else int(wish.noise.seed), "keep": wish.keep,
-        "latent": {k: v for k, v in wish.latent.items() if isinstance(v, int | float | str)}, "items": items,
+        "prompt": request.prompt, "method": method, "config": asdict(cast(Any, request.config)),
+        "transition": asdict(request.transition), "seed": request.seed,
+        "noise": None if request.noise is None else int(request.noise.seed), "keep": request.keep,
+        "latent": {k: v for k, v in request.latent.items() if isinstance(v, int | float | str)}, "items": items,
     }  # fmt: skip
     return write_new(folder(host), name, tensors(state, {"format": FORMAT, "search": json.dumps(header)}))
 
@@ -118,7 +118,7 @@ def _saved(header: Mapping[str, Any], found: Mapping[str, Tensor]) -> Saved:
         k: v for k, v in header["latent"].items() if isinstance(k, str) and isinstance(v, int | float | str)
     }
     latent |= {k.removeprefix("latent."): v for k, v in found.items() if k.startswith("latent.")}
-    wish = Wish(
+    request = SearchRequest(
         sigmas, latent, str(header["prompt"]), settings, read(Transition, header["transition"], "transition"), seed,
         None if noise is None else Absent(noise), keep,
     )  # fmt: skip
@@ -126,4 +126,4 @@ def _saved(header: Mapping[str, Any], found: Mapping[str, Tensor]) -> Saved:
     for i, item in enumerate(items):
         own = {k.removeprefix(f"item.{i}."): v for k, v in found.items() if k.startswith(f"item.{i}.")}
         states.append(None if item is None else state.from_file(own, item, settings))
-    return Saved(wish, tuple(states))
+    return Saved(request, tuple(states))

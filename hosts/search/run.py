@@ -30,9 +30,11 @@ from ..noise import PolicyNoise
 from .files import load, rescue, save, written
 from .record import Record
 from .report import draw
-from .wish import Absent, Found, Saved, Wish
+from .request import Absent, Found, Saved, SearchRequest
 
-__all__ = ["Found", "Saved", "Wish", "draw_from", "load", "policy_noise", "run", "save", "with_noise", "written"]
+__all__ = [
+    "Found", "Saved", "SearchRequest", "draw_from", "load", "policy_noise", "run", "save", "with_noise", "written",
+]  # fmt: skip
 
 CANCELLED = "cancelled"
 _log = logging.getLogger("retort.search")
@@ -44,7 +46,7 @@ def run(
     guider: GUIDER,
     vae: VAE,
     reward: Reward,
-    wish: Wish,
+    request: SearchRequest,
     budget: Budget,
     batch: int,
     earlier: Saved | None = None,
@@ -55,20 +57,20 @@ def run(
     error leaves what was found in a file, which its message names. Raises ValueError for a NOISE, reward, budget or
     earlier search that does not fit.
     """
-    if isinstance(wish.noise, Absent):
+    if isinstance(request.noise, Absent):
         raise ValueError(
-            f"noise: the search drew its starts from a NOISE of seed {wish.noise.seed}, which its file does not hold; "
+            f"noise: the search drew its starts from a NOISE of seed {request.noise.seed}, which its file lacks; "
             "connect the same one"
         )
-    samples = host.latents_of(guider, wish.latent)
+    samples = host.latents_of(guider, request.latent)
     states: list[State | None] = [None] * len(samples)
     if earlier is not None:
         states = [None if s is None else _copy(s) for s in earlier.states]
     watch = _Watch(host, budget, len(samples))
     rows: list[tuple[Tensor, State, str]] = []
-    with Record(host.search_records(), wish.prompt, reward.name, len(samples)) as record:
+    with Record(host.search_records(), request.prompt, reward.name, len(samples)) as record:
         for i in range(len(samples)):
-            item = _Item(host, vae, reward, wish, budget, batch, i, len(samples), states[i], watch, record)
+            item = _Item(host, vae, reward, request, budget, batch, i, len(samples), states[i], watch, record)
             try:
                 latents = item.search(guider, samples[i : i + 1])
             except host.CANCELLED:
@@ -80,7 +82,7 @@ def run(
                 states[i] = item.state
                 if not any(state is not None and state.best.found for state in states):
                     raise
-                kept = _kept(host, Saved(wish, tuple(states)))
+                kept = _kept(host, Saved(request, tuple(states)))
                 if isinstance(error, ValueError):
                     raise ValueError(f"{error}; {kept}") from error
                 # The type of others counts: ComfyUI frees memory after its own out-of-memory errors.
@@ -91,7 +93,7 @@ def run(
             rows.append((latents, item.state, item.stopped))
             if item.stopped == CANCELLED:
                 break
-    return _found(host, vae, wish, rows, tuple(states))
+    return _found(host, vae, request, rows, tuple(states))
 
 
 def _kept(host: Host, saved: Saved) -> str:
@@ -103,11 +105,11 @@ def _kept(host: Host, saved: Saved) -> str:
 
 def with_noise(saved: Saved, noise: NOISE) -> Saved:
     """The search with the NOISE that its file could not hold. ValueError for one that is not the search's own."""
-    own = saved.wish.noise
+    own = saved.request.noise
     if own is None or int(own.seed) != int(noise.seed):
         seed = "its own seed" if own is None else f"a NOISE of seed {own.seed}"
         raise ValueError(f"noise: the search draws its starts from {seed}, not from one of seed {noise.seed}")
-    return replace(saved, wish=replace(saved.wish, noise=noise))
+    return replace(saved, request=replace(saved.request, noise=noise))
 
 
 def policy_noise(host: Host, saved: Saved, seed: int) -> PolicyNoise:
@@ -145,24 +147,26 @@ class _Item(Method):
     searches = True
 
     def __init__(
-        self, host: Host, vae: VAE, reward: Reward, wish: Wish, budget: Budget, batch: int, index: int, count: int,
+        self, host: Host, vae: VAE, reward: Reward, request: SearchRequest, budget: Budget, batch: int, index: int,
+        count: int,
         state: State | None, watch: _Watch, record: Record,
     ):  # fmt: skip
-        self.host, self.vae, self.reward, self.wish, self.watch, self.record = host, vae, reward, wish, watch, record
+        self.host, self.vae, self.reward, self.request = host, vae, reward, request
+        self.watch, self.record = watch, record
         self.budget, self.batch, self.index, self.count = budget, batch, index, count
         self.state, self.stopped = state, ""
-        seed = wish.seed if wish.noise is None else int(wish.noise.seed)
+        seed = request.seed if request.noise is None else int(request.noise.seed)
         self.seed = seed if index == 0 else seed_of(seed, "item", index)
 
     def search(self, guider: GUIDER, sample: Tensor) -> Tensor:
         """LATENT samples (K, ...) of the best, best first."""
         unit = self._units(sample)
-        if self.wish.noise is not None and torch.equal(unit(0), unit(1)):
+        if self.request.noise is not None and torch.equal(unit(0), unit(1)):
             raise ValueError(
                 "noise: it is the same for every seed, so that all candidates would be one; connect Random Noise, or "
                 "nothing"
             )
-        mask = self.wish.latent.get("noise_mask")
+        mask = self.request.latent.get("noise_mask")
         # Rows of a video's mask are frames.
         if mask is not None and sample.ndim == 4 and len(mask) > 1:
             mask = mask[self.index % len(mask)].unsqueeze(0)
@@ -170,15 +174,15 @@ class _Item(Method):
         # As many rows as are searched at once, by which the host judges what memory it needs.
         rows = (self.batch, *(1,) * (sample.ndim - 1))
         latent = {"samples": sample.repeat(rows), "noise_mask": mask}
-        self._unit = None if self.wish.noise is None else lambda number: unit(number)[0]
+        self._unit = None if self.request.noise is None else lambda number: unit(number)[0]
         return self.host.sample(
-            guider, self.host.method_sampler(self), self.wish.sigmas, latent, self.seed % (1 << 64),
+            guider, self.host.method_sampler(self), self.request.sigmas, latent, self.seed % (1 << 64),
             unit(0).repeat(rows),
         )  # fmt: skip
 
     def _units(self, sample: Tensor) -> Callable[[int], Tensor]:
         """Candidate's number -> its unit noise (1, ...)."""
-        noise = self.wish.noise
+        noise = self.request.noise
 
         def unit(number: int) -> Tensor:
             seed = candidate_seed(self.seed, number)
@@ -197,14 +201,14 @@ class _Item(Method):
 
     def sample(self, run: Run) -> Tensor:
         """LATENTs of the best (K, ...) in the model's scale, best first."""
-        wish, host = self.wish, self.host
+        request, host = self.request, self.host
 
         def evaluate(x0: Tensor) -> Tensor:
             stored = run.latents_out(x0)
             images = host.decode(self.vae, stored)
             if len(images) != len(x0):  # a video's frames come in one row
                 images = images.view(len(x0), -1, *images.shape[1:])
-            rewards = score(self.reward, images, wish.prompt)
+            rewards = score(self.reward, images, request.prompt)
             run.again()
             self.watch.seen(images, rewards)
             self.record.scored(images, stored, rewards)
@@ -219,8 +223,8 @@ class _Item(Method):
         self.watch.begin(self.state)
         try:
             found = search(
-                run, wish.config, self.budget, evaluate, seed=self.seed, transition=wish.transition, callback=callback,
-                state=self.state, noise=self._unit, keep=wish.keep,
+                run, request.config, self.budget, evaluate, seed=self.seed, transition=request.transition,
+                callback=callback, state=self.state, noise=self._unit, keep=request.keep,
             )  # fmt: skip
             self.state, self.stopped = found.state, found.stopped
         except host.CANCELLED:
@@ -278,8 +282,8 @@ def _copy(state: State) -> State:
     return type(state).from_file(*state.to_file(), state.config)
 
 
-def _found(host: Host, vae: VAE, wish: Wish, rows: list[tuple[Tensor, State, str]], states: tuple) -> Found:
-    kept = {k: v for k, v in wish.latent.items() if not k.startswith("downscale_ratio") and k != "batch_index"}
+def _found(host: Host, vae: VAE, request: SearchRequest, rows: list[tuple[Tensor, State, str]], states: tuple) -> Found:
+    kept = {k: v for k, v in request.latent.items() if not k.startswith("downscale_ratio") and k != "batch_index"}
     best = {**kept, "samples": torch.cat([latents[:1] for latents, *_ in rows])}
     if len(rows) < len(states) and "noise_mask" in best and len(best["noise_mask"]) == len(states):
         best["noise_mask"] = best["noise_mask"][: len(rows)]
@@ -303,4 +307,4 @@ def _found(host: Host, vae: VAE, wish: Wish, rows: list[tuple[Tensor, State, str
             lines.append(f"policy: {state.step} steps, {float(state.policy.divergence()):.4g} nats from plain noise")
     if len(rows) < len(states):
         lines.append(f"cancelled: {len(states) - len(rows)} of {len(states)} items were not searched")
-    return Found(best, top, Saved(wish, states), torch.cat(reports), "\n".join(lines))
+    return Found(best, top, Saved(request, states), torch.cat(reports), "\n".join(lines))

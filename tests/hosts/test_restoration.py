@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from retort.hosts.methods import Run
-from retort.hosts.restoration.run import Size, Wish, pictures, run, softened, tiles_of
+from retort.hosts.restoration.run import RestorationRequest, Size, pictures, run, softened, tiles_of
 from retort.restoration.one_step import OneStep
 from retort.restoration.resize import region
 from retort.restoration.tiles import Tiling
@@ -95,9 +95,9 @@ def draw(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def wish(count=1, scale=1.0, tile=128, overlap=32, window="gaussian", **rest):
+def request(count=1, scale=1.0, tile=128, overlap=32, window="gaussian", **rest):
     given = {"captions": [""] * count, "colour": "none"} | rest
-    return Wish(size=Size(scale, Tiling(tile, overlap, window), given.pop("least_side", 0)), **given)
+    return RestorationRequest(size=Size(scale, Tiling(tile, overlap, window), given.pop("least_side", 0)), **given)
 
 
 def restored(host, images, made):
@@ -110,7 +110,7 @@ def test_what_a_network_leaves_alone_is_the_enlargement(path, size):
     picture = draw(1, *size, 3)
     host = Host(path)
     scale = 1.0 if max(size) > 5000 else 2.0
-    got = restored(host, picture, wish(scale=scale, tile=512 if max(size) > 5000 else 128))
+    got = restored(host, picture, request(scale=scale, tile=512 if max(size) > 5000 else 128))
     expected = region(picture, (round(size[0] * scale), round(size[1] * scale))).clamp(0, 1)
     assert got.shape == expected.shape and got.dtype == torch.float32
     torch.testing.assert_close(got, expected, atol=2e-6, rtol=0)
@@ -122,7 +122,7 @@ def test_what_a_network_leaves_alone_is_the_enlargement(path, size):
 @pytest.mark.parametrize("window", ["gaussian", "cosine"])
 def test_a_constant_picture_stays_constant(path, colour, window):
     picture = torch.full((1, 150, 270, 3), 0.4)
-    got = restored(Host(path), picture, wish(window=window, colour=colour))
+    got = restored(Host(path), picture, request(window=window, colour=colour))
     assert float((got - 0.4).abs().max()) < 1 / 255
 
 
@@ -137,10 +137,10 @@ def network(reach=4):
 def test_tiles_equal_the_whole(path, scale):
     """A small convolutional network reaches no further than a quarter of the overlap."""
     picture = draw(2, 150, 107, 3)
-    whole = restored(Host(path, network()), picture, wish(2, scale, 0, 0))
+    whole = restored(Host(path, network()), picture, request(2, scale, 0, 0))
     tiled = Host(path, network())
     # Pixels that are repeated outside the picture are the same in both where the sides are multiples of 64 or not.
-    got = restored(tiled, picture, wish(2, scale, 128, 32, "cosine"))
+    got = restored(tiled, picture, request(2, scale, 128, 32, "cosine"))
     rim = 5
     assert float((got - whole)[:, :-rim, :-rim].abs().max()) < 1 / 255 / 10
     assert sum(shape[0] for shape in tiled.calls) > 2 and {shape[-1] for shape in tiled.calls} == {128}
@@ -151,9 +151,9 @@ def test_no_seam():
     tint = iter(torch.linspace(0, 0.3, 64))
     ramp = torch.linspace(0.2, 0.6, 400)[None, None, :, None].expand(1, 96, 400, 3)
     host = Host("FLOW", lambda z, text: z + next(tint))
-    got = restored(host, ramp, wish(tile=128, overlap=32, batch=1))
+    got = restored(host, ramp, request(tile=128, overlap=32, batch=1))
     steps = got[0, :, :, 0].diff(dim=1).abs().amax(0)
-    edges = sorted({x for *_, a, b in wish().size.grid(96, 400).boxes for x in (a, b) if 0 < x < 400})
+    edges = sorted({x for *_, a, b in request().size.grid(96, 400).boxes for x in (a, b) if 0 < x < 400})
     inside = torch.ones(399, dtype=torch.bool)
     inside[[x - 1 for x in edges]] = False
     assert float(steps[~inside].max()) <= float(steps[inside].max())
@@ -161,11 +161,11 @@ def test_no_seam():
 
 def test_channels():
     grey, alpha = draw(1, 40, 50, 1), draw(1, 40, 50, 4)
-    assert restored(Host(), grey, wish()).shape == (1, 40, 50, 3)
-    got = restored(Host("FLOW", lambda z, text: 1 - z), alpha, wish())
+    assert restored(Host(), grey, request()).shape == (1, 40, 50, 3)
+    got = restored(Host("FLOW", lambda z, text: 1 - z), alpha, request())
     torch.testing.assert_close(got[..., 3], alpha[..., 3])
     torch.testing.assert_close(got[..., :3], 1 - alpha[..., :3], atol=1e-5, rtol=0)
-    assert restored(Host(), draw(1, 40, 50, 3).half(), wish()).dtype == torch.float32
+    assert restored(Host(), draw(1, 40, 50, 3).half(), request()).dtype == torch.float32
     for bad in (torch.zeros(1, 0, 5, 3), torch.zeros(1, 5, 5, 2), torch.zeros(5, 5, 3)):
         with pytest.raises(ValueError, match="image has shape"):
             pictures(bad)
@@ -176,17 +176,18 @@ def test_masks():
     mask = torch.zeros(200, 300)
     mask[20:60, 30:80] = 1
     host = Host("FLOW", lambda z, text: 1 - z)
-    got = restored(host, picture, wish(mask=mask, feather=0))
+    got = restored(host, picture, request(mask=mask, feather=0))
     expected = torch.where(mask[None, :, :, None] > 0, 1 - picture, picture)
     torch.testing.assert_close(got, expected, atol=2e-6, rtol=0)
     assert sum(shape[0] for shape in host.calls) == 1  # the other tiles are not run
     empty = Host("FLOW", lambda z, text: 1 - z)
-    torch.testing.assert_close(restored(empty, picture, wish(mask=torch.zeros(1, 10, 10))), picture, atol=2e-6, rtol=0)
+    kept = restored(empty, picture, request(mask=torch.zeros(1, 10, 10)))
+    torch.testing.assert_close(kept, picture, atol=2e-6, rtol=0)
     assert not empty.calls and empty.steps[-1][0] == empty.steps[-1][1]
-    full = restored(Host("FLOW", lambda z, text: 1 - z), picture, wish(mask=torch.ones(64, 64)))
+    full = restored(Host("FLOW", lambda z, text: 1 - z), picture, request(mask=torch.ones(64, 64)))
     torch.testing.assert_close(full, 1 - picture, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="3 masks for 2 images"):
-        restored(Host(), draw(2, 40, 40, 3), wish(2, mask=torch.ones(3, 40, 40)))
+        restored(Host(), draw(2, 40, 40, 3), request(2, mask=torch.ones(3, 40, 40)))
 
 
 def test_feathering_is_a_slope():
@@ -202,26 +203,26 @@ def test_captions_reach_their_images_and_tiles():
     """The answer is the length of the text, so that each pixel says which caption it had."""
     host = Host("FLOW", lambda z, text: torch.full_like(z, len(text) / 10))
     picture = draw(2, 64, 224, 3)
-    got = restored(host, picture, wish(2, captions=["a", "bbb"]))
+    got = restored(host, picture, request(2, captions=["a", "bbb"]))
     torch.testing.assert_close(got[0], torch.full_like(got[0], 0.1))
     torch.testing.assert_close(got[1], torch.full_like(got[1], 0.3))
-    boxes = wish().size.grid(64, 224).boxes
+    boxes = request().size.grid(64, 224).boxes
     assert len(boxes) == 2
     tiles = [["a", ""], ["ccccc", "dddd"]]
-    got = restored(host, picture, wish(2, captions=["zz", "zz"], tiles=tiles, window="cosine"))
+    got = restored(host, picture, request(2, captions=["zz", "zz"], tiles=tiles, window="cosine"))
     for row, left, right in ((0, 0.1, 0.2), (1, 0.5, 0.4)):
         assert float(got[row, 0, 0, 0]) == pytest.approx(left) and float(got[row, 0, -1, 0]) == pytest.approx(right)
-    mixed = restored(host, picture, wish(2, captions=["zz", "zz"], tiles=tiles, strength=0.25))
+    mixed = restored(host, picture, request(2, captions=["zz", "zz"], tiles=tiles, strength=0.25))
     assert float(mixed[1, 0, 0, 0]) == pytest.approx(0.75 * 0.2 + 0.25 * 0.5)
     none = Host("FLOW", lambda z, text: torch.full_like(z, len(text) / 10))
-    got = restored(none, picture, wish(2, captions=["zz", "zz"], tiles=tiles, strength=0.0))
+    got = restored(none, picture, request(2, captions=["zz", "zz"], tiles=tiles, strength=0.0))
     torch.testing.assert_close(got, torch.full_like(got, 0.2))
     assert none.texts == ["zz"]  # captions that do not count are not encoded
 
 
 def test_a_batch_is_as_each_alone_and_batch_size_changes_nothing():
     pictures_ = draw(5, 70, 150, 3)
-    run_ = lambda images, n, batch: restored(Host("VE", network()), images, wish(n, batch=batch))  # noqa: E731
+    run_ = lambda images, n, batch: restored(Host("VE", network()), images, request(n, batch=batch))  # noqa: E731
     whole = run_(pictures_, 5, 4)
     torch.testing.assert_close(whole, torch.cat([run_(pictures_[i : i + 1], 1, 4) for i in range(5)]))
     torch.testing.assert_close(whole, run_(pictures_, 5, 1), atol=1e-6, rtol=0)
@@ -232,17 +233,17 @@ def test_a_batch_is_as_each_alone_and_batch_size_changes_nothing():
 def test_video_models_get_all_frames_at_once():
     host = Host("FLOW", lambda z, text: 1 - z, dims=3)
     frames = draw(21, 70, 70, 3)
-    got = restored(host, frames, wish(21))
+    got = restored(host, frames, request(21))
     torch.testing.assert_close(got, 1 - frames, atol=1e-5, rtol=0)
     assert host.calls == [(1, 3, 21, 128, 128)] and host.steps[-1][0] == host.steps[-1][1]
     host.decode = lambda vae, samples: samples[0, :, :17].movedim(0, -1)
     with pytest.raises(ValueError, match="17 frames of 21"):
-        restored(host, frames, wish(21))
+        restored(host, frames, request(21))
 
 
 def test_least_side_works_larger_and_comes_back():
     host = Host()
-    got = restored(host, draw(1, 20, 30, 3), wish(scale=2.0, least_side=256, tile=512, overlap=64))
+    got = restored(host, draw(1, 20, 30, 3), request(scale=2.0, least_side=256, tile=512, overlap=64))
     assert got.shape == (1, 40, 60, 3) and host.calls == [(1, 3, 256, 384)]
 
 
@@ -251,22 +252,22 @@ def test_latent_scale():
     seen = []
     host = Host("VE", lambda z, text: seen.append(z) or z, scale=0.13025)
     picture = draw(1, 64, 64, 3)
-    got = restored(host, picture, wish(latent_scale=0.18215))
+    got = restored(host, picture, request(latent_scale=0.18215))
     torch.testing.assert_close(seen[0], picture.movedim(-1, 1) * 0.18215)
     torch.testing.assert_close(got, picture, atol=1e-5, rtol=0)
     shifted = Host()
     shifted.latents_in = lambda model, samples: (samples - 0.06) * 1.5
     with pytest.raises(ValueError, match="latent_scale"):
-        restored(shifted, picture, wish(latent_scale=0.18215))
+        restored(shifted, picture, request(latent_scale=0.18215))
 
 
 def test_a_model_that_enlarges_is_warned_of_once():
     host = Host("FLOW", lambda z, text: 1.5 * z)
-    restored(host, draw(2, 100, 200, 3), wish(2))
+    restored(host, draw(2, 100, 200, 3), request(2))
     (said,) = host.said
     assert "1.50 times" in said and "one-step" in said
     same = Host("FLOW", lambda z, text: 1.05 * z)
-    restored(same, draw(1, 100, 200, 3), wish())
+    restored(same, draw(1, 100, 200, 3), request())
     assert not same.said
 
 
@@ -311,9 +312,9 @@ torch.set_num_threads(1)
 import test_restoration as t
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 host, picture = t.Coarse(), torch.full((1, 4096, 4096, 3), 0.5)
-t.restored(host, picture[:, :512, :512], t.wish(tile=512, overlap=64))
+t.restored(host, picture[:, :512, :512], t.request(tile=512, overlap=64))
 before = peak()
-out = t.restored(host, picture, t.wish(tile=512, overlap=64))
+out = t.restored(host, picture, t.request(tile=512, overlap=64))
 print(peak() - before - out.numel() * 4)
 assert abs(float(out.min()) - 0.5) < 1 / 255 and abs(float(out.max()) - 0.5) < 1 / 255
 """
@@ -332,6 +333,6 @@ def test_the_memory_of_a_large_picture_is_the_tiles():
 
 def test_the_timestep_is_the_wishs():
     host = Host("VP")
-    restored(host, draw(1, 64, 64, 3), wish(one_step=OneStep(250)))
+    restored(host, draw(1, 64, 64, 3), request(one_step=OneStep(250)))
     with pytest.raises(ValueError, match="timestep"):
         OneStep(0)

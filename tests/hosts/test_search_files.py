@@ -72,8 +72,8 @@ def more(parts, saved, **given):
 def test_a_search_goes_on_from_its_file_as_from_memory(parts, name, output):
     saved = search(parts, name)
     loaded = kept(saved)
-    assert loaded.wish.config == saved.wish.config and torch.equal(loaded.wish.sigmas, saved.wish.sigmas)
-    assert loaded.wish.transition == saved.wish.transition and loaded.wish.seed == 3
+    assert loaded.request.config == saved.request.config and torch.equal(loaded.request.sigmas, saved.request.sigmas)
+    assert loaded.request.transition == saved.request.transition and loaded.request.seed == 3
     here, there = more(parts, saved), more(parts, loaded)
     assert torch.equal(here[0]["samples"], there[0]["samples"]) and torch.equal(here[1]["samples"], there[1]["samples"])
     assert here[2].states[0].ledger.calls == there[2].states[0].ledger.calls
@@ -85,7 +85,7 @@ def test_items_masks_and_a_cancelled_batch_are_kept(parts):
     saved = search(parts, "best_of_n", {"samples": torch.zeros(2, 16, 8, 8), "noise_mask": mask}, keep=2)
     cut = replace(saved, states=(saved.states[0], None))
     loaded = kept(cut)
-    assert loaded.states[1] is None and torch.equal(loaded.wish.latent["noise_mask"], mask)
+    assert loaded.states[1] is None and torch.equal(loaded.request.latent["noise_mask"], mask)
     assert len(more(parts, loaded)[0]["samples"]) == 2
 
 

@@ -113,9 +113,9 @@ def test_hosts_agree(comfy, ours, nodes, parts, guided, variant, card):
     host, model, positive, negative, vae, reward = parts(variant, True)
     search = ours("hosts.search.run")
     step = ours("sampling.transition").Transition()
-    wish = search.Wish(sigmas, empty(), PROMPT, nodes.config_of(settings(nodes)), step, 3)
+    request = search.SearchRequest(sigmas, empty(), PROMPT, nodes.config_of(settings(nodes)), step, 3)
     guider = host.cfg_guider(model, positive, negative, 3.0)
-    there = search.run(host, guider, vae, reward, wish, nodes.budget_of(2 * CALLS, 0, ""), 8)
+    there = search.run(host, guider, vae, reward, request, nodes.budget_of(2 * CALLS, 0, ""), 8)
     assert (here[0]["samples"] - there.best["samples"]).abs().max() < 1e-4
     assert here[2].states[0].ledger.calls == there.saved.states[0].ledger.calls
 

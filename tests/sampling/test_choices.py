@@ -13,7 +13,7 @@ from retort.sampling.find import FindConfig
 from retort.sampling.particles import ValueConfig
 from retort.sampling.path import FLOW, VE
 from retort.sampling.prior import Prior
-from retort.sampling.search import Walk, search
+from retort.sampling.search import Trajectory, search
 from retort.sampling.tree import ROOT, TreeConfig
 
 BOTH = pytest.mark.parametrize("path", [VE, FLOW], ids=["VE", "FLOW"])
@@ -34,7 +34,7 @@ def grown(config, rewards=REWARDS):
             tree._promised[parent] = tree._promised.get(parent, 0) + 1
             below = len(tree.stops) - 1 - int(tree.place[parent])
             kept = [torch.full((1, 2, 2), reward)] * below
-            tree._take_in([Walk(tree.drawn, torch.zeros(1), torch.Generator(), kept=kept)], [reward])
+            tree._take_in([Trajectory(tree.drawn, torch.zeros(1), torch.Generator(), kept=kept)], [reward])
             tree.drawn += 1
             parent = int(tree.children(ROOT)[-1])
     return tree

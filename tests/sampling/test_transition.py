@@ -106,7 +106,7 @@ def test_the_law_is_what_the_step_draws_from(kind, path, noise):
         pytest.skip("a step of flow models")
     here, there = torch.tensor([0.9, 0.5, 0.2]), torch.tensor([0.7, 0.2, 0.0])
     x, x0, fresh = (noise(SHAPE, i).double() for i in range(3))
-    mean, std = Transition(kind).law(path, x, x0, here, there)
+    mean, std = Transition(kind).moments(path, x, x0, here, there)
     assert std.shape == (3, 1, 1, 1)
     assert torch.allclose(mean + std * fresh, Transition(kind).step(path, x, x0, here, there, fresh), atol=1e-9)
     assert std[2] == 0 and torch.equal(mean[2], x0[2]) and float(std[:2].min()) > 0
@@ -119,7 +119,7 @@ def test_the_law_of_the_sde_is_the_papers(noise):
     x, v = noise(SHAPE).double(), noise(SHAPE, 1).double()
     s = a * (t / (1 - t)) ** 0.5
     levels = (torch.full((3,), u, dtype=torch.float64) for u in (t, t + dt))
-    mean, std = Transition("sde", a).law(FLOW, x, x - t * v, *levels)
+    mean, std = Transition("sde", a).moments(FLOW, x, x - t * v, *levels)
     expected = x * (1 + s**2 / (2 * t) * dt) + v * (1 + s**2 * (1 - t) / (2 * t)) * dt
     assert torch.allclose(mean, expected, rtol=1e-12)
     assert torch.allclose(std, torch.full_like(std, s * (-dt) ** 0.5), rtol=1e-12)

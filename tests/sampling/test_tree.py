@@ -14,7 +14,7 @@ from retort.sampling.particles import BestOfConfig
 from retort.sampling.path import FLOW, VE
 from retort.sampling.prior import Prior
 from retort.sampling.schedule import DiscreteSchedule, FlowSchedule
-from retort.sampling.search import Budget, Walk, search
+from retort.sampling.search import Budget, Trajectory, search
 from retort.sampling.transition import Transition
 from retort.sampling.tree import DTS_STAR, PAPER_WIDENING, ROOT, TreeConfig, boltzmann, branch_steps, soft_value
 
@@ -34,9 +34,10 @@ def grow(tree, parent, rewards):
     for reward in rewards:
         tree.pending.append((parent, tree.drawn))
         tree._promised[parent] = tree._promised.get(parent, 0) + 1
-        walk = Walk(tree.drawn, torch.zeros(1), torch.Generator(), kept=[torch.full((1, 1, 1), reward)] * below)
+        kept = [torch.full((1, 1, 1), reward)] * below
+        trajectory = Trajectory(tree.drawn, torch.zeros(1), torch.Generator(), kept=kept)
         tree.drawn += 1
-        tree._take_in([walk], [reward])
+        tree._take_in([trajectory], [reward])
 
 
 def hand_made(lam, rewards=REWARDS):
@@ -135,7 +136,7 @@ def test_widening_to_the_letter():
     for n in range(1, 3001):
         assert tree._choose(0) or tree.descents == n
         while tree.pending:
-            tree._take_in([Walk(0, torch.zeros(1), torch.Generator(), kept=[torch.zeros(1, 1, 1)])], [0.0])
+            tree._take_in([Trajectory(0, torch.zeros(1), torch.Generator(), kept=[torch.zeros(1, 1, 1)])], [0.0])
         if tree.descents >= 3000:
             break
     n = tree.descents
@@ -350,8 +351,10 @@ def test_selection_and_backup_in_a_tree_of_100_000(selection):
         tree._choose(0)
         while tree.pending:
             jobs = tree.pending[:8]
-            walks = [Walk(n, kept[0], None, kept=kept[: len(tree.stops) - 1 - int(tree.place[p])]) for p, n in jobs]
-            tree._take_in(walks, rng.normal(size=len(walks)).tolist())
+            trajectories = [
+                Trajectory(n, kept[0], None, kept=kept[: len(tree.stops) - 1 - int(tree.place[p])]) for p, n in jobs
+            ]
+            tree._take_in(trajectories, rng.normal(size=len(trajectories)).tolist())
 
     # Wide at the top, as a search by uniform selection makes it.
     grow_fast(tree, 20_000, rng)

@@ -132,18 +132,18 @@ class FlowGRPO(Sampled):
         latents, densities = [x], []
         with self.denoiser.adapter("student"), swapped(self._weights(), self._policy):
             for index in range(len(self.sigmas) - 1):
-                mean, std = self.law(x, index, batch, "student")
+                mean, std = self.moments(x, index, batch, "student")
                 x = mean + std * draws.normal(f"step {index} of {member}", batch.shape)
                 latents.append(x)
                 densities.append(log_density(x, mean, std))
         return latents, densities
 
-    def law(self, x: Tensor, index: int, batch: Batch, adapter: str | None) -> tuple[Tensor, Tensor]:
+    def moments(self, x: Tensor, index: int, batch: Batch, adapter: str | None) -> tuple[Tensor, Tensor]:
         """(mean, deviation) of the step from x (B, ...) at the grid's level `index`."""
         sigma, following = self.level(index, len(batch)), self.level(index + 1, len(batch))
         with self.denoiser.adapter(adapter):
             x0 = guided(self.denoiser, x, sigma, batch.cond, batch.uncond, self.cfg, joined=True)
-            return self._transition.law(self.denoiser.path, x, x0, sigma, following)
+            return self._transition.moments(self.denoiser.path, x, x0, sigma, following)
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """One loss for each learnt step of each trajectory, together their mean."""
@@ -160,8 +160,8 @@ class FlowGRPO(Sampled):
         for (latents, densities), gain in zip(drawn, gains, strict=True):
             for index in learnt:
                 with torch.no_grad():
-                    reference = self.law(latents[index], index, batch, None)[0] if config.kl else None
-                mean, std = self.law(latents[index], index, batch, "student")
+                    reference = self.moments(latents[index], index, batch, None)[0] if config.kl else None
+                mean, std = self.moments(latents[index], index, batch, "student")
                 ratio = (log_density(latents[index + 1], mean, std) - densities[index]).exp()
                 each = clipped(ratio, gain, config.clip)
                 metrics = {**first, "moved": share * (ratio.detach() - 1).abs().mean()}

@@ -95,10 +95,10 @@ class SPO(Sampled):
                 continue
             with torch.no_grad(), self.denoiser.adapter(None):
                 x0 = self.guided(x, sigma, batch.cond, batch.uncond)
-                reference, _ = self._transition.law(self.denoiser.path, x, x0, sigma, following)
+                reference, _ = self._transition.moments(self.denoiser.path, x, x0, sigma, following)
             with self.denoiser.adapter("student"):
                 x0 = self.guided(x, sigma, batch.cond, batch.uncond)
-                mean, std = self._transition.law(self.denoiser.path, x, x0, sigma, following)
+                mean, std = self._transition.moments(self.denoiser.path, x, x0, sigma, following)
             count = range(self.config.candidates)
             noises = [draws.normal(f"step {index} of {k}", batch.shape) for k in count]
             candidates = torch.stack([mean.detach() + std * noise for noise in noises])

@@ -79,8 +79,8 @@ def test_gradient_at_the_reference_is_its_closed_form(affine, path, step):
         for index in (0, 1):
             here, there = sigmas[index].expand(2), sigmas[index + 1].expand(2)
             x0 = denoiser.predict_x0(x, here, None)
-            mean, std = transition.law(path, x, x0, here, there)
-            k = (transition.law(path, x, x0 + 1, here, there)[0] - mean).mean()
+            mean, std = transition.moments(path, x, x0, here, there)
+            k = (transition.moments(path, x, x0 + 1, here, there)[0] - mean).mean()
             noise = [draws.normal(f"step {index} of {j}", SHAPE) for j in range(3)]
             candidates = torch.stack([mean + std * n for n in noise])
             scores = torch.stack([_mean(denoiser.predict_x0(c, there, None), None, None) for c in candidates])

@@ -20,7 +20,7 @@ class Absent:
 
 
 @dataclass(frozen=True, eq=False)
-class Wish:
+class SearchRequest:
     """What is searched, the same in every run of one search.
 
     latent: a LATENT, empty or a picture, with its mask. noise: a NOISE that starts are drawn from, whose seed then
@@ -41,7 +41,7 @@ class Wish:
 class Saved:
     """SEARCH_TREE: a search and what it knows of each item; None for one that was not begun. Never changed."""
 
-    wish: Wish
+    request: SearchRequest
     states: tuple[State | None, ...]
 
 
