@@ -167,7 +167,8 @@ class RetortTreeSearch(io.ComfyNode):
         seconds=0.0, enough="", batch_size=8, keep=4, seed=0, noise=None,
     ):  # fmt: skip
         step = Transition("ancestral" if transition == AUTO else transition, noise_level)
-        request = searches.SearchRequest(sigmas, latent, prompt, config_of(chosen(cls, "method", method)), step, seed, noise, keep)
+        config = config_of(chosen(cls, "method", method))
+        request = searches.SearchRequest(sigmas, latent, prompt, config, step, seed, noise, keep)
         budget = budget_of(calls, seconds, enough)
         return output(searches.run(host, guider, vae, reward, request, budget, batch_size), cls)
 
