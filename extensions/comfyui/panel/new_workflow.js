@@ -1,7 +1,10 @@
-// A finished LoRA in a workflow of its own: base, LoRA, prompt, sampler, picture.
+// A run's LoRA in a workflow of its own: with it and without it, from the same noise, as the run's method is sampled.
 import { app } from "../../../scripts/app.js";
 
 const DISTILLED = new Set(["dmd2", "f_distill", "tdm", "di_star"]);
+const SEED = 1, PIXELS = 8; // of a latent's cell; nodes of empty latents count in it
+// Columns that are wide enough in both renderers, and rows for the branch with the LoRA and the one without.
+const LEFT = 0, MIDDLE = 460, RIGHT = 1000, END = 1480, ROW = 900;
 
 function widget(node, name, value) {
   const found = node.widgets?.find((each) => each.name === name);
@@ -14,52 +17,90 @@ function join(from, output, to, input) {
   from.connect(output, to, to.inputs.findIndex((each) => each.name === input));
 }
 
-/** run: an entry of /retort/runs that is finished. The open workflow stays as it is, in its own tab. */
+/** run: an entry of /retort/runs that has a LoRA. The open workflow stays as it is, in its own tab. */
 export async function openLora(run) {
   await app.extensionManager.command.execute("Comfy.NewBlankWorkflow");
-  const add = (type, x, y, values = {}) => {
+  const add = (type, x, y, values = {}, title = "") => {
     const node = LiteGraph.createNode(type);
     node.pos = [x, y];
+    if (title) node.title = title;
     app.graph.add(node);
     for (const [name, value] of Object.entries(values)) widget(node, name, value);
     return node;
   };
   const named = run.base ?? {};
-  const base = named.kind === "embedded"
-    ? add("RetortEmbeddedModel", 0, 0, { variant: named.variant })
-    : add("CheckpointLoaderSimple", 0, 0, named.kind === "checkpoint" ? { ckpt_name: named.file } : {});
-  const size = named.kind === "embedded" ? { width: 64, height: 64 } : {};
-  const lora = add("LoraLoaderModelOnly", 340, 0, { lora_name: run.lora });
-  const positive = add("CLIPTextEncode", 340, 130);
-  const negative = add("CLIPTextEncode", 340, 350);
-  const latent = add("EmptyLatentImage", 0, 160, size);
-  const decode = add("VAEDecode", 1180, 0);
-  const show = add("PreviewImage", 1180, 90);
+  const embedded = named.kind === "embedded";
+  const base = embedded
+    ? add("RetortEmbeddedModel", LEFT, 0, { variant: named.variant })
+    : add("CheckpointLoaderSimple", LEFT, 0, named.kind === "checkpoint" ? { ckpt_name: named.file } : {});
+  const lora = add("LoraLoaderModelOnly", MIDDLE, 0, { lora_name: run.lora });
   join(base, 0, lora, "model");
-  for (const text of [positive, negative]) join(base, 1, text, "clip");
-  join(base, 2, decode, "vae");
-  join(decode, 0, show, "images");
+  const sample = run.method === "instarevive" ? restored(run, add, base) : drawn(run, add, base, embedded);
+  for (const [model, y, title] of [[lora, 0, "With the LoRA"], [base, ROW, "Without it"]]) {
+    const show = add("PreviewImage", END, y, {}, title);
+    show.setSize([420, 420]);
+    join(sample(model, y), 0, show, "images");
+  }
+  await app.extensionManager.command.execute("Comfy.Canvas.FitView");
+}
+
+/** (model, y) -> the node that gives the picture of a branch: a picture is restored. */
+function restored(run, add, base) {
+  const picture = add("LoadImage", LEFT, 260);
+  return (model, y) => {
+    const restore = add("RetortRestore", RIGHT, y, { caption: run.prompt });
+    join(model, 0, restore, "model");
+    join(base, 1, restore, "clip");
+    join(base, 2, restore, "vae");
+    join(picture, 0, restore, "image");
+    return restore;
+  };
+}
+
+/** The same: four pictures are drawn at the size and, where the method says so, the levels of the training. */
+function drawn(run, add, base, embedded) {
+  const [height, width] = run.latent?.slice(-2) ?? [];
+  const size = width ? { width: PIXELS * width, height: PIXELS * height } : {};
+  const latent = add("EmptyLatentImage", LEFT, 260, { ...size, batch_size: 4 });
+  const positive = add("CLIPTextEncode", MIDDLE, 260, { text: run.prompt ?? "" });
+  join(base, 1, positive, "clip");
+  const decoded = (samples, y) => {
+    const decode = add("VAEDecode", END, y - 120);
+    join(samples, 0, decode, "samples");
+    join(base, 2, decode, "vae");
+    return decode;
+  };
   if (DISTILLED.has(run.method) && run.timesteps.length) {
-    const setup = add("RetortDistilledSetup", 780, 0, {
+    const noise = add("RandomNoise", LEFT, 560, { noise_seed: SEED, control_after_generate: "fixed" });
+    const levels = add("RetortDistilledSigmas", MIDDLE, 560, {
       preset: "custom", steps: run.timesteps.length, timesteps: run.timesteps.join(", "),
     });
-    const noise = add("RandomNoise", 780, 240);
-    const sampler = add("SamplerCustomAdvanced", 780, 370);
-    join(lora, 0, setup, "model");
-    join(positive, 0, setup, "positive");
-    join(noise, 0, sampler, "noise");
-    join(setup, 1, sampler, "guider");
-    join(setup, 2, sampler, "sampler");
-    join(setup, 3, sampler, "sigmas");
-    join(latent, 0, sampler, "latent_image");
-    join(sampler, 0, decode, "samples");
-    app.graph.remove(negative);
-  } else {
-    const sampler = add("KSampler", 780, 0);
-    join(lora, 0, sampler, "model");
-    join(positive, 0, sampler, "positive");
-    join(negative, 0, sampler, "negative");
-    join(latent, 0, sampler, "latent_image");
-    join(sampler, 0, decode, "samples");
+    join(base, 0, levels, "model");
+    // What the student's noise does between its steps is the method's own.
+    const mode = run.method === "tdm" ? "deterministic" : "re-noise";
+    const sampler = add("RetortDistilledSampler", MIDDLE, 900, { preset: "custom", mode });
+    return (model, y) => {
+      const guider = add("BasicGuider", RIGHT, y);
+      join(model, 0, guider, "model");
+      join(positive, 0, guider, "conditioning");
+      const samples = add("SamplerCustomAdvanced", RIGHT, y + 200);
+      join(noise, 0, samples, "noise");
+      join(guider, 0, samples, "guider");
+      join(sampler, 0, samples, "sampler");
+      join(levels, 0, samples, "sigmas");
+      join(latent, 0, samples, "latent_image");
+      return decoded(samples, y);
+    };
   }
+  const negative = add("CLIPTextEncode", MIDDLE, 620);
+  join(base, 1, negative, "clip");
+  const settings = { seed: SEED, control_after_generate: "fixed", ...(embedded && { cfg: 4, scheduler: "simple" }) };
+  return (model, y) => {
+    const samples = add("KSampler", RIGHT, y, settings);
+    join(model, 0, samples, "model");
+    join(positive, 0, samples, "positive");
+    join(negative, 0, samples, "negative");
+    join(latent, 0, samples, "latent_image");
+    return decoded(samples, y);
+  };
 }
