@@ -115,10 +115,12 @@ def read_metrics(path: Path | Inside) -> list[Row]:
 
 
 def save_sheet(images: Tensor, path: Path | Inside) -> None:
-    """A contact sheet of pictures (B, H, W, 3) in [0, 1], up to eight in a row, as PNG."""
+    """A contact sheet of pictures (B, H, W, 3) in [0, 1], about as many in a row as there are rows, as PNG."""
     from PIL import Image
 
-    columns = min(8, len(images))
+    least = math.ceil(math.sqrt(len(images)))
+    # Whole rows, where that makes none of more than twice as many as there are rows.
+    columns = next((n for n in range(least, math.isqrt(4 * len(images)) + 1) if len(images) % n == 0), least)
     rows = [images[i : i + columns] for i in range(0, len(images), columns)]
     b, h, w = len(images), *images.shape[1:3]
     sheet = images.new_zeros(len(rows) * h, columns * w, 3)
