@@ -5,6 +5,7 @@ import { Desk } from "./picker/desk.js";
 import { Drawing, MOST, promptsLeft, queuedFor } from "./picker/drawing.js";
 import { Mail } from "./picker/mail.js";
 import { View } from "./picker/view.js";
+import { connected } from "./panel/page.js";
 
 const PICKER = "RetortPreferencePicker";
 const QUEUE = "RetortPromptQueue";
@@ -14,7 +15,6 @@ const BUSY = 1000; // ms until a server that is busy is asked again
 const HEIGHT = 380;
 
 const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
-const linked = (node, name) => node.inputs?.some((input) => input.widget?.name === name && input.link != null);
 
 /** The nodes that a node's inputs come from, itself included. */
 function upstream(node, seen = new Set()) {
@@ -40,7 +40,7 @@ class Picker {
 
   /** The set that this node is about: as typed, or as it came by a link when the node ran last. */
   get place() {
-    const given = (name) => (linked(this.node, name) ? this.ran?.[name] : widgetOf(this.node, name)?.value) ?? "";
+    const given = (name) => (connected(this.node, name) ? this.ran?.[name] : widgetOf(this.node, name)?.value) ?? "";
     return { set: given("name").trim(), by: given("by") };
   }
 
@@ -162,7 +162,7 @@ class Picker {
     if (!queue) return null;
     const names = ["prompts", "index", "begin_again"];
     return promptsLeft(
-      Object.fromEntries(names.map((name) => [name, linked(queue, name) ? null : widgetOf(queue, name)?.value])),
+      Object.fromEntries(names.map((name) => [name, connected(queue, name) ? null : widgetOf(queue, name)?.value])),
     );
   }
 

@@ -1,6 +1,7 @@
 // The run of a training node, on the node: it is there again after a reload, and follows a run that goes on elsewhere.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { connected } from "./panel/page.js";
 import { RunView } from "./panel/run_view.js";
 
 const RUN = "retort_run", CHART = "retort_chart";
@@ -9,13 +10,16 @@ const NAMES = {
   RetortTrainDistillation: "name", RetortTrainFlow: "name", RetortFewShotAdapt: "name", RetortTrainPreference: "name",
   RetortTrainReward: "name", RetortTrainRestorer: "name", RetortTrainingJob: "name", RetortCollectJob: "run",
 };
-const HEIGHT = 320;
+const HEIGHT = 368;
+// No run can be called so, and asking for one would be refused.
+const IMPOSSIBLE = /[/\\:*?"<>|]|^\s*\./;
 
 function typed(node) {
   const name = NAMES[node.comfyClass];
   // A name that another node gives is known once it has run.
-  if (node.inputs?.some((input) => input.name === name && input.link !== null)) return undefined;
-  return node.widgets?.find((widget) => widget.name === name)?.value;
+  if (connected(node, name)) return undefined;
+  const value = node.widgets?.find((widget) => widget.name === name)?.value;
+  return IMPOSSIBLE.test(value) ? undefined : value;
 }
 
 app.registerExtension({

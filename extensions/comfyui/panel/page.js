@@ -52,3 +52,10 @@ export function lightbox(pictures, index) {
   show(index);
   dialog.showModal();
 }
+
+/** Whether a node's input comes from another node; older frontends do not say so by a method. */
+export function connected(node, name) {
+  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  if (slot < 0) return false;
+  return node.isInputConnected?.(slot) ?? node.inputs[slot].link != null;
+}
