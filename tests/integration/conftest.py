@@ -302,6 +302,9 @@ class Server:
             sys.executable, str(comfyui / "main.py"), "--cpu", "--port", str(port), "--base-directory", str(base),
             "--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:",
         ]  # fmt: skip
+        if frontend := os.environ.get("COMFYUI_FRONTEND"):
+            # The folder `static` of another comfyui-frontend-package.
+            self._command += ["--front-end-root", frontend]
         self.start()
 
     def start(self) -> None:

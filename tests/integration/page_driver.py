@@ -165,6 +165,37 @@ class Driver:
         nodes = self.page.evaluate(NODES, vue)
         return {**found, "nodes": nodes, "errors": list(self.errors), "told": told}
 
+    def fresh(self, types: list[str], unfolded: bool = False) -> dict[str, Any]:
+        """New nodes side by side, and of each what it shows; stray: widgets that are drawn above the first row."""
+        self.page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+        time.sleep(0.5)
+        self.page.evaluate(
+            """({ types, unfolded }) => { let x = 0; for (const type of types) {
+              const node = LiteGraph.createNode(type); node.pos = [x, 0]; x += 460; app.graph.add(node);
+              if (unfolded) { node.showAdvanced = true; node.setSize(node.computeSize()); } }
+              app.canvas.ds.scale = 0.3; app.canvas.ds.offset = [200, 200]; app.canvas.setDirty(true, true); }""",
+            {"types": types, "unfolded": unfolded},
+        )  # fmt: skip
+        time.sleep(1.5)
+        return self.page.evaluate(
+            """(types) => Object.fromEntries(app.graph._nodes.map((node) => {
+              const drawn = (one) => (node.isWidgetRowVisible ?? node.isWidgetVisible).call(node, one);
+              const rows = node.widgets.filter(drawn), folded = node.widgets.filter((one) => one.options?.advanced);
+              return [node.type, { height: node.size[1], needed: node.computeSize()[1], rows: rows.length,
+                widgets: node.widgets.length, folded: folded.length,
+                stray: app.canvas.constructor.vueNodesMode || LiteGraph.vueNodesMode ? []
+                  : rows.filter((one) => !(one.y > 0)).map((one) => one.name) }]; }))""", types,
+        )  # fmt: skip
+
+    def lora(self, run: dict[str, Any], vue: bool) -> list[dict[str, Any]]:
+        """Open a run's LoRA, and tell what nodes there are."""
+        self.page.evaluate(
+            """async (run) => { const page = await import("/extensions/retort/panel/new_workflow.js");
+              await page.openLora(run); }""", run,
+        )  # fmt: skip
+        time.sleep(1.5)
+        return self.page.evaluate(NODES, vue)
+
     def shot(self, name: str) -> None:
         """A screenshot."""
         self.page.screenshot(path=self.pictures / f"{name}.png")

@@ -22,6 +22,10 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 TEMPLATES = sorted(path.stem for path in (REPOSITORY / "workflows").glob("*.json"))
+ADVANCED = [
+    "RetortTrainDistillation", "RetortTrainRestorer", "RetortTrainingJob", "RetortTrainReward", "RetortTrainFlow",
+    "RetortTrainPreference", "RetortFewShotAdapt", "RetortRestore",
+]  # fmt: skip
 HOSTILE = "<img src=x onerror='window.hurt=1'>"
 MOST_BYTES = 150_000
 # The smallest training that a page can watch; it is stopped before its end.
@@ -49,6 +53,8 @@ FRAMES = """async () => {
 # What is wider than the panel lets it be.
 WIDE = """[...document.querySelectorAll(".retort-panel *")].filter((one) => one.scrollWidth > one.clientWidth + 1
   && one.clientWidth && getComputedStyle(one).overflowX === "visible").map((one) => one.className)"""
+SEEN = """(() => { const one = document.querySelector(".retort-strip img");
+  return [getComputedStyle(one).objectFit, one.clientWidth, one.clientHeight]; })()"""
 NOTE = "document.querySelector('.retort-body .retort-note').textContent"
 
 
@@ -160,6 +166,83 @@ def test_every_template_opens_whole(page, app, vue):
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
+def test_new_nodes_are_as_tall_as_what_they_show(page, vue):
+    """Folded settings take no room, and none of them is drawn over an input."""
+    page("look", vue=vue, theme="dark")
+    seen = page("fresh", types=ADVANCED)
+    for kind, node in seen.items():
+        assert not node["stray"], (kind, node["stray"])
+        assert node["rows"] < node["widgets"] and node["folded"] == node["widgets"] - node["rows"], (kind, node)
+        # Nodes 2.0 measures rows of its own, which are a little higher.
+        assert node["height"] <= node["needed"] * (1.3 if vue else 1) + 1, (kind, node)
+    assert 600 < seen["RetortTrainDistillation"]["needed"] < 720
+    page("shot", name=f"fresh_{'nodes2' if vue else 'canvas'}")
+    # Unfolded, everything has a row of its own.
+    for kind, node in page("fresh", types=ADVANCED, unfolded=True).items():
+        assert node["rows"] == node["widgets"] and not node["stray"], (kind, node)
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
+def test_counts_of_the_picker_stay_inside(page, vue):
+    page("look", vue=vue, theme="dark")
+    page("fresh", types=["RetortPreferencePicker"])
+    page("fit", type="RetortPreferencePicker")
+    beyond = """() => { const counts = document.querySelector(".retort-picker-counts");
+      counts.textContent = "1000 judged · 100 waiting · 100 skipped · 10 lost";
+      const edge = document.querySelector(".retort-picker").getBoundingClientRect();
+      const box = counts.getBoundingClientRect();
+      return [box.width, box.right - edge.right, box.bottom - edge.bottom]; }"""
+    width, across, down = page("evaluate", code=beyond)
+    assert width > 50 and across <= 0 and down <= 0
+    page("shot", name=f"picker_{'nodes2' if vue else 'canvas'}")
+
+
+def test_a_name_that_no_run_can_have_is_not_asked_for(page):
+    page("look", vue=False, theme="dark")
+    page("fresh", types=["RetortTrainFlow"])
+    page("heard")
+    for name in ("../my student", "..", "what?"):
+        page("change", type="RetortTrainFlow", values={"name": name})
+        page("evaluate", code="() => app.graph._nodes[0].onExecuted({})")
+        time.sleep(0.5)
+    assert not [one for one in page("heard") if "retort/runs" in one]
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
+@pytest.mark.parametrize(
+    ("method", "sampler"), [("tdm", "deterministic"), ("dmd2", "re-noise"), ("flow", ""), ("instarevive", "")]
+)
+def test_a_lora_is_opened_as_its_method_is_sampled(page, vue, method, sampler):
+    """The run's prompt, size and levels; with the LoRA, and without it from the same noise; no node over another."""
+    few = ["1000", "750"] if sampler else []
+    run = {
+        "method": method, "lora": "digits_flow_tdm_4step.safetensors", "timesteps": [float(one) for one in few],
+        "base": {"kind": "embedded", "variant": "flow"}, "prompt": "a red two", "latent": [16, 8, 12],
+    }  # fmt: skip
+    page("look", vue=vue, theme="dark")
+    seen = page("lora", run=run, vue=vue)
+    values = {}
+    for node in seen:
+        values.setdefault(node["type"], []).append(node["values"])
+    if method == "instarevive":
+        assert [one[0] for one in values["RetortRestore"]] == ["a red two"] * 2
+    else:
+        assert values["EmptyLatentImage"] == [[96, 64, 4]] and values["CLIPTextEncode"][0] == ["a red two"]
+    if sampler:
+        assert values["RetortDistilledSampler"] == [["custom", sampler, "from preset"]]
+        assert values["RetortDistilledSigmas"] == [["custom", 2, "1000, 750", 1]]
+        assert values["RandomNoise"] == [[1, "fixed"]] and len(values["SamplerCustomAdvanced"]) == 2
+    elif method == "flow":
+        assert values["KSampler"] == [[1, "fixed", 20, 4, "euler", "simple", 1]] * 2
+    assert len(values["PreviewImage"]) == 2 and len(values["LoraLoaderModelOnly"]) == 1
+    for one, two in combinations(seen, 2):
+        (a, b, c, d), (e, f, g, h) = one["box"], two["box"]
+        across, down = min(c, g) - max(a, e), min(d, h) - max(b, f)
+        assert min(across, down) <= 2, (one["type"], two["type"])
+    page("shot", name=f"open_{method}_{'nodes2' if vue else 'canvas'}")
+
+
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas by mouse", "nodes2 by keys"])
 def test_a_training_is_watched_and_led(page, app, state, vue):
     keys = "Enter" if vue else None
@@ -186,6 +269,9 @@ def test_a_training_is_watched_and_led(page, app, state, vue):
     sound(page("audit"))
     page("fit", type="RetortTrainDistillation")
     page("shot", name=name)
+    # A preview is seen whole.
+    (fit, across, down) = page("evaluate", code=SEEN)
+    assert fit == "contain" and across > 60 and down > 60
     # A preview, large: arrow keys and Escape.
     page("click", where=".retort-strip button", keys=keys)
     page("until", condition="document.querySelector('dialog.retort-lightbox[open] img')?.naturalWidth > 0")
@@ -196,6 +282,10 @@ def test_a_training_is_watched_and_led(page, app, state, vue):
     page("click", where=".retort-run button", text="Stop", keys=keys)
     stopped = eventually(lambda: (run := state(name)) and run["state"] == "stopped" and run)
     page("until", condition="document.querySelector('.retort-run .retort-line').textContent.startsWith('stopped')")
+    # Its LoRA so far was handed out: the workflow has ended well.
+    assert stopped["lora"] == f"{name}_step_{stopped['step']}.safetensors"
+    last = "async () => Object.values(await (await fetch('/history?max_items=1')).json())[0]?.status?.status_str"
+    eventually(lambda: page("evaluate", code=last) == "success")
     # It goes on where it was, and ComfyUI's own cancel saves it as well.
     page("queue", type="RetortTrainDistillation")
     eventually(lambda: (run := state(name)) and run["state"] == "running" and run["step"] > stopped["step"])
