@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from ..hosts.api import compare, host, io, ui
-from .inputs import schema
+from .inputs import SEED_MAX, schema, seed_input
 from .rewards import ALIASES, CATEGORY, REWARD
-from .search import SEED_MAX
 from .training import lines
 
 
@@ -41,14 +40,7 @@ class RetortCompareModels(io.ComfyNode):
                 io.Int.Input(
                     "per_prompt", default=4, min=1, max=1024, tooltip="Pictures of each prompt, sampled together."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=SEED_MAX,
-                    control_after_generate=True,
-                    tooltip="Of the first picture of each prompt; the next has the next seed.",
-                ),
+                seed_input("Of the first picture of each prompt; the next has the next seed."),
                 io.Int.Input("shown", default=16, min=1, max=256, tooltip="Pairs on the sheet, the first ones."),
             ],
             outputs=[

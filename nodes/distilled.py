@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..hosts.api import host, io, methods
 from ..sampling import presets
 from ..sampling.presets import PRESETS, Preset
-from .inputs import schema
+from .inputs import number, schema
 
 CATEGORY = "model/sampling/retort"
 ALIASES = [
@@ -23,25 +23,19 @@ def _preset_input(tooltip: str):
 
 def _grid_inputs():
     return [
-        io.Int.Input(
-            "steps",
-            default=0,
-            min=0,
-            max=64,
-            tooltip="Calls of the network. 0 takes the preset's own number; any other must be one it was made for.",
+        number(
+            "steps", 0, 0, 64,
+            "Calls of the network. 0 takes the preset's own number; any other must be one it was made for.",
         ),
         io.String.Input(
             "timesteps",
             default="",
             tooltip="Only for the preset 'custom': timesteps from high to low, such as 999, 749, 499, 249.",
         ),
-        io.Float.Input(
-            "denoise",
-            default=1.0,
-            min=0.0,
-            max=1.0,
+        number(
+            "denoise", 1.0, 0.0, 1.0,
+            "Below 1 only this part of the grid is kept, its end: image to image. A one-step grid stays whole.",
             step=0.01,
-            tooltip="Below 1 only this part of the grid is kept, its end: image to image. A one-step grid stays whole.",
         ),
     ]
 

@@ -8,7 +8,7 @@ import torch
 
 from ..hosts.api import host, io, statistics, ui
 from ..sampling.teleport import low_rank, stationary
-from .inputs import schema
+from .inputs import number, schema
 
 CATEGORY = "model/sampling/retort"
 ALIASES = ["retort", "gaussian", "statistics", "teleport", "covariance", "pca"]
@@ -55,25 +55,17 @@ class RetortGaussianStatistics(io.ComfyNode):
                         "everywhere in the picture, for latents of every size; enough with a few dozen."
                     ),
                 ),
-                io.Int.Input(
-                    "rank",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    tooltip="low rank: directions that are kept, fewer than there are latents; 0 is half as many.",
+                number(
+                    "rank", 0, 0, 4096,
+                    "low rank: directions that are kept, fewer than there are latents; 0 is half as many.",
                 ),
                 io.String.Input(
                     "folder",
                     default="",
                     tooltip="Instead of latents or images: a folder in the input folder, of pictures or saved latents.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=512,
-                    min=16,
-                    max=8192,
-                    step=8,
-                    tooltip="Of a folder's pictures, in pixels: they are scaled and cut to it.",
+                number(
+                    "width", 512, 16, 8192, "Of a folder's pictures, in pixels: they are scaled and cut to it.", step=8
                 ),
                 io.Int.Input("height", default=512, min=16, max=8192, step=8, tooltip="See width."),
                 io.String.Input(

@@ -12,6 +12,7 @@ from ..hosts.api import io
 from ..sampling.settings import Setting, Settings, offered
 
 CHOICE = "COMFY_DYNAMICCOMBO_V3"
+SEED_MAX = 0xFFFFFFFFFFFFFFFF
 
 
 def schema(**given: Any) -> io.Schema:
@@ -31,6 +32,17 @@ def optional(inputs: Iterable[Any]) -> None:
                 optional(option.inputs)
         elif getattr(one, "default", None) is not None:
             one.optional = before = True
+
+
+def number(id: str, default: float, low: float, high: float, tooltip: str, **more: Any) -> Any:
+    """A number: a whole one where its default is whole. more: further arguments of the input."""
+    kind = io.Float if isinstance(default, float) else io.Int
+    return kind.Input(id, default=default, min=low, max=high, tooltip=tooltip, **more)
+
+
+def seed_input(tooltip: str) -> io.Int.Input:
+    """A seed, which the page may change after each run."""
+    return io.Int.Input("seed", default=0, min=0, max=SEED_MAX, control_after_generate=True, tooltip=tooltip)
 
 
 def inputs_of(config: type[Settings], **changes: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from ..trainers.export import read_lora
 from ..trainers.job_watch import Status, has_status, read_status, send
 from ..trainers.methods import METHODS
 from ..trainers.watch import checkpoints, latest_preview, open_picture, read_picture
-from .inputs import completed, schema
+from .inputs import completed, number, schema
 from .preference import PREFERENCES, asked
 from .training import ALIASES, CATEGORY, NOTHING, one, read
 from .training_inputs import common_inputs, image_inputs, method_input, offload_input, sources
@@ -59,12 +59,9 @@ class RetortTrainingJob(io.ComfyNode):
                 *sources(),
                 method_input(name for name, each in METHODS.items() if "reward" not in each.objective.needs),
                 *common_inputs("my_job", 1000, 64),
-                io.Int.Input(
-                    "processes",
-                    default=1,
-                    min=1,
-                    max=1024,
-                    tooltip="GPUs that share each step (`accelerate launch`); batch_size x accumulation is their sum.",
+                number(
+                    "processes", 1, 1, 1024,
+                    "GPUs that share each step (`accelerate launch`); batch_size x accumulation is their sum.",
                 ),
                 PREFERENCES.Input(
                     "pairs", optional=True, tooltip="dpo, smpo and mapo: the pairs to learn from, instead of images."

@@ -6,8 +6,8 @@ from ..hosts.api import host, io
 from ..hosts.api import search as searches
 from ..sampling.find import FindConfig
 from ..sampling.transition import Transition
-from .inputs import inputs_of, schema
-from .search import ALIASES, CATEGORY, REWARD, SEARCH_TREE, SEED_MAX, budget_of, limits, output, outputs
+from .inputs import inputs_of, schema, seed_input
+from .search import ALIASES, CATEGORY, SEARCH_TREE, budget_of, limits, output, outputs, searched
 
 
 def _noise() -> io.Noise.Output:
@@ -30,23 +30,14 @@ class RetortNoisePolicy(io.ComfyNode):
             search_aliases=[*ALIASES, "find", "noise", "initial noise", "golden noise", "policy"],
             is_output_node=True,
             inputs=[
-                io.Guider.Input("guider", tooltip="Model, prompts and guidance, from CFGGuider or another."),
-                io.Sigmas.Input("sigmas", tooltip="The whole schedule of one sample, down to 0; few steps do."),
-                io.Latent.Input("latent", tooltip="Empty, of the size to sample at; each of a batch on its own."),
-                io.Vae.Input("vae", tooltip="Decodes what the reward looks at."),
-                REWARD.Input("reward", tooltip="What is sought, from Reward or Combine Rewards."),
-                io.String.Input("prompt", default="", multiline=True, tooltip="What rewards compare the picture with."),
+                *searched(
+                    "The whole schedule of one sample, down to 0; few steps do.",
+                    "Empty, of the size to sample at; each of a batch on its own.",
+                ),
                 *inputs_of(FindConfig, rate={"min": 0.0001}),
                 *limits(4000),
                 io.Int.Input("keep", default=4, min=1, max=64, tooltip="How many of the best pictures are given back."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=SEED_MAX,
-                    control_after_generate=True,
-                    tooltip="Draws all pictures, and what `noise` gives first.",
-                ),
+                seed_input("Draws all pictures, and what `noise` gives first."),
             ],
             outputs=[_noise(), *outputs()],
         )
@@ -77,9 +68,7 @@ class RetortPolicyNoise(io.ComfyNode):
             search_aliases=[*ALIASES, "find", "noise", "seed"],
             inputs=[
                 SEARCH_TREE.Input("search", tooltip="From Noise Policy, Resume Search or Load Search."),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=SEED_MAX, control_after_generate=True, tooltip="Draws the noise."
-                ),
+                seed_input("Draws the noise."),
             ],
             outputs=[_noise()],
         )

@@ -9,7 +9,7 @@ from ..preferences import store as preferences
 from ..preferences import tickets
 from ..preferences.tickets import Ticket
 from ..trainers.dataset import latents_of
-from .inputs import schema
+from .inputs import number, schema
 from .preference import ALIASES, CATEGORY, set_folder
 from .training import lines
 
@@ -121,13 +121,10 @@ class RetortPromptQueue(io.ComfyNode):
             search_aliases=[*ALIASES, "prompts", "list", "batch", "next", "wildcard", "lines"],
             inputs=[
                 io.String.Input("prompts", default="", multiline=True, tooltip="One prompt in each line."),
-                io.Int.Input(
-                    "index",
-                    default=0,
-                    min=0,
-                    max=2**31 - 1,
+                number(
+                    "index", 0, 0, 2**31 - 1,
+                    "Which prompt comes now, the first being 0; counts up by itself.",
                     control_after_generate=io.ControlAfterGenerate.increment,
-                    tooltip="Which prompt comes now, the first being 0; counts up by itself.",
                 ),
                 io.Boolean.Input(
                     "begin_again", default=False, tooltip="After the last prompt comes the first; otherwise it ends."

@@ -18,7 +18,7 @@ from ..preferences.store import Preferences
 from ..rewards.scoring import score
 from ..trainers.dataset import Dataset, Entry, entries_of, latents_of
 from ..trainers.methods import of_group, read_config
-from .inputs import completed, schema
+from .inputs import completed, number, schema
 from .rewards import REWARD
 from .training import ALIASES as TRAINING_ALIASES
 from .training import CATEGORY as TRAINING
@@ -64,31 +64,19 @@ class RetortPreferenceSet(io.ComfyNode):
                     "by", default="*", tooltip="Only pairs of judges whose name fits this pattern, such as pick*."
                 ),
                 io.String.Input("prompt", default="", tooltip="Only pairs whose prompt holds this text."),
-                io.Float.Input(
-                    "least",
-                    default=0.0,
-                    min=0.0,
-                    max=1e9,
-                    step=0.01,
-                    round=1e-6,
-                    tooltip="Only pairs of at least this strength; those that a person chose have no bound.",
+                number(
+                    "least", 0.0, 0.0, 1e9,
+                    "Only pairs of at least this strength; those that a person chose have no bound.",
+                    step=0.01, round=1e-6,
                 ),
                 io.Boolean.Input("ties", default=True, tooltip="Keep ties, of which only SmPO makes use."),
-                io.Float.Input(
-                    "held_out",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Share of the prompts that is held out for a test, with all their pairs.",
+                number(
+                    "held_out", 0.0, 0.0, 1.0,
+                    "Share of the prompts that is held out for a test, with all their pairs.", step=0.01,
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=False,
-                    tooltip="Which prompts are held out; a set that grows keeps its choice.",
+                number(
+                    "seed", 0, 0, 2**64 - 1,
+                    "Which prompts are held out; a set that grows keeps its choice.", control_after_generate=False,
                 ),
                 io.String.Input(
                     "import_from",
@@ -210,14 +198,9 @@ class RetortLabelPairs(io.ComfyNode):
                         "candidate once."
                     ),
                 ),
-                io.Float.Input(
-                    "margin",
-                    default=0.0,
-                    min=0.0,
-                    max=1e9,
-                    step=0.01,
-                    round=1e-6,
-                    tooltip="Pairs whose scores differ by no more than this are ties, and left out.",
+                number(
+                    "margin", 0.0, 0.0, 1e9,
+                    "Pairs whose scores differ by no more than this are ties, and left out.", step=0.01, round=1e-6,
                 ),
                 io.Int.Input(
                     "batch_size", default=8, min=1, max=4096, tooltip="Images judged at once; changes memory alone."

@@ -6,11 +6,10 @@ from typing import Any
 
 from ..hosts.api import host, io, methods, reflection, ui
 from ..sampling.reflection import ReflectionConfig
-from .inputs import chosen, inputs_of, schema
+from .inputs import chosen, inputs_of, schema, seed_input
 
 CATEGORY = "model/sampling/retort"
 ALIASES = ["retort", "reflection", "w2sd", "weak to strong", "z-sampling", "zigzag", "autoguidance", "inversion"]
-SEED_MAX = 0xFFFFFFFFFFFFFFFF
 
 
 def _float(id: str, default: float, low: float, high: float, tooltip: str, step: float = 0.05, **more: Any) -> Any:
@@ -170,9 +169,7 @@ class RetortReflectionCompare(io.ComfyNode):
                 io.Sigmas.Input("sigmas", tooltip="The schedule of the plain and of the reflected run."),
                 io.Latent.Input("latent", tooltip="Empty for its size, or a picture; a row for each of a batch."),
                 io.Vae.Input("vae", tooltip="Decodes what is shown."),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=SEED_MAX, control_after_generate=True, tooltip="Draws the noise."
-                ),
+                seed_input("Draws the noise."),
             ],
             outputs=[
                 io.Image.Output(id="image", display_name="image", tooltip="The four side by side, with their calls."),

@@ -7,7 +7,7 @@ from ..restoration.captions import per_image, per_tile
 from ..restoration.color_fix import METHODS
 from ..restoration.one_step import OneStep
 from ..restoration.tiles import WINDOWS
-from .inputs import chosen, schema
+from .inputs import chosen, number, schema
 from .restoration_inputs import ALIASES, CATEGORY, SAME, size_inputs, size_of
 
 
@@ -42,13 +42,9 @@ class RetortRestore(io.ComfyNode):
                     multiline=True,
                     tooltip="One line for each tile, row by row, from Caption; empty: the caption serves all tiles.",
                 ),
-                io.Float.Input(
-                    "tile_strength",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="Share of a tile's own caption. Between 0 and 1 both captions run, mixed: two calls.",
+                number(
+                    "tile_strength", 1.0, 0.0, 1.0,
+                    "Share of a tile's own caption. Between 0 and 1 both captions run, mixed: two calls.", step=0.05,
                 ),
                 *size_inputs(),
                 io.Combo.Input(
@@ -64,31 +60,13 @@ class RetortRestore(io.ComfyNode):
                     default=METHODS[0],
                     tooltip="Colours of the input. wavelet: its coarse part. adain: mean, contrast. none: the model's.",
                 ),
-                io.Int.Input(
-                    "timestep",
-                    default=400,
-                    min=1,
-                    max=1000,
-                    tooltip="What the restorer was trained at; 400 is InstaRevive's.",
+                number("timestep", 400, 1, 1000, "What the restorer was trained at; 400 is InstaRevive's."),
+                number(
+                    "latent_scale", 0.0, 0.0, 10.0,
+                    "Factor of the VAE's latents; 0: the model's own. ComfyUI needs 0.18215 for InstaRevive.",
+                    step=0.00001, round=0.00001, advanced=True,
                 ),
-                io.Float.Input(
-                    "latent_scale",
-                    default=0.0,
-                    min=0.0,
-                    max=10.0,
-                    step=0.00001,
-                    round=0.00001,
-                    advanced=True,
-                    tooltip="Factor of the VAE's latents; 0: the model's own. ComfyUI needs 0.18215 for InstaRevive.",
-                ),
-                io.Int.Input(
-                    "batch_size",
-                    default=4,
-                    min=1,
-                    max=256,
-                    advanced=True,
-                    tooltip="Tiles at once; changes memory, not the result.",
-                ),
+                number("batch_size", 4, 1, 256, "Tiles at once; changes memory, not the result.", advanced=True),
                 io.Boolean.Input(
                     "caption_per_line",
                     default=False,
@@ -96,13 +74,9 @@ class RetortRestore(io.ComfyNode):
                     tooltip="Each line of caption belongs to one image, instead of the whole text to all.",
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="Restores only here; the rest is plainly enlarged."),
-                io.Int.Input(
-                    "feather",
-                    default=8,
-                    min=0,
-                    max=512,
-                    advanced=True,
-                    tooltip="Pixels of the mask, to either side, over which its edge is softened.",
+                number(
+                    "feather", 8, 0, 512,
+                    "Pixels of the mask, to either side, over which its edge is softened.", advanced=True,
                 ),
             ],
             outputs=[io.Image.Output(tooltip="The restored pictures.")],
@@ -137,14 +111,7 @@ def _captioners() -> list:
         io.DynamicCombo.Option(
             "embedded",
             [
-                io.Float.Input(
-                    "least",
-                    default=0.0,
-                    min=0.0,
-                    max=0.99,
-                    step=0.05,
-                    tooltip="Words less likely than this are left out; 0 keeps all.",
-                )
+                number("least", 0.0, 0.0, 0.99, "Words less likely than this are left out; 0 keeps all.", step=0.05)
             ],
         ),
         io.DynamicCombo.Option(
@@ -201,14 +168,7 @@ class RetortCaption(io.ComfyNode):
                 io.String.Input(
                     "suffix", default="", tooltip="Added to every caption, such as: photograph, highly detailed."
                 ),
-                io.Int.Input(
-                    "batch_size",
-                    default=4,
-                    min=1,
-                    max=256,
-                    advanced=True,
-                    tooltip="Pictures at once; changes memory, not the captions.",
-                ),
+                number("batch_size", 4, 1, 256, "Pictures at once; changes memory, not the captions.", advanced=True),
             ],
             outputs=[
                 io.String.Output(

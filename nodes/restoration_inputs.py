@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..hosts.api import io, restoration
 from ..restoration.tiles import WINDOWS, Tiling
+from .inputs import number
 
 CATEGORY = "image/restoration/retort"
 ALIASES = ["retort", "restore", "restoration", "upscale", "super resolution", "instarevive", "enhance", "deblur"]
@@ -13,14 +14,10 @@ SAME = "The same as at Restore, so that the tiles are the same."
 def size_inputs(tooltip: str = "") -> list:
     """scale, tile, overlap and least_side. tooltip: in place of what they mean to Restore."""
     return [
-        io.Float.Input(
-            "scale",
-            default=4.0,
-            min=0.1,
-            max=16.0,
-            step=0.1,
-            round=0.001,
-            tooltip=tooltip or "Sides of the result over those of the image; 1 restores at the same size.",
+        number(
+            "scale", 4.0, 0.1, 16.0,
+            tooltip or "Sides of the result over those of the image; 1 restores at the same size.",
+            step=0.1, round=0.001,
         ),
         io.Int.Input(
             "tile",

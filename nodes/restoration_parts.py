@@ -9,21 +9,13 @@ from ..restoration import degradation
 from ..restoration.color_fix import METHODS, color_fix
 from ..restoration.resize import region
 from ..restoration.spectral import SpectralConfig, guided
-from .inputs import chosen, schema
+from .inputs import chosen, number, schema, seed_input
 from .restoration_inputs import ALIASES, CATEGORY
 from .rewards import REWARD
-from .search import SEED_MAX
 
 
 def _shrink():
-    return io.Float.Input(
-        "shrink",
-        default=4.0,
-        min=1.0,
-        max=64.0,
-        step=0.5,
-        tooltip="Sides of the picture over those of the degraded one.",
-    )
+    return number("shrink", 4.0, 1.0, 64.0, "Sides of the picture over those of the degraded one.", step=0.5)
 
 
 def _degradations() -> list:
@@ -32,13 +24,9 @@ def _degradations() -> list:
             "real world",
             [
                 _shrink(),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="1: as restorers are trained. Below, every damage is drawn in towards none.",
+                number(
+                    "strength", 1.0, 0.0, 1.0,
+                    "1: as restorers are trained. Below, every damage is drawn in towards none.", step=0.05,
                 ),
             ],
         ),
@@ -71,14 +59,7 @@ class RetortDegrade(io.ComfyNode):
                 io.Boolean.Input(
                     "keep_size", default=False, tooltip="Enlarges the degraded picture to the size of the good one."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=SEED_MAX,
-                    control_after_generate=True,
-                    tooltip="Draws the damage. Picture i of a batch depends on the seed and i alone.",
-                ),
+                seed_input("Draws the damage. Picture i of a batch depends on the seed and i alone."),
             ],
             outputs=[io.Image.Output(tooltip="The degraded pictures, smaller unless the kind or keep_size keep them.")],
         )
@@ -127,14 +108,7 @@ class RetortColorFix(io.ComfyNode):
                     default=METHODS[0],
                     tooltip="wavelet: everything coarser than about 30 pixels. adain: mean and contrast of the whole.",
                 ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="0 leaves the image as it is.",
-                ),
+                number("strength", 1.0, 0.0, 1.0, "0 leaves the image as it is.", step=0.05),
             ],
             outputs=[io.Image.Output(tooltip="The image in the colours of the source; an alpha is kept.")],
         )
@@ -215,32 +189,14 @@ class RetortSpectralGuidance(io.ComfyNode):
                 io.Image.Input(
                     "reference", tooltip="A picture of the size that is sampled, such as the enlarged input."
                 ),
-                io.Float.Input(
-                    "scale",
-                    default=0.5,
-                    min=0.0,
-                    max=100.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="How far a step goes; 0: off.",
+                number("scale", 0.5, 0.0, 100.0, "How far a step goes; 0: off.", step=0.05, round=0.001),
+                number(
+                    "spectrum", 0.2, 0.0, 100.0,
+                    "Weight of the amplitudes, which do not know where anything lies.", step=0.05, round=0.001,
                 ),
-                io.Float.Input(
-                    "spectrum",
-                    default=0.2,
-                    min=0.0,
-                    max=100.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="Weight of the amplitudes, which do not know where anything lies.",
-                ),
-                io.Float.Input(
-                    "structure",
-                    default=0.5,
-                    min=0.0,
-                    max=100.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="Weight of the local structure: edges where the reference has them.",
+                number(
+                    "structure", 0.5, 0.0, 100.0,
+                    "Weight of the local structure: edges where the reference has them.", step=0.05, round=0.001,
                 ),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Where in the run it begins."

@@ -10,7 +10,7 @@ import torch
 from ..hosts.api import host, io, rewards, ui
 from ..rewards.combine import Combined, RunningScore, Term, statistics
 from ..rewards.scoring import score
-from .inputs import chosen, schema
+from .inputs import chosen, number, schema
 
 CATEGORY = "model/rewards/retort"
 ALIASES = ["retort", "reward", "score", "preference", "aesthetic", "quality", "best of n", "ranking"]
@@ -37,13 +37,9 @@ def _free(what: str) -> Any:
 
 KINDS: dict[str, Callable[[], list]] = {
     "embedded_judge": lambda: [
-        io.Float.Input(
-            "boldness",
-            default=0.0,
-            min=-10.0,
-            max=10.0,
-            step=0.1,
-            tooltip="Weight of a bold stroke beside digit and colours; 0 scores the prompt alone.",
+        number(
+            "boldness", 0.0, -10.0, 10.0,
+            "Weight of a bold stroke beside digit and colours; 0 scores the prompt alone.", step=0.1,
         )
     ],
     "pick_score": lambda: [_published("PickScore_v1")],
@@ -152,14 +148,9 @@ class RetortCombineRewards(io.ComfyNode):
                     for i in SLOTS
                 ),
                 *(
-                    io.Float.Input(
-                        f"weight_{i}",
-                        default=1.0,
-                        min=-1e6,
-                        max=1e6,
-                        step=0.05,
-                        round=1e-6,
-                        tooltip=f"What reward_{i} counts; below 0 it is to be low.",
+                    number(
+                        f"weight_{i}", 1.0, -1e6, 1e6,
+                        f"What reward_{i} counts; below 0 it is to be low.", step=0.05, round=1e-6,
                     )
                     for i in SLOTS
                 ),
@@ -172,13 +163,9 @@ class RetortCombineRewards(io.ComfyNode):
                         "images. running: on all pictures seen before; for training, not for searches."
                     ),
                 ),
-                io.Float.Input(
-                    "limit",
-                    default=0.0,
-                    min=0.0,
-                    max=1e6,
-                    step=0.1,
-                    tooltip="Above 0, each (standardised) score is held between -limit and limit.",
+                number(
+                    "limit", 0.0, 0.0, 1e6,
+                    "Above 0, each (standardised) score is held between -limit and limit.", step=0.1,
                 ),
                 io.Combo.Input(
                     "veto_on",
@@ -186,14 +173,9 @@ class RetortCombineRewards(io.ComfyNode):
                     default=NO_VETO,
                     tooltip="Refuse pictures by this reward's own score, whatever the others say.",
                 ),
-                io.Float.Input(
-                    "veto_below",
-                    default=0.0,
-                    min=-1e9,
-                    max=1e9,
-                    step=0.1,
-                    round=1e-6,
-                    tooltip="Pictures that score less than this in it are refused.",
+                number(
+                    "veto_below", 0.0, -1e9, 1e9,
+                    "Pictures that score less than this in it are refused.", step=0.1, round=1e-6,
                 ),
                 io.String.Input(
                     "calibration_prompt", default="", multiline=True, tooltip="Prompt of the calibration images."

@@ -6,11 +6,10 @@ from ..hosts.api import host, io, methods, noise
 from ..sampling.dopri5 import Dopri5Config
 from ..sampling.teleport import Teleport
 from .gaussian import GAUSS_STATS
-from .inputs import schema
+from .inputs import number, schema, seed_input
 
 CATEGORY = "model/sampling/retort"
 ALIASES = ["retort", "sampler", "custom sampler"]
-SEED_MAX = 0xFFFFFFFFFFFFFFFF
 STEPS = {"deterministic": "ode", "ancestral": "ancestral"}
 
 
@@ -35,21 +34,14 @@ class RetortTeleportSampler(io.ComfyNode):
             inputs=[
                 io.Sampler.Input("sampler", tooltip="What samples from there on."),
                 GAUSS_STATS.Input("statistics", tooltip="Of latents like those that are sampled, for this model."),
-                io.Int.Input(
-                    "skip_steps",
-                    default=2,
-                    min=0,
-                    max=1000,
-                    tooltip="Steps of the sigmas that are skipped; flow models allow more than SD1.5 and SDXL.",
+                number(
+                    "skip_steps", 2, 0, 1000,
+                    "Steps of the sigmas that are skipped; flow models allow more than SD1.5 and SDXL.",
                 ),
-                io.Float.Input(
-                    "sigma_skip",
-                    default=0.0,
-                    min=0.0,
-                    max=1e6,
-                    step=0.01,
-                    round=False,
-                    tooltip="Above 0 in place of skip_steps: begin at the first of the sigmas that is not above this.",
+                number(
+                    "sigma_skip", 0.0, 0.0, 1e6,
+                    "Above 0 in place of skip_steps: begin at the first of the sigmas that is not above this.",
+                    step=0.01, round=False,
                 ),
                 io.Boolean.Input(
                     "infer_mean",
@@ -85,22 +77,11 @@ class RetortStudentTNoise(io.ComfyNode):
             search_aliases=[*ALIASES, "noise", "pfgm", "pfgm++", "student-t", "heavy tail", "random noise"],
             is_experimental=True,
             inputs=[
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=SEED_MAX,
-                    control_after_generate=True,
-                    tooltip="Draws the noise, as RandomNoise's, and the radii.",
-                ),
-                io.Float.Input(
-                    "aug_dim",
-                    default=0.0,
-                    min=0.0,
-                    max=1e12,
-                    step=1.0,
-                    round=False,
-                    tooltip="PFGM++'s D, what the model was trained with. 0 is infinity: RandomNoise to the bit.",
+                seed_input("Draws the noise, as RandomNoise's, and the radii."),
+                number(
+                    "aug_dim", 0.0, 0.0, 1e12,
+                    "PFGM++'s D, what the model was trained with. 0 is infinity: RandomNoise to the bit.",
+                    step=1.0, round=False,
                 ),
             ],
             outputs=[io.Noise.Output(tooltip="For SamplerCustomAdvanced, in place of RandomNoise.")],
@@ -128,35 +109,18 @@ class RetortStructureSampler(io.ComfyNode):
             search_aliases=[*ALIASES, "ilvr", "icsg", "structure", "reference", "low pass", "layout"],
             inputs=[
                 io.Latent.Input("reference", tooltip="Encoded by the model's VAE, at the size that is sampled."),
-                io.Int.Input(
-                    "factor",
-                    default=4,
-                    min=1,
-                    max=1024,
-                    tooltip="Side of a block in latent cells: more keeps less of the reference, 1 keeps all.",
+                number(
+                    "factor", 4, 1, 1024,
+                    "Side of a block in latent cells: more keeps less of the reference, 1 keeps all.",
                 ),
-                io.Int.Input(
-                    "iterations",
-                    default=0,
-                    min=0,
-                    max=16,
-                    tooltip="0 is ILVR. More: the model redraws the reference so often, a call each in a guided step.",
+                number(
+                    "iterations", 0, 0, 16,
+                    "0 is ILVR. More: the model redraws the reference so often, a call each in a guided step.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="From where on steps are guided; 0 is the first.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=0.6,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Up to where steps are guided; 1 holds the structure to the end.",
+                number("start_percent", 0.0, 0.0, 1.0, "From where on steps are guided; 0 is the first.", step=0.01),
+                number(
+                    "end_percent", 0.6, 0.0, 1.0,
+                    "Up to where steps are guided; 1 holds the structure to the end.", step=0.01,
                 ),
                 io.Combo.Input(
                     "steps",
@@ -189,30 +153,18 @@ class RetortDopri5Sampler(io.ComfyNode):
             ),
             search_aliases=[*ALIASES, "dopri5", "rk45", "adaptive", "ode", "runge-kutta", "nfe"],
             inputs=[
-                io.Float.Input(
-                    "atol",
-                    default=1e-3,
-                    min=1e-10,
-                    max=1.0,
-                    step=1e-5,
-                    round=False,
-                    tooltip="Error that a step may make, in the latent's own units. 1e-5 is the paper's.",
+                number(
+                    "atol", 1e-3, 1e-10, 1.0,
+                    "Error that a step may make, in the latent's own units. 1e-5 is the paper's.",
+                    step=1e-5, round=False,
                 ),
-                io.Float.Input(
-                    "rtol",
-                    default=1e-3,
-                    min=1e-10,
-                    max=1.0,
-                    step=1e-5,
-                    round=False,
-                    tooltip="The same in proportion to the latent; the two are added.",
+                number(
+                    "rtol", 1e-3, 1e-10, 1.0,
+                    "The same in proportion to the latent; the two are added.", step=1e-5, round=False,
                 ),
-                io.Int.Input(
-                    "max_calls",
-                    default=1000,
-                    min=10,
-                    max=1_000_000,
-                    tooltip="Where the tolerance needs more calls of the model, the run ends with an error.",
+                number(
+                    "max_calls", 1000, 10, 1_000_000,
+                    "Where the tolerance needs more calls of the model, the run ends with an error.",
                 ),
             ],
             outputs=[_sampler_output("For SamplerCustomAdvanced; the calls are shown on that node and in the log.")],

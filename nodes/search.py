@@ -11,19 +11,25 @@ from ..sampling.accounts import Budget
 from ..sampling.particles import BestOfConfig, SteeringConfig, ValueConfig
 from ..sampling.transition import Transition
 from ..sampling.tree import DTS_STAR, TreeConfig
-from .inputs import chosen, inputs_of, schema
+from .inputs import chosen, inputs_of, number, schema, seed_input
 
 CATEGORY = "model/sampling/retort"
 ALIASES = ["retort", "search", "tree", "dts", "best of n", "inference-time scaling", "alignment", "steering"]
 SEARCH_TREE = io.Custom("SEARCH_TREE")
 REWARD = io.Custom("REWARD")
 AUTO = "auto"
-SEED_MAX = 0xFFFFFFFFFFFFFFFF
 
 
-def number(id: str, default: float, low: float, high: float, tooltip: str) -> Any:
-    """A number that may be typed to six places."""
-    return io.Float.Input(id, default=default, min=low, max=high, step=0.05, round=1e-6, tooltip=tooltip)
+def searched(sigmas: str, latent: str) -> list[Any]:
+    """What is sampled, decoded and scored; sigmas, latent: their tooltips."""
+    return [
+        io.Guider.Input("guider", tooltip="Model, prompts and guidance, from CFGGuider or another."),
+        io.Sigmas.Input("sigmas", tooltip=sigmas),
+        io.Latent.Input("latent", tooltip=latent),
+        io.Vae.Input("vae", tooltip="Decodes what the reward looks at."),
+        REWARD.Input("reward", tooltip="What is sought, from Reward or Combine Rewards."),
+        io.String.Input("prompt", default="", multiline=True, tooltip="What rewards compare the picture with."),
+    ]
 
 
 def _tree(usual: TreeConfig, first: str) -> list:
@@ -44,7 +50,9 @@ METHODS = {
     "fk": lambda: inputs_of(SteeringConfig, particles={"max": 1024}),
     "svdd": lambda: [
         *inputs_of(ValueConfig),
-        number("temperature", 0.0, 0.0, 1e4, "0 takes the best of them, more chooses more freely."),
+        number(
+            "temperature", 0.0, 0.0, 1e4, "0 takes the best of them, more chooses more freely.", step=0.05, round=1e-6
+        ),
     ],
 }
 
@@ -128,12 +136,10 @@ class RetortTreeSearch(io.ComfyNode):
             search_aliases=[*ALIASES, "fk steering", "svdd", "reward"],
             is_output_node=True,
             inputs=[
-                io.Guider.Input("guider", tooltip="Model, prompts and guidance, from CFGGuider or another."),
-                io.Sigmas.Input("sigmas", tooltip="The whole schedule of one sample, down to 0."),
-                io.Latent.Input("latent", tooltip="Empty for its size, or a picture; each of a batch on its own."),
-                io.Vae.Input("vae", tooltip="Decodes what the reward looks at."),
-                REWARD.Input("reward", tooltip="What is sought, from Reward or Combine Rewards."),
-                io.String.Input("prompt", default="", multiline=True, tooltip="What rewards compare the picture with."),
+                *searched(
+                    "The whole schedule of one sample, down to 0.",
+                    "Empty for its size, or a picture; each of a batch on its own.",
+                ),
                 io.DynamicCombo.Input(
                     "method",
                     options=[io.DynamicCombo.Option(name, inputs()) for name, inputs in METHODS.items()],
@@ -145,17 +151,13 @@ class RetortTreeSearch(io.ComfyNode):
                     default=AUTO,
                     tooltip="auto is ancestral; sde is for flow models; ode draws no noise and branches at the start.",
                 ),
-                number("noise_level", 0.7, 0.01, 10.0, "sde only: how much fresh noise a step draws."),
+                number(
+                    "noise_level", 0.7, 0.01, 10.0, "sde only: how much fresh noise a step draws.", step=0.05,
+                    round=1e-6,
+                ),
                 *limits(),
                 io.Int.Input("keep", default=4, min=1, max=64, tooltip="How many of the best are given back."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=SEED_MAX,
-                    control_after_generate=True,
-                    tooltip="Draws all candidates. The first is this seed's plain sample; on a GPU with ode only.",
-                ),
+                seed_input("Draws all candidates. The first is this seed's plain sample; on a GPU with ode only."),
                 io.Noise.Input("noise", optional=True, tooltip="Starts are drawn from it; its seed is then the seed."),
             ],
             outputs=outputs(),

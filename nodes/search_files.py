@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..hosts.api import host, io, ui
 from ..hosts.api import search as searches
-from .inputs import schema
-from .search import ALIASES, CATEGORY, SEARCH_TREE, SEED_MAX
+from .inputs import schema, seed_input
+from .search import ALIASES, CATEGORY, SEARCH_TREE
 
 
 class RetortSaveSearch(io.ComfyNode):
@@ -84,9 +84,7 @@ class RetortDrawFromSearch(io.ComfyNode):
                 io.Boolean.Input(
                     "greedy", default=False, tooltip="Of a tree: go down the largest values instead of drawing."
                 ),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=SEED_MAX, control_after_generate=True, tooltip="Of the draws."
-                ),
+                seed_input("Of the draws."),
             ],
             outputs=[io.Latent.Output(tooltip="The draws, those of each latent of the batch together.")],
         )
