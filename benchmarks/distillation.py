@@ -94,8 +94,11 @@ def watch_log(text: str) -> None:
     Console().print(text, highlight=False)
 
 
-def dataset(work: Path) -> Dataset:
-    """Training digits as stored latents with random captions, made once."""
+def dataset(work: Path, keep_pictures: bool = False) -> Dataset:
+    """Training digits as stored latents with random captions, made once.
+
+    keep_pictures: the digits are rounded to 255ths before they are encoded, and kept beside their latents.
+    """
     from ..models import digits, judge
     from ..models.build import drawn
 
@@ -104,15 +107,20 @@ def dataset(work: Path) -> Dataset:
         _, clip, vae = host.embedded("flow")
         generator = torch.Generator().manual_seed(SEED)
         latents: list[Tensor] = []
+        pictures: list[Tensor] = []
         captions: list[str] = []
         for _ in range(IMAGES // 128):
             batch = drawn(generator, 128)
-            latents += list(host.encode_images(vae, batch.image.movedim(1, -1))["samples"])
+            images = batch.image.movedim(1, -1)
+            if keep_pictures:
+                pictures += list((images * 255).round().to(torch.uint8))
+                images = (images * 255).round() / 255
+            latents += list(host.encode_images(vae, images)["samples"])
             values = torch.stack([getattr(batch, name) for name in judge.HEADS], 1).tolist()
             captions += [digits.described(row, generator)[0] for row in values]
         entries = entries_of([clip.encode(caption) for caption in captions], "positive")
         negative = entries_of([clip.encode("")], "negative")[0]
-        Dataset(entries, captions, negative, latents).save(path)
+        Dataset(entries, captions, negative, latents, pictures=pictures or None).save(path)
     return Dataset.load(path)
 
 

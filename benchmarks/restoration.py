@@ -30,7 +30,7 @@ from ..hosts.headless.folders import Folders, use
 from ..hosts.headless.host import host
 from ..hosts.training import run as training
 from ..models import captioner, digits, judge, loader, twins
-from ..models.build import DAMAGE, drawn
+from ..models.build import DAMAGE
 from ..restoration.metrics import psnr
 from ..restoration.one_step import OneStep, restore
 from ..restoration.spoil import Spoiling
@@ -39,9 +39,8 @@ from ..sampling.path import FLOW
 from ..sampling.schedule import FlowSchedule
 from ..sampling.standard import sample_dpmpp_2m
 from ..trainers import watch
-from ..trainers.dataset import Dataset, entries_of
 from ..trainers.methods import read_config
-from .distillation import Shown
+from .distillation import Shown, dataset
 from .report import Figure, Report, arguments, finish
 
 IMAGES = 2048
@@ -80,28 +79,6 @@ START = "flow_dmd2_1step"
 SHIPPED = ("flow_restorer",)
 
 
-def dataset(work: Path) -> Dataset:
-    """Training digits as pictures, latents and random captions, made once."""
-    path = work / "data.safetensors"
-    if not path.is_file():
-        _, clip, vae = host.embedded("flow")
-        generator = torch.Generator().manual_seed(SEED)
-        latents: list[Tensor] = []
-        pictures: list[Tensor] = []
-        captions: list[str] = []
-        for _ in range(IMAGES // 128):
-            batch = drawn(generator, 128)
-            images = (batch.image.movedim(1, -1) * 255).round()
-            latents += list(host.encode_images(vae, images / 255)["samples"])
-            pictures += list(images.to(torch.uint8))
-            values = torch.stack([getattr(batch, name) for name in judge.HEADS], 1).tolist()
-            captions += [digits.described(row, generator)[0] for row in values]
-        entries = entries_of([clip.encode(caption) for caption in captions], "positive")
-        negative = entries_of([clip.encode("")], "negative")[0]
-        Dataset(entries, captions, negative, latents, pictures=pictures).save(path)
-    return Dataset.load(path)
-
-
 def train(name: str, work: Path) -> None:
     """Train one restorer; its LoRA lies in work/loras, its seconds and steps in work/NAME/time.json."""
     run, folder = RUNS[name], work / name
@@ -110,7 +87,7 @@ def train(name: str, work: Path) -> None:
          "training": {**COMMON, "seed": SEED, **run.training}, "lora": {"rank": 16}}
     )  # fmt: skip
     model, _, vae = host.embedded("flow")
-    request = training.Request(name, config, dataset(work), loader.load_student(START))
+    request = training.Request(name, config, dataset(work, keep_pictures=True), loader.load_student(START))
     began = time.monotonic()
     with use(Folders(models=(work,), output=work)):
         training.run(host, model, request, watcher=Shown(name), vae=vae, folder=folder)

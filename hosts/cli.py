@@ -94,6 +94,21 @@ class Bars:
         self._progress.update(self._steps, description=title, completed=done, total=total, visible=total is not None)
 
 
+@contextmanager
+def _bars(mistake: type[ValueError], debug: bool) -> Iterator[Bars]:
+    """Bars that are closed in the end; a mistake ends the command with its message, and with debug its traceback."""
+    bars = Bars()
+    try:
+        yield bars
+    except mistake as error:
+        bars.close()
+        if debug:
+            _err.print_error()
+        _fail(str(error))
+    finally:
+        bars.close()
+
+
 @app.command()
 def run(
     workflow: Annotated[Path, typer.Argument(help="Workflow JSON (UI or API format), or a PNG that carries one.")],
@@ -117,16 +132,9 @@ def run(
         inputs=tuple(inputs or [*beside, *environment.inputs]),
         output=out,
     )
-    bars, started = Bars(), time.monotonic()
-    try:
+    started = time.monotonic()
+    with _bars(UsageError, debug) as bars:
         outcome = run_workflow(workflow, where=where, sets=set_ or (), seed=seed, watcher=bars)
-    except UsageError as error:
-        bars.close()
-        if debug:
-            _err.print_error()
-        _fail(str(error))
-    finally:
-        bars.close()
     for note in outcome.notes:
         _err.print(note, style="yellow", markup=False, highlight=False)
     for text in outcome.texts:
@@ -155,8 +163,7 @@ def search(
     environment = Folders.from_environment()
     inputs = (workflow.parent / "input", workflow.parent, *environment.inputs)
     where = Folders(models=(*(models or []), *environment.models), inputs=inputs, output=out)
-    bars = Bars()
-    try:
+    with _bars(ValueError, debug) as bars:
         listed, share = read_prompts(prompts), place()
         device.take(int(os.environ.get("LOCAL_RANK", "0")))
         for row in search_prompts(
@@ -164,13 +171,6 @@ def search(
         ):
             text = "\n".join(row.texts)
             _out.print(f"{row.folder}: {row.prompt}\n{text}".rstrip(), markup=False, highlight=False)
-    except ValueError as error:
-        bars.close()
-        if debug:
-            _err.print_error()
-        _fail(str(error))
-    finally:
-        bars.close()
 
 
 @app.command()

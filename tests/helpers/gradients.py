@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from retort.trainers import checkpointing
+from retort.trainers.objectives.parts.contract import Batch, Draws
 
 
 def tiny_gradients(objective, batch, step=0):
@@ -52,3 +53,19 @@ def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for key, each in expected.items():
         torch.testing.assert_close(found[key], each, rtol=1e-9, atol=1e-14, msg=key)
+
+
+def three_latents() -> Batch:
+    """Three small latents, for an objective that learns from them."""
+    draws = Draws(4, 0, (0, 1, 2))
+    latents = draws.normal("data", (3, 4, 4))
+    return Batch(draws, (3, 4, 4), {"mean": torch.tensor([0.2, 0.5, 0.9])}, {"mean": torch.zeros(3)}, latents)
+
+
+def affine_gradient(denoiser, loss):
+    """d loss / d (w, c) of the student's affine part."""
+    row = denoiser.adapters.parameters("student")["blocks.0.affine.lora_A.weight"]
+    row.grad = None
+    with denoiser.adapter("student"):
+        loss.backward()
+    return row.grad[0].clone()

@@ -385,3 +385,18 @@ def server(comfyui, stand_ins, tmp_path_factory):
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def embedded(comfy, ours):
+    """embedded(variant, headless) -> host, model, clip, vae: the embedded model with its weights, loaded once."""
+    made = {}
+
+    def load(variant="flow", headless=False):
+        if (variant, headless) not in made:
+            host = ours(f"hosts.{'headless' if headless else 'comfyui'}.host").host
+            with torch.inference_mode():
+                made[variant, headless] = host, *host.embedded(variant)
+        return made[variant, headless]
+
+    return load

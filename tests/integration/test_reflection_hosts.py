@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 
 import pytest
 import torch
@@ -27,18 +28,15 @@ def simple(comfy, model, steps=STEPS):
 
 
 @pytest.fixture(scope="module")
-def parts(comfy, ours):
+def parts(embedded):
     """parts(variant, headless) -> host, model, CONDITIONINGs by text, vae: the embedded model with its weights."""
-    made = {}
 
+    @cache
     def make(variant="flow", headless=False):
-        if (variant, headless) not in made:
-            host = ours(f"hosts.{'headless' if headless else 'comfyui'}.host").host
-            with torch.inference_mode():
-                model, clip, vae = host.embedded(variant)
-                words = {text: host.encode_text(clip, text) for text in (PROMPT, "a blue seven", "")}
-            made[variant, headless] = host, model, words, vae
-        return made[variant, headless]
+        host, model, clip, vae = embedded(variant, headless)
+        with torch.inference_mode():
+            words = {text: host.encode_text(clip, text) for text in (PROMPT, "a blue seven", "")}
+        return host, model, words, vae
 
     return make
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -11,19 +13,16 @@ CALLS = 12 * STEPS
 
 
 @pytest.fixture(scope="module")
-def parts(comfy, ours):
+def parts(embedded, ours):
     """parts(variant, headless) -> host, model, positive, negative, vae, reward: the embedded model with its weights."""
-    made = {}
 
+    @cache
     def make(variant="flow", headless=False):
-        if (variant, headless) not in made:
-            host = ours(f"hosts.{'headless' if headless else 'comfyui'}.host").host
-            with torch.inference_mode():
-                model, clip, vae = host.embedded(variant)
-                words = [host.encode_text(clip, text) for text in (PROMPT, "")]
-                reward = ours("hosts.rewards.kinds").make(host, "embedded_judge", {"boldness": 1.0})
-            made[variant, headless] = host, model, *words, vae, reward
-        return made[variant, headless]
+        host, model, clip, vae = embedded(variant, headless)
+        with torch.inference_mode():
+            words = [host.encode_text(clip, text) for text in (PROMPT, "")]
+            reward = ours("hosts.rewards.kinds").make(host, "embedded_judge", {"boldness": 1.0})
+        return host, model, *words, vae, reward
 
     return make
 

@@ -5,28 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from gradients import assert_same, gradients_with_gan
+from one_level import FREE, MIDDLE, at, middle
 
 from retort.sampling.path import FLOW, VE, NoisePath
 from retort.trainers.objectives.dmd2 import DMD2, DMD2Config
-from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
+from retort.trainers.objectives.parts.contract import Draws, alpha_sigma
 from retort.trainers.objectives.parts.grids import student_sigmas
 from retort.trainers.objectives.parts.score_matching import matching_loss
-
-SCALAR = (1, 1, 1)
-MIDDLE = {"low": 0.499, "high": 0.5}  # one level: t = 499, or 0.5 of a flow
-FREE = {"normalise": False, "cfg": 1.0}
-
-
-def at(count: int, cond: float | None = None, uncond: float | None = None, draws=None, **more) -> Batch:
-    def told(mean):
-        return None if mean is None else {"mean": torch.full((count,), mean)}
-
-    return Batch(draws=draws, shape=more.pop("shape", SCALAR), cond=told(cond), uncond=told(uncond), **more)
-
-
-def middle(denoiser) -> tuple[float, float]:
-    sigma = denoiser.levels.drawn(torch.zeros(1), **MIDDLE)
-    return tuple(float(v) for v in alpha_sigma(denoiser.path, sigma))
 
 
 def backward(objective, batch, step=0, player="student") -> dict[str, float]:

@@ -7,21 +7,11 @@ import math
 
 import pytest
 import torch
+from one_level import FREE, MIDDLE, SCALAR, at
 
 from retort.sampling.path import FLOW, VE, VP
 from retort.trainers.objectives.dmd2 import DMD2, DMD2Config
-from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
-
-SCALAR = (1, 1, 1)
-MIDDLE = {"low": 0.499, "high": 0.5}  # one level: t = 499, or 0.5 of a flow
-FREE = {"normalise": False, "cfg": 1.0}
-
-
-def at(count: int, cond: float | None = None, uncond: float | None = None, draws=None, **more) -> Batch:
-    def told(mean):
-        return None if mean is None else {"mean": torch.full((count,), mean)}
-
-    return Batch(draws=draws, shape=more.pop("shape", SCALAR), cond=told(cond), uncond=told(uncond), **more)
+from retort.trainers.objectives.parts.contract import Draws, alpha_sigma
 
 
 class OptimalCritic:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from gradients import affine_gradient
 
 from retort.sampling.path import FLOW, VE
 from retort.trainers import checkpointing
@@ -14,7 +15,6 @@ from retort.trainers.objectives.parts.contract import Batch, Draws, alpha_sigma
 from retort.trainers.objectives.parts.preference import soft_loss
 
 SHAPE = (1, 6, 6)
-LORA = "blocks.0.affine.lora_A.weight"
 
 
 def pair_batch(count=8, first=0, shape=SHAPE, seed=3, strength=1.0):
@@ -22,15 +22,6 @@ def pair_batch(count=8, first=0, shape=SHAPE, seed=3, strength=1.0):
     draws = Draws(seed, 0, tuple(range(first, first + count)))
     columns = {"loser": draws.normal("loser", shape) * 0.7, "strength": torch.full((count,), strength)}
     return Batch(draws, shape, None, latents=0.3 + 0.7 * draws.normal("winner", shape), columns=columns)
-
-
-def gradient(denoiser, loss):
-    """d loss / d (w, c) of the student's affine part."""
-    row = denoiser.adapters.parameters("student")[LORA]
-    row.grad = None
-    with denoiser.adapter("student"):
-        loss.backward()
-    return row.grad[0].clone()
 
 
 def one_level(batch, nodes, t, count):
@@ -58,13 +49,13 @@ def test_gradient_at_the_reference_is_a_quarter_beta_of_the_errors_difference(af
     denoiser, batch, beta = affine(path, mean=0.1, std=0.8), pair_batch(), 37.0
     denoiser.set_affine("student", 0.0, 0.0)
     objective = DPO(DPOConfig(beta=beta), denoiser)
-    found = gradient(denoiser, the_loss(objective, batch).value)
+    found = affine_gradient(denoiser, the_loss(objective, batch).value)
     sigma, noise = objective.sigma(batch.draws), batch.draws.normal("noise", SHAPE)
     with denoiser.adapter("student"):
         pair = batch.images, batch.columns["loser"]
         winner, loser = objective.errors(pair, sigma, (noise, noise), None)
         difference = (winner - loser).mean()
-    expected = beta / 4 * gradient(denoiser, difference)
+    expected = beta / 4 * affine_gradient(denoiser, difference)
     assert torch.allclose(found, expected, rtol=1e-4) and found.abs().min() > 0.01
 
 
@@ -92,7 +83,7 @@ def test_gradient_is_the_finite_difference(affine, path):
     denoiser, batch = affine(path, mean=0.1, std=0.8), pair_batch()
     objective = DPO(DPOConfig(beta=3.0, flipped=0.1), denoiser)
     denoiser.set_affine("student", 0.2, -0.1)
-    slope = gradient(denoiser, the_loss(objective, batch).value)
+    slope = affine_gradient(denoiser, the_loss(objective, batch).value)
     for k, (dw, dc) in enumerate(((1e-2, 0.0), (0.0, 1e-2))):
         values = []
         for sign in (1, -1):
@@ -131,7 +122,7 @@ def test_optimum_on_gaussian_data(affine, nodes, path):
 
     def slope(c):
         denoiser.set_affine("student", 0.0, c)
-        return gradient(denoiser, the_loss(objective, batch).value)[1].item()
+        return affine_gradient(denoiser, the_loss(objective, batch).value)[1].item()
 
     low, high = 0.9 * shift, 1.1 * shift
     below, above = slope(low), slope(high)
@@ -158,8 +149,8 @@ def test_a_batch_of_eight_is_eight_batches(affine, kind):
     denoiser = affine(kind)
     denoiser.set_affine("student", 0.2, 0.1)
     objective = DPO(DPOConfig(beta=2.0), denoiser)
-    whole = gradient(denoiser, the_loss(objective, pair_batch(8)).value)
-    parts = sum(gradient(denoiser, the_loss(objective, pair_batch(1, first=i)).value) for i in range(8)) / 8
+    whole = affine_gradient(denoiser, the_loss(objective, pair_batch(8)).value)
+    parts = sum(affine_gradient(denoiser, the_loss(objective, pair_batch(1, first=i)).value) for i in range(8)) / 8
     assert torch.allclose(whole, parts, rtol=1e-4)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gradients import same_with_checkpoints
+from gradients import same_with_checkpoints, three_latents
 
 from retort.sampling.path import FLOW, VE
 from retort.trainers.objectives.few_shot import (
@@ -188,9 +188,7 @@ def test_a_batch_of_eight_is_eight_batches(affine, path, step):
 def test_checkpointing_changes_no_gradient(tiny, path):
     denoiser = tiny(path)
     objective = FewShot(FewShotConfig(), denoiser)
-    draws = Draws(4, 0, (0, 1, 2))
-    latents = draws.normal("data", (3, 4, 4))
-    batch = Batch(draws, (3, 4, 4), {"mean": torch.tensor([0.2, 0.5, 0.9])}, {"mean": torch.zeros(3)}, latents)
+    batch = three_latents()
     # The embedding is the frozen network itself: two adapters' states in one loss.
     objective.prepare([batch])
     same_with_checkpoints(objective, batch)

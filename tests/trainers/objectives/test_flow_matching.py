@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from gradients import same_with_checkpoints
+from gradients import same_with_checkpoints, three_latents
 from scipy import stats
 
 from retort.sampling.path import FLOW, VE
@@ -139,9 +139,7 @@ def test_a_batch_of_eight_is_eight_batches(affine, path, aug_dim):
 def test_checkpointing_changes_no_gradient(tiny, path):
     denoiser = tiny(path)
     objective = FlowMatching(FlowMatchingConfig(), denoiser)
-    draws = Draws(4, 0, (0, 1, 2))
-    latents = draws.normal("data", (3, 4, 4))
-    batch = Batch(draws, (3, 4, 4), {"mean": torch.tensor([0.2, 0.5, 0.9])}, {"mean": torch.zeros(3)}, latents)
+    batch = three_latents()
     same_with_checkpoints(objective, batch)
 
 

@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
+from gradients import affine_gradient
 
 from retort.sampling.path import FLOW, VE
 from retort.trainers.objectives.mapo import MaPO, MaPOConfig, phi
 from retort.trainers.objectives.parts.contract import Batch, Draws
 
 SHAPE = (1, 6, 6)
-LORA = "blocks.0.affine.lora_A.weight"
 
 
 def _batch(count=8, first=0, same=False):
@@ -20,14 +20,6 @@ def _batch(count=8, first=0, same=False):
     winner = 0.3 + 0.7 * draws.normal("winner", SHAPE)
     loser = winner if same else 0.7 * draws.normal("loser", SHAPE)
     return Batch(draws, SHAPE, None, latents=winner, columns={"loser": loser})
-
-
-def _gradient(denoiser, value):
-    row = denoiser.adapters.parameters("student")[LORA]
-    row.grad = None
-    with denoiser.adapter("student"):
-        value.backward()
-    return row.grad[0].clone()
 
 
 @pytest.mark.parametrize(
@@ -86,7 +78,7 @@ def test_gradient_is_the_finite_difference(affine, path):
         denoiser.set_affine("student", w, c)
         return next(iter(objective.losses(batch, 0))).value
 
-    slope = _gradient(denoiser, value(0.2, -0.1))
+    slope = affine_gradient(denoiser, value(0.2, -0.1))
     for k, (dw, dc) in enumerate(((1e-2, 0.0), (0.0, 1e-2))):
         measured = (value(0.2 + dw, -0.1 + dc) - value(0.2 - dw, -0.1 - dc)).item() / 2e-2
         assert slope[k].item() == pytest.approx(measured, rel=1e-2, abs=2e-4)
@@ -105,8 +97,8 @@ def test_a_batch_of_eight_is_eight_batches(affine, kind):
     denoiser = affine(kind)
     denoiser.set_affine("student", 0.2, 0.1)
     objective = MaPO(MaPOConfig(), denoiser)
-    whole = _gradient(denoiser, next(iter(objective.losses(_batch(8), 0))).value)
-    parts = sum(_gradient(denoiser, next(iter(objective.losses(_batch(1, i), 0))).value) for i in range(8)) / 8
+    whole = affine_gradient(denoiser, next(iter(objective.losses(_batch(8), 0))).value)
+    parts = sum(affine_gradient(denoiser, next(iter(objective.losses(_batch(1, i), 0))).value) for i in range(8)) / 8
     assert torch.allclose(whole, parts, rtol=1e-4)
 
 
