@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..hosts.api import io, restoration
+from ..hosts.api import restoration
 from ..restoration.tiles import WINDOWS, Tiling
 from .inputs import number
 
@@ -19,33 +19,21 @@ def size_inputs(tooltip: str = "") -> list:
             tooltip or "Sides of the result over those of the image; 1 restores at the same size.",
             step=0.1, round=0.001,
         ),
-        io.Int.Input(
-            "tile",
-            default=512,
-            min=0,
-            max=8192,
+        number(
+            "tile", 512, 0, 8192,
+            tooltip or "Side of the tiles in pixels of the result, the size that the restorer knows; 0 is none.",
             step=64,
-            tooltip=tooltip
-            or "Side of the tiles in pixels of the result, the size that the restorer knows; 0 is none.",
         ),
-        io.Int.Input(
-            "overlap",
-            default=64,
-            min=0,
-            max=4096,
+        number(
+            "overlap", 64, 0, 4096,
+            tooltip or "Width that neighbouring tiles share, at most half a tile. More hides more and costs more.",
             step=8,
-            tooltip=tooltip
-            or "Width that neighbouring tiles share, at most half a tile. More hides more and costs more.",
         ),
-        io.Int.Input(
-            "least_side",
-            default=0,
-            min=0,
-            max=8192,
-            step=64,
-            advanced=True,
-            tooltip=tooltip
+        number(
+            "least_side", 0, 0, 8192,
+            tooltip
             or "The shorter side is worked on at no less than this, then made smaller; 512 is InstaRevive's, 0 off.",
+            step=64, advanced=True,
         ),
     ]
 

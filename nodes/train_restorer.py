@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..trainers.methods import METHODS
-from .inputs import inputs_of, schema
-from .training import ALIASES, CATEGORY, TrainingNode, outputs, train
-from .training_inputs import common_inputs, offload_input, sources
+from .inputs import inputs_of
+from .training import TrainingNode, train, trainer_schema
+from .training_inputs import common_inputs, sources
 
 
 class RetortTrainRestorer(TrainingNode):
@@ -13,25 +13,20 @@ class RetortTrainRestorer(TrainingNode):
 
     @classmethod
     def define_schema(cls):
-        return schema(
+        return trainer_schema(
             node_id="RetortTrainRestorer",
             display_name="Train Restorer",
-            category=CATEGORY,
             description=(
                 "Teaches a LoRA to restore damaged pictures in one network call, by their captions (InstaRevive). "
                 "Needs good pictures: it damages and encodes them itself. The model that comes in is the teacher; "
                 "begin at its one-step student with `start_from`, if there is one. Use the LoRA in Restore."
             ),
-            search_aliases=[*ALIASES, "instarevive", "restoration", "super resolution", "upscale", "deblur", "denoise"],
-            is_input_list=True,
-            is_output_node=True,
+            aliases=["instarevive", "restoration", "super resolution", "upscale", "deblur", "denoise"],
             inputs=[
                 *(one for one in sources() if one.id != "latents"),
                 *inputs_of(METHODS["instarevive"].config),
                 *common_inputs("my_restorer", 1000, 64),
-                offload_input(),
             ],
-            outputs=outputs(),
         )
 
     @classmethod

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from ..hosts.api import io
 from ..trainers.methods import of_group
-from .inputs import schema
-from .training import ALIASES, CATEGORY, TrainingNode, outputs, train
-from .training_inputs import common_inputs, method_input, offload_input, sources
+from .training import TrainingNode, train, trainer_schema
+from .training_inputs import common_inputs, method_input, sources
 
 REWARD = io.Custom("REWARD")
 
@@ -16,20 +15,17 @@ class RetortTrainReward(TrainingNode):
 
     @classmethod
     def define_schema(cls):
-        return schema(
+        return trainer_schema(
             node_id="RetortTrainReward",
             display_name="Train Reward",
-            category=CATEGORY,
             description=(
                 "Teaches a LoRA to make pictures that a reward scores high; needs prompts only. align_prop follows the "
                 "gradient of a differentiable reward through the sampler, spo compares candidates of each step, "
                 "flow_grpo compares whole pictures (flow models); these two take any reward."
             ),
-            search_aliases=[
-                *ALIASES, "reward", "preference", "alignprop", "draft", "drtune", "spo", "grpo", "rlhf", "ddpo",
+            aliases=[
+                "reward", "preference", "alignprop", "draft", "drtune", "spo", "grpo", "rlhf", "ddpo",
             ],
-            is_input_list=True,
-            is_output_node=True,
             inputs=[
                 *sources(),
                 REWARD.Input("reward", tooltip="What the model learns to please; from Reward or Combine Rewards."),
@@ -43,9 +39,7 @@ class RetortTrainReward(TrainingNode):
                 ),
                 method_input(of_group("reward")),
                 *common_inputs("my_taste", 100, 16, fake=False),
-                offload_input(),
             ],
-            outputs=outputs(),
         )  # fmt: skip
 
     @classmethod

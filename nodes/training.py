@@ -44,6 +44,19 @@ def outputs() -> list:
     return [kind.Output(id=name, display_name=name, tooltip=tooltip) for kind, name, tooltip in OUTPUTS]
 
 
+def trainer_schema(inputs: list, aliases: Sequence[str], **facts: Any) -> io.Schema:
+    """The schema of a trainer with these inputs; facts: its id, name and description."""
+    return schema(
+        category=CATEGORY,
+        search_aliases=[*ALIASES, *aliases],
+        is_input_list=True,
+        is_output_node=True,
+        inputs=[*inputs, offload_input()],
+        outputs=outputs(),
+        **facts,
+    )
+
+
 def lines(prompts: str) -> list[str]:
     """One prompt in each line that is not empty."""
     return [line.strip() for line in prompts.splitlines() if line.strip()]
@@ -142,25 +155,21 @@ class RetortTrainDistillation(TrainingNode):
 
     @classmethod
     def define_schema(cls):
-        return schema(
+        return trainer_schema(
             node_id="RetortTrainDistillation",
             display_name="Train Distillation",
-            category=CATEGORY,
             description=(
                 "Teaches a LoRA to sample this model in one to four steps, guidance included. Needs prompts only; "
                 "images make it better where a method has a discriminator. The model that comes in is the teacher, "
                 "with its LoRAs. The queue waits until it is done: use Training Job for long runs."
             ),
-            search_aliases=[
-                *ALIASES, "distil", "few step", "one step", "turbo", "lightning", "dmd", "dmd2", "tdm", "f-distill",
+            aliases=[
+                "distil", "few step", "one step", "turbo", "lightning", "dmd", "dmd2", "tdm", "f-distill",
                 "diff-instruct", "lcm",
             ],
-            is_input_list=True,
-            is_output_node=True,
             inputs=[*sources(), io.Custom("REWARD").Input(
                 "reward", optional=True, tooltip="DI* only: a differentiable reward that the student learns to please."
-            ), method_input(of_group("distillation")), *common_inputs("my_student", 500, 64), offload_input()],
-            outputs=outputs(),
+            ), method_input(of_group("distillation")), *common_inputs("my_student", 500, 64)],
         )  # fmt: skip
 
     @classmethod
@@ -173,25 +182,20 @@ class RetortTrainFlow(TrainingNode):
 
     @classmethod
     def define_schema(cls):
-        return schema(
+        return trainer_schema(
             node_id="RetortTrainFlow",
             display_name="Train Flow Matching",
-            category=CATEGORY,
             description=(
                 "Fine-tunes a LoRA on images: flow matching for flow models, noise or velocity prediction for others, "
                 "in the network's own loss space and with the levels that suit it."
             ),
-            search_aliases=[*ALIASES, "fine-tune", "finetune", "flow matching", "lfm", "pfgm", "style", "character"],
-            is_input_list=True,
-            is_output_node=True,
+            aliases=["fine-tune", "finetune", "flow matching", "lfm", "pfgm", "style", "character"],
             inputs=[
                 *sources(),
                 *inputs_of(METHODS["flow"].config),
                 *common_inputs("my_style", 500, 16, fake=False),
                 *image_inputs(),
-                offload_input(),
             ],
-            outputs=outputs(),
         )
 
     @classmethod
@@ -204,25 +208,20 @@ class RetortFewShotAdapt(TrainingNode):
 
     @classmethod
     def define_schema(cls):
-        return schema(
+        return trainer_schema(
             node_id="RetortFewShotAdapt",
             display_name="Few-Shot Adapt",
-            category=CATEGORY,
             description=(
                 "Adapts a LoRA to about ten images: their style at fine detail, the model's own variety above it. A "
                 "directional loss keeps what the model can draw."
             ),
-            search_aliases=[*ALIASES, "few shot", "style transfer", "ddc", "phasic"],
-            is_input_list=True,
-            is_output_node=True,
+            aliases=["few shot", "style transfer", "ddc", "phasic"],
             inputs=[
                 *sources(),
                 *inputs_of(METHODS["few_shot"].config),
                 *common_inputs("my_domain", 300, 16, fake=False),
                 *image_inputs(),
-                offload_input(),
             ],
-            outputs=outputs(),
         )
 
     @classmethod

@@ -84,11 +84,16 @@ def backward(network, dtype, kept=None):
     return out
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_where_nothing_is_half_precision_the_result_is_pefts_to_the_bit(dtype):
+def both(dtype):
+    """Our network with its weights and adapters, and PEFT's with the same."""
     network, weights, adapters = ours(dtype)
     fill(weights)
-    other, others = pefts(dtype, weights)
+    return network, weights, adapters, *pefts(dtype, weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_nothing_is_half_precision_the_result_is_pefts_to_the_bit(dtype):
+    network, weights, adapters, other, others = both(dtype)
     with adapters.active("student"):
         assert torch.equal(backward(network, dtype), backward(other, dtype))
     assert weights.keys() == others.keys()
@@ -97,9 +102,7 @@ def test_where_nothing_is_half_precision_the_result_is_pefts_to_the_bit(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_in_half_precision_gradients_are_fp32_and_point_where_pefts_do(dtype):
-    network, weights, adapters = ours(dtype)
-    fill(weights)
-    other, others = pefts(dtype, weights)
+    network, weights, adapters, other, others = both(dtype)
     with adapters.active("student"):
         assert backward(network, dtype).dtype == backward(other, dtype).dtype == dtype
     assert all(weight.grad.dtype == weight.dtype == torch.float32 for weight in weights.values())
