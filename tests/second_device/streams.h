@@ -7,6 +7,8 @@
 // device with non_blocking=True runs only when somebody waits for it.
 #pragma once
 
+#include <Python.h>
+
 #include <c10/core/Stream.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
@@ -28,7 +30,26 @@ inline std::recursive_mutex& lock() {
   static std::recursive_mutex mutex;
   return mutex;
 }
-using Guarded = std::lock_guard<std::recursive_mutex>;
+// Whoever waits for the lock lets Python's go meanwhile: its holder may need that, when it frees what Python knows too.
+class Guarded {
+ public:
+  explicit Guarded(std::recursive_mutex& mutex) : mutex_(mutex) {
+    if (mutex_.try_lock()) return;
+    if (Py_IsInitialized() && PyGILState_Check()) {
+      PyThreadState* state = PyEval_SaveThread();
+      mutex_.lock();
+      PyEval_RestoreThread(state);
+    } else {
+      mutex_.lock();
+    }
+  }
+  ~Guarded() { mutex_.unlock(); }
+  Guarded(const Guarded&) = delete;
+  Guarded& operator=(const Guarded&) = delete;
+
+ private:
+  std::recursive_mutex& mutex_;
+};
 
 using StreamId = c10::StreamId;
 
