@@ -142,7 +142,7 @@ class Files:
         self.api, self.ui, self.picture = folder / "api.json", folder / "ui.json", folder / "a.png"
         self.api.write_text(json.dumps(api))
         shipped = Path(__file__).resolve().parents[1]
-        self.ui.write_bytes((shipped / "workflows" / "quick_start.json").read_bytes())
+        self.ui.write_bytes((shipped / "workflows" / "1 Quick start - 4 steps instead of 50.json").read_bytes())
         self.picture.write_bytes(png({"prompt": json.dumps(api)}))
         self.pictures = [(self.set / name).read_bytes() for name in names[:2]]
         self.run, self.view, self.now, self.folder = run, search / "view.json", now, folder

@@ -250,7 +250,8 @@ def prompt(name: str, steps: int) -> dict[str, Any]:
 
     from ..graphs import registry, workflow
 
-    graph = workflow.read(ROOT / "workflows" / "train_style.json", asyncio.run(registry.everything())).prompt()
+    source = ROOT / "workflows" / "Train - A style from eight pictures.json"
+    graph = workflow.read(source, asyncio.run(registry.everything())).prompt()
     train = next(id for id, node in graph.items() if node["class_type"] == "RetortTrainFlow")
     graph[train]["inputs"] |= {
         "name": name, "steps": steps, "batch_size": 2, "rank": 2, "preview_every": 5, "previews": 1, "save_every": 2,

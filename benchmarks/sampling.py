@@ -21,7 +21,7 @@ from .comfyui import Server, inside
 from .report import Figure, Report, arguments, finish
 from .timing import paired, ratio
 
-WORKFLOW = Path(__file__).resolve().parents[1] / "workflows" / "quick_start.json"
+WORKFLOW = Path(__file__).resolve().parents[1] / "workflows" / "1 Quick start - 4 steps instead of 50.json"
 STEPS = 20
 
 

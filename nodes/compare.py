@@ -41,7 +41,9 @@ class RetortCompareModels(io.ComfyNode):
                     "per_prompt", default=4, min=1, max=1024, tooltip="Pictures of each prompt, sampled together."
                 ),
                 seed_input("Of the first picture of each prompt; the next has the next seed."),
-                io.Int.Input("shown", default=16, min=1, max=256, tooltip="Pairs on the sheet, the first ones."),
+                io.Int.Input(
+                    "shown", default=16, min=1, max=256, advanced=True, tooltip="Pairs on the sheet, the first ones."
+                ),
             ],
             outputs=[
                 io.Float.Output(

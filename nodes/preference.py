@@ -63,13 +63,17 @@ class RetortPreferenceSet(io.ComfyNode):
                 io.String.Input(
                     "by", default="*", tooltip="Only pairs of judges whose name fits this pattern, such as pick*."
                 ),
-                io.String.Input("prompt", default="", tooltip="Only pairs whose prompt holds this text."),
+                io.String.Input(
+                    "prompt", default="", advanced=True, tooltip="Only pairs whose prompt holds this text."
+                ),
                 number(
                     "least", 0.0, 0.0, 1e9,
                     "Only pairs of at least this strength; those that a person chose have no bound.",
                     step=0.01, round=1e-6,
                 ),
-                io.Boolean.Input("ties", default=True, tooltip="Keep ties, of which only SmPO makes use."),
+                io.Boolean.Input(
+                    "ties", default=True, advanced=True, tooltip="Keep ties, of which only SmPO makes use."
+                ),
                 number(
                     "held_out", 0.0, 0.0, 1.0,
                     "Share of the prompts that is held out for a test, with all their pairs.", step=0.01,
@@ -77,10 +81,12 @@ class RetortPreferenceSet(io.ComfyNode):
                 number(
                     "seed", 0, 0, 2**64 - 1,
                     "Which prompts are held out; a set that grows keeps its choice.", control_after_generate=False,
+                    advanced=True,
                 ),
                 io.String.Input(
                     "import_from",
                     default="",
+                    advanced=True,
                     tooltip=(
                         "A folder or .parquet file in output/retort_preferences with Pick-a-Pic's columns, whose pairs "
                         "are added to the set first."
@@ -90,6 +96,7 @@ class RetortPreferenceSet(io.ComfyNode):
                     "export",
                     options=EXPORTS,
                     default="none",
+                    advanced=True,
                     tooltip="Write what is kept beside the set, as plain files or parquet that DPO scripts read.",
                 ),
             ],

@@ -56,7 +56,10 @@ class RetortReflectionSampler(io.ComfyNode):
 
 
 def _reflecting_cfg() -> Any:
-    return _float("reflecting_cfg", 1.0, 0.0, 100.0, "Cfg of both while reflecting; the paper's 1 needs one call.", 0.1)
+    return _float(
+        "reflecting_cfg", 1.0, 0.0, 100.0, "Cfg of both while reflecting; the paper's 1 needs one call.", 0.1,
+        advanced=True,
+    )  # fmt: skip
 
 
 PAIRS = {

@@ -95,7 +95,12 @@ def limits(calls: int = 400) -> list:
         io.Float.Input(
             "seconds", default=0.0, min=0.0, max=1e7, step=1.0, tooltip="Time to spend on each latent; 0: no limit."
         ),
-        io.String.Input("enough", default="", tooltip="Stop at this reward; empty: go on while the budget lasts."),
+        io.String.Input(
+            "enough",
+            default="",
+            advanced=True,
+            tooltip="Stop at this reward; empty: go on while the budget lasts.",
+        ),
         io.Int.Input(
             "batch_size", default=8, min=1, max=1024, tooltip="Latents at once: speed and memory, never the result."
         ),
@@ -149,11 +154,12 @@ class RetortTreeSearch(io.ComfyNode):
                     "transition",
                     options=[AUTO, "ancestral", "sde", "ode"],
                     default=AUTO,
+                    advanced=True,
                     tooltip="auto is ancestral; sde is for flow models; ode draws no noise and branches at the start.",
                 ),
                 number(
                     "noise_level", 0.7, 0.01, 10.0, "sde only: how much fresh noise a step draws.", step=0.05,
-                    round=1e-6,
+                    round=1e-6, advanced=True,
                 ),
                 *limits(),
                 io.Int.Input("keep", default=4, min=1, max=64, tooltip="How many of the best are given back."),

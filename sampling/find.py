@@ -92,15 +92,15 @@ class FindConfig(Settings):
 
     samples: int = setting(8, 2, 1024, help="Pictures for each step of the policy.",
         remedy="the others of a step are the baseline of each")
-    rate: float = setting(0.05, 1e-9, 10, step=0.05, round=1e-6,
+    rate: float = setting(0.05, 1e-9, 10, advanced=True, step=0.05, round=1e-6,
         help="Length of a step; higher learns faster and less surely.", remedy="0.05 is usual")
     decay: float = setting(0.0, 0, 1e6, remedy="0 keeps the rate")
-    pull: float = setting(0.01, 0, 1e3, step=0.05, round=1e-6,
+    pull: float = setting(0.01, 0, 1e3, advanced=True, step=0.05, round=1e-6,
         help="Pull towards plain noise, in standard deviations of the reward.", remedy="0.01 is usual")
-    divergence: Divergence = setting("reverse_kl",
+    divergence: Divergence = setting("reverse_kl", advanced=True,
         help="What the pull makes small: KL(policy | plain), KL(plain | policy), or their sum.")
     normalise: bool = setting(True)
-    epochs: int = setting(1, 1, 64, help="How often a step's pictures serve, clipped as in PPO.")
+    epochs: int = setting(1, 1, 64, advanced=True, help="How often a step's pictures serve, clipped as in PPO.")
     clip: float = setting(0.2, 1e-9, 1e6, remedy="0.2 is usual")
 
     def fresh(self, setting: Mapping[str, Any], keep: int = 4) -> Find:

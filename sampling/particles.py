@@ -85,9 +85,9 @@ class SteeringConfig(Settings):
 
     particles: int = setting(4, 1, 1_000_000, help="Samples that are drawn side by side.")
     lam: float = changed(TreeConfig, "lam", default=10.0, high=1e6, remedy="10 is the paper's for search")
-    potential: Potential = setting("difference", help="What a particle is kept by.")
+    potential: Potential = setting("difference", advanced=True, help="What a particle is kept by.")
     at: tuple[int, ...] | None = None
-    ess: float = setting(0.5, 0, 1, step=0.05, round=1e-6,
+    ess: float = setting(0.5, 0, 1, advanced=True, step=0.05, round=1e-6,
         help="Resample where the effective share of particles is below this.", remedy="0 is never, 1 always")
 
     def check(self) -> None:

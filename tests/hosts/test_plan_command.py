@@ -65,7 +65,7 @@ def test_the_node_says_the_same(file):
 
 def test_the_template_runs_on_the_embedded_model(tmp_path):
     """Its weights are fp32 and a plan counts in bf16, which its own network must be told of."""
-    template = Path(__file__).parents[2] / "workflows" / "training_plan.json"
+    template = Path(__file__).parents[2] / "workflows" / "Train - What memory a training takes.json"
     said = CliRunner().invoke(app, ["run", str(template), "--out", str(tmp_path)])
     assert said.exit_code == 0, said.output
     assert "8 GB: the base stays on the card, peak about" in said.output

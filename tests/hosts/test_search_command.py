@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from retort.hosts import cli
 
-WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "tree_search.json"
+WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "4 Search for a better picture.json"
 PROMPTS = ["a blue seven on yellow paper", "a red three on white paper", "a green one = two, on black paper"]
 
 
@@ -89,7 +89,7 @@ def test_a_bad_list_is_one_message(tmp_path, name, content, said):
 
 
 def test_a_workflow_without_a_place_for_prompts_is_one_message(prompts, tmp_path):
-    plain = WORKFLOW.with_name("quick_start.json")
+    plain = WORKFLOW.with_name("1 Quick start - 4 steps instead of 50.json")
     done = run("search", str(plain), str(prompts), "--out", str(tmp_path / "out"))
     assert done.exit_code == 2 and "has no search" in done.stderr
     graph = json.loads(WORKFLOW.read_text())

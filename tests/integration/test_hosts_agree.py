@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKFLOWS = REPOSITORY / "workflows"
-SAMPLES_NOTHING = "training_plan"
+SAMPLES_NOTHING = "Train - What memory a training takes"
 SAMPLES, TRAINERS = snapshots.SAMPLES, snapshots.TRAINERS
 TRAINED_APART = 0.03  # of latents whose standard deviation is about 1
 # Prints the prompt that the headless reader makes of a workflow, and leaves the latents of its samplers.
@@ -93,7 +93,7 @@ def test_a_bundled_training(server, tmp_path, name):
     source = tmp_path / f"{name}.json"
     source.write_text(json.dumps(document), encoding="utf-8")
     latents = both(server, source, tmp_path / "out")
-    if name == "train_restorer":  # its student restores, and samples nothing
+    if name == "Restore - Train a restorer":  # its student restores, and samples nothing
         assert_equal(latents)
         return
     # The students are the last that the file samples.
@@ -127,7 +127,7 @@ def test_a_photograph_of_ones_own_is_restored(server):
 
 
 # The headless host, which turns files into prompts here, knows no CLIPLoader; the page's test opens that one.
-@pytest.mark.parametrize("name", sorted(snapshots.DOWNLOADS - {"instarevive"}))
+@pytest.mark.parametrize("name", sorted(snapshots.DOWNLOADS - {"PixArt - Restore with InstaRevive"}))
 def test_a_workflow_without_its_files_is_refused_by_their_names(server, name):
     """Through /prompt as the other workflows: nothing but the files that it says to download is missing."""
     source = WORKFLOWS / f"{name}.json"

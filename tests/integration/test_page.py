@@ -248,7 +248,7 @@ def test_a_training_is_watched_and_led(page, app, state, vue):
     keys = "Enter" if vue else None
     name = "watched_by_keys" if vue else "watched_by_mouse"
     page("look", vue=vue, theme="light" if vue else "dark")
-    page("template", name="train_distillation", vue=vue)
+    page("template", name="2 Train a student that draws in 1 step", vue=vue)
     assert "steps" in page("change", type="RetortTrainDistillation", values=TINY | {"name": name})
     page("queue", type="RetortTrainDistillation")
     page("until", condition=f"Number({STEP}) > 5", seconds=120)
@@ -315,7 +315,7 @@ def test_a_training_is_watched_and_led(page, app, state, vue):
 def test_a_job_outlives_comfyui(page, app, state):
     """The page stays open while ComfyUI is stopped and started again."""
     page("look", vue=False, theme="dark")
-    page("template", name="training_job", vue=False)
+    page("template", name="Distil - Train in a process of its own", vue=False)
     page("change", type="RetortTrainingJob", values=TINY | {"name": "outlives"})
     page("queue", type="RetortTrainingJob")
     page("panel", section="Training")
@@ -345,7 +345,7 @@ def test_a_job_outlives_comfyui(page, app, state):
 
 def test_a_search_is_looked_through(page, app):
     page("look", vue=False, theme="light")
-    page("template", name="tree_search", vue=False)
+    page("template", name="4 Search for a better picture", vue=False)
     page("change", type="RetortTreeSearch", values={"calls": 200, "batch_size": 8})
     page("change", type="PrimitiveString", values={"value": f"a green four on white paper {HOSTILE}"})
     page("evaluate", code="async () => { await app.queuePrompt(0); }")
@@ -436,7 +436,9 @@ def test_a_chart_of_100000_points_stays_smooth(page, app):
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
 def test_picker_and_slider_can_be_read(page, vue, theme):
     page("look", vue=vue, theme=theme)
-    for name, type in (("click_train_compare", "RetortPreferencePicker"), ("restore_digits", "RetortCompareImages")):
+    for name, type in (
+        ("3 Teach it your taste", "RetortPreferencePicker"), ("Restore - Digits in one step", "RetortCompareImages"),
+    ):  # fmt: skip
         page("template", name=name, vue=vue)
         page("fit", type=type)
         sound(page("audit"))
@@ -447,8 +449,8 @@ def test_picker_and_slider_can_be_read(page, vue, theme):
 def test_the_slider_by_mouse_and_keys(page, vue):
     page("look", vue=vue, theme="light" if vue else "dark")
     # What is missing opens the panel that shows a selected node's widgets: it must not take ours from the node.
-    page("template", name="dmd2_sdxl_4step", vue=vue)
-    page("template", name="restore_digits", vue=vue)
+    page("template", name="SDXL - DMD2 in 4 steps", vue=vue)
+    page("template", name="Restore - Digits in one step", vue=vue)
     page("evaluate", code="app.canvas.selectNode(app.graph._nodes.find((one) => one.type === 'RetortCompareImages'))")
     page("change", type="RetortRestore", values={"caption": f"a red three {'on white' if vue else 'upright'}"})
     page("queue", type="RetortCompareImages")
@@ -477,7 +479,7 @@ def test_the_slider_by_mouse_and_keys(page, vue):
 def test_it_weighs_little(page):
     """The bytes exactly; the time with room for a busy machine, benchmarks/page_load.py measures it."""
     page("open")
-    page("template", name="click_train_compare", vue=False)
+    page("template", name="3 Teach it your taste", vue=False)
     folder = REPOSITORY / "extensions" / "comfyui"
     sizes = {f"/extensions/retort/{path.relative_to(folder)}": path.stat().st_size for path in folder.rglob("*")
              if path.suffix in (".js", ".css")}  # fmt: skip

@@ -19,7 +19,7 @@ import torch
 pytest.importorskip("peft")
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 HERE = Path(__file__).parent
-WORKFLOW = HERE.parents[1] / "workflows" / "click_train_compare.json"
+WORKFLOW = HERE.parents[1] / "workflows" / "3 Teach it your taste.json"
 HOSTILE = "<img src=x onerror='window.hurt=1'> <script>window.hurt=2</script>"
 
 

@@ -28,16 +28,20 @@ SAMPLES = {
 }  # fmt: skip
 # They need files that have to be downloaded.
 DOWNLOADS = {
-    "dmd2_sdxl_4step", "tdm_sd3_4step", "di_star_sdxl_1step", "search_sdxl_pickscore", "reflection_juggernaut_sdxl",
-    "reflection_sdxl_lora", "reflection_flux_cfg", "preference_sdxl_mapo_pickscore", "instarevive",
+    "SDXL - DMD2 in 4 steps", "SDXL - Diff-Instruct in 1 step", "SDXL - Search by PickScore", "SDXL - Reflect a LoRA",
+    "SDXL - Reflect Juggernaut against its base", "SDXL - MaPO with pairs that PickScore labels",
+    "SD3 - TDM in 4 steps", "Flux - Reflect guidance", "PixArt - Restore with InstaRevive",
 }  # fmt: skip
 # Works on a photograph of one's own, and samples nothing.
-OWN_PICTURE = "restore_photograph"
+OWN_PICTURE = "5 Restore a photograph"
 # They train for minutes: here two steps of everything.
 TRAINERS = {
-    "train_distillation": ("RetortTrainDistillation",), "training_job": ("RetortTrainingJob",),
-    "train_reward": ("RetortTrainReward",), "train_preference": ("RetortTrainPreference",),
-    "train_style": ("RetortTrainFlow", "RetortFewShotAdapt"), "train_restorer": ("RetortTrainRestorer",),
+    "2 Train a student that draws in 1 step": ("RetortTrainDistillation",),
+    "Distil - Train in a process of its own": ("RetortTrainingJob",),
+    "Prefer - Train on a reward": ("RetortTrainReward",),
+    "Prefer - Pairs that a reward labels": ("RetortTrainPreference",),
+    "Train - A style from eight pictures": ("RetortTrainFlow", "RetortFewShotAdapt"),
+    "Restore - Train a restorer": ("RetortTrainRestorer",),
 }  # fmt: skip
 QUICK = {
     "steps": 2, "batch_size": 2, "warmup": 0, "preview_every": 0, "regression_steps": 1,

@@ -14,8 +14,10 @@ pytest.importorskip("peft")
 
 # Searches and trainings turn on which of two near numbers is larger: `snapshots.py` alone runs them.
 QUICK = [
-    "click_train_compare", "distilled_parts", "quick_start", "quick_start_eps", "reflection_cfg", "reflection_lora",
-    "reflection_model", "restore_captioned", "restore_digits", "restore_infrared",
+    "3 Teach it your taste", "Distil - A student by its parts", "1 Quick start - 4 steps instead of 50",
+    "Distil - A noise-prediction model", "Reflect - Guided against unguided", "6 Reflect - More of what a LoRA adds",
+    "Reflect - A model against an earlier one", "Restore - A caption for each tile", "Restore - Digits in one step",
+    "Restore - Infrared with spectral guidance",
 ]  # fmt: skip
 
 

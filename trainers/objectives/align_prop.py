@@ -49,7 +49,7 @@ class AlignPropConfig(SampledConfig):
 
     shown = ("steps", "cfg", "truncation", "last", "sampler", "stopped", "loss", "target", "checkpoint")
 
-    sampler: Sampler = setting("ode", help="ode: Euler. ancestral: fresh noise a step.")
+    sampler: Sampler = setting("ode", advanced=True, help="ode: Euler. ancestral: fresh noise a step.")
     truncation: Truncation = setting("uniform",
         help="How many of the last steps carry the gradient. uniform: drawn from 1 to all (the paper). normal: about a "
         "sixth (its code). fixed: always `last`.",
@@ -63,9 +63,9 @@ class AlignPropConfig(SampledConfig):
         remedy="it counts the steps with a gradient")
     stopped: bool = setting(False, advanced=True,
         help="Hold the network's input (DRTune): steadier where many steps carry the gradient.")
-    loss: LossForm = setting("maximise",
+    loss: LossForm = setting("maximise", advanced=True,
         help="maximise: the higher the better. target: as near to `target` as can be, and no further.")
-    target: float = setting(10.0, -1e6, 1e6, step=0.1, help="target: the score that is wished for.",
+    target: float = setting(10.0, -1e6, 1e6, advanced=True, step=0.1, help="target: the score that is wished for.",
         page="The score that is enough; above it the pull turns round.",
         remedy="10 is the paper's for the aesthetic score")
     checkpoint: bool = setting(True, advanced=True,

@@ -56,7 +56,7 @@ class DIStarConfig(MatchingConfig, StudentConfig):
     )  # fmt: skip
 
     cfg: float = changed(MatchingConfig, "cfg", default=7.5)
-    distance: Distance = setting("pseudo_huber",
+    distance: Distance = setting("pseudo_huber", advanced=True,
         help="pseudo_huber is DI*'s, l2 is SIM's and cannot run away, kl is Diff-Instruct's.",
         page="pseudo_huber (DI\\*), l2 (SIM), kl (Diff-Instruct). With pseudo_huber a large reward outweighs the pull "
         "back to the teacher, which is bounded; l2's is not.")

@@ -45,7 +45,7 @@ class DMD2Config(AdversarialConfig, StudentConfig):
     regression_steps: int = setting(0, 0, 10_000_000,
         help="First so many steps copy pictures of the teacher: one-step students of large models need it.",
         remedy="0 is no warm-up")
-    regression_weight: float = setting(0.0, 0, 100, step=0.01,
+    regression_weight: float = setting(0.0, 0, 100, advanced=True, step=0.01,
         help="How much of that remains afterwards; 0.25 with gan_weight 0 is DMD as first published.",
         remedy="0 is none, 0.25 is DMD's")
     pairs: int = setting(1000, 1, 10_000_000, advanced=True, help="Teacher pictures made for that.",

@@ -32,7 +32,7 @@ class DPOConfig(PairConfig):
     beta: float = setting(5000.0, 1e-3, 1e7, step=0.1, round=1e-3,
         help="How dearly leaving the model as it was is paid; lower moves further, 5000 is the paper's.",
         remedy="5000 is the paper's, 500 moves further from the base")
-    flipped: float = setting(0.0, 0, 0.49, step=0.01,
+    flipped: float = setting(0.0, 0, 0.49, advanced=True, step=0.01,
         help="Share of labels believed to be wrong; 0.1 for one in ten.",
         page="Share of labels believed to be wrong, 0.1 for one in ten; above 0 the loss has a finite minimum.",
         remedy="0.1 is for one wrong label in ten")

@@ -47,11 +47,11 @@ class FlowGRPOConfig(SampledConfig):
     cfg: float = changed(SampledConfig, "cfg", default=4.5)
     noise_level: float = noise_level()
     group: int = setting(8, 2, 1024, help="Pictures of one prompt that are compared.", remedy="the paper's is 24")
-    trained: int = setting(0, 0, 999, help="Steps of each picture that are learnt from; 0 for all.",
+    trained: int = setting(0, 0, 999, advanced=True, help="Steps of each picture that are learnt from; 0 for all.",
         page="Steps of each picture that are learnt from, drawn anew each time; 0 for all.", remedy="0 is all steps")
-    clip: float = setting(1e-4, 1e-8, 1, step=1e-5, round=1e-8,
+    clip: float = setting(1e-4, 1e-8, 1, advanced=True, step=1e-5, round=1e-8,
         help="How far a step's likelihood may move before its pull ends.", remedy="1e-4 is the released code's")
-    kl: float = setting(0.01, 0, 1e6, step=0.01, help="Pull back to the model as it was; 0 for none.",
+    kl: float = setting(0.01, 0, 1e6, advanced=True, step=0.01, help="Pull back to the model as it was; 0 for none.",
         page="Pull back to the model without the LoRA, by the exact divergence of each step; 0 for none. Weights of "
         "the released code count it without the step's length: divide them by `steps` (its 0.04 at 10 steps is 0.004 "
         "here; the default 0.01 is ten times its 0.01 for PickScore).", remedy="0.001 to 0.01 are usual")

@@ -41,11 +41,11 @@ class FlowMatchingConfig(Settings):
 
     shown = ("loss_space", "levels", "cfg", "mean", "std", "max_weight", "aug_dim")
 
-    loss_space: LossSpace = setting("native",
+    loss_space: LossSpace = setting("native", advanced=True,
         help="native: the error of what the network predicts, as it was trained. x0: of the picture, as core does.",
         page="*native*: the error of what the network predicts, as it was trained. *x0*: of the picture, as core's "
         "trainer does, which weighs a flow's levels by sigma squared.")
-    levels: Drawing = setting("uniform",
+    levels: Drawing = setting("uniform", advanced=True,
         help="How noise levels are drawn; logit_normal (SD3) prefers the middle, core is the core trainer's.",
         page="How noise levels are drawn: *uniform*; *logit_normal*, which prefers the middle, as SD3 was trained; "
         "*core*, as core's trainer draws them. On models with a continuous schedule (SVD, Playground 2.5, Stable "

@@ -54,22 +54,22 @@ class InstaReviveConfig(AdversarialConfig):
         remedy="400 is the paper's")
     cfg: float = changed(MatchingConfig, "cfg", help="Guidance of the teacher; 1 needs no `negative`.",
         page="Guidance of the teacher; what you sample it with, or less. 1 needs no `negative`.")
-    matching_weight: float = setting(1.0, 0, 100, step=0.05,
+    matching_weight: float = setting(1.0, 0, 100, advanced=True, step=0.05,
         help="Pull towards what good pictures look like; 0 is regression alone, smooth and three times as fast.",
         remedy="0 is regression alone")
-    regression_weight: float = setting(1.0, 0, 1e4, step=0.1,
+    regression_weight: float = setting(1.0, 0, 1e4, advanced=True, step=0.1,
         help="Pull towards the very picture: more is truer to it, less is sharper.",
         remedy="0 is the distribution alone")
-    feature_weight: float = setting(0.0, 0, 1e4, step=0.1,
+    feature_weight: float = setting(0.0, 0, 1e4, advanced=True, step=0.1,
         help="Pull towards what a frozen network sees in the picture, after decoding; 0 for none.",
         remedy="0 is no feature loss")
-    features: Features = setting("vgg16",
+    features: Features = setting("vgg16", advanced=True,
         help="That network: models/rewards/vgg16.safetensors, or the one of the embedded digits.",
         page="That network: `vgg16` reads `models/rewards/vgg16.safetensors`; `judge` is the embedded digits'.")
     regression_steps: int = setting(0, 0, 10_000_000, help="First so many steps are regression alone.",
         page="First so many steps are regression alone. A third of all is a good beginning where there is no one-step "
         "student.", remedy="0 is no warm-up")
-    dynamic: bool = setting(True,
+    dynamic: bool = setting(True, advanced=True,
         help="Compare over fewer noise levels, and regress less, the nearer the output is to the picture.")
     narrow: float = setting(0.3, 0.01, 1, step=0.05, advanced=True,
         help="dynamic: the highest level that is compared once the output is as good as the picture.")
@@ -92,7 +92,7 @@ class InstaReviveConfig(AdversarialConfig):
     ratio: int = changed(MatchingConfig, "ratio", default=1, remedy="1 is the paper's")
     normalise: bool = changed(MatchingConfig, "normalise",
         help="Divide each sample's pull by the teacher's distance from it.")
-    gan_weight: float = changed(GanConfig, "gan_weight",
+    gan_weight: float = changed(GanConfig, "gan_weight", advanced=True,
         help="Weight of a discriminator beside the matching; 0 for none.", remedy="0 is no GAN")
     gan_on: GanOn = changed(GanConfig, "gan_on", advanced=True, help="Whose features the discriminator sees.")
 

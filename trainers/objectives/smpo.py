@@ -43,18 +43,18 @@ class SmPOConfig(PairConfig):
     beta: float = changed(DPOConfig, "beta", default=2000.0,
         help="As DPO's, times gamma: how dearly leaving the model as it was is paid.",
         remedy="2000 to 5000 are the paper's")
-    gamma: float = setting(10.0, 1e-3, 1e4, step=0.5, help="Multiplies beta; 10 is the paper's code's.",
+    gamma: float = setting(10.0, 1e-3, 1e4, advanced=True, step=0.5, help="Multiplies beta; 10 is the paper's code's.",
         remedy="10 is the released code's, 1 DPO's")
-    labels: Labels = setting("weight",
+    labels: Labels = setting("weight", advanced=True,
         help="weight: as published, pairs count by their certainty. soft: learns the certainty, and then stops.",
         page="*weight*: as published, the loss of a pair is DPO's, scaled by its certainty; an even pair teaches "
         "nothing. *soft*: the cross-entropy with the certainty, which stops where it is reached.")
-    temperature: float = setting(1.0, 1e-6, 1e9, step=0.01, round=1e-6,
+    temperature: float = setting(1.0, 1e-6, 1e9, advanced=True, step=0.01, round=1e-6,
         help="Strength that makes a pair 73 % certain: take the median that Preference Set shows.",
         page="The certainty of a pair is 1 / (1 + exp(-strength / temperature)). Strengths are in the judge's own "
         "units: take the median that *Preference Set* shows, or less.",
         remedy="take the usual difference of rewards in a pair")
-    inversion_steps: int = setting(5, 0, 1000,
+    inversion_steps: int = setting(5, 0, 1000, advanced=True,
         help="Steps that find each picture's own noise; 0 takes fresh noise, as DPO does, and is much faster.",
         page="Steps that carry each picture up the network's own ODE to the level of the loss. 0 takes fresh noise, "
         "as DPO does, and is much faster.", remedy="5 to 10 are the paper's, 0 takes fresh noise")

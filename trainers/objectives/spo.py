@@ -36,15 +36,17 @@ class SPOConfig(SampledConfig):
     shown = ("steps", "cfg", "step", "noise_level", "candidates", "trained", "skipped", "beta")
 
     steps: int = changed(SampledConfig, "steps", low=2, remedy="the last one draws no noise, so it has no pair")
-    step: Step = setting("ancestral", help="The random step that candidates come from; sde is for flow models.")
+    step: Step = setting("ancestral", advanced=True,
+        help="The random step that candidates come from; sde is for flow models.")
     noise_level: float = noise_level()
     candidates: int = setting(4, 2, 64, help="Candidates of a step; best and worst are a pair.",
         page="Candidates of a step, of which best and worst are a pair; each costs a network call and a reward.",
         remedy="4 is the paper's")
-    trained: int = setting(4, 0, 1000, help="Steps of a run that are judged and learnt from; 0 for all.",
+    trained: int = setting(4, 0, 1000, advanced=True, help="Steps of a run that are judged and learnt from; 0 for all.",
         page="Steps of a run that are judged and learnt from, drawn anew each time; 0 for all.",
         remedy="0 is all steps that can be judged")
-    skipped: float = setting(0.25, 0, 0.99, step=0.05, help="Share of the noisiest steps that are never judged.",
+    skipped: float = setting(0.25, 0, 0.99, advanced=True, step=0.05,
+        help="Share of the noisiest steps that are never judged.",
         page="Share of the noisiest steps that are never judged, since nothing can be seen there.",
         remedy="0.25 is the paper's")
     beta: float = setting(10.0, 1e-6, 1e6, step=0.5, help="The higher, the nearer the model stays to itself.",

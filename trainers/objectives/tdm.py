@@ -75,17 +75,17 @@ class TDMConfig(StudentConfig):
     steps_choices: str = setting("", advanced=True,
         help="Several numbers of steps for one student, such as 1, 2, 4 (TDM-unify); empty for one number.")
     cfg: float = changed(MatchingConfig, "cfg", default=4.5)
-    diffusing: Diffusing = setting("separate",
+    diffusing: Diffusing = setting("separate", advanced=True,
         help="Compare between two of the student's levels, or up to the highest.",
         page="*separate*: compare between two of the student's levels. *top*: up to the highest.")
     random_mid: bool = setting(False, advanced=True, help="End each step at a random level of its interval.")
-    exact_score: bool = setting(False,
+    exact_score: bool = setting(False, advanced=True,
         help="Match the state after every step exactly, not only the last (the gradient is noisier).")
     huber: float = setting(1e-3, 0, 100, step=0.001, round=1e-6, advanced=True,
         help="Where the pseudo-Huber loss turns from square to straight; 0 for squares.",
         remedy="0.001 is the authors', 0 takes squares")
     normalise: bool = changed(MatchingConfig, "normalise")
-    fake_rate: float = changed(MatchingConfig, "fake_rate", default=5.0, step=0.5,
+    fake_rate: float = changed(MatchingConfig, "fake_rate", advanced=True, default=5.0, step=0.5,
         help="Learning rate of the fake score over the student's; both move every step.", remedy="5 is the authors'")
     conditioned: bool = setting(False, advanced=True,
         help="Tell the fake score the step: an adapter for each.",

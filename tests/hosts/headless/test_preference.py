@@ -16,7 +16,7 @@ from retort.hosts.headless import embedded, folders  # noqa: E402
 from retort.hosts.headless.folders import Folders  # noqa: E402
 from retort.preferences import store as preferences  # noqa: E402
 
-WORKFLOW = Path(__file__).resolve().parents[3] / "workflows" / "train_preference.json"
+WORKFLOW = Path(__file__).resolve().parents[3] / "workflows" / "Prefer - Pairs that a reward labels.json"
 HERE = all((folders.EMBEDDED / name).is_file() for name in embedded.FILES)
 pytestmark = pytest.mark.skipif(not HERE, reason="no weights")
 

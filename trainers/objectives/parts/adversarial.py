@@ -34,7 +34,7 @@ class GanConfig(Settings):
     gan_weight: float = setting(0.0, 0, 100, step=0.001, round=1e-5,
         help="Weight of the discriminator, which needs images; 0 for none. Published runs: 0.001 to 0.03.",
         remedy="0 is no GAN, 0.005 is SDXL's")
-    gan_on: GanOn = setting("teacher",
+    gan_on: GanOn = setting("teacher", advanced=True,
         help="Whose features the discriminator sees: the frozen teacher's, or the fake score's, which it then trains.")
 
 

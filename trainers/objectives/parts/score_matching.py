@@ -49,10 +49,10 @@ class MatchingConfig(Settings):
 
     cfg: float = setting(3.0, 1, 100, step=0.1, help="Guidance of the teacher, which the student learns.",
         remedy="1 is the teacher without guidance")
-    ratio: int = setting(5, 1, 1000, help="Updates of the fake score for one update of the student.",
+    ratio: int = setting(5, 1, 1000, advanced=True, help="Updates of the fake score for one update of the student.",
         page="Updates of the fake score for one of the student. Only every so many steps does the student move.",
         remedy="5 suits most runs")
-    fake_rate: float = setting(1.0, 1e-3, 1e3, step=0.1,
+    fake_rate: float = setting(1.0, 1e-3, 1e3, advanced=True, step=0.1,
         help="Learning rate of the fake score over the student's.", remedy="1 keeps the student's rate")
     normalise: bool = setting(True, advanced=True, help="Divide each sample's gradient by the teacher's distance.")
     low: float = setting(0.02, 0, 0.99, step=0.01, advanced=True,
