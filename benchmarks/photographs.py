@@ -34,7 +34,7 @@ from ..hosts.restoration import run as restoration
 from ..hosts.restoration.run import RestorationRequest, Size
 from ..models import build_photos, loader, photographs
 from ..models.photo_eye import Eye
-from ..restoration.degradation import degrade
+from ..restoration.degradation import RealWorld, degrade
 from ..restoration.perceptual import feature_distance
 from ..restoration.resize import region
 from ..restoration.tiles import Tiling
@@ -103,7 +103,7 @@ def classical() -> Iterator[tuple[str, Way]]:
 def restored(model: Any, image: Tensor, scale: float, caption: str) -> Tensor:
     """By a MODEL of the photographs' kind."""
     _, clip, vae = shipped.load()
-    request = RestorationRequest(Size(scale, TILING), [caption], batch=8)
+    request = RestorationRequest(Size(scale, TILING), caption, batch_size=8)
     return restoration.run(host, model, clip, vae, image, request)
 
 
@@ -145,7 +145,7 @@ def cases(setting: str, quick: bool) -> Iterator[tuple[str, Tensor, Tensor, str]
         if quick:
             clean = clean[:, 100:228, 100:228]
         for seed in SEEDS[:1] if quick else SEEDS:
-            yield name, clean, degrade(clean, photographs.strengths(scale, strength), seed), photograph.caption
+            yield name, clean, degrade(clean, RealWorld(shrink=scale, strength=strength), seed), photograph.caption
 
 
 @torch.inference_mode()

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..restoration.degradation import RealWorld, degrade, weaken
+from ..restoration.degradation import RealWorld, degrade
+from ..restoration.spoil import enlarged
 from ..sampling.accounts import seed_of
 
 SIDE = 96  # of the patches that are degraded; what is learnt from them is cut out of their middle part
@@ -116,16 +117,6 @@ def said(generator: torch.Generator, chosen: int) -> str:
     return ", ".join(phrase for phrase in phrases if torch.rand((), generator=generator) < 0.7)
 
 
-def strengths(shrink: float, strength: float) -> RealWorld:
-    """Real-ESRGAN's degradation with its input `shrink` times as large as its output, weakened."""
-    return weaken(RealWorld(shrink=shrink), strength)
-
-
-def enlarged(images: Tensor, height: int, width: int) -> Tensor:
-    """Images (B, h, w, 3) at another size, bicubic, in [0, 1]: what the restorer is given."""
-    return F.interpolate(images.movedim(-1, 1), size=(height, width), mode="bicubic").movedim(1, -1).clamp(0, 1)
-
-
 def pairs(count: int, seed: int) -> dict[str, Tensor]:
     """Patches and what became of them: "clean" and "degraded" (N, 3, SIDE, SIDE) uint8, "photograph" (N,)."""
     rows: dict[str, list[Tensor]] = {"clean": [], "degraded": [], "photograph": []}
@@ -134,7 +125,7 @@ def pairs(count: int, seed: int) -> dict[str, Tensor]:
         clean, chosen = patch(generator, SIDE)
         shrink = (1.0, 2.0, 4.0)[_integer(generator, 3)]
         strength = 0.2 + 0.8 * float(torch.rand((), generator=generator))
-        config = strengths(shrink, strength)
+        config = RealWorld(shrink=shrink, strength=strength)
         image = enlarged(degrade(clean.movedim(0, -1)[None], config, seed, first=index), SIDE, SIDE)
         rows["clean"].append((clean * 255).round().byte())
         rows["degraded"].append((image[0].movedim(-1, 0) * 255).round().byte())

@@ -63,7 +63,7 @@ def input_of(one: Setting, change: Any = None) -> Any:
         kind, facts["options"] = io.Combo, list(one.choices)
     elif one.kind in (int, float):
         kind = io.Int if one.kind is int else io.Float
-        facts |= {"min": one.low, "max": one.high}
+        facts |= {"min": one.low, "max": one.high} | ({"step": one.step} if one.step else {})
         if one.kind is float:
             facts = {name: float(v) if name in ("default", "min", "max") else v for name, v in facts.items()}
             facts |= {"step": one.step or 0.01} | ({"round": one.round} if one.round else {})

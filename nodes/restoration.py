@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..hosts.api import captions, host, io, restoration
-from ..restoration.captions import per_image, per_tile
-from ..restoration.color_fix import METHODS
 from ..restoration.one_step import OneStep
-from ..restoration.tiles import WINDOWS
-from .inputs import chosen, number, schema
-from .restoration_inputs import ALIASES, CATEGORY, SAME, size_inputs, size_of
+from ..sampling.settings import declared
+from .inputs import chosen, input_of, number, schema
+from .restoration_inputs import ALIASES, CATEGORY, SIZE, size_inputs, size_of
+
+SETTINGS = {**SIZE, **declared(OneStep), **declared(restoration.RestorationRequest)}
+
+
+def _settings(*names: str) -> list[Any]:
+    return [input_of(SETTINGS[name]) for name in names]
 
 
 class RetortRestore(io.ComfyNode):
@@ -42,68 +48,23 @@ class RetortRestore(io.ComfyNode):
                     multiline=True,
                     tooltip="One line for each tile, row by row, from Caption; empty: the caption serves all tiles.",
                 ),
-                number(
-                    "tile_strength", 1.0, 0.0, 1.0,
-                    "Share of a tile's own caption. Between 0 and 1 both captions run, mixed: two calls.", step=0.05,
-                ),
+                *_settings("tile_strength"),
                 *size_inputs(),
-                io.Combo.Input(
-                    "window",
-                    options=list(WINDOWS),
-                    advanced=True,
-                    default=WINDOWS[0],
-                    tooltip="How tiles are blended. gaussian: softest. cosine: leaves out their rims, seen least well.",
-                ),
-                io.Combo.Input(
-                    "colour_fix",
-                    options=list(METHODS),
-                    default=METHODS[0],
-                    tooltip="Colours of the input. wavelet: its coarse part. adain: mean, contrast. none: the model's.",
-                ),
-                number("timestep", 400, 1, 1000, "What the restorer was trained at; 400 is InstaRevive's."),
-                number(
-                    "latent_scale", 0.0, 0.0, 10.0,
-                    "Factor of the VAE's latents; 0: the model's own. ComfyUI needs 0.18215 for InstaRevive.",
-                    step=0.00001, round=0.00001, advanced=True,
-                ),
-                number("batch_size", 4, 1, 256, "Tiles at once; changes memory, not the result.", advanced=True),
-                io.Boolean.Input(
-                    "caption_per_line",
-                    default=False,
-                    advanced=True,
-                    tooltip="Each line of caption belongs to one image, instead of the whole text to all.",
-                ),
+                *_settings("window", "colour_fix", "timestep", "latent_scale", "batch_size", "caption_per_line"),
                 io.Mask.Input("mask", optional=True, tooltip="Restores only here; the rest is plainly enlarged."),
-                number(
-                    "feather", 8, 0, 512,
-                    "Pixels of the mask, to either side, over which its edge is softened.", advanced=True,
-                ),
+                *_settings("feather"),
             ],
             outputs=[io.Image.Output(tooltip="The restored pictures.")],
         )
 
     @classmethod
     def execute(
-        cls, model, clip, vae, image, caption="", tile_captions="", tile_strength=1.0, scale=4.0, tile=512, overlap=64,
-        least_side=0, window=WINDOWS[0], colour_fix=METHODS[0], timestep=400, latent_scale=0.0, batch_size=4,
-        caption_per_line=False, mask=None, feather=8,
+        cls, model, clip, vae, image, scale=4.0, tile=512, overlap=64, least_side=0, window="gaussian", timestep=400,
+        **request,
     ):  # fmt: skip
-        image = restoration.pictures(image)
         size = size_of(scale, tile, overlap, least_side, window)
-        tiles = len(size.grid(*image.shape[1:3]))
-        request = restoration.RestorationRequest(
-            size=size,
-            captions=per_image(caption, len(image), caption_per_line),
-            tiles=per_tile(tile_captions, len(image), tiles) if tile_captions.strip() else None,
-            strength=tile_strength,
-            colour=colour_fix,
-            one_step=OneStep(timestep),
-            latent_scale=latent_scale,
-            batch=batch_size,
-            mask=mask,
-            feather=feather,
-        )
-        return io.NodeOutput(restoration.run(host, model, clip, vae, image, request))
+        wanted = restoration.RestorationRequest(size, one_step=OneStep(timestep), **request)
+        return io.NodeOutput(restoration.run(host, model, clip, vae, image, wanted))
 
 
 def _captioners() -> list:
@@ -164,7 +125,7 @@ class RetortCaption(io.ComfyNode):
                     tooltip="embedded: digits of the embedded model. transformers: a model in models/captioners.",
                 ),
                 io.Boolean.Input("per_tile", default=False, tooltip="Captions each tile of Restore as well."),
-                *size_inputs(SAME),
+                *size_inputs(tooltip="The same as at Restore, so that the tiles are the same."),
                 io.String.Input(
                     "suffix", default="", tooltip="Added to every caption, such as: photograph, highly detailed."
                 ),

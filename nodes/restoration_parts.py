@@ -9,30 +9,15 @@ from ..restoration import degradation
 from ..restoration.color_fix import METHODS, color_fix
 from ..restoration.resize import region
 from ..restoration.spectral import SpectralConfig, guided
-from .inputs import chosen, number, schema, seed_input
+from .inputs import chosen, inputs_of, number, schema, seed_input
 from .restoration_inputs import ALIASES, CATEGORY
 from .rewards import REWARD
 
-
-def _shrink():
-    return number("shrink", 4.0, 1.0, 64.0, "Sides of the picture over those of the degraded one.", step=0.5)
-
-
-def _degradations() -> list:
-    return [
-        io.DynamicCombo.Option(
-            "real world",
-            [
-                _shrink(),
-                number(
-                    "strength", 1.0, 0.0, 1.0,
-                    "1: as restorers are trained. Below, every damage is drawn in towards none.", step=0.05,
-                ),
-            ],
-        ),
-        io.DynamicCombo.Option("face", []),
-        io.DynamicCombo.Option("infrared", [_shrink()]),
-    ]
+DEGRADATIONS: dict[str, type[degradation.Degradation]] = {
+    "real world": degradation.RealWorld,
+    "face": degradation.Face,
+    "infrared": degradation.Infrared,
+}
 
 
 class RetortDegrade(io.ComfyNode):
@@ -53,7 +38,7 @@ class RetortDegrade(io.ComfyNode):
                 io.Image.Input("image", tooltip="Good pictures; each draws its own damage."),
                 io.DynamicCombo.Input(
                     "kind",
-                    options=_degradations(),
+                    options=[io.DynamicCombo.Option(name, inputs_of(config)) for name, config in DEGRADATIONS.items()],
                     tooltip="real world: blur, resizing, noise and JPEG, twice. face: once. infrared: a sensor's.",
                 ),
                 io.Boolean.Input(
@@ -67,13 +52,8 @@ class RetortDegrade(io.ComfyNode):
     @classmethod
     def execute(cls, image, kind, keep_size=False, seed=0):
         image = restoration.pictures(image)[..., :3].float().cpu()
-        kind = chosen(cls, "kind", kind)
-        name = kind["kind"]
-        config: degradation.RealWorld | degradation.Face | degradation.Infrared
-        if name == "real world":
-            config = degradation.weaken(degradation.RealWorld(shrink=kind["shrink"]), kind["strength"])
-        else:
-            config = degradation.Face() if name == "face" else degradation.Infrared(shrink=kind["shrink"])
+        settings = chosen(cls, "kind", kind)
+        config = DEGRADATIONS[settings.pop("kind")](**settings)
         progress, made = host.progress(len(image)), []
         for i in range(len(image)):
             host.check_cancelled()
@@ -189,15 +169,7 @@ class RetortSpectralGuidance(io.ComfyNode):
                 io.Image.Input(
                     "reference", tooltip="A picture of the size that is sampled, such as the enlarged input."
                 ),
-                number("scale", 0.5, 0.0, 100.0, "How far a step goes; 0: off.", step=0.05, round=0.001),
-                number(
-                    "spectrum", 0.2, 0.0, 100.0,
-                    "Weight of the amplitudes, which do not know where anything lies.", step=0.05, round=0.001,
-                ),
-                number(
-                    "structure", 0.5, 0.0, 100.0,
-                    "Weight of the local structure: edges where the reference has them.", step=0.05, round=0.001,
-                ),
+                *inputs_of(SpectralConfig),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Where in the run it begins."
                 ),

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..sampling.accounts import seed_of
+from ..sampling.settings import Settings, changed, setting
 from .jpeg import jpeg
 
 Range = tuple[float, float]
@@ -99,23 +100,53 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class RealWorld:
-    """The two-stage degradation. shrink: input size over output size; final_sinc: probability of the closing filter."""
+class RealWorld(Settings):
+    """The two-stage degradation.
+
+    shrink: input size over output size. strength: of all other damage, 1 being the ranges as they stand. final_sinc:
+    probability of the closing filter.
+    """
 
     first: Stage = Stage()
     second: Stage = Stage(
         Blur(sigma=(0.2, 1.5), probability=0.8), (0.3, 0.4, 0.3), (0.3, 1.2), 0.5, (1.0, 25.0), (0.05, 2.5)
     )
-    shrink: float = 4.0
+    shrink: float = setting(4.0, 1, 64, step=0.5, remedy="1 keeps the size",
+        help="Sides of the picture over those of the degraded one.",
+        page="Sides of the picture over those of the degraded one; 4 for a restorer of scale 4.")
+    strength: float = setting(1.0, 0, 1, step=0.05, remedy="1 is as restorers are trained",
+        help="1: as restorers are trained. Below, every damage is drawn in towards none.",
+        page="1 is the training's; below, blur, noise, resizing and JPEG are drawn in towards none.")
     final_sinc: float = 0.8
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See the base."""
         _check_share("final_sinc", self.final_sinc)
-        _check_shrink(self.shrink)
+
+    def at_full_strength(self) -> RealWorld:
+        """The same damage at strength 1, by ranges that are drawn in towards "nothing"; the size is left alone."""
+        share = self.strength
+
+        def weaker(stage: Stage) -> Stage:
+            low, high = stage.blur.sigma
+            sigma = (low, (1 - share) * low + share * high)
+            blur = replace(stage.blur, sigma=sigma, probability=stage.blur.probability * share)
+            worst, best = stage.quality
+            return replace(
+                stage,
+                blur=blur,
+                scale=_towards(1.0, stage.scale, share),
+                sigma=_towards(0.0, stage.sigma, share),
+                poisson=_towards(0.0, stage.poisson, share),
+                quality=(round(100 - share * (100 - worst)), round(100 - share * (100 - best))),
+            )
+
+        first, second = weaker(self.first), weaker(self.second)
+        return replace(self, first=first, second=second, strength=1.0, final_sinc=self.final_sinc * share)
 
 
 @dataclass(frozen=True)
-class Face:
+class Face(Settings):
     """Oblong or round Gaussian blur, shrinking by a drawn factor, noise, JPEG, and back to the size it had."""
 
     blur: Blur = Blur((0.1, 10.0), (41,), 1.0, 0.0, (0.5, 0.5, 0.0, 0.0, 0.0, 0.0))
@@ -123,58 +154,29 @@ class Face:
     sigma: Range = (0.0, 20.0)
     quality: tuple[int, int] = (60, 100)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See the base."""
         _check_range("shrink", self.shrink, 1, 64)
         _check_range("sigma", self.sigma, 0, 255)
         _check_range("quality", self.quality, 1, 100)
 
 
 @dataclass(frozen=True)
-class Infrared:
+class Infrared(Settings):
     """Blur, coarse pixels, noise of each pixel and of each column (255ths); the outcome is grey."""
 
     blur: Blur = Blur((0.6, 2.0), (15,), 1.0, 0.0, (0.7, 0.3, 0.0, 0.0, 0.0, 0.0))
-    shrink: float = 4.0
+    shrink: float = changed(RealWorld, "shrink")
     sigma: Range = (1.0, 10.0)
     stripes: Range = (0.0, 4.0)
 
-    def __post_init__(self) -> None:
-        _check_shrink(self.shrink)
+    def check(self) -> None:
+        """See the base."""
         _check_range("sigma", self.sigma, 0, 255)
         _check_range("stripes", self.stripes, 0, 255)
 
 
 Degradation = RealWorld | Face | Infrared
-
-
-def _check_shrink(value: float) -> None:
-    if not 1 <= value <= 64:
-        raise ValueError(f"shrink is {value}; use 1 (keep the size) to 64")
-
-
-def weaken(config: RealWorld, strength: float) -> RealWorld:
-    """The same with every range drawn in towards "nothing": strength 1 is `config`, 0 next to no damage.
-
-    Size is left alone: give `shrink` for that. ValueError for a strength outside 0 .. 1.
-    """
-    _check_share("strength", strength)
-
-    def weaker(stage: Stage) -> Stage:
-        low, high = stage.blur.sigma
-        sigma = (low, (1 - strength) * low + strength * high)
-        blur = replace(stage.blur, sigma=sigma, probability=stage.blur.probability * strength)
-        worst, best = stage.quality
-        return replace(
-            stage,
-            blur=blur,
-            scale=_towards(1.0, stage.scale, strength),
-            sigma=_towards(0.0, stage.sigma, strength),
-            poisson=_towards(0.0, stage.poisson, strength),
-            quality=(round(100 - strength * (100 - worst)), round(100 - strength * (100 - best))),
-        )
-
-    first, second = weaker(config.first), weaker(config.second)
-    return replace(config, first=first, second=second, final_sinc=config.final_sinc * strength)
 
 
 def _towards(end: float, between: Range, share: float) -> Range:
@@ -201,6 +203,7 @@ def degrade(images: Tensor, config: Degradation, seed: int, first: int = 0) -> T
 
 
 def _real_world(image: Tensor, config: RealWorld, generator: torch.Generator) -> Tensor:
+    config = config.at_full_strength()
     height, width = (max(1, round(side / config.shrink)) for side in image.shape[1:])
     first, second = config.first, config.second
     x = _noisy(_resized(_blurred(image, first.blur, generator), first, image.shape[1:], generator), first, generator)

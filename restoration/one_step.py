@@ -20,6 +20,7 @@ from ..sampling import presets
 from ..sampling.distilled import sample_distilled
 from ..sampling.path import NoisePath
 from ..sampling.schedule import Schedule
+from ..sampling.settings import Settings, setting
 
 # Slopes between which a restorer stays. A multi-step model takes what it sees for sqrt(abar) x0, or (1 - t) x0, plus
 # noise, and so enlarges it: the embedded flow twin 1.2 to 1.3 times at t = 400, and what it has made 1.1 to 1.25 times
@@ -30,14 +31,12 @@ MOST_AGAIN = 1.1
 
 
 @dataclass(frozen=True)
-class OneStep:
-    """timestep: what the network was told in training, 1 .. 1000; 400 is InstaRevive's. Raises ValueError."""
+class OneStep(Settings):
+    """timestep: what the network was told in training."""
 
-    timestep: int = 400
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.timestep <= 1000:
-            raise ValueError(f"timestep must be 1 to 1000, got {self.timestep}: 400 is InstaRevive's")
+    timestep: int = setting(400, 1, 1000, remedy="400 is InstaRevive's",
+        help="What the restorer was trained at; 400 is InstaRevive's.",
+        page="What the restorer was trained at. On a flow model this is 1000 times its level.")
 
     def sigmas(self, schedule: Schedule, path: NoisePath) -> Tensor:
         """The grid (2,) of the one call: the level of the timestep, and 0. ValueError where the model has none."""

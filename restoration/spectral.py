@@ -20,26 +20,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..sampling.settings import Settings, setting
+
 _LEVELS = 3
 
 
 @dataclass(frozen=True)
-class SpectralConfig:
-    """scale: s. spectrum: f. structure: p. first, last: levels between which x0 is guided, both included.
+class SpectralConfig(Settings):
+    """scale: s. spectrum: f. structure: p. first, last: levels between which x0 is guided, both included."""
 
-    Raises ValueError naming the field.
-    """
-
-    scale: float = 0.5
-    spectrum: float = 0.2
-    structure: float = 0.5
+    scale: float = setting(0.5, 0, 100, step=0.05, round=0.001, remedy="0 is none of it",
+        help="How far a step goes; 0: off.", page="s, how far each step goes; 0 is off.")
+    spectrum: float = setting(0.2, 0, 100, step=0.05, round=0.001, remedy="0 is none of it",
+        help="Weight of the amplitudes, which do not know where anything lies.",
+        page="f, weight of the amplitudes. They do not know where anything lies, so a shifted reference is as good.")
+    structure: float = setting(0.5, 0, 100, step=0.05, round=0.001, remedy="0 is none of it",
+        help="Weight of the local structure: edges where the reference has them.",
+        page="p, weight of the local structure, which knows. s times p above 1 overshoots.")
     first: float = math.inf
     last: float = 0.0
 
-    def __post_init__(self) -> None:
-        for name in ("scale", "spectrum", "structure"):
-            if not 0 <= vars(self)[name] <= 100:
-                raise ValueError(f"{name} must be between 0 and 100, got {vars(self)[name]!r}: 0 is none of it")
+    def check(self) -> None:
+        """See the base."""
         if not 0 <= self.last <= self.first:
             raise ValueError(
                 f"the guided range ends at level {self.last:g}, above its start {self.first:g}: let start_percent be "

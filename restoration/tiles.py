@@ -13,39 +13,43 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..sampling.settings import Settings, setting
+
 Window = Literal["gaussian", "cosine"]
-WINDOWS: tuple[str, ...] = get_args(Window)
 Span = tuple[int, int]
 # Of the side squared: at a tile's edge the weight is exp(-12.5) of that in its middle.
 _VARIANCE = 0.01
 
 
 @dataclass(frozen=True)
-class Tiling:
+class Tiling(Settings):
     """How a picture is cut. tile: side of the squares in pixels, 0 for one tile however large the picture is.
 
-    overlap: least common width of neighbours, at most half a tile. Raises ValueError naming the field.
+    overlap: least common width of neighbours, at most half a tile.
     """
 
-    tile: int = 512
-    overlap: int = 64
-    window: Window = "gaussian"
+    tile: int = setting(512, 0, 8192, step=64, remedy="0 is no tiles",
+        help="Side of the tiles in pixels of the result, the size that the restorer knows; 0 is none.",
+        page="Side of the tiles, in pixels of the result; best what the restorer was trained on. 0: no tiles.")
+    overlap: int = setting(64, 0, 4096, step=8, remedy="an eighth of the tile is usual",
+        help="Width that neighbouring tiles share, at most half a tile. More hides more and costs more.")
+    window: Window = setting("gaussian", advanced=True,
+        help="How tiles are blended. gaussian: softest. cosine: leaves out their rims, seen least well.",
+        page="How tiles are blended. gaussian: every pixel leans to the tile whose middle is nearest. cosine: the "
+        "outer quarter of each overlap is left out, where the model saw least, and the rest is faded.")
 
-    def __post_init__(self) -> None:
-        if self.tile < 0:
-            raise ValueError(f"tile must be 0 (no tiles) or a side in pixels, got {self.tile}")
-        if self.tile and not 0 <= self.overlap <= self.tile // 2:
+    def check(self) -> None:
+        """See the base."""
+        if self.tile and self.overlap > self.tile // 2:
             raise ValueError(
                 f"overlap {self.overlap} must be between 0 and {self.tile // 2}, half of the tile ({self.tile}): "
                 "an eighth of it is usual"
             )
-        if self.window not in WINDOWS:
-            raise ValueError(f"window {self.window!r} is not known; use one of {', '.join(WINDOWS)}")
 
 
 def spans(length: int, tile: int, overlap: int) -> list[Span]:

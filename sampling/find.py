@@ -91,16 +91,24 @@ class FindConfig(Settings):
     shown = ("samples", "rate", "pull", "divergence", "epochs")
 
     samples: int = setting(8, 2, 1024, help="Pictures for each step of the policy.",
+        page="Pictures for each step of the policy; the others are the baseline of each (leave one out).",
         remedy="the others of a step are the baseline of each")
     rate: float = setting(0.05, 1e-9, 10, advanced=True, step=0.05, round=1e-6,
-        help="Length of a step; higher learns faster and less surely.", remedy="0.05 is usual")
+        help="Length of a step; higher learns faster and less surely.",
+        page="Length of a step of the natural gradient; higher learns faster and less surely.", remedy="0.05 is usual")
     decay: float = setting(0.0, 0, 1e6, remedy="0 keeps the rate")
     pull: float = setting(0.01, 0, 1e3, advanced=True, step=0.05, round=1e-6,
-        help="Pull towards plain noise, in standard deviations of the reward.", remedy="0.01 is usual")
+        help="Pull towards plain noise, in standard deviations of the reward.",
+        page="Strength of the pull towards plain noise, in standard deviations of the reward per nat. 0: none.",
+        remedy="0.01 is usual")
     divergence: Divergence = setting("reverse_kl", advanced=True,
-        help="What the pull makes small: KL(policy | plain), KL(plain | policy), or their sum.")
+        help="What the pull makes small: KL(policy | plain), KL(plain | policy), or their sum.",
+        page="What the pull makes small: the Kullback-Leibler divergence from plain noise, that of plain noise from "
+        "the policy, or their sum. A Gaussian has them in closed form, summed over the latent.")
     normalise: bool = setting(True)
-    epochs: int = setting(1, 1, 64, advanced=True, help="How often a step's pictures serve, clipped as in PPO.")
+    epochs: int = setting(1, 1, 64, advanced=True, help="How often a step's pictures serve, clipped as in PPO.",
+        page="How often each step's pictures serve, with the probability ratio clipped as in PPO; the ratio is a mean "
+        "over a latent's numbers, as in Flow-GRPO.")
     clip: float = setting(0.2, 1e-9, 1e6, remedy="0.2 is usual")
 
     def fresh(self, setting: Mapping[str, Any], keep: int = 4) -> Find:

@@ -55,12 +55,16 @@ class ReflectionConfig(Settings):
     begin: float = setting(0.0, 0, 1, step=0.05, round=1e-4, remedy="it is a share of the schedule, 0 is its noisiest",
         help="Steps before this share are not reflected; 0 begins with the noisiest.")
     end: float = setting(1.0, 0, 1, step=0.05, round=1e-4, remedy="it is a share of the schedule, 1 all of it",
-        help="Up to which share of the steps, from the noisiest on; 1 is all, 0 none.")
+        help="Up to which share of the steps, from the noisiest on; 1 is all, 0 none.",
+        page="Up to which share of the steps, counted from the noisiest, there are reflections. 1: all but a last step "
+        "to zero. 0: none.")
     rounds: int = setting(1, 1, 16, advanced=True, help="Reflections before each of these steps.")
     inversion: Inversion = setting("euler", advanced=True,
         help="How noise is put back. euler: as published, 1 call, drifts at few steps. midpoint: 2 calls, half the "
-        "drift. fixed_point: exact where it converges, see iterations.")
-    iterations: int = setting(3, 1, 64, advanced=True, help="fixed_point only: its calls of the weak model.")
+        "drift. fixed_point: exact where it converges, see iterations.",
+        page="How noise is put back, see below.")
+    iterations: int = setting(3, 1, 64, advanced=True, help="fixed_point only: its calls of the weak model.",
+        page="For fixed_point: how many calls of the weak model it may take.")
     base: Base = setting("euler", advanced=True,
         help="The step itself. Ancestral ones draw noise that would drown the reflection, so there are none.",
         remedy="a step that draws fresh noise would drown what the reflection put into the latent")

@@ -79,17 +79,23 @@ class TreeConfig(Settings):
 
     lam: float = setting(1.0, 0, math.inf, step=0.05, round=1e-6,
         help="How much rewards count: 0 is plain sampling, 10 seeks the best.",
+        page="How much rewards count: 0 is plain sampling, 1 samples, 10 seeks the best (for rewards that differ by "
+        "about 1).",
         remedy="to seek low rewards, negate them")
     selection: Selection = setting("uniform", advanced=True,
         help="How the tree is descended while it grows: uniform has no bias, boltzmann is as published.")
     exploration: float = setting(1.0, 0, 1e3, advanced=True, step=0.05, round=1e-6,
-        help="Higher tries latents that were visited less.", remedy="1 is usual")
+        help="Higher tries latents that were visited less.",
+        page="Bonus for latents that were visited less, in standard deviations of the rewards.", remedy="1 is usual")
     widening: float = setting(1.0, 1, 1e4, advanced=True, step=0.05, round=1e-6,
-        help="A latent visited N times may have widening * N^growth children.", remedy="1 is usual")
+        help="A latent visited N times may have widening * N^growth children.",
+        page="A latent visited N times may have widening * N^growth children; at the defaults the tree branches below "
+        "the start within the first few rollouts.", remedy="1 is usual")
     growth: float = setting(0.5, 0.001, 1, advanced=True, step=0.05, round=1e-6,
         help="See widening; nearer to 1 the tree is broader and less deep.", remedy="0.5 is usual")
     branch: tuple[int, ...] | None = None
-    leaves: int = setting(8, 1, 1024, advanced=True, help="Rollouts chosen together, at least batch_size.")
+    leaves: int = setting(8, 1, 1024, advanced=True, help="Rollouts chosen together, at least batch_size.",
+        page="Rollouts that are chosen together; at least batch_size, else batches stay small.")
     half: bool = setting(False, advanced=True, help="Keep the tree's latents in half precision.")
 
     def fresh(self, setting: Mapping[str, Any], keep: int = 4) -> Tree:

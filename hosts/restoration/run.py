@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...restoration.captions import per_image, per_tile
 from ...restoration.color_fix import Method as ColourFix
 from ...restoration.color_fix import color_fix
 from ...restoration.one_step import MOST_AGAIN, SLOPES, OneStep, slope
 from ...restoration.resize import enlarged, region, source_box
 from ...restoration.tiles import Grid, Tiling
+from ...sampling.settings import Settings, setting
 from ..contract import CLIP, MODEL, VAE, Host
 from ..methods import Restore
 
@@ -31,21 +33,14 @@ PICTURES = 16
 
 
 @dataclass(frozen=True)
-class Size:
-    """How a picture is enlarged and cut. least_side: the shorter side is worked on at no less than this; 0: as it is.
+class Size(Settings):
+    """How a picture is enlarged and cut. least_side: the least that the shorter side is worked on at; 0: as it is."""
 
-    Raises ValueError naming the field.
-    """
-
-    scale: float = 4.0
+    scale: float = setting(4.0, 0.1, 16, step=0.1, round=0.001, remedy="1 restores at the same size",
+        help="Sides of the result over those of the image; 1 restores at the same size.")
     tiling: Tiling = field(default_factory=Tiling)
-    least_side: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0.1 <= self.scale <= 16:
-            raise ValueError(f"scale must be between 0.1 and 16, got {self.scale}")
-        if not 0 <= self.least_side <= 8192:
-            raise ValueError(f"least_side must be 0 (any) to 8192, got {self.least_side}")
+    least_side: int = setting(0, 0, 8192, step=64, advanced=True, remedy="0 leaves the side as it is",
+        help="The shorter side is worked on at no less than this, then made smaller; 512 is InstaRevive's, 0 off.")
 
     def grid(self, height: int, width: int) -> Grid:
         """The tiles of a picture of this size."""
@@ -53,24 +48,39 @@ class Size:
 
 
 @dataclass(frozen=True, eq=False)
-class RestorationRequest:
+class RestorationRequest(Settings):
     """How to restore.
 
-    captions: one for each image; tiles: [image][tile], or None. strength: share of the tile's caption against the
-    image's. latent_scale: what raw latents of the VAE are multiplied by for the network, 0 for the model's own. batch:
-    tiles sampled together. mask: (B or 1, h, w), 1 where to restore; feather: pixels over which its edge is softened.
+    caption, tile_captions: texts for `restoration.captions`, the latter empty where tiles have none of their own.
+    tile_strength: share of the tile's caption against the image's. latent_scale: what raw latents of the VAE are
+    multiplied by for the network, 0 for the model's own. mask: (B or 1, h, w), 1 where to restore.
     """
 
     size: Size
-    captions: Sequence[str]
-    tiles: Sequence[Sequence[str]] | None = None
-    strength: float = 1.0
-    colour: ColourFix = "wavelet"
+    caption: str = ""
+    tile_captions: str = ""
+    tile_strength: float = setting(1.0, 0, 1, step=0.05, remedy="1 is the tile's own caption alone",
+        help="Share of a tile's own caption. Between 0 and 1 both captions run, mixed: two calls.",
+        page="Share of a tile's own caption: 0 is the caption alone, 1 the tile's alone. Between, both are run and the "
+        "results mixed.")
+    colour_fix: ColourFix = setting("wavelet",
+        help="Colours of the input. wavelet: its coarse part. adain: mean, contrast. none: the model's.",
+        page="Colours of the input. wavelet: what is coarser than about 30 pixels. adain: mean and contrast of each "
+        "channel. none: the model's own. In tiles, each is done in each tile.")
     one_step: OneStep = field(default_factory=OneStep)
-    latent_scale: float = 0.0
-    batch: int = 4
+    latent_scale: float = setting(0.0, 0, 10, step=0.00001, round=0.00001, advanced=True, remedy="0 is the model's own",
+        help="Factor of the VAE's latents; 0: the model's own. ComfyUI needs 0.18215 for InstaRevive.",
+        page="Factor of the VAE's latents on their way into the model. 0 takes the model's own; see below.")
+    batch_size: int = setting(4, 1, 256, advanced=True, remedy="4 is usual",
+        help="Tiles at once; changes memory, not the result.",
+        page="Tiles that are encoded, restored and decoded at once.")
+    caption_per_line: bool = setting(False, advanced=True,
+        help="Each line of caption belongs to one image, instead of the whole text to all.",
+        page="Each line of `caption` belongs to one image of the batch.")
     mask: Tensor | None = None
-    feather: int = 8
+    feather: int = setting(8, 0, 512, advanced=True, remedy="0 is a sharp edge",
+        help="Pixels of the mask, to either side, over which its edge is softened.",
+        page="Pixels, of the mask, over which its edge fades to either side.")
 
 
 def pictures(images: Tensor, name: str = "image") -> Tensor:
@@ -98,6 +108,8 @@ def run(host: Host, model: MODEL, clip: CLIP, vae: VAE, images: Tensor, request:
     """
     images = pictures(images)
     grid = request.size.grid(*images.shape[1:3])
+    captions = per_image(request.caption, len(images), request.caption_per_line)
+    own = per_tile(request.tile_captions, len(images), len(grid)) if request.tile_captions.strip() else None
     mask = None if request.mask is None else softened(request.mask, len(images), request.feather)
     if mask is not None:
         mask = mask.expand(len(images), -1, -1, -1)
@@ -107,7 +119,8 @@ def run(host: Host, model: MODEL, clip: CLIP, vae: VAE, images: Tensor, request:
     bar, done = host.progress(3 * len(grid) * len(images)), 0
     for first in range(0, len(images), count):
         some = slice(first, first + count)
-        job = _Job(use, images[some], grid, None if mask is None else mask[some], some)
+        part = None if mask is None else mask[some]
+        job = _Job(use, images[some], grid, part, captions[some], None if own is None else own[some])
         for work, tile in job.tiles():
             host.check_cancelled()
             done += work
@@ -149,7 +162,7 @@ class _Networks:
 
     def restored(self, latents: Tensor, whole: str, own: str) -> Tensor:
         """x0 of latents (B, C, ...), as they are stored. Where the tile has a caption of its own, both are mixed."""
-        share = 1.0 if whole == own else self.request.strength
+        share = 1.0 if whole == own else self.request.tile_strength
         if share in (0, 1):
             return self._sampled(latents, own if share else whole)
         return torch.lerp(self._sampled(latents, whole), self._sampled(latents, own), share)
@@ -190,30 +203,32 @@ class _Networks:
         down, across = (-pixels.shape[dim] % MULTIPLE for dim in (1, 2))
         # Repeated pixels, not black ones: a dark frame would darken what lies next to it.
         padded = F.pad(pixels.movedim(-1, 1), (0, across, 0, down), mode="replicate").movedim(1, -1).clamp(0, 1)
-        many = [padded] if self.video else padded.split(self.request.batch)
+        many = [padded] if self.video else padded.split(self.request.batch_size)
         return torch.cat([self.host.encode_images(self.vae, part)["samples"].float().cpu() for part in many])
 
     def decoded(self, latents: Tensor, plain: Tensor) -> Tensor:
         """The tile (B, h, w, C) in the colours of the plain one, whose alpha it has."""
         height, width = plain.shape[1:3]
-        many = [latents] if self.video else latents.split(self.request.batch)
+        many = [latents] if self.video else latents.split(self.request.batch_size)
         tile = torch.cat([self.host.decode(self.vae, part)[:, :height, :width, :3] for part in many])
         if len(tile) < len(plain):
             raise ValueError(
                 f"the video model gave {len(tile)} frames of {len(plain)}: give it as many as its VAE takes, such as "
                 "4 n + 1"
             )
-        fixed = color_fix(tile[: len(plain)], plain[..., :3], self.request.colour)
+        fixed = color_fix(tile[: len(plain)], plain[..., :3], self.request.colour_fix)
         return torch.cat([fixed, plain[..., 3:]], -1)
 
 
 class _Job:
-    """Some of the pictures, tile by tile. some: which of all they are."""
+    """Some of the pictures, tile by tile. captions, own: theirs, and those of their tiles ([picture][tile]) or None."""
 
-    def __init__(self, use: _Networks, images: Tensor, grid: Grid, mask: Tensor | None, some: slice):
+    def __init__(
+        self, use: _Networks, images: Tensor, grid: Grid, mask: Tensor | None, captions: Sequence[str],
+        own: Sequence[Sequence[str]] | None,
+    ):  # fmt: skip
         self.use, self.images, self.grid, self.mask = use, images, grid, mask
-        self.captions = use.request.captions[some]
-        self.own = None if use.request.tiles is None else use.request.tiles[some]
+        self.captions, self.own = captions, own
 
     def tiles(self) -> Iterator[tuple[int, tuple[int, Tensor] | None]]:
         """(steps done, finished (index, tile (B, h, w, C)) or None), three steps for each tile of each picture."""
@@ -256,8 +271,8 @@ class _Job:
                 own = self.own[row][index] if self.own is not None else ""
                 same.setdefault((whole, own or whole), []).append((index, row))
         for (whole, own), places in same.items():
-            for begin in range(0, len(places), self.use.request.batch):
-                yield places[begin : begin + self.use.request.batch], whole, own
+            for begin in range(0, len(places), self.use.request.batch_size):
+                yield places[begin : begin + self.use.request.batch_size], whole, own
 
     def _plain(self, index: int) -> Tensor:
         """The tile (B, h, w, C) of the plain enlargement."""

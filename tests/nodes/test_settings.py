@@ -9,8 +9,14 @@ from typing import Literal
 import pytest
 
 from retort.hosts.api import io
+from retort.hosts.restoration.run import Size
 from retort.nodes import NODES, help_pages, search
 from retort.nodes.inputs import CHOICE, completed, inputs_of
+from retort.restoration.degradation import Infrared, RealWorld
+from retort.restoration.one_step import OneStep
+from retort.restoration.spectral import SpectralConfig
+from retort.restoration.spoil import Spoiling
+from retort.restoration.tiles import Tiling
 from retort.sampling.find import FindConfig
 from retort.sampling.reflection import ReflectionConfig
 from retort.sampling.settings import Settings, changed, declared, offered, setting
@@ -39,8 +45,14 @@ WITH = {
     ("most", 1.0): {"least": 1.0},
     ("matching_weight", 0.0): {"gan_weight": 0.0},
     ("gan_weight", 100.0): {"matching_weight": 1.0},
+    ("tile", 0): {"overlap": 64},
+    ("overlap", 4096): {"tile": 8192},
 }  # fmt: skip
-CONFIGS = {"training": TrainingConfig, "lora": LoraConfig, **{name: each.config for name, each in METHODS.items()}}
+CONFIGS = {
+    "training": TrainingConfig, "lora": LoraConfig, **{name: each.config for name, each in METHODS.items()},
+    "find": FindConfig, "reflection": ReflectionConfig, "real_world": RealWorld, "infrared": Infrared,
+    "tiling": Tiling, "size": Size, "one_step": OneStep, "spectral": SpectralConfig, "spoiling": Spoiling,
+}  # fmt: skip
 TRAINERS = [node for node in NODES if {"offload", "rank"} <= {one.id for one in node.GET_SCHEMA().inputs}]
 
 
@@ -64,16 +76,8 @@ def test_a_node_offers_no_value_that_is_refused(name):
             assert getattr(config(**{one.id: value, **others}), one.id) == value
 
 
-def test_searches_and_reflections_offer_no_value_that_is_refused():
+def test_searches_offer_no_value_that_is_refused():
     methods = {name: (search.config_of, inputs()) for name, inputs in search.METHODS.items()}
-    methods["find"] = (
-        lambda given: FindConfig(**{k: v for k, v in given.items() if k != "method"}),
-        inputs_of(FindConfig),
-    )
-    methods["reflection"] = (
-        lambda given: ReflectionConfig(**{k: v for k, v in given.items() if k != "method"}),
-        inputs_of(ReflectionConfig),
-    )
     for name, (made, inputs) in methods.items():
         new = {"method": name, **{one.id: one.default for one in inputs}}
         made(new)

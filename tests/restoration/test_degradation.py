@@ -17,7 +17,7 @@ def pictures(count, height, width, seed=0):
 
 def quiet(config=None):
     """The two stages without blur, noise or resizing, at the best JPEG."""
-    return deg.weaken(config or deg.RealWorld(), 0.0)
+    return replace(config or deg.RealWorld(), strength=0.0)
 
 
 def test_kernels_sum_to_one_and_are_symmetric():
@@ -114,12 +114,12 @@ def test_a_flat_picture_stays_flat_without_noise(name):
 
 def test_strength_zero_changes_next_to_nothing_and_one_changes_nothing_of_the_settings():
     config = deg.RealWorld(shrink=1.0)
-    assert deg.weaken(config, 1.0) == config
+    assert config.at_full_strength() == config
     y, x = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 64), indexing="ij")
     images = torch.stack([x, y, (x + y) / 2], -1)[None]
     assert float((deg.degrade(images, quiet(config), 0) - images).abs().mean()) < 2 / 255
     harm = [
-        float((deg.degrade(images.expand(16, -1, -1, -1), deg.weaken(config, s), 0) - images).square().mean())
+        float((deg.degrade(images.expand(16, -1, -1, -1), replace(config, strength=s), 0) - images).square().mean())
         for s in (0.0, 0.3, 1.0)
     ]
     assert harm == sorted(harm)
@@ -160,10 +160,10 @@ def test_infrared_is_grey_and_its_stripes_run_down_the_columns():
         (lambda: deg.Stage(resize=(0, 0, 0)), "three weights"),
         (lambda: deg.Stage(scale=(1.2, 1.5)), "must hold 1"),
         (lambda: deg.Stage(quality=(0, 50)), "quality is"),
-        (lambda: deg.RealWorld(shrink=0.5), "keep the size"),
+        (lambda: deg.RealWorld(shrink=0.5), "shrink must be between 1 and 64, got 0.5: 1 keeps the size"),
         (lambda: deg.Face(shrink=(0.5, 2.0)), "shrink is"),
         (lambda: deg.Infrared(stripes=(-1.0, 2.0)), "stripes is"),
-        (lambda: deg.weaken(deg.RealWorld(), 1.5), "strength is"),
+        (lambda: deg.RealWorld(strength=1.5), "strength must be between 0 and 1, got 1.5"),
         (lambda: deg.degrade(torch.zeros(4, 4, 3), deg.Face(), 0), r"\(B, H, W, 3\)"),
         (lambda: deg.degrade(torch.zeros(1, 4, 4, 1), deg.Face(), 0), r"\(B, H, W, 3\)"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from retort.restoration.degradation import Face, Infrared, RealWorld, weaken
+from retort.restoration.degradation import Face, Infrared, RealWorld
 from retort.restoration.spoil import Spoiling, enlarged
 
 
@@ -28,18 +28,18 @@ def test_strength_and_size_are_drawn_between_what_was_asked():
     # Even over factors as over their inverses: half of them below the geometric mean.
     assert 0.42 < sum(one < 4 for one in shrinks) / 400 < 0.58
     fixed = Spoiling("real_world", 0.5, 0.5, 3.0, 3.0)
-    assert fixed.drawn(1) == fixed.drawn(2) == weaken(RealWorld(shrink=3.0), 0.5)
+    assert fixed.drawn(1) == fixed.drawn(2) == RealWorld(shrink=3.0, strength=0.5)
     assert isinstance(Spoiling("face").drawn(0), Face) and isinstance(Spoiling("infrared").drawn(0), Infrared)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"kind": "rain"}, "kind must be one of real_world, face, infrared, got 'rain'"),
-        ({"weakest": 0.9, "strongest": 0.2}, "weakest and strongest must rise"),
-        ({"strongest": 1.5}, "weakest and strongest must rise"),
-        ({"least": 0.5}, "least and most must rise within 1 to 64"),
-        ({"most": float("inf")}, "least and most must rise"),
+        ({"degradation": "rain"}, "degradation must be one of real_world, face, infrared, got 'rain'"),
+        ({"weakest": 0.9, "strongest": 0.2}, "weakest is 0.9 and strongest 0.2"),
+        ({"strongest": 1.5}, "strongest must be between 0 and 1, got 1.5"),
+        ({"least": 0.5}, "least must be between 1 and 64"),
+        ({"most": float("inf")}, "most must be between 1 and 64"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(given, message):

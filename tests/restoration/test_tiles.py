@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from retort.restoration.resize import enlarged, region, source_box
-from retort.restoration.tiles import WINDOWS, Grid, Tiling, spans, weights
+from retort.restoration.tiles import Grid, Tiling, spans, weights
 
 SIZES = [(1, 1), (3, 1000), (37, 53), (64, 64), (65, 129), (200, 96), (127, 511)]
 
@@ -49,7 +49,7 @@ def test_spans_cover_the_length_with_the_fewest_tiles(length, tile, overlap):
     assert (len(found) - 1) * (tile - overlap) + overlap < length  # one fewer would not do
 
 
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("window", ("gaussian", "cosine"))
 @pytest.mark.parametrize("length", [1, 65, 100, 500, 4096])
 @pytest.mark.parametrize("overlap", [0, 1, 8, 16, 32])
 def test_weights_add_up_to_one_everywhere(window, length, overlap):
@@ -61,7 +61,7 @@ def test_weights_add_up_to_one_everywhere(window, length, overlap):
     torch.testing.assert_close(total, torch.ones(length), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("window", ("gaussian", "cosine"))
 @pytest.mark.parametrize("size", SIZES)
 def test_a_constant_stays_constant_and_a_picture_itself(window, size):
     constant = torch.full((2, *size, 3), 0.37)
@@ -84,7 +84,7 @@ def test_gaussian_tiles_equal_the_whole_within_a_255th():
     assert float((got - process(picture)).abs().max()) < 1 / 255
 
 
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("window", ("gaussian", "cosine"))
 def test_no_seam_is_larger_than_a_step_inside(window):
     """Tiles that disagree by a constant each: the worst that a network does."""
     grid = Grid(300, 420, Tiling(128, 32, window))

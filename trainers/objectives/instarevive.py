@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...restoration.spoil import Kind, Spoiling
+from ...restoration.spoil import Spoiling
 from ...sampling.settings import changed, setting
 from .parts.adversarial import Adversarial, AdversarialConfig, GanConfig, GanOn
 from .parts.contract import DEGRADED, Batch, Cond, Draws, Loss, Player, Tools, TrainableDenoiser, mean_each
@@ -33,13 +33,12 @@ Features = Literal["vgg16", "judge"]
 
 
 @dataclass(frozen=True)
-class InstaReviveConfig(AdversarialConfig):
-    """Settings of a one-step restorer.
+class InstaReviveConfig(AdversarialConfig, Spoiling):
+    """Settings of a one-step restorer, and of how pictures are damaged for it.
 
     timestep: the network's own at which it is called (a flow's is 1000 sigma). matching_weight: of the distribution's
     pull (0 = regression alone, and no fake score). dynamic: whether scope and regression follow the distance D; narrow:
     where the scope ends at D = 0; floor: share of the regression that stays there; memory: how much of D a step keeps.
-    degradation, weakest, strongest, least and most: how pictures are damaged, see `restoration.spoil`.
     """
 
     shown = (
@@ -77,18 +76,6 @@ class InstaReviveConfig(AdversarialConfig):
         help="dynamic: share of the regression that is left then.", remedy="1 keeps the regression as it is")
     memory: float = setting(0.98, 0, 0.99999, step=0.005, round=1e-5, advanced=True,
         help="dynamic: how much of the running distance a step keeps.", remedy="0.98 looks back fifty steps")
-    degradation: Kind = setting("real_world",
-        help="How the pictures are damaged, anew in every step; Degrade shows each kind.",
-        page="How pictures are damaged, anew in every step, as *Degrade* shows: real_world (Real-ESRGAN's two stages), "
-        "face (GFPGAN's single one), infrared (blur and sensor noise).")
-    weakest: float = setting(0.3, 0, 1, step=0.05,
-        help="real_world: the least strength that is drawn, of the published one.",
-        page="real_world: the least strength that is drawn, as a share of the published ranges.")
-    strongest: float = setting(1.0, 0, 1, step=0.05, help="real_world: the greatest such strength.",
-        page="real_world: the greatest such strength. 0.3 and 1 serve light and heavy damage with one LoRA.")
-    least: float = setting(2.0, 1, 64, step=0.5, help="Least factor by which pictures are shrunk.")
-    most: float = setting(4.0, 1, 64, step=0.5, help="Greatest such factor; what you will restore.",
-        page="The greatest: the enlargement that *Restore* can be asked for.")
     ratio: int = changed(MatchingConfig, "ratio", default=1, remedy="1 is the paper's")
     normalise: bool = changed(MatchingConfig, "normalise",
         help="Divide each sample's pull by the teacher's distance from it.")
@@ -98,12 +85,12 @@ class InstaReviveConfig(AdversarialConfig):
 
     def check(self) -> None:
         """See the base."""
+        super().check()
         if not self.low < self.narrow <= self.high:
             raise ValueError(
                 "low, narrow and high must rise within 0 to 1 (narrow may be high), got "
                 f"{self.low!r}, {self.narrow!r}, {self.high!r}: 0.02, 0.3, 0.98"
             )
-        self.spoiling()
         if not (self.matching_weight or self.regression_weight or self.feature_weight):
             raise ValueError("matching_weight, regression_weight and feature_weight are all 0: nothing would be learnt")
         if self.gan_weight and not self.matching_weight:
@@ -111,10 +98,6 @@ class InstaReviveConfig(AdversarialConfig):
                 f"gan_weight is {self.gan_weight} and matching_weight 0: the discriminator belongs to the matching; "
                 "set one of them otherwise"
             )
-
-    def spoiling(self) -> Spoiling:
-        """The damage that is to be undone. ValueError names a setting of it."""
-        return Spoiling(self.degradation, self.weakest, self.strongest, self.least, self.most)
 
 
 class InstaRevive(Adversarial):
@@ -126,7 +109,6 @@ class InstaRevive(Adversarial):
 
     def __init__(self, config: InstaReviveConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
         super().__init__(config, denoiser, student_sigmas(denoiser, 1, str(config.timestep)), tools)
-        self.spoiling = config.spoiling()
         # Running means of the input's and the output's squared distance, and of how much of them was seen.
         self.state = torch.zeros(3)
         self.needs_latents = True
@@ -159,7 +141,7 @@ class InstaRevive(Adversarial):
 
     def spoil(self, images: Tensor, draws: Draws) -> Tensor:
         """Pictures (B, H, W, 3) in [0, 1], degraded anew in every step, at the size they had."""
-        return self.spoiling(images, draws.seeds("degradation"))
+        return self.config(images, draws.seeds("degradation"))
 
     # ---- dynamic control -------------------------------------------------------------------------
 
