@@ -12,6 +12,7 @@ from torch import Tensor
 from ..rewards.comparison import Comparison, compare
 from ..rewards.contract import Reward
 from ..rewards.scoring import score
+from ..sampling.prior import require_steps
 from .contract import CLIP, LATENT, SAMPLER, VAE, Host
 from .rewards.sheet import pairs_sheet
 
@@ -62,8 +63,9 @@ def run(
 ) -> Compared:
     """Sample base and tuned (`models`, in this order) and score them; each seed gives both the same noise.
 
-    ValueError for no prompt, and as `score` raises it.
+    ValueError for no prompt or no step, and as `score` raises it.
     """
+    require_steps(sampling.sigmas, "compare")
     if not prompts:
         raise ValueError("prompts is empty: write one in each line, best others than those that were trained on")
     without = host.encode_text(clip, negative) if sampling.cfg != 1 else None

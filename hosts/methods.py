@@ -74,6 +74,13 @@ class Method(ABC):
         """The latents at run.sigmas[-1], as `run.finished` leaves them."""
 
 
+def sampled(method: Method, run: Run) -> Tensor:
+    """What a method makes of a run; of a schedule of one level, which has no step, what core's samplers make of it."""
+    if len(run.sigmas) < 2 and not method.searches:
+        return run.finished(run.first(run.noise))
+    return method.sample(run)
+
+
 @dataclass(frozen=True)
 class Distilled(Method):
     """`sampling.distilled`: few steps, from the start that the student was trained on.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..files.pictures import as_image, rounded
 from ..sampling.path import NoisePath
+from ..sampling.prior import require_steps
 from .contract import GUIDER, LATENT, SAMPLER, VAE, Host
 from .methods import Reflected
 
@@ -93,8 +94,9 @@ def compare(
 ) -> Compared:
     """The same noise four times: plain, at the effective cfg (where there is one), at equal calls, and reflected.
 
-    ValueError for a SAMPLER that does not reflect.
+    ValueError for a SAMPLER that does not reflect and for a schedule without a step.
     """
+    require_steps(sigmas, "compare")
     method = host.method_of(sampler)
     if not isinstance(method, Reflected):
         raise ValueError("sampler is not from a reflection node: connect Reflection Sampler or Reflection Setup")
@@ -153,6 +155,11 @@ def _rows(columns: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
 
 def told(host: Host, guider: GUIDER, method: Reflected, sigmas: Tensor | None) -> str:
     """What a set-up does and costs, for a user: calls along `sigmas`, or of 50 steps where there are none yet."""
+    if sigmas is not None and len(sigmas) < 2:
+        return (
+            "sigmas: the schedule has no steps, so nothing is sampled and the latent stays as it is; raise denoise "
+            "above 0 on the node that makes the sigmas"
+        )
     levels = torch.linspace(1, 0, 51) if sigmas is None else sigmas
     cost, calls = spent(host, guider, method, levels), method.config.cost(levels)
     cfg = effective_cfg(host, guider, method)

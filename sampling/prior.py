@@ -51,15 +51,29 @@ class Prior:
     def carried(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x at level sigma (0-d) as a LATENT that still holds noise keeps it: with its clean part in full.
 
-        Without further noise a sampler that begins at sigma begins at x.
+        Without further noise a sampler that begins at sigma begins at x. ValueError at a flow's level 1: it has none.
         """
         if self.path.kind == "FLOW":
+            if float(sigma) >= 1:
+                raise ValueError(
+                    "sigmas end at level 1, where a flow model's latent is noise alone, of which nothing can be handed "
+                    "on: let them go further down, by a higher denoise, more steps or a later split"
+                )
             return x / (1.0 - sigma)
         return x * torch.sqrt(1.0 + sigma**2) if self.path.kind == "VP" else x
 
     def finished(self, x: Tensor) -> Tensor:
         """The same for x at the last level, where a sampler ends."""
         return self.carried(x, self.sigmas[-1])
+
+
+def require_steps(sigmas: Tensor, purpose: str) -> None:
+    """ValueError where a schedule (levels,) holds no step, as schedulers leave it at denoise 0; purpose: a verb."""
+    if sigmas.numel() < 2:
+        raise ValueError(
+            f"sigmas: the schedule has no steps, so there is nothing to {purpose}; raise denoise above 0 on the node "
+            "that makes the sigmas, or give it more steps"
+        )
 
 
 def identity(parts: Iterable[Any]) -> str:

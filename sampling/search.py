@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .accounts import Best, Budget, Candidate, Ledger, candidate_seed, seed_of
-from .prior import Prior
+from .prior import Prior, require_steps
 from .standard import SamplingDiverged
 from .transition import Transition
 
@@ -48,8 +48,9 @@ class Run:
         self, prior: Prior, budget: Budget, evaluate: Evaluate, transition: Transition, seed: int,
         callback: Callable[[State], None] | None, noise: Callable[[int], Tensor] | None,
     ):  # fmt: skip
+        require_steps(prior.sigmas, "search")
         numbers = prior.sigmas.tolist() if prior.sigmas.ndim == 1 else []
-        if len(numbers) < 2 or numbers[-1] != 0 or any(a <= b for a, b in zip(numbers, numbers[1:], strict=False)):
+        if not numbers or numbers[-1] != 0 or any(a <= b for a, b in zip(numbers, numbers[1:], strict=False)):
             raise ValueError(
                 f"search: sigmas must descend and end in 0, since rewards need clean latents; got {numbers}: "
                 "give the whole schedule, not its first part"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from comfy.samplers import Sampler
 
-from ..methods import Method, Run, later, reporter
+from ..methods import Method, Run, later, reporter, sampled
 from . import work
 from .coordinates import path_of
 from .masks import masked
@@ -73,4 +73,4 @@ class MethodSampler(Sampler):
         )
         if self.method.searches:
             run = as_prior(run, model_wrap, extra_args["model_options"])
-        return self.method.sample(run).to(noise.device)
+        return sampled(self.method, run).to(noise.device)

@@ -13,7 +13,7 @@ from ...files.errors import UsageError
 from ...sampling.levels import Parametrisation
 from ...sampling.prior import identity
 from ...sampling.schedule import Schedule
-from ..methods import Beside, Method, Run, later, reporter
+from ..methods import Beside, Method, Run, later, reporter, sampled
 from ..reflection import check_pair
 from .model import Conditioning, Model, Network
 from .samplers import Masked
@@ -170,7 +170,7 @@ class Guider:
             again=lambda: None,
             callback=reporter(callback, steps),
         )
-        return sampler.sample(run)
+        return sampled(sampler, run)
 
 
 def at_top(sigmas: Tensor, schedule: Schedule) -> bool:

@@ -22,6 +22,7 @@ from ...rewards.scoring import score
 from ...sampling.accounts import Budget, candidate_seed, seed_of
 from ...sampling.find import Find
 from ...sampling.particles import Steering
+from ...sampling.prior import require_steps
 from ...sampling.search import State, search
 from ...sampling.tree import Tree
 from ..contract import GUIDER, NOISE, VAE, Host
@@ -62,6 +63,8 @@ def run(
             f"noise: the search drew its starts from a NOISE of seed {request.noise.seed}, which its file lacks; "
             "connect the same one"
         )
+    # A host gives back the latent of an empty schedule without asking any sampler.
+    require_steps(request.sigmas, "search")
     samples = host.latents_of(guider, request.latent)
     states: list[State | None] = [None] * len(samples)
     if earlier is not None:

@@ -280,8 +280,11 @@ def test_settings_that_make_no_sense(gaussian):
     def attempt(**changes):
         run(gaussian(FLOW), BestOfConfig(), calls=50, **{"batch": 1, **changes})
 
-    for sigmas in ([1.0, 0.5], [0.5, 1.0, 0.0], [0.0]):
+    for sigmas in ([1.0, 0.5], [0.5, 1.0, 0.0]):
         with pytest.raises(ValueError, match="sigmas must descend and end in 0"):
+            attempt(sigmas=torch.tensor(sigmas))
+    for sigmas in ([], [0.0], [1.0]):
+        with pytest.raises(ValueError, match="sigmas: the schedule has no steps"):
             attempt(sigmas=torch.tensor(sigmas))
     with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
         attempt(batch=0)
