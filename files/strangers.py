@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from . import texts
 from .folder import Inside, alone
 
 MOST_BYTES = 1_000_000
@@ -53,7 +54,7 @@ def parse(data: bytes, most: int = MOST_BYTES, finite: bool = True) -> Any:
         raise ValueError(f"it is larger than {most} bytes, which no such file is")
     try:
         value = json.loads(
-            data.decode(),
+            texts.decode(data),
             parse_int=_whole,
             parse_float=_number if finite else None,
             parse_constant=_constant if finite else None,
@@ -61,8 +62,6 @@ def parse(data: bytes, most: int = MOST_BYTES, finite: bool = True) -> Any:
         )
     except json.JSONDecodeError as error:
         raise ValueError(f"it is no JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError("it is no text in UTF-8") from error
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     _check_depth(data, value)

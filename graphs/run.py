@@ -52,9 +52,9 @@ async def _run(source, where: Folders, sets, seed, keep, watcher, nodes) -> Outc
     with folders.use(where), progress.watched_by(watcher), progress.heard() as said:
         known = nodes if nodes is not None else await registry.everything()
         graph: Graph = (
-            workflow.from_document(copy.deepcopy(source), known)
+            workflow.from_document(copy.deepcopy(source), known, seed)
             if isinstance(source, dict)
-            else workflow.read(source, known)
+            else workflow.read(source, known, seed)
         )
         if seed is not None:
             graph.set_seed(seed)

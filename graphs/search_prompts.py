@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..files import texts
 from ..files.atomic import write_json
 from ..files.errors import UsageError
 from ..hosts.headless import folders, progress
@@ -34,10 +35,9 @@ class Row:
 def read_prompts(path: Path) -> list[str]:
     """The lines of a text file that hold something. UsageError when there is none, or no such file."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        prompts = texts.prompts(texts.decode(path.read_bytes()))
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as a text file: {error}") from error
-    prompts = [line for line in lines if line]
     if not prompts:
         raise UsageError(f"{path} holds no prompts: write one in each line")
     return prompts

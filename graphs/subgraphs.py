@@ -35,11 +35,15 @@ def unfold(document: dict[str, Any]) -> Flat:
 
 @dataclass
 class Flat:
-    """nodes by id; links: id -> (source node, slot); widgets: sources that are values typed on an instance."""
+    """nodes by id; links: id -> (source node, slot); widgets: sources that are values typed on an instance.
+
+    primitives: primitive nodes whose value is typed on an instance.
+    """
 
     nodes: dict[str, dict] = field(default_factory=dict)
     links: dict[Any, tuple[str, int]] = field(default_factory=dict)
     widgets: dict[str, Place] = field(default_factory=dict)
+    primitives: dict[str, Place] = field(default_factory=dict)
 
 
 def _definitions(document: dict[str, Any]) -> dict[str, dict]:
@@ -59,6 +63,7 @@ class _Graph:
         definitions: dict[str, dict],
         parent: _Graph | None = None,
         host: dict | None = None,
+        typed: dict[str, Place] | None = None,
     ):
         self.content, self.parent, self.host = content, parent, host
         self.root: _Graph = self if parent is None else parent.root
@@ -72,6 +77,11 @@ class _Graph:
             self.links[id] = (source, slot)
             if target == OUTPUT and isinstance(target_slot, int):
                 self.ends[target_slot] = id
+        # What is typed on the instance: by name of the subgraph's input, and by (node, widget) within.
+        self.typed: dict[str, Place] = {}
+        self.inner: dict[tuple[str, str], Place] = {}
+        if host is not None:
+            self._typed(host, typed or {})
         self.instances: dict[str, _Graph] = {}
         for id, raw in self.nodes.items():
             if raw["type"] in definitions and raw.get("mode") not in (MUTED, BYPASSED):
@@ -83,7 +93,8 @@ class _Graph:
                         f"more than {MOST_INSTANCES} subgraphs, or {DEEPEST} within each other, are not unfolded. In "
                         "ComfyUI use Workflow > Export (API)"
                     )
-                self.instances[id] = _Graph(definitions[raw["type"]], definitions, self, raw)
+                handed = {widget: place for (node, widget), place in self.inner.items() if node == id}
+                self.instances[id] = _Graph(definitions[raw["type"]], definitions, self, raw, handed)
 
     def spread(self, flat: Flat) -> None:
         """Put the nodes and what they are linked to into `flat`."""
@@ -94,6 +105,9 @@ class _Graph:
             inputs = raw.get("inputs")
             if isinstance(inputs, list):
                 raw = {**raw, "inputs": [self.linked(one, flat) for one in inputs]}
+            for (node, widget), place in self.inner.items():
+                if node == id:
+                    raw = self.overridden(raw, widget, place, flat)
             flat.nodes[self.prefix + id] = {**raw, "id": self.prefix + id}
 
     def linked(self, input: Any, flat: Flat) -> Any:
@@ -131,17 +145,85 @@ class _Graph:
         slots, host = instance.content.get("inputs"), instance.host or {}
         if not isinstance(slots, list) or not 0 <= slot < len(slots) or not isinstance(slots[slot], dict):
             raise UsageError(f"the subgraph of node {instance.prefix[:-1]} has no input {slot}. {AGAIN}")
-        inputs = [one for one in host.get("inputs") or [] if isinstance(one, dict)]
-        typed = [one for one in inputs if one.get("widget")]
-        for one in inputs:
-            if one.get("name") == slots[slot].get("name"):
-                if isinstance(one.get("link"), int | str) and one["link"] in self.links:
-                    return self.source(one["link"], seen)
-                values = host.get("widgets_values")
-                at = typed.index(one) if one in typed else None
-                if at is not None and isinstance(values, list) and at < len(values) and values[at] is not None:
-                    return Place(values, at)
-        return None
+        name = slots[slot].get("name")
+        for one in _dicts(host.get("inputs")):
+            if one.get("name") == name and isinstance(one.get("link"), int | str) and one["link"] in self.links:
+                return self.source(one["link"], seen)
+        return instance.typed.get(name)
+
+    def overridden(self, raw: dict, widget: str, place: Place, flat: Flat) -> dict:
+        """A node within whose widget has a value that is typed on the instance, unless something is linked to it."""
+        id = f"{self.prefix}{raw['id']}"
+        if raw["type"] == "PrimitiveNode":
+            flat.primitives[id] = place
+            return raw
+        inputs = list(raw.get("inputs") or [])
+        if any(isinstance(one, dict) and one.get("name") == widget and one.get("link") is not None for one in inputs):
+            return raw
+        source = f"widget {widget} of node {id}"
+        flat.widgets[source], flat.links[source] = place, (source, 0)
+        others = [one for one in inputs if not (isinstance(one, dict) and one.get("name") == widget)]
+        return {**raw, "inputs": [*others, {"name": widget, "link": source}]}
+
+    def _typed(self, host: dict, handed: dict[str, Place]) -> None:
+        """Find out what each value in the instance's "widgets_values" belongs to.
+
+        handed: by widget name, what an instance around this one says instead.
+        """
+        values = host.get("widgets_values")
+        values = values if isinstance(values, list) else []
+        properties = host.get("properties")
+        promoted = properties.get("proxyWidgets") if isinstance(properties, dict) else None
+        slots = [one for one in _dicts(self.content.get("inputs")) if isinstance(one.get("name"), str)]
+        if isinstance(promoted, list):
+            # Editors up to autumn 2026 list what is promoted, in the order of the values: [node within, its widget], or
+            # [-1, input of the subgraph].
+            for at, entry in enumerate(promoted):
+                if isinstance(entry, list) and len(entry) > 1 and isinstance(entry[1], str):
+                    self._give(str(entry[0]), entry[1], slots, handed.get(entry[1]) or _place(values, at))
+            return
+        # Without a list the values are those of the inputs that are widgets, in their order.
+        names = [one["name"] for one in _dicts(host.get("inputs")) if one.get("widget") and "name" in one]
+        for at, name in enumerate(names or [one["name"] for one in slots if self._targets(one)]):
+            place = handed.get(name) or _place(values, at)
+            if place is not None:
+                self.typed[name] = place
+
+    def _give(self, node: str, widget: str, slots: list[dict], place: Place | None) -> None:
+        if place is None:
+            return
+        if node == "-1":
+            self.typed[widget] = place
+            return
+        while ":" in widget and (node, widget) not in self.inner and not self._has_input(node, widget):
+            # "7: text", of an editor that named a widget by the node within the node within.
+            widget = widget.partition(":")[2].strip()
+        for slot in slots:
+            if (node, widget) in self._targets(slot):
+                self.typed[slot["name"]] = place
+                return
+        self.inner[node, widget] = place
+
+    def _has_input(self, node: str, name: str) -> bool:
+        return any(one.get("name") == name for one in _dicts(self.nodes.get(node, {}).get("inputs")))
+
+    def _targets(self, slot: dict) -> list[tuple[str, str]]:
+        """The (node, widget) within that an input of the subgraph leads to."""
+        wanted = slot.get("linkIds")
+        return [
+            (id, one["widget"].get("name"))
+            for id, node in self.nodes.items()
+            for one in _dicts(node.get("inputs"))
+            if isinstance(wanted, list) and isinstance(one.get("widget"), dict) and one.get("link") in wanted
+        ]
+
+
+def _dicts(listed: Any) -> list[dict]:
+    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+
+
+def _place(values: list, at: int) -> Place | None:
+    return Place(values, at) if at < len(values) and values[at] is not None else None
 
 
 def _nodes(content: dict, prefix: str) -> dict[str, dict]:

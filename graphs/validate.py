@@ -27,13 +27,39 @@ def validate(graph: Graph, registry: Registry) -> list[str]:
 
     Raises NodeError at the first mistake, UsageError when there is nothing to run.
     """
-    outputs = [n.id for n in graph.nodes.values() if registry.schema(n).is_output_node]
-    if not outputs:
-        raise UsageError("the workflow has no output node, so nothing would come of it; add SaveImage or PreviewImage")
+    known = [n.id for n in graph.nodes.values() if (schema := registry.find(n.class_type)) and schema.is_output_node]
+    outputs = [id for id in known if not _unfed(graph, id, registry)] or known
+    graph.notes += [
+        f'node {id} "{graph.nodes[id].title}" is left out: nothing is connected to its input'
+        for id in known
+        if id not in outputs
+    ]
     order = _order(graph, outputs)
+    strange = [n for n in graph.nodes.values() if registry.find(n.class_type) is None and n.id not in order]
+    if not outputs:
+        for node in strange:
+            registry.schema(node)  # raises: what is not known may be the output
+        raise UsageError("the workflow has no output node, so nothing would come of it; add SaveImage or PreviewImage")
+    for node in strange:
+        graph.notes.append(
+            f'node {node.id} "{node.title}" is left out: its class {node.class_type!r} is not known here, and no '
+            "output needs it"
+        )
+        del graph.nodes[node.id]
     for id in order:
         _node(graph, graph.nodes[id], registry)
     return order
+
+
+def _unfed(graph: Graph, id: str, registry: Registry) -> bool:
+    """Whether an output node lacks a connection that it cannot do without, as behind a muted branch."""
+    node = graph.nodes[id]
+    return any(
+        live.required
+        and live.name not in node.inputs
+        and not (isinstance(live.input, WidgetInput) and not live.input.force_input)
+        for live in live_inputs(registry.schema(node), node.inputs)
+    )
 
 
 def _order(graph: Graph, outputs: list[str]) -> list[str]:

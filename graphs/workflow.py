@@ -1,4 +1,4 @@
-"""Reads a workflow: JSON in UI or API format, or the one that a PNG from ComfyUI carries."""
+"""Reads a workflow: JSON in UI or API format, or the one that a picture from ComfyUI carries."""
 
 from __future__ import annotations
 
@@ -6,38 +6,41 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..files import pictures as images
+from ..files import pictures, texts
 from ..files.errors import UsageError
 from . import subgraphs, workflow_ui
 from .graph import Graph, Link, Node, Place
 from .registry import Registry
 
-_PNG = b"\x89PNG\r\n\x1a\n"
+_PICTURES = (b"\x89PNG\r\n\x1a\n", b"RIFF", b"\xff\xd8\xff")
 _DEPTH = 60
 
 
-def read(path: Path, registry: Registry) -> Graph:
-    """The graph of a workflow file. Raises UsageError (NodeError where a node is at fault)."""
+def read(path: Path, registry: Registry, seed: int | None = None) -> Graph:
+    """The graph of a workflow file. seed: of random choices in prompts, see `editor.finish`.
+
+    Raises UsageError (NodeError where a node is at fault).
+    """
     try:
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         raise UsageError(f"{str(path)!r} cannot be read: {error}. Give the path of a workflow file") from error
-    if data.startswith(_PNG):
-        return _from_png(path, registry)
-    return from_document(parse(data, str(path)), registry)
+    if data.startswith(_PICTURES) or data[4:12] == b"ftypavif":
+        return _from_picture(path, registry, seed)
+    return from_document(parse(data, str(path)), registry, seed)
 
 
 def parse(data: bytes | str, name: str) -> Any:
     """JSON as Python objects. Raises UsageError with line and column."""
     try:
-        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+        text = texts.decode(data) if isinstance(data, bytes) else data
         document = json.loads(text)
     except json.JSONDecodeError as error:
         raise UsageError(
             f"{name} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}. "
             "Save the workflow again from ComfyUI"
         ) from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, a number of thousands of digits, thousands of brackets
+    except (ValueError, RecursionError) as error:  # no text, a number of thousands of digits, thousands of brackets
         raise UsageError(f"{name} is not a workflow: {error}. Save it again from ComfyUI") from error
     level, depth = [document], 0
     while level:
@@ -48,11 +51,11 @@ def parse(data: bytes | str, name: str) -> Any:
     return document
 
 
-def from_document(document: Any, registry: Registry) -> Graph:
-    """The graph of a parsed workflow in either format."""
+def from_document(document: Any, registry: Registry, seed: int | None = None) -> Graph:
+    """The graph of a parsed workflow in either format. seed: see `read`."""
     if isinstance(document, dict):
         if isinstance(document.get("nodes"), list):
-            return workflow_ui.read(document, registry)
+            return workflow_ui.read(document, registry, seed)
         wrapped = document.get("prompt")
         if isinstance(wrapped, dict) and "class_type" not in document:
             return _from_api(wrapped)
@@ -64,20 +67,38 @@ def from_document(document: Any, registry: Registry) -> Graph:
     )
 
 
-def _from_png(path: Path, registry: Registry) -> Graph:
-    texts = images.read_texts(path)
-    if not texts:
-        raise UsageError(f"{path} carries no workflow. Use a PNG that ComfyUI or `retort run` saved with its metadata")
-    documents = {key: parse(text, f'{path} (its text "{key}")') for key, text in texts.items()}
+def _from_picture(path: Path, registry: Registry, seed: int | None) -> Graph:
+    carried = pictures.read_texts(path)
+    documents, faults = {}, []
+    for key, text in carried.items():
+        try:
+            document = parse(text, f'{path} (its text "{key}")')
+        except UsageError as error:
+            faults.append(error)
+            continue
+        if document:  # programs that queue a prompt by themselves leave an empty workflow, or null, beside it
+            documents[key] = document
     ui, api = documents.get("workflow"), documents.get("prompt")
-    if ui is None:
-        return from_document(api, registry)
-    if api is not None and subgraphs.has_subgraphs(ui):
+    if isinstance(ui, dict) and ui.get("nodes") == [] and api is not None:
+        ui = None
+    if ui is None and api is None:
+        if faults:
+            raise faults[0]
+        other = pictures.other_texts(path)
+        raise UsageError(
+            f"{path} carries no workflow. Use a picture that ComfyUI or `retort run` saved with its metadata"
+            if other is None
+            else f"{path} carries settings of {other}, which are no workflow. Drop it into ComfyUI's window, which "
+            "makes one of them, and save that"
+        )
+    if ui is None or (api is not None and (subgraphs.has_subgraphs(ui) or not isinstance(ui, dict))):
         # The prompt beside it is the same run with its subgraphs unfolded.
         graph = from_document(api, registry)
-        graph.document = ui
-        return graph
-    return from_document(ui, registry)
+        graph.document = ui if isinstance(ui, dict) else None
+    else:
+        graph = from_document(ui, registry, seed)
+    graph.notes += [f"{fault}; the other one was used" for fault in faults]
+    return graph
 
 
 def _from_api(document: dict[str, Any]) -> Graph:

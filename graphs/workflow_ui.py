@@ -2,7 +2,7 @@
 
 Read as ComfyUI's editor queues it: muted nodes (mode 2) fall away, bypassed ones (mode 4) hand an input of the
 output's type through, reroutes are followed, primitive nodes become constants, notes are left out, and subgraphs
-are unfolded.
+are unfolded. `editor` has what happens to the texts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..files.errors import NodeError
-from . import subgraphs
+from . import editor, subgraphs
 from .graph import Graph, Link, Node, Place
 from .registry import Registry
 from .subgraphs import AGAIN, BYPASSED, MUTED
@@ -19,20 +19,25 @@ from .widgets import assign
 _NOTES = ("Note", "MarkdownNote")
 
 
-def read(document: dict[str, Any], registry: Registry) -> Graph:
-    """The graph of a UI-format document. Raises UsageError, NodeError where a node is at fault."""
+def read(document: dict[str, Any], registry: Registry, seed: int | None = None) -> Graph:
+    """The graph of a UI-format document. seed: see `editor.finish`.
+
+    Raises UsageError, NodeError where a node is at fault.
+    """
     flat = subgraphs.unfold(document)
     graph = Graph({}, document)
     reader = _Reader(flat, registry)
     for id, raw in flat.nodes.items():
         if raw.get("mode") not in (MUTED, BYPASSED) and raw["type"] not in (*_NOTES, "Reroute", "PrimitiveNode"):
             graph.nodes[id] = reader.node(raw, graph.notes)
+    editor.finish(graph, registry, flat.nodes, seed)
     return graph
 
 
 class _Reader:
     def __init__(self, flat: subgraphs.Flat, registry: Registry):
-        self.raws, self.links, self.widgets, self.registry = flat.nodes, flat.links, flat.widgets, registry
+        self.raws, self.links, self.registry = flat.nodes, flat.links, registry
+        self.widgets, self.primitives = flat.widgets, flat.primitives
 
     def title(self, raw: dict) -> str:
         title = raw.get("title")
@@ -43,8 +48,10 @@ class _Reader:
 
     def node(self, raw: dict, notes: list[str]) -> Node:
         node = Node(str(raw["id"]), raw["type"], self.title(raw))
-        schema = self.registry.schema(node)
-        for name, value, place in assign(node, schema, raw.get("widgets_values"), notes):
+        schema = self.registry.find(node.class_type)
+        # Of a class that is not known here only the links count, should an output need it.
+        known = [] if schema is None else assign(node, schema, raw.get("widgets_values"), notes)
+        for name, value, place in known:
             node.inputs[name] = value
             node.places[name] = place
         for name, link in self.sockets(node, raw):
@@ -89,6 +96,8 @@ class _Reader:
                 raise NodeError(node, f"it is linked to node {id}, which is not in the file", input=input, remedy=AGAIN)
             if raw.get("mode") == MUTED:
                 return None
+            if id in self.primitives:
+                return self.primitives[id]
             if raw["type"] == "PrimitiveNode":
                 values = raw.get("widgets_values")
                 if not isinstance(values, list) or not values:

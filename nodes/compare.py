@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ..files import texts
 from ..hosts.api import compare, host, io, ui
 from .inputs import SEED_MAX, schema, seed_input
 from .rewards import ALIASES, CATEGORY, REWARD
-from .training import lines
 
 
 class RetortCompareModels(io.ComfyNode):
@@ -63,7 +63,7 @@ class RetortCompareModels(io.ComfyNode):
     ):  # fmt: skip
         seeds = [(seed + i) & SEED_MAX for i in range(per_prompt)]
         how = compare.Sampling(sampler, sigmas, cfg, latent)
-        found = compare.run(host, (base, tuned), clip, vae, reward, lines(prompts), negative, how, seeds)
+        found = compare.run(host, (base, tuned), clip, vae, reward, texts.prompts(prompts), negative, how, seeds)
         low, high = found.comparison.interval()
         sheet, text = found.sheet(shown), found.text(reward.name)
         # ComfyUI shows the text that the progress leaves on the node, the command line this one.

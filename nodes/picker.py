@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from ..files import texts
 from ..hosts.api import io
 from ..preferences import store as preferences
 from ..preferences import tickets
@@ -11,7 +12,6 @@ from ..preferences.tickets import Ticket
 from ..trainers.dataset import latents_of
 from .inputs import number, schema
 from .preference import ALIASES, CATEGORY, set_folder
-from .training import lines
 
 
 class RetortPreferencePicker(io.ComfyNode):
@@ -139,7 +139,7 @@ class RetortPromptQueue(io.ComfyNode):
 
     @classmethod
     def execute(cls, prompts="", index=0, begin_again=False):
-        found = lines(prompts)
+        found = texts.prompts(prompts)
         if not found:
             raise ValueError("prompts is empty: write one prompt in each line")
         if index >= len(found) and not begin_again:

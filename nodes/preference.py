@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import texts
 from ..files.atomic import checked_name
 from ..files.folder import inside
 from ..hosts.api import host, io, training, ui
@@ -234,7 +235,7 @@ class RetortLabelPairs(io.ComfyNode):
         if reward is None and margin:
             raise ValueError(f"margin {margin:g} compares scores, and nobody scores: connect `reward`, or set it to 0")
         items = images if stored is None else stored
-        prompts = prompt.splitlines() if prompt_per_line else [prompt] * len(items)
+        prompts = texts.lines(prompt) if prompt_per_line else [prompt] * len(items)
         if len(prompts) != len(items):
             raise ValueError(
                 f"prompt has {len(prompts)} lines for {len(items)} candidates: write one for each, or switch "

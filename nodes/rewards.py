@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..files import texts
 from ..hosts.api import host, io, rewards, ui
 from ..rewards.combine import Combined, RunningScore, Term, statistics
 from ..rewards.scoring import score
@@ -272,7 +273,7 @@ class RetortScoreImages(io.ComfyNode):
 
     @classmethod
     def execute(cls, reward, images, prompt="", prompt_per_line=False, batch_size=8, columns=4):
-        prompts = prompt.splitlines() if prompt_per_line else [prompt] * len(images)
+        prompts = texts.lines(prompt) if prompt_per_line else [prompt] * len(images)
         if len(prompts) != len(images):
             raise ValueError(
                 f"prompt has {len(prompts)} lines for {len(images)} images: write one for each, or switch "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..files import texts
 from ..files.pictures import rounded
 from ..hosts.api import host, io, training, ui
 from ..sampling.settings import offered
@@ -57,15 +58,10 @@ def trainer_schema(inputs: list, aliases: Sequence[str], **facts: Any) -> io.Sch
     )
 
 
-def lines(prompts: str) -> list[str]:
-    """One prompt in each line that is not empty."""
-    return [line.strip() for line in prompts.splitlines() if line.strip()]
-
-
 def dataset(settings: dict[str, Any], positive: list, latents: list, images: list, keep: bool = False) -> Dataset:
     """What is trained on, from whichever inputs are connected; keep: the pictures too. ValueError: what is missing."""
     clip, vae, negative = (settings.get(name) for name in ("clip", "vae", "negative"))
-    words = lines(settings["prompts"])
+    words = texts.prompts(settings["prompts"])
     if words and positive:
         raise ValueError("prompts are both typed and connected: clear the text, or disconnect `positive`")
     if words:

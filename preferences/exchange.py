@@ -16,6 +16,7 @@ from typing import Any
 
 from ..files.folder import Inside, inside
 from ..files.strangers import parse
+from ..files.texts import clean
 from .store import (
     LINE_BYTES,
     MOST_LINES,
@@ -85,7 +86,7 @@ def _kept(folder: Path, data: bytes) -> str:
 def _row(number: int, caption: Any, pictures: list[bytes], label: Any) -> Row | str:
     if not isinstance(caption, str) or isinstance(label, bool) or not isinstance(label, int | float):
         return f"row {number}: it needs a caption and a label_0"
-    return number, caption, pictures[0], pictures[1], float(label)
+    return number, clean(caption), pictures[0], pictures[1], float(label)
 
 
 def _folder_rows(source: Path) -> Iterator[Row | str]:

@@ -30,7 +30,7 @@ from ..files.atomic import tensors
 from ..files.entries import LinkError
 from ..files.folder import Inside, alone, inside
 from ..files.growing import Growing, Rooms, Shelf
-from ..files.pictures import as_image, rounded
+from ..files.pictures import decode_opaque, rounded
 from ..files.strangers import parse_line
 from ..sampling.accounts import seed_of
 
@@ -293,20 +293,16 @@ def is_latent(name: str) -> bool:
 
 
 def load_image(source: Path | Inside | bytes) -> Tensor:
-    """A picture (H, W, 3) in [0, 1]. ValueError for anything else, and for one of more than 64 million pixels."""
-    from PIL import Image
+    """A picture (H, W, 3) in [0, 1] as a viewer shows it: upright, and on white where it is transparent.
 
+    ValueError for anything else, and for one of more than 64 million pixels.
+    """
     where = "a picture" if isinstance(source, bytes) else str(source)
     try:
         data = source if isinstance(source, bytes) else alone(source).read(PICTURE_BYTES)
-        opened = Image.open(io.BytesIO(data), formats=[*FORMATS.values()])
-        with opened as image:
-            if image.width * image.height > PIXELS:
-                raise ValueError(f"it has {image.width} x {image.height} pixels, more than {PIXELS}")
-            plain = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return decode_opaque(data, tuple(FORMATS.values()), PIXELS)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{where} cannot be read: {error}") from error
-    return as_image(plain)[0]
 
 
 def load_latent(path: Path | Inside) -> Tensor:

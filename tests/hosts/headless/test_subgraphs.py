@@ -75,6 +75,56 @@ def test_what_is_not_typed_outside_is_as_it_stands_within(read, nested):
     assert read(nested).nodes["5:1"].inputs["seed"] == 5
 
 
+def promoted(nested, *entries, values):
+    """The instance with a list of what is promoted on it, and no sockets for that."""
+    instance = nested["nodes"][4]
+    instance["inputs"] = [one for one in instance["inputs"] if "widget" not in one]
+    instance["properties"], instance["widgets_values"] = {"proxyWidgets": [list(entry) for entry in entries]}, values
+    for one in nested["definitions"]["subgraphs"][0]["nodes"][0]["inputs"][4:]:
+        one["widget"] = {"name": one["name"]}
+    return nested
+
+
+def test_values_typed_outside_without_sockets(read, nested):
+    """In the order of the list, whatever the order of the subgraph's inputs."""
+    nested = promoted(nested, ("-1", "steps"), ("-1", "seed"), values=[9, 77])
+    inputs = read(nested).nodes["5:1"].inputs
+    assert (inputs["seed"], inputs["steps"]) == (77, 9)
+
+
+def test_a_widget_of_a_node_within_is_typed_outside(read, nested):
+    """By the node's id: one that an input of the subgraph leads to, and one that none does."""
+    nested = promoted(nested, ("1", "cfg"), ("1", "seed"), ("1", "steps"), values=[2.5, 77, None])
+    inputs = read(nested).nodes["5:1"].inputs
+    assert (inputs["cfg"], inputs["seed"], inputs["steps"]) == (2.5, 77, 99)
+
+
+def test_without_any_list_the_values_are_the_inputs_that_are_widgets(read, nested):
+    nested = promoted(nested, values=[77, 9])
+    del nested["nodes"][4]["properties"]
+    inputs = read(nested).nodes["5:1"].inputs
+    assert (inputs["seed"], inputs["steps"]) == (77, 9)
+
+
+def test_a_value_within_is_typed_two_subgraphs_further_out(read, nested):
+    inner = promoted(nested, ("1", "cfg"), values=[3.0])["nodes"][4]
+    outer = definition("outside", inner, SLOTS[:4])
+    outer["nodes"][0]["properties"] = inner["properties"]
+    nested["definitions"]["subgraphs"].append(outer)
+    nested["nodes"][4] = {
+        **inner, "type": "outside", "properties": {"proxyWidgets": [["1", "cfg"]]}, "widgets_values": [1.5]
+    }  # fmt: skip
+    assert read(nested).nodes["5:1:1"].inputs["cfg"] == 1.5
+    nested["nodes"][4]["widgets_values"] = []
+    assert read(nested).nodes["5:1:1"].inputs["cfg"] == 3.0
+
+
+def test_a_value_typed_outside_is_changed_where_it_is_stored(known, nested):
+    graph = workflow.from_document(promoted(nested, ("1", "cfg"), values=[2.5]), known())
+    graph.assign("5:1.cfg=7")
+    assert nested["nodes"][4]["widgets_values"] == [7]
+
+
 def test_a_changed_seed_is_stored_where_it_was_typed(known, nested):
     graph = workflow.from_document(nested, known())
     graph.assign("5:1.seed=9")

@@ -1,0 +1,36 @@
+"""Texts as editors, web pages and word processors leave them."""
+
+import pytest
+
+from retort.files import texts
+from retort.files.strangers import parse
+
+TEXT = "a red zero\n\u4e00 caf\u00e9"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_every_encoding_of_unicode_is_read_without_its_mark(encoding):
+    assert texts.decode(TEXT.encode(encoding)) == TEXT
+
+
+def test_another_encoding_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match=r"no text in UTF-8 \(byte 3\); save it with the encoding UTF-8"):
+        texts.decode("caf\u00e9 au lait".encode("cp1252"))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\u2028", "\u2029", "\v", "\x85"])
+def test_lines_end_in_every_way(end):
+    assert texts.prompts(f"a zero{end}{end}  a one {end}") == ["a zero", "a one"]
+    assert texts.lines(f"a zero{end}{end}a one{end}") == ["a zero", "", "a one"]
+
+
+def test_what_cannot_be_seen_is_left_out_and_odd_spaces_are_spaces():
+    assert texts.prompts("\ufeffa\u00a0red\u2009zero\u200b\nsoft\u00adly\u3000\n\ufeff\u200b") == ["a red zero", "softly"]
+    # A family of emoji is one sign because of what joins it.
+    assert texts.clean("\U0001f468\u200d\U0001f469 \u201cquoted\u201d") == "\U0001f468\u200d\U0001f469 \u201cquoted\u201d"
+
+
+def test_records_begin_with_a_mark_as_well():
+    assert parse('{"caption": "a zero"}\r\n'.encode("utf-8-sig")) == {"caption": "a zero"}
+    with pytest.raises(ValueError, match="no text in UTF-8"):
+        parse(b'{"caption": "\xe9"}')
