@@ -84,7 +84,7 @@ def test_a_png_without_a_workflow(failing, tmp_path):
     images.save_png(torch.rand(8, 8, 3), tmp_path / "plain.png")
     assert "carries no workflow" in failing(tmp_path / "plain.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "plain.png").read_bytes()[:60])
-    assert "is not a PNG that can be read" in failing(tmp_path / "cut.png")
+    assert "is not a picture that can be read" in failing(tmp_path / "cut.png")
 
 
 def test_unknown_class_names_the_nearest(failing, api, ui):
