@@ -192,7 +192,7 @@ def nodes(output: Path) -> Iterator[dict[str, Figure]]:
         chart.draw(rows, 25 / each)
 
     def picked() -> None:
-        shown = tickets.Desk(folder, BY)
+        shown = tickets.TicketState(folder, BY)
         shown.count(skipped=False)
 
     def listed() -> None:

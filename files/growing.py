@@ -96,30 +96,30 @@ def _stamp(found: os.stat_result) -> tuple[int, ...]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-class Rooms:
+class Folders:
     """The plain files in some folders of a set, by name; looked at again when a folder has changed."""
 
-    def __init__(self, folder: Inside, *rooms: str):
-        self._rooms = [folder / room for room in rooms]
+    def __init__(self, folder: Inside, *names: str):
+        self._folders = [folder / name for name in names]
         self._stamps: list[int] | None = None
         self.there: frozenset[str] = frozenset()
 
     def look(self) -> bool:
         """Look, and tell whether anything may have changed since the last time."""
-        stamps = [_written(room) for room in self._rooms]
+        stamps = [_written(folder) for folder in self._folders]
         if stamps == self._stamps:
             return False
         # A clock ticks: of a folder that has just changed, a further change might not be seen.
         self._stamps = stamps if time.time_ns() - max(stamps) > SETTLED else None
-        rooms = [room for room, stamp in zip(self._rooms, stamps, strict=True) if stamp]
-        self.there = frozenset(f"{room.name}/{name}" for room in rooms for name in room.files())
+        folders = [folder for folder, stamp in zip(self._folders, stamps, strict=True) if stamp]
+        self.there = frozenset(f"{folder.name}/{name}" for folder in folders for name in folder.files())
         return True
 
 
-def _written(room: Inside) -> int:
+def _written(folder: Inside) -> int:
     """When a folder was changed; 0 where there is none, or a link, behind which nothing is looked for."""
     try:
-        found = room.stat()
+        found = folder.stat()
     except LinkError:
         return 0
     return 0 if found is None else found.st_mtime_ns

@@ -12,7 +12,7 @@ from ..hosts.api import host, io, starter, ui
 from ..trainers.chart import draw
 from ..trainers.export import read_lora
 from ..trainers.job_watch import Status, has_status, read_status, send
-from ..trainers.methods import METHODS
+from ..trainers.methods import METHODS, needing
 from ..trainers.watch import checkpoints, latest_preview, open_picture, read_picture
 from .inputs import completed, number, schema
 from .preference import PREFERENCES, asked
@@ -31,6 +31,12 @@ def folder_of(run: str) -> Path:
         raise ValueError(f"run: there is no run called {run!r} in {host.runs_folder()}; connect the trainer's `run`")
     inside(folder).refuse_links()
     return folder
+
+
+def _of_pairs(joined: str) -> str:
+    """The methods that learn from pairs, as a sentence lists them."""
+    *others, last = needing("comparisons")
+    return f"{', '.join(others)} {joined} {last}"
 
 
 def _status(run: str) -> Status | None:
@@ -64,7 +70,7 @@ class RetortTrainingJob(io.ComfyNode):
                     "GPUs that share each step (`accelerate launch`); batch_size x accumulation is their sum.",
                 ),
                 PREFERENCES.Input(
-                    "pairs", optional=True, tooltip="dpo, smpo and mapo: the pairs to learn from, instead of images."
+                    "pairs", optional=True, tooltip=f"{_of_pairs('and')}: the pairs to learn from, instead of images."
                 ),
                 *image_inputs(),
                 offload_input(),
@@ -89,7 +95,7 @@ class RetortTrainingJob(io.ComfyNode):
         if "comparisons" in METHODS[method].objective.needs:
             request, problems = asked(settings)
         elif settings.get("pairs") is not None:
-            raise ValueError(f"pairs: {method} learns from none; choose dpo, smpo or mapo, or disconnect them")
+            raise ValueError(f"pairs: {method} learns from none; choose {_of_pairs('or')}, or disconnect them")
         else:
             settings, request = read(cls, given)
         run = checked_name(request.name)

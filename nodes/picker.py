@@ -92,13 +92,13 @@ class RetortPreferencePicker(io.ComfyNode):
             kept = () if latents is None else tuple(preferences.keep_latent(folder, latents[i]) for i in rows)
             asked.append(Ticket(prompt, tuple(files), kept, by))
         added = tickets.ask(folder, asked)
-        with tickets.at(folder, by) as desk:
-            waiting = len(desk.waiting)
+        with tickets.at(folder, by) as state:
+            waiting = len(state.waiting)
             text = (
-                f"{folder.name}: {waiting} waiting ({len(added)} new), {desk.count(skipped=False)} judged, "
-                f"{desk.count(skipped=True)} skipped"
+                f"{folder.name}: {waiting} waiting ({len(added)} new), {state.count(skipped=False)} judged, "
+                f"{state.count(skipped=True)} skipped"
             )
-            problems = desk.problems[: preferences.SHOWN]
+            problems = state.problems[: preferences.SHOWN]
         if alike:
             text += f"\n{alike} sets held the same picture twice and were left out: sample with another seed"
         shown = {"text": (text,), "tickets": added, "set": (folder.name,), "by": (by,)}

@@ -29,7 +29,7 @@ from torch import Tensor
 from ..files.atomic import tensors
 from ..files.entries import LinkError
 from ..files.folder import Inside, alone, inside
-from ..files.growing import Growing, Rooms, Shelf
+from ..files.growing import Folders, Growing, Shelf
 from ..files.pictures import decode_opaque, rounded
 from ..files.strangers import parse_line
 from ..sampling.accounts import seed_of
@@ -41,7 +41,7 @@ ENDINGS = (*FORMATS, LATENT)
 MOST_LINES, LINE_BYTES, PROMPT_LENGTH, NAME_LENGTH = 1_000_000, 65_536, 8192, 200
 PIXELS, NUMBERS, PICTURE_BYTES = 2**26, 2**28, 2**28
 SHOWN = 20
-ROOMS = ("images", "latents")  # folders of a set for its files
+FOLDERS = ("images", "latents")  # folders of a set for its files
 BOOKS = 4  # sets that are kept in memory
 _CUT_OFF = f"it is not finished, or longer than {LINE_BYTES} bytes"
 
@@ -131,7 +131,7 @@ class Book:
     def __init__(self, folder: Inside):
         self._folder = folder
         self._lines = Growing(folder / PAIRS, LINE_BYTES, MOST_LINES)
-        self._rooms = Rooms(folder, *ROOMS)
+        self._folders = Folders(folder, *FOLDERS)
         self._told: list[tuple[int, Pair, bool] | str] = []
         self._found: Preferences | None = None
         self.refresh()
@@ -149,10 +149,10 @@ class Book:
                 self._told.append((number, *_judgement(number, line)))
             except ValueError as error:
                 self._told.append(f"line {number}: {str(error)[:200]}")
-        if self._rooms.look() or len(self._told) > count or self._lines.unfinished != torn or self._elsewhere:
+        if self._folders.look() or len(self._told) > count or self._lines.unfinished != torn or self._elsewhere:
             self._found = None
 
-    _elsewhere = False  # whether pairs name files that lie in neither room, which are looked for each time
+    _elsewhere = False  # whether pairs name files that lie in neither folder, which are looked for each time
 
     def preferences(self) -> Preferences:
         """The set as it is now."""
@@ -164,7 +164,7 @@ class Book:
         latest: dict[tuple[str, ...], Pair | None] = {}
         problems: list[str] = []
         known: dict[str, str] = {}
-        there = self._rooms.there
+        there = self._folders.there
         for told in self._told:
             if isinstance(told, str):
                 problems.append(told)
@@ -187,7 +187,7 @@ class Book:
             latest[key] = None if undone else pair
         if self._lines.unfinished is not None:
             problems.append(f"line {self._lines.unfinished}: {_CUT_OFF}")
-        self._elsewhere = any(PurePosixPath(name).parent.as_posix() not in ROOMS for name in known)
+        self._elsewhere = any(PurePosixPath(name).parent.as_posix() not in FOLDERS for name in known)
         pairs = tuple(pair for pair in latest.values() if pair is not None)
         return Preferences(self._folder.path, pairs, tuple(problems))
 
@@ -279,8 +279,8 @@ def keep_latent(folder: Path | Inside, latent: Tensor) -> str:
 
 def keep_file(folder: Path | Inside, data: bytes, suffix: str) -> str:
     """Store a file's content under a name made of it, so that the same one is there once; that name."""
-    room = "latents" if suffix == LATENT else "images"
-    name = f"{room}/{hashlib.blake2b(data, digest_size=16).hexdigest()}{suffix}"
+    kind = "latents" if suffix == LATENT else "images"
+    name = f"{kind}/{hashlib.blake2b(data, digest_size=16).hexdigest()}{suffix}"
     kept = inside(folder) / name
     if not kept.is_file():
         kept.write(data)

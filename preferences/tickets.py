@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..files.folder import Inside, inside
-from ..files.growing import Growing, Rooms, Shelf
-from .store import LINE_BYTES, MOST_LINES, NAME_LENGTH, PAIRS, PROMPT_LENGTH, ROOMS, append
+from ..files.growing import Folders, Growing, Shelf
+from .store import FOLDERS, LINE_BYTES, MOST_LINES, NAME_LENGTH, PAIRS, PROMPT_LENGTH, append
 
 TICKETS, LOCK = "tickets.jsonl", "tickets.lock"
-DESKS = 4  # that are kept in memory
+STATES = 4  # that are kept in memory
 MOST_TURNS = 2**53  # what a page's numbers hold
 PATIENCE = 5.0  # seconds until another writer must be done
 PICTURE, LATENT = re.compile(r"images/([0-9a-f]{32})\.png"), re.compile(r"latents/[0-9a-f]{32}\.safetensors")
@@ -105,14 +105,14 @@ def _listed(names: tuple[str, ...]) -> str:
 Said = tuple[str, str, float | None, int]
 
 
-class Desk:
+class TicketState:
     """What waits and what was answered in a folder, as its two files said at the last `refresh`; `by`: who is asked."""
 
     def __init__(self, folder: Path | Inside, by: str):
         self.folder, self.by = inside(folder), by
         self._questions = Growing(self.folder / TICKETS, LINE_BYTES, MOST_LINES)
         self._pairs = Growing(self.folder / PAIRS, LINE_BYTES, MOST_LINES)
-        self._rooms = Rooms(self.folder, *ROOMS)
+        self._folders = Folders(self.folder, *FOLDERS)
         self._forget()
         self.refresh()
 
@@ -150,7 +150,7 @@ class Desk:
         for _, line in self._pairs.lines():
             if line is not None and b'"ticket"' in line:
                 self._read_pair(_object(line))
-        anew = self._rooms.look()
+        anew = self._folders.look()
         if not (anew or self._touched):
             return
         opened = anew or bool(self._new)
@@ -168,7 +168,7 @@ class Desk:
         for id in self.tickets if anew else self._touched:
             ticket = self.tickets[id]
             self._missing.pop(id, None)
-            if id not in self.answers and (missing := {*ticket.candidates, *ticket.latents} - self._rooms.there):
+            if id not in self.answers and (missing := {*ticket.candidates, *ticket.latents} - self._folders.there):
                 self._missing[id] = min(missing)
         self._new, self._touched = set(), set()
         if opened:
@@ -297,13 +297,13 @@ def _object(line: bytes | None) -> dict[str, Any] | None:
 
 
 _scan = json.JSONDecoder().raw_decode
-_desks = Shelf(lambda root, parts, by: Desk(Inside(root, *parts), by), DESKS)
+_states = Shelf(lambda root, parts, by: TicketState(Inside(root, *parts), by), STATES)
 
 
-def at(folder: Path | Inside, by: str) -> AbstractContextManager[Desk]:
-    """The desk of a folder as it is now, read on from the last time; nobody else uses it meanwhile."""
+def at(folder: Path | Inside, by: str) -> AbstractContextManager[TicketState]:
+    """The tickets of a folder as they are now, read on from the last time; nobody else uses it meanwhile."""
     place = inside(folder)
-    return _desks.take(place.root, place.parts, by)
+    return _states.take(place.root, place.parts, by)
 
 
 def _turn(row: Mapping[str, Any]) -> int:
@@ -319,9 +319,9 @@ def ask(folder: Path | Inside, tickets: Sequence[Ticket]) -> list[str]:
     with _alone(folder):
         new: dict[str, Ticket] = {}
         for by in {ticket.by for ticket in tickets}:
-            with at(folder, by) as desk:
+            with at(folder, by) as state:
                 mine = {ticket.id: ticket for ticket in tickets if ticket.by == by}
-                new |= {id: ticket for id, ticket in mine.items() if id not in desk.tickets}
+                new |= {id: ticket for id, ticket in mine.items() if id not in state.tickets}
         lines = []
         for id, ticket in new.items():
             for name in (*ticket.candidates, *ticket.latents):
@@ -339,15 +339,15 @@ def answer(folder: Path | Inside, id: str, choice: Choice, by: str) -> None:
 
     ValueError for a ticket or a choice that there is not, AnsweredError when it has another answer.
     """
-    with _held(folder, id, by) as desk:
-        rows = desk.rows(id, choice)
-        if id in desk.answers:
-            if desk.answers[id][0] == choice:
+    with _held(folder, id, by) as state:
+        rows = state.rows(id, choice)
+        if id in state.answers:
+            if state.answers[id][0] == choice:
                 return
-            raise AnsweredError(f"it was answered already: {_words(desk.answers[id][0])}")
+            raise AnsweredError(f"it was answered already: {_words(state.answers[id][0])}")
         append(folder, rows)
         if choice == SKIP:
-            (desk.folder / TICKETS).append([_line({"skip": id, "turn": desk.turn + 1})])
+            (state.folder / TICKETS).append([_line({"skip": id, "turn": state.turn + 1})])
 
 
 def take_back(folder: Path | Inside, id: str, by: str) -> None:
@@ -355,12 +355,12 @@ def take_back(folder: Path | Inside, id: str, by: str) -> None:
 
     ValueError for a ticket that there is not, AnsweredError when it has no answer.
     """
-    with _held(folder, id, by) as desk:
-        if id not in desk.answers:
+    with _held(folder, id, by) as state:
+        if id not in state.answers:
             raise AnsweredError("there is no answer to take back")
-        if desk.answers[id][0] == SKIP:
-            (desk.folder / TICKETS).append([_line({"skip": id, "turn": desk.turn + 1, "undo": True})])
-        append(folder, desk.undone(id))
+        if state.answers[id][0] == SKIP:
+            (state.folder / TICKETS).append([_line({"skip": id, "turn": state.turn + 1, "undo": True})])
+        append(folder, state.undone(id))
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
@@ -372,13 +372,13 @@ def _words(choice: Choice) -> str:
 
 
 @contextlib.contextmanager
-def _held(folder: Path | Inside, id: str, by: str) -> Iterator[Desk]:
-    """The desk that a ticket lies on, with nobody else writing."""
+def _held(folder: Path | Inside, id: str, by: str) -> Iterator[TicketState]:
+    """The tickets among which one is, with nobody else writing."""
     # Asked before the lock, which would make the folder.
     if isinstance(id, str) and (inside(folder) / TICKETS).is_file():
-        with _alone(folder), at(folder, by) as desk:
-            if id in desk.tickets:
-                yield desk
+        with _alone(folder), at(folder, by) as state:
+            if id in state.tickets:
+                yield state
                 return
     raise ValueError(f"there is no ticket {id!r:.40} in {folder.name}")
 

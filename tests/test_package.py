@@ -16,7 +16,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = (
+PACKAGES = (
     "sampling", "rewards", "restoration", "trainers", "files", "preferences", "graphs", "hosts", "nodes", "models",
     "benchmarks",
 )  # fmt: skip
@@ -32,11 +32,12 @@ def lines(name: str) -> list[str]:
     return [line for line in (line.split("#")[0].strip() for line in text.splitlines()) if line]
 
 
-def test_every_room_is_a_package_and_every_package_is_listed(project) -> None:
-    inits = [path for room in ROOMS for path in (ROOT / room).rglob("__init__.py")]
+def test_every_folder_is_a_package_and_every_package_is_listed(project) -> None:
+    inits = [path for package in PACKAGES for path in (ROOT / package).rglob("__init__.py")]
     found = {"retort", *(".".join(("retort", *path.parent.relative_to(ROOT).parts)) for path in inits)}
     assert found == set(project["tool"]["setuptools"]["packages"]), "pyproject.toml lists [tool.setuptools] packages"
-    bare = {path.parent for room in ROOMS for path in (ROOT / room).rglob("*.py")} - {path.parent for path in inits}
+    modules = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    bare = {path.parent for path in modules} - {path.parent for path in inits}
     assert not bare, "a folder with modules needs an __init__.py whose docstring says what it holds"
 
 

@@ -144,14 +144,14 @@ def log_tail(folder: Path | Inside) -> str:
 
 
 def send(folder: Path | Inside, command: str) -> None:
-    """Ask a job's process to "stop" (it saves first), "save" or "sample". ValueError for any other wish."""
+    """Ask a job's process to "stop" (it saves first), "save" or "sample". ValueError for any other command."""
     if command not in COMMANDS:
         raise ValueError(f"command {command!r} is not known; use one of {', '.join(COMMANDS)}")
     write_atomically(inside(folder) / COMMANDS_FOLDER / command, b"")
 
 
 def clear_commands(folder: Path | Inside) -> None:
-    """Forget wishes that an earlier process did not live to hear."""
+    """Forget commands that an earlier process did not live to hear."""
     for command in COMMANDS:
         (inside(folder) / COMMANDS_FOLDER / command).remove()
 
@@ -299,12 +299,12 @@ class FileWatcher:
             if self._asked_to_stop:
                 raise Stopped("run it again to go on")
 
-    def wishes(self) -> set[str]:
+    def commands(self) -> set[str]:
         """Commands that have come, each once."""
         found = self._look()
         if self._asked_to_stop:
             found.add("stop")
-        return found | self._show.wishes()
+        return found | self._show.commands()
 
     def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         """Count."""
@@ -373,6 +373,6 @@ class Follower(Silent):
         """May be called from a signal's handler."""
         self._asked_to_stop = True
 
-    def wishes(self) -> set[str]:
+    def commands(self) -> set[str]:
         """A stop."""
         return {"stop"} if self._asked_to_stop else set()

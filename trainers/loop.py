@@ -195,7 +195,7 @@ class Trainer:
     def train(self) -> dict[str, Tensor]:
         """Run all steps that are left and return the LoRA.
 
-        Stopped when a watcher wishes it, TrainingFailed when the numbers are no longer finite or memory ends, and
+        Stopped when a watcher asks for it, TrainingFailed when the numbers are no longer finite or memory ends, and
         whatever a watcher's check raises; in every case the state of the last whole step is on disk.
         """
         lock = contextlib.nullcontext() if self.reducer.rank else locked(self.files)
@@ -274,12 +274,12 @@ class Trainer:
                 if log:
                     log.add(self.done, metrics)
                 self.watcher.step(self.done, settings.steps, metrics)
-                wishes = self.watcher.wishes()
-                stop = self.reducer.any("stop" in wishes)
-                if "sample" in wishes or (settings.preview_every and self.done % settings.preview_every == 0):
+                commands = self.watcher.commands()
+                stop = self.reducer.any("stop" in commands)
+                if "sample" in commands or (settings.preview_every and self.done % settings.preview_every == 0):
                     self.preview()
                 due = settings.save_minutes and time.monotonic() - saved_at > settings.save_minutes * 60
-                if "save" in wishes or due or (settings.save_every and self.done % settings.save_every == 0):
+                if "save" in commands or due or (settings.save_every and self.done % settings.save_every == 0):
                     if log:
                         log.flush()  # a kill must not leave a state that is ahead of its log
                     self.save()

@@ -8,9 +8,9 @@ from typing import Any
 
 from .adapters import LoraConfig
 from .config import RunConfig, TrainingConfig, read
-from .objectives.parts.registry import METHODS, Method, of_group, register
+from .objectives.parts.registry import METHODS, Method, needing, of_group, register
 
-__all__ = ["METHODS", "Method", "of_group", "read_config", "register"]
+__all__ = ["METHODS", "Method", "needing", "of_group", "read_config", "register"]
 # Each file registers its method. Nodes list them in this order, whichever was imported first.
 for _file in (
     "dmd2", "fdistill", "tdm", "di_star", "flow_matching", "few_shot", "align_prop", "spo", "flow_grpo", "dpo", "smpo",

@@ -150,9 +150,9 @@ class Scouting:
         """As the real run's."""
         self._watcher.check()
 
-    def wishes(self) -> set[str]:
+    def commands(self) -> set[str]:
         """To stop; there is nothing to save or to draw yet."""
-        return self._watcher.wishes() & {"stop"}
+        return self._watcher.commands() & {"stop"}
 
     def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         """In words, since it is no step of the real run."""

@@ -30,7 +30,7 @@ class Watcher(Protocol):
         """Raise whatever ends the run; called between batches too."""
         ...
 
-    def wishes(self) -> set[str]:
+    def commands(self) -> set[str]:
         """What was asked for since the last step: any of "save", "sample", "stop"."""
         ...
 
@@ -53,7 +53,7 @@ class Silent:
     def check(self) -> None:
         """Nothing ends the run."""
 
-    def wishes(self) -> set[str]:
+    def commands(self) -> set[str]:
         """Nothing is asked for."""
         return set()
 

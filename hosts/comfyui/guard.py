@@ -1,4 +1,4 @@
-"""Doors of ours on ComfyUI's server: for its own page alone, whatever the request says."""
+"""HTTP routes of ours on ComfyUI's server: a request of any page but its own is refused."""
 
 from __future__ import annotations
 

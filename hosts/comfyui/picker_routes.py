@@ -1,9 +1,9 @@
 """Where Preference Picker's page asks and answers, on ComfyUI's server: what waits beside the sets.
 
 GET retort/picker/SET/tickets and images/ID, POST retort/picker/SET/answer and take_back; ?by= tells who picks. All but
-pictures answer with the desk as it is. Names and numbers are checked here and by `preferences.tickets`, so that nothing
-outside the set's folder is read or written, and no folder is made. A picture is a file that a ticket may name, sent as
-PNG whatever is in it.
+pictures answer with the tickets as they are. Names and numbers are checked here and by `preferences.tickets`, so that
+nothing outside the set's folder is read or written, and no folder is made. A picture is a file that a ticket may name,
+sent as PNG whatever is in it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aiohttp import web
 from ...files.atomic import checked_name
 from ...preferences import tickets
 from ...preferences.store import NAME_LENGTH, trouble
-from ...preferences.tickets import SKIP, AnsweredError, Desk, Ticket
+from ...preferences.tickets import SKIP, AnsweredError, Ticket, TicketState
 from ..patience import soon
 from .guard import ROOT, ConflictError, guarded
 
@@ -37,13 +37,13 @@ def add(table: web.RouteTableDef, sets: Callable[[], Path]) -> None:
 
     def look(set: str, by: str = "") -> dict[str, Any]:
         folder = read(set, by)
-        with tickets.at(folder, by) as desk:
-            return _spelled(desk)
+        with tickets.at(folder, by) as state:
+            return _spelled(state)
 
     def read(set: str, by: str) -> Path:
-        """The folder of a set whose desk is at hand. BlockingIOError while a large one is read for the first time."""
+        """The folder of a set whose tickets are read. BlockingIOError while a large one is read for the first time."""
         folder = place(set)
-        soon(("desk", folder, _checked(by)), f"the set {set}", lambda: fetch(folder, by))
+        soon(("tickets", folder, _checked(by)), f"the set {set}", lambda: fetch(folder, by))
         return folder
 
     def fetch(folder: Path, by: str) -> None:
@@ -63,10 +63,10 @@ def add(table: web.RouteTableDef, sets: Callable[[], Path]) -> None:
         try:
             work(folder)
         except AnsweredError as error:
-            with tickets.at(folder, by) as desk:
-                raise ConflictError(str(error), _spelled(desk)) from error
-        with tickets.at(folder, by) as desk:
-            return _spelled(desk)
+            with tickets.at(folder, by) as state:
+                raise ConflictError(str(error), _spelled(state)) from error
+        with tickets.at(folder, by) as state:
+            return _spelled(state)
 
     def picture(set: str, image: str) -> Path:
         folder = place(set)
@@ -94,16 +94,16 @@ def _fields(body: dict[str, Any], *names: str) -> list[Any]:
     return [body[name] for name in names]
 
 
-def _spelled(desk: Desk) -> dict[str, Any]:
-    """The desk as a page sees it: counts, the first that wait, and what was answered last."""
-    last = desk.last
+def _spelled(state: TicketState) -> dict[str, Any]:
+    """The tickets as a page sees them: counts, the first that wait, and what was answered last."""
+    last = state.last
     return {
-        "judged": desk.count(skipped=False),
-        "skipped": desk.count(skipped=True),
-        "waiting": len(desk.waiting),
-        "tickets": [_shown(ticket) for ticket in desk.waiting[:SHOWN]],
-        "last": None if last is None else {**_shown(desk.tickets[last]), "skipped": desk.answers[last][0] == SKIP},
-        "problems": len(desk.problems),
+        "judged": state.count(skipped=False),
+        "skipped": state.count(skipped=True),
+        "waiting": len(state.waiting),
+        "tickets": [_shown(ticket) for ticket in state.waiting[:SHOWN]],
+        "last": None if last is None else {**_shown(state.tickets[last]), "skipped": state.answers[last][0] == SKIP},
+        "problems": len(state.problems),
     }
 
 

@@ -38,14 +38,14 @@ def beside(
     latent: Tensor, mask: Tensor | None, guiders: Mapping[str, Any], job: Beside,
 ) -> Tensor:  # fmt: skip
     """See `hosts.methods.Run.beside`; copies: networks that were read again, kept by the SAMPLER."""
-    room = _Room()
-    run = _Run(strong, path, sigmas, extra_args, noise, latent, mask, room)
+    placement = _Placement()
+    run = _Run(strong, path, sigmas, extra_args, noise, latent, mask, placement)
     own = _Leg(run, strong, extra_args)
-    prepared = _prepared(strong, guiders, room, copies)
+    prepared = _prepared(strong, guiders, placement, copies)
 
     def nested(waiting: list[str], legs: dict[str, Model]) -> Tensor:
         if not waiting:
-            room.settle()
+            placement.settle()
             return job(own, legs)
         name, *others = waiting
         return run.within(prepared[name], lambda leg: nested(others, {**legs, name: leg}))
@@ -74,7 +74,7 @@ def keeping(
     return kept
 
 
-def _prepared(strong: Any, guiders: Mapping[str, Any], room: _Room, copies: dict[int, Any]) -> dict[str, Any]:
+def _prepared(strong: Any, guiders: Mapping[str, Any], placement: _Placement, copies: dict[int, Any]) -> dict[str, Any]:
     """Copies of the guiders, on networks that can stand beside the others."""
     made: dict[str, Any] = {}
     for name, guider in guiders.items():
@@ -87,11 +87,11 @@ def _prepared(strong: Any, guiders: Mapping[str, Any], room: _Room, copies: dict
         if sharing and twin is not None:
             _lean(mine, twin.model_patcher)
         elif sharing:
-            mine.model_patcher = _own(mine, sharing, room, copies)
+            mine.model_patcher = _own(mine, sharing, placement, copies)
     return made
 
 
-def _own(guider: Any, sharing: list[Any], room: _Room, copies: dict[int, Any]) -> Any:
+def _own(guider: Any, sharing: list[Any], placement: _Placement, copies: dict[int, Any]) -> Any:
     """The guider's patcher on a network of its own, or the same to be swapped."""
     patcher = guider.model_patcher
     if patcher.cached_patcher_init is None:
@@ -101,7 +101,7 @@ def _own(guider: Any, sharing: list[Any], room: _Room, copies: dict[int, Any]) -
                 "that cannot be read a second time: load the weak model with a loader of its own, or take the "
                 "hooks away"
             )
-        room.swap(
+        placement.swap(
             "the models differ by patches and share one network that cannot be read a second time (its loader "
             "names no file), so the patches are swapped before each leg"
         )
@@ -115,7 +115,7 @@ def _own(guider: Any, sharing: list[Any], room: _Room, copies: dict[int, Any]) -
     return copies[key]
 
 
-class _Room:
+class _Placement:
     """Which networks are where: all stay loaded where they fit, else the one that is asked next is fetched."""
 
     def __init__(self) -> None:
@@ -151,9 +151,10 @@ class _Run:
     """What all legs of a run share: levels, noise, picture and mask are the strong guider's."""
 
     def __init__(
-        self, strong: Any, path: NoisePath, sigmas: Tensor, extra_args: dict[str, Any], noise, latent, mask, room: _Room
-    ):
-        self.network, self.path, self.room = strong.inner_model, path, room
+        self, strong: Any, path: NoisePath, sigmas: Tensor, extra_args: dict[str, Any], noise, latent, mask,
+        placement: _Placement,
+    ):  # fmt: skip
+        self.network, self.path, self.placement = strong.inner_model, path, placement
         self.sigmas, self.noise, self.latent, self.mask = sigmas, noise, latent, mask
         # None, or what makes the mask another at each level: a property of the run, whichever model it was set on.
         self.mask_function = extra_args["model_options"].get("denoise_mask_function")
@@ -168,17 +169,17 @@ class _Run:
         mask = self.mask
         if mask is not None and len(shapes) == 1:
             mask = mask[:, :1]  # core takes the channels of a picture's mask for a batch
-        lender = _Lender(self, job)
+        sampler = _LegSampler(self, job)
         guider.sample(
-            _apart(self.noise, shapes), _apart(latent, shapes), lender, self.sigmas,
+            _apart(self.noise, shapes), _apart(latent, shapes), sampler, self.sigmas,
             denoise_mask=None if mask is None else _apart(mask, shapes), disable_pbar=True, seed=self._seed,
         )  # fmt: skip
-        assert lender.made is not None
-        return lender.made
+        assert sampler.made is not None
+        return sampler.made
 
 
-class _Lender(Sampler):
-    """A SAMPLER that lends the guider's denoiser to a job."""
+class _LegSampler(Sampler):
+    """A SAMPLER that gives the guider's denoiser to a job."""
 
     def __init__(self, run: _Run, job: Callable[[_Leg], Tensor]):
         self.run, self.job = run, job
@@ -207,13 +208,13 @@ class _Leg:
         options = {k: v for k, v in extra_args["model_options"].items() if k != "denoise_mask_function"}
         if run.mask_function is not None:
             options["denoise_mask_function"] = run.mask_function
-        self._room, self._extra = run.room, {**extra_args, "model_options": options, "denoise_mask": run.mask}
+        self._placement, self._extra = run.placement, {**extra_args, "model_options": options, "denoise_mask": run.mask}
         self._model = masked(guider, run.sigmas, run.path, run.latent, run.noise)
         self._shape = list(run.noise.shape)
-        run.room.legs.append(self)
+        run.placement.legs.append(self)
 
     def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
-        self._room.enter(self)
+        self._placement.enter(self)
         # Guiders on one network differ in their callbacks, which core finds here.
         self.network.current_patcher = self.patcher
         return self._model(x, sigma, **self._extra)

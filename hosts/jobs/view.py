@@ -209,15 +209,15 @@ def picture(run: Path, name: str) -> Path:
     return path.path
 
 
-def command(run: Path, wish: str) -> None:
-    """Ask a run that goes on to stop, save or sample. ValueError for another wish, or a run that has ended."""
-    if wish not in COMMANDS:
-        raise ValueError(f"command {wish!r:.40} is not known; use one of {', '.join(COMMANDS)}")
+def command(run: Path, name: str) -> None:
+    """Ask a run that goes on to stop, save or sample. ValueError for another command, or a run that has ended."""
+    if name not in COMMANDS:
+        raise ValueError(f"command {name!r:.40} is not known; use one of {', '.join(COMMANDS)}")
     inside(run).refuse_links()
     status = read_status(run)
     if not status.going:
-        raise ValueError(f"the run {run.name} does not go on ({status.state}), so it cannot {wish}")
-    send(run, wish)
+        raise ValueError(f"the run {run.name} does not go on ({status.state}), so it cannot {name}")
+    send(run, name)
 
 
 def _is_number(value: Any) -> bool:

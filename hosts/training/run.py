@@ -313,7 +313,7 @@ class HostWatcher:
         """Raise the host's own interruption."""
         self._host.check_cancelled()
 
-    def wishes(self) -> set[str]:
+    def commands(self) -> set[str]:
         """A host asks for nothing but to end."""
         return set()
 

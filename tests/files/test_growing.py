@@ -12,7 +12,7 @@ import torch
 
 from retort.files import growing
 from retort.files.folder import Inside
-from retort.files.growing import Growing, Rooms, Shelf
+from retort.files.growing import Folders, Growing, Shelf
 from retort.hosts import patience
 from retort.preferences import store as preferences
 from retort.preferences import tickets
@@ -76,16 +76,16 @@ def test_blocks_of_any_size_give_the_same_lines(path, monkeypatch):
 
 
 def test_a_room_is_looked_at_again_when_it_has_changed(tmp_path):
-    rooms = Rooms(Inside(tmp_path), "images")
-    assert rooms.look() and not rooms.there
+    folders = Folders(Inside(tmp_path), "images")
+    assert folders.look() and not folders.there
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"a")
-    assert rooms.look() and rooms.there == {"images/a.png"}
+    assert folders.look() and folders.there == {"images/a.png"}
     # A further change within a tick of the clock is seen too.
     (tmp_path / "images" / "b.png").write_bytes(b"b")
-    assert rooms.look() and len(rooms.there) == 2
+    assert folders.look() and len(folders.there) == 2
     os.utime(tmp_path / "images", ns=(1, 1))
-    assert rooms.look() and not rooms.look()
+    assert folders.look() and not folders.look()
 
 
 def test_a_shelf_makes_anew_what_failed_and_keeps_a_few():
@@ -127,19 +127,19 @@ def test_an_answer_reads_its_own_lines_and_no_others(tmp_path, monkeypatch):
     """A bound on the work, whatever the set's size: lines that are taken apart."""
     ids = filled(tmp_path, 400)
     os.utime(tmp_path / "images", ns=(1, 1))  # a folder that has just changed is looked at again each time
-    with tickets.at(tmp_path, BY) as desk:
-        assert (len(desk.waiting), desk.count(skipped=False)) == (10, 390)
+    with tickets.at(tmp_path, BY) as state:
+        assert (len(state.waiting), state.count(skipped=False)) == (10, 390)
     preferences.read(tmp_path)
     read = []
     plain, judged = tickets._object, preferences._judgement
     monkeypatch.setattr(tickets, "_object", lambda line: read.append(line) or plain(line))
     for number, id in enumerate(ids[-10:-5]):
         tickets.answer(tmp_path, id, 0, BY)
-        with tickets.at(tmp_path, BY) as desk:
-            assert desk.last == id and len(desk.waiting) == 9 - number
+        with tickets.at(tmp_path, BY) as state:
+            assert state.last == id and len(state.waiting) == 9 - number
     tickets.take_back(tmp_path, ids[-6], BY)
-    with tickets.at(tmp_path, BY) as desk:
-        assert desk.last == ids[-7] and len(desk.waiting) == 6 and desk.waiting[0].id == ids[-6]
+    with tickets.at(tmp_path, BY) as state:
+        assert state.last == ids[-7] and len(state.waiting) == 6 and state.waiting[0].id == ids[-6]
     assert len(read) == 6
     monkeypatch.setattr(preferences, "_judgement", lambda number, line: read.append(line) or judged(number, line))
     read.clear()
@@ -147,10 +147,10 @@ def test_an_answer_reads_its_own_lines_and_no_others(tmp_path, monkeypatch):
     # Those of the five answers and the one that was taken back.
     assert len(read) == 6 and len(found.pairs) == 394
     assert preferences.read(tmp_path) is found
-    fresh = tickets.Desk(tmp_path, BY)
-    with tickets.at(tmp_path, BY) as desk:
+    fresh = tickets.TicketState(tmp_path, BY)
+    with tickets.at(tmp_path, BY) as state:
         same = ("answers", "waiting", "problems", "turn", "tickets", "last")
-        assert all(getattr(desk, name) == getattr(fresh, name) for name in same)
+        assert all(getattr(state, name) == getattr(fresh, name) for name in same)
 
 
 def test_what_is_kept_equals_what_is_read_anew(tmp_path):
@@ -160,8 +160,8 @@ def test_what_is_kept_equals_what_is_read_anew(tmp_path):
     pairs, asked = tmp_path / preferences.PAIRS, tmp_path / tickets.TICKETS
     images = sorted((tmp_path / "images").iterdir())
     for turn in range(60):
-        with tickets.at(tmp_path, BY) as desk:
-            ids = list(desk.tickets)
+        with tickets.at(tmp_path, BY) as state:
+            ids = list(state.tickets)
         what = draw.randrange(8)
         if what < 3 and ids:
             id = draw.choice(ids)
@@ -185,10 +185,10 @@ def test_what_is_kept_equals_what_is_read_anew(tmp_path):
             images[turn % len(images)].unlink(missing_ok=True)
         else:
             preferences.keep_image(tmp_path, torch.full((4, 4, 3), turn / 60))
-        fresh = tickets.Desk(tmp_path, BY)
-        with tickets.at(tmp_path, BY) as desk:
+        fresh = tickets.TicketState(tmp_path, BY)
+        with tickets.at(tmp_path, BY) as state:
             for name in ("answers", "waiting", "problems", "turn", "tickets"):
-                assert getattr(desk, name) == getattr(fresh, name), (turn, what, name)
+                assert getattr(state, name) == getattr(fresh, name), (turn, what, name)
         assert preferences.read(tmp_path) == preferences.Book(Inside(tmp_path)).preferences(), (turn, what)
 
 

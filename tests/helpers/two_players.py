@@ -77,7 +77,7 @@ class Stop(watch.Silent):
     def step(self, done, total, metrics):
         self.seen.append((done, metrics["student_loss"]))
 
-    def wishes(self):
+    def commands(self):
         return {"stop"} if self.error is None and len(self.seen) == self.at else set()
 
     def check(self):

@@ -14,5 +14,5 @@ class StopsAt(Silent):
     def step(self, done, total, metrics):
         self.done = done
 
-    def wishes(self):
+    def commands(self):
         return {"stop"} if self.done == self.last else set()

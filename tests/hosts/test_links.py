@@ -249,7 +249,7 @@ def test_the_picker_meets_links_deeper_in(taste, outside, name):
         tickets.answer(folder, id, 0, "pick")
     with pytest.raises(ValueError, match="there is no answer|is a link"):
         tickets.take_back(folder, id, "pick")
-    assert name != "picture" or len(tickets.Desk(folder, "pick").waiting) == 0
+    assert name != "picture" or len(tickets.TicketState(folder, "pick").waiting) == 0
     assert all(path.read_bytes() == content for path, content in before.items())
     assert [pair.prompt for pair in preferences.read(folder).pairs] == (["a"] if name != "picture" else [])
 

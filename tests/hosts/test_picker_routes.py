@@ -69,15 +69,15 @@ def ask(served):
 
 
 def test_a_ticket_is_shown_answered_and_taken_back(ask, folder):
-    status, desk = ask("/tickets?by=pick")
-    first, second = desk["tickets"]
-    assert status == 200 and (desk["waiting"], desk["judged"], desk["skipped"], desk["last"]) == (2, 0, 0, None)
+    status, state = ask("/tickets?by=pick")
+    first, second = state["tickets"]
+    assert status == 200 and (state["waiting"], state["judged"], state["skipped"], state["last"]) == (2, 0, 0, None)
     assert first["prompt"] == "<b>a seven</b>" and len(second["candidates"]) == 4
-    status, desk = ask("/answer?by=pick", {"id": second["id"], "choice": 3})
-    assert status == 200 and (desk["waiting"], desk["judged"], desk["last"]["id"]) == (1, 1, second["id"])
+    status, state = ask("/answer?by=pick", {"id": second["id"], "choice": 3})
+    assert status == 200 and (state["waiting"], state["judged"], state["last"]["id"]) == (1, 1, second["id"])
     assert {p.winner for p in preferences.read(folder).pairs} == {f"images/{second['candidates'][3]}.png"}
-    status, desk = ask("/answer?by=pick", {"id": first["id"], "choice": "skip"})
-    assert (desk["waiting"], desk["judged"], desk["skipped"], desk["last"]["skipped"]) == (0, 1, 1, True)
+    status, state = ask("/answer?by=pick", {"id": first["id"], "choice": "skip"})
+    assert (state["waiting"], state["judged"], state["skipped"], state["last"]["skipped"]) == (0, 1, 1, True)
     assert ask("/take_back?by=pick", {"id": first["id"]})[1]["waiting"] == 1
     assert ask("/tickets")[1]["waiting"] == 0
 
@@ -86,10 +86,10 @@ def test_a_second_answer_is_refused_with_the_desk(ask):
     id = ask("/tickets?by=pick")[1]["tickets"][0]["id"]
     assert ask("/answer?by=pick", {"id": id, "choice": 0})[0] == 200
     assert ask("/answer?by=pick", {"id": id, "choice": 0})[0] == 200
-    status, desk = ask("/answer?by=pick", {"id": id, "choice": 1})
-    assert status == 409 and "answered already: candidate 1" in desk["error"] and desk["waiting"] == 1
-    status, desk = ask("/take_back?by=pick", {"id": desk["tickets"][0]["id"]})
-    assert status == 409 and "no answer" in desk["error"]
+    status, state = ask("/answer?by=pick", {"id": id, "choice": 1})
+    assert status == 409 and "answered already: candidate 1" in state["error"] and state["waiting"] == 1
+    status, state = ask("/take_back?by=pick", {"id": state["tickets"][0]["id"]})
+    assert status == 409 and "no answer" in state["error"]
 
 
 @pytest.mark.parametrize(

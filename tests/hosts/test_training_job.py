@@ -143,7 +143,7 @@ def test_it_saves_samples_and_stops_when_told(made, monkeypatch):
     ]  # fmt: skip
     assert [p.name for p in watcher.pictures] == ["step_0000003.png"]
     assert read_status(folder).preview == "previews/step_0000003.png"
-    # A wish that nobody heard in time is forgotten, and a finished job is not done again.
+    # A command that nobody heard in time is forgotten, and a finished job is not done again.
     send(folder, "stop")
     assert run_job(host, folder).state == "finished"
     assert run_job(host, folder).lora == "mine.safetensors"

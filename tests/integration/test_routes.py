@@ -63,8 +63,8 @@ def known(server):
     for folder in (output / "retort", sets, records):
         (folder / "link").symlink_to(secret)
     picture = names[0].split("/")[1].removesuffix(".png")
-    (desk,) = tickets.Desk(sets / "known", "pick").waiting
-    bodies = BODIES | {"answer": {"id": desk.id, "choice": "skip"}, "take_back": {"id": desk.id}}
+    (ticket,) = tickets.TicketState(sets / "known", "pick").waiting
+    bodies = BODIES | {"answer": {"id": ticket.id, "choice": "skip"}, "take_back": {"id": ticket.id}}
     places = {"run": "known", "search": SEARCH, "item": "0", "number": "1", "name": "known", "set": "known",
               "image": picture, "picture": "step_0000001.png"}  # fmt: skip
     return places, bodies
@@ -130,7 +130,7 @@ def test_nothing_outside_is_reached(server, routes, known, elsewhere):
         for name in re.findall(r"\{(\w+)\}", path):
             where = address(path, places | {name: elsewhere})
             status, text = ask(server, method, where, body_of(method, path, bodies))
-            # A run that is not there has an empty log, a set an empty desk.
+            # A run that is not there has an empty log, a set no tickets.
             empty = status == 200 and (text == "{}" if path.endswith("/log") else json.loads(text).get("waiting") == 0)
             assert status in (400, 403, 404, 405) or empty, (method, where, status, text)
             assert SECRET not in text and "root:" not in text, (where, text)

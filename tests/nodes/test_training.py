@@ -126,7 +126,7 @@ def test_a_job_is_started_looked_at_and_collected(run, where, monkeypatch):
     assert started == [(folder, 1)]
 
     class Stops(job_watch.Silent):
-        def wishes(self):
+        def commands(self):
             return {"stop"} if read_metrics(folder / METRICS) else set()
 
     assert run_job(api.host, folder, Stops()).state == "stopped"
@@ -202,7 +202,7 @@ def test_a_run_in_a_node_tells_how_far_it_is_and_hears_commands(run, where, monk
 
 def test_a_run_that_is_stopped_before_it_has_learnt_ends_the_node(run, where, monkeypatch):
     """Nothing that it could hand out would change a picture."""
-    monkeypatch.setattr(training.HostWatcher, "wishes", lambda self: {"stop"})
+    monkeypatch.setattr(training.HostWatcher, "commands", lambda self: {"stop"})
     with pytest.raises(api.host.CANCELLED):
         run(RetortTrainDistillation, "tdm", {"steps": 1}, name="early", steps=9, learning_rate=0.0)
     status = job_watch.read_status(where.output / "retort" / "early")

@@ -15,7 +15,7 @@ import torch
 from retort.files.atomic import locked
 from retort.preferences import store as preferences
 from retort.preferences import tickets
-from retort.preferences.tickets import AnsweredError, Desk, Ticket, answer, ask, take_back
+from retort.preferences.tickets import AnsweredError, Ticket, TicketState, answer, ask, take_back
 
 BY = "pick"
 
@@ -37,8 +37,8 @@ def rows(folder):
 
 
 def state(folder):
-    desk = Desk(folder, BY)
-    return len(desk.waiting), desk.count(skipped=False), desk.count(skipped=True), desk.last
+    found = TicketState(folder, BY)
+    return len(found.waiting), found.count(skipped=False), found.count(skipped=True), found.last
 
 
 def pairs(folder):
@@ -53,8 +53,8 @@ def test_a_question_is_asked_once(tmp_path, names, two):
     assert ask(tmp_path, [swapped, swapped]) == [] and ask(tmp_path, [others]) == [others.id]
     answer(tmp_path, two[0], 0, BY)
     assert ask(tmp_path, [swapped]) == [] and state(tmp_path) == (1, 1, 0, two[0])
-    assert [t.id for t in Desk(tmp_path, "you").waiting] == [others.id]
-    assert not Desk(tmp_path, BY).problems
+    assert [t.id for t in TicketState(tmp_path, "you").waiting] == [others.id]
+    assert not TicketState(tmp_path, BY).problems
 
 
 def test_what_is_answered_is_a_pair(tmp_path, names, two):
@@ -72,7 +72,7 @@ def test_four_are_answered_and_taken_back_as_one(tmp_path, names, choice, count)
     answer(tmp_path, id, choice, BY)
     found = pairs(tmp_path) if count else []
     assert len(found) == count and all(choice != 2 or winner == names[2] for winner, *_ in found)
-    assert Desk(tmp_path, BY).answers[id][0] == choice
+    assert TicketState(tmp_path, BY).answers[id][0] == choice
     take_back(tmp_path, id, BY)
     assert state(tmp_path) == (1, 0, 0, None) and (not count or not pairs(tmp_path))
     answer(tmp_path, id, 0, BY)
@@ -91,12 +91,12 @@ def test_the_last_answer_is_taken_back_first_whatever_it_was(tmp_path, names):
     for id, choice in zip(ids, (0, "skip", "tie", 1), strict=True):
         answer(tmp_path, id, choice, BY)
     for id in reversed(ids):
-        assert Desk(tmp_path, BY).last == id
+        assert TicketState(tmp_path, BY).last == id
         take_back(tmp_path, id, BY)
         with pytest.raises(AnsweredError, match="no answer to take back"):
             take_back(tmp_path, id, BY)
     assert state(tmp_path) == (4, 0, 0, None) and pairs(tmp_path) == []
-    assert [t.id for t in Desk(tmp_path, BY).waiting] == ids
+    assert [t.id for t in TicketState(tmp_path, BY).waiting] == ids
 
 
 def test_a_second_answer_is_refused_and_the_same_one_is_heard_once(tmp_path, two):
@@ -165,11 +165,11 @@ def test_bad_lines_are_named_and_the_good_ones_asked(tmp_path, names, two):
     unknown = [json.dumps({"skip": skip, "turn": turn}) for skip, turn in (("x", 1), ([1], 2), (None, "9"), (two, 3))]
     last = json.dumps({"skip": two[1], "turn": True})
     (tmp_path / tickets.TICKETS).write_text("\n".join([*whole, *bad, *unknown, last]) + '\n{"id": "torn', "utf-8")
-    desk = Desk(tmp_path, BY)
-    assert [t.id for t in desk.waiting] == [two[0]] and desk.answers == {two[1]: ("skip", 0)}
-    assert len(desk.problems) == len(bad) + 1 and "line 3: it is not finished" in desk.problems[0]
-    assert all(len(problem) < 260 for problem in desk.problems)
-    assert ask(tmp_path, [Ticket("new", tuple(names[4:6]), by=BY)]) and len(Desk(tmp_path, BY).waiting) == 2
+    found = TicketState(tmp_path, BY)
+    assert [t.id for t in found.waiting] == [two[0]] and found.answers == {two[1]: ("skip", 0)}
+    assert len(found.problems) == len(bad) + 1 and "line 3: it is not finished" in found.problems[0]
+    assert all(len(problem) < 260 for problem in found.problems)
+    assert ask(tmp_path, [Ticket("new", tuple(names[4:6]), by=BY)]) and len(TicketState(tmp_path, BY).waiting) == 2
 
 
 def test_lines_of_others_answer_no_ticket(tmp_path, names, two):
@@ -185,13 +185,13 @@ def test_lines_of_others_answer_no_ticket(tmp_path, names, two):
 
 def test_pictures_that_went_away_are_not_asked_about(tmp_path, names, two):
     (tmp_path / names[0]).unlink()
-    desk = Desk(tmp_path, BY)
-    assert [t.id for t in desk.waiting] == [two[1]] and "is missing" in desk.problems[0]
+    found = TicketState(tmp_path, BY)
+    assert [t.id for t in found.waiting] == [two[1]] and "is missing" in found.problems[0]
     with pytest.raises(ValueError, match="is missing"):
         answer(tmp_path, two[0], 0, BY)
     (tmp_path / names[0]).symlink_to(tmp_path.parent / "other.png")
     (tmp_path.parent / "other.png").write_bytes(b"x")
-    assert "or a link" in Desk(tmp_path, BY).problems[0]
+    assert "or a link" in TicketState(tmp_path, BY).problems[0]
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])
@@ -248,15 +248,15 @@ def test_two_people_at_one_set(tmp_path, names):
     for person in people:
         person.start()
     while any(person.is_alive() for person in people):
-        desk = Desk(tmp_path, BY)
-        assert len(desk.waiting) + len(desk.answers) == 40
+        found = TicketState(tmp_path, BY)
+        assert len(found.waiting) + len(found.answers) == 40
     for person in people:
         person.join()
     taken = []
     while not done.empty():
         taken.append(done.get())
     assert sorted(taken) == sorted(ids) and len(pairs(tmp_path)) == 40 and state(tmp_path)[:2] == (0, 40)
-    turns = [turn for _, turn in Desk(tmp_path, BY).answers.values()]
+    turns = [turn for _, turn in TicketState(tmp_path, BY).answers.values()]
     assert sorted(turns) == list(range(1, 41))
 
 
@@ -269,21 +269,21 @@ def _answer_until_killed(folder, ids, pause=0.0):
 def test_a_killed_writer_leaves_a_set_that_goes_on(tmp_path, names):
     ids = ask(tmp_path, [Ticket(f"p{i}", tuple(names[:4]), by=BY) for i in range(120)])
     for _ in range(3):
-        waiting = [t.id for t in Desk(tmp_path, BY).waiting]
+        waiting = [t.id for t in TicketState(tmp_path, BY).waiting]
         # However fast the machine, the writer is in the middle of its list when it is killed.
         arguments = (tmp_path, waiting, 0.01)
         writer = multiprocessing.get_context("fork").Process(target=_answer_until_killed, args=arguments)
         writer.start()
-        while len(Desk(tmp_path, BY).waiting) == len(waiting):
+        while len(TicketState(tmp_path, BY).waiting) == len(waiting):
             time.sleep(0.01)
         time.sleep(0.05)
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
-        answer(tmp_path, Desk(tmp_path, BY).waiting[-1].id, 1, BY)
-    desk = Desk(tmp_path, BY)
-    judged = desk.count(skipped=False)
-    assert 3 <= judged < 120 and judged + len(desk.waiting) == len(ids)
-    _answer_until_killed(tmp_path, [t.id for t in desk.waiting])
+        answer(tmp_path, TicketState(tmp_path, BY).waiting[-1].id, 1, BY)
+    found = TicketState(tmp_path, BY)
+    judged = found.count(skipped=False)
+    assert 3 <= judged < 120 and judged + len(found.waiting) == len(ids)
+    _answer_until_killed(tmp_path, [t.id for t in found.waiting])
     assert len(pairs(tmp_path)) == 360 and preferences.read(tmp_path).problems == ()
 
 
@@ -297,11 +297,11 @@ def test_tickets_are_asked_while_others_are_answered(tmp_path, names):
     drawing = threading.Thread(target=draw)
     drawing.start()
     answered = 0
-    while drawing.is_alive() or Desk(tmp_path, BY).waiting:
-        desk = Desk(tmp_path, BY)
-        problems += [problem for problem in desk.problems if "not finished" not in problem]
-        if desk.waiting:
-            answer(tmp_path, desk.waiting[0].id, 0, BY)
+    while drawing.is_alive() or TicketState(tmp_path, BY).waiting:
+        found = TicketState(tmp_path, BY)
+        problems += [problem for problem in found.problems if "not finished" not in problem]
+        if found.waiting:
+            answer(tmp_path, found.waiting[0].id, 0, BY)
             answered += 1
     drawing.join()
     assert answered == 60 and state(tmp_path)[:2] == (0, 60) and not problems

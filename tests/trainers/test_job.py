@@ -253,14 +253,14 @@ def test_what_a_kill_left_of_a_status_is_cleared_and_one_being_written_is_not(fo
 def test_commands_arrive_once_and_a_stop_before_the_first_step_ends_the_run(folder, monkeypatch):
     monkeypatch.setattr(job_watch, "LOOK_EVERY", 0.0)
     with FileWatcher(folder) as watcher:
-        assert read_status(folder).state == "running" and watcher.wishes() == set()
+        assert read_status(folder).state == "running" and watcher.commands() == set()
         send(folder, "save")
         send(folder, "sample")
-        assert watcher.wishes() == {"save", "sample"} and watcher.wishes() == set()
+        assert watcher.commands() == {"save", "sample"} and watcher.commands() == set()
         watcher.step(1, 10, {"student_loss": 1.0})
         send(folder, "stop")
         watcher.check()  # a step has begun: it is finished first
-        assert watcher.wishes() == {"stop"} == watcher.wishes()
+        assert watcher.commands() == {"stop"} == watcher.commands()
         watcher.end("stopped", "enough")
     status = read_status(folder)
     assert (status.state, status.step, status.steps, status.message) == ("stopped", 1, 10, "enough")
@@ -272,7 +272,7 @@ def test_commands_arrive_once_and_a_stop_before_the_first_step_ends_the_run(fold
             watcher.check()
     with FileWatcher(folder) as watcher:
         watcher.ask_to_stop()
-        assert watcher.wishes() == {"stop"}
+        assert watcher.commands() == {"stop"}
     with pytest.raises(ValueError, match="command 'rm' is not known"):
         send(folder, "rm")
     assert not [p for p in (folder / "commands").iterdir()]

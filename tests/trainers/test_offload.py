@@ -45,7 +45,7 @@ class Interrupted(watch.Silent):
     def step(self, done, total, metrics):
         self.done = done
 
-    def wishes(self):
+    def commands(self):
         return {"stop"} if self.done == self.at else set()
 
     def check(self):

@@ -99,7 +99,7 @@ class Notes(Silent):
     def step(self, done, total, metrics):
         self.done = done
 
-    def wishes(self):
+    def commands(self):
         looking = self.word and self.said and self.said[-1].startswith(self.word)
         return {"stop", "save", "sample"} if looking or self.done == self.last else set()
 

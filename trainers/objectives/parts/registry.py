@@ -35,3 +35,8 @@ def register(method: Method) -> None:
 def of_group(*groups: str) -> list[str]:
     """The methods of these groups, in the order in which nodes list them."""
     return [name for name, method in METHODS.items() if method.group in groups]
+
+
+def needing(need: str) -> list[str]:
+    """The methods whose objective needs this, in the same order."""
+    return [name for name, method in METHODS.items() if need in method.objective.needs]
