@@ -18,6 +18,10 @@ from .config import RunConfig
 # As in pyproject.toml; ComfyUI imports the folder without installing it, so no installer can be asked.
 VERSION = "0.1.0"
 
+# fp16 rounds normal numbers by 3e-4 of themselves at most; below 6e-5 its step stays 6e-8, its least number.
+_COARSE = 1e-3
+_LEAST = 2.0**-24
+
 
 def metadata(config: RunConfig, steps: int, title: str, base: str, base_hash: str, version: str) -> dict[str, str]:
     """modelspec (the Stability metadata convention), ss_ (kohya's) and retort's own keys; all values are strings."""
@@ -56,10 +60,23 @@ def weights_hash(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+def stored(tensor: Tensor) -> Tensor:
+    """A LoRA's tensor as its file has it: fp16 within a thousandth of its size, else, as small as it is, in fp32.
+
+    Weights that are not zero stay so: those below fp16's least number are raised to it, which the same bound covers.
+    """
+    if not bool((tensor.abs() < 6e4).all()):
+        return tensor
+    small = tensor.half()
+    lost = (small == 0) & (tensor != 0)
+    small = torch.where(lost, torch.full_like(small, _LEAST).copysign(tensor.half()), small)
+    exact = tensor.double()
+    return small if bool((small.double() - exact).norm() <= _COARSE * exact.norm()) else tensor
+
+
 def write_lora(folder: Path, name: str, lora: dict[str, Tensor], notes: dict[str, str]) -> Path:
-    """Write a LoRA in fp16 (fp32 where a weight would not fit) under a name that nothing has yet; its path."""
-    small = {k: v.half() if bool((v.abs() < 6e4).all()) else v for k, v in lora.items()}
-    return write_new(folder, name, tensors(small, notes))
+    """Write a LoRA, each tensor as `stored` gives it, under a name that nothing has yet; its path."""
+    return write_new(folder, name, tensors({key: stored(value) for key, value in lora.items()}, notes))
 
 
 def read_lora(path: Path) -> dict[str, Tensor]:
