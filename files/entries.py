@@ -137,13 +137,17 @@ def take(part: Entry, new: Entry) -> bool:
         return True
     except FileExistsError:
         return False
-    except OSError:  # file systems without hard links
+    except OSError:  # file systems without hard links: there the name is empty until the file has it
         try:
-            new.stat()
+            os.close(new.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        except (FileExistsError, LinkError):
             return False
-        except FileNotFoundError:
-            os.rename(part.path, new.path) if part.handle is None else replace(part, new)
-            return True
+        try:
+            replace(part, new)
+        except OSError:
+            new.unlink()
+            raise
+        return True
 
 
 if sys.platform == "win32":

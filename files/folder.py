@@ -183,15 +183,19 @@ class Inside:
         with self.fresh(synced) as handle:
             handle.write(data)
 
-    def write_first(self, names: Iterable[str], data: bytes) -> Inside | None:
-        """Write a new file in this folder under the first of the names that nothing has; None when all are taken."""
+    def write_first(self, names: Iterable[str], data: bytes, synced: bool = True) -> Inside | None:
+        """Write a new file in this folder under the first of the names that nothing has; None when all are taken.
+
+        synced: once it is on the disk.
+        """
         made = self / part_name("new")
-        made.write(data)
+        made.write(data, synced)
         with made._entry() as part:
             try:
                 for name in names:
                     if take(part, part.beside(name)):
-                        part.sync_folder()
+                        if synced:
+                            part.sync_folder()
                         return self / name
             finally:
                 with contextlib.suppress(FileNotFoundError):

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import UsageError
+from .folder import Inside, alone
 from .paths import inside
 
 # ComfyUI stores the API-format prompt and the UI-format workflow under these names.
@@ -46,20 +48,19 @@ def as_image(picture) -> Tensor:
 
 def save_png(image: Tensor, path: Path, text: dict[str, Any] | None = None, compress_level: int = 4) -> None:
     """Write one image with JSON texts; a reader sees the whole file or none."""
+    alone(path).write(_png(image, text, compress_level), synced=False)
+
+
+def _png(image: Tensor, text: dict[str, Any] | None, compress_level: int) -> bytes:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     for key, value in (text or {}).items():
         if value is not None:
             info.add_text(key, json.dumps(value))
-    picture = to_pil(image)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            picture.save(file, "PNG", pnginfo=info, compress_level=compress_level)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    made = io.BytesIO()
+    to_pil(image).save(made, "PNG", pnginfo=info, compress_level=compress_level)
+    return made.getvalue()
 
 
 def save_images(
@@ -67,6 +68,7 @@ def save_images(
 ) -> list[Path]:
     """Save IMAGE (B, H, W, C) as PREFIX_00001_.png and on, after the highest number that is there; ComfyUI's naming.
 
+    Nothing is written over: of two processes that save at once each picture takes a number of its own.
     The prefix may name subfolders and hold %width%, %height%, %year%, %month%, %day%, %hour%, %minute%, %second% and
     %batch_num%. Raises UsageError for a prefix that leaves the folder.
     """
@@ -86,12 +88,14 @@ def save_images(
     target.parent.mkdir(parents=True, exist_ok=True)
     taken = re.compile(re.escape(target.name) + r"_(\d+)(?!\d)", re.IGNORECASE if os.name == "nt" else 0)
     numbers = [int(m[1]) for m in map(taken.match, os.listdir(target.parent)) if m]
-    first = max(numbers, default=0) + 1
-    saved = []
+    number, saved = max(numbers, default=0) + 1, []
     for i, image in enumerate(images):
-        path = target.parent / f"{target.name.replace('%batch_num%', str(i))}_{first + i:05}_.png"
-        save_png(image, path, text, compress_level)
-        saved.append(path)
+        stem = target.name.replace("%batch_num%", str(i))
+        names = (f"{stem}_{each:05}_.png" for each in count(number))
+        made = Inside(target.parent).write_first(names, _png(image, text, compress_level), synced=False)
+        assert made is not None
+        saved.append(made.path)
+        number = int(made.name.removeprefix(f"{stem}_").removesuffix("_.png")) + 1
     return saved
 
 

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 from ..files.errors import NodeError, UsageError
+from ..files.paths import FileNames
 from .api.inputs import BooleanInput, ComboInput, FloatInput, Input, IntInput, StringInput, WidgetInput
 from .api.schema import ComfyNode, Schema
 from .dynamic import Live, fold, live_inputs
@@ -231,7 +232,7 @@ def _combo(node: Node, name: str, one: ComboInput, value: Any) -> Any:
         except UsageError as problem:
             raise NodeError(node, str(problem), input=name) from problem
     if value in one.options:
-        return value
+        return one.options.spelt(value) if isinstance(one.options, FileNames) else value
     shown = ", ".join(map(str, one.options[:20])) or "nothing"
     more = f" and {len(one.options) - 20} more" if len(one.options) > 20 else ""
     raise NodeError(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -29,7 +29,7 @@ from ..trainers.loop import TrainingFailed
 from ..trainers.parallel import place
 from ..trainers.watch import Silent
 from .contract import Host
-from .headless import device, folders
+from .headless import device, extra_paths, folders
 from .headless import doctor as headless_doctor
 from .headless.folders import Folders
 from .headless.host import host
@@ -52,6 +52,21 @@ Models = Annotated[
     list[Path] | None,
     typer.Option("--models", help="Folder laid out as ComfyUI's models folder; may be given more than once."),
 ]
+
+
+Configs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        extra_paths.OPTION,
+        help="Further folders of models, as ComfyUI's extra_model_paths.yaml names them; the file of that name beside a "
+        "--models folder is read too. May be given more than once.",
+    ),
+]
+
+
+def _folders(models: list[Path] | None, configs: list[Path] | None, **more: Any) -> Folders:
+    environment = Folders.from_environment()
+    return Folders(models=(*(models or []), *environment.models), configs=tuple(configs or ()), **more)
 
 
 class Bars:
@@ -119,19 +134,14 @@ def run(
     out: Annotated[Path, typer.Option("--out", help="Folder for the images.")] = Path("output"),
     seed: Annotated[int | None, typer.Option("--seed", help="Give every seed this value.")] = None,
     models: Models = None,
+    configs: Configs = None,
     inputs: Annotated[
         list[Path] | None, typer.Option("--input", help="Folder of images; may be given more than once.")
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose.")] = False,
 ) -> None:
     """Run a workflow and save its images."""
-    environment = Folders.from_environment()
-    beside = [workflow.parent / "input", workflow.parent]
-    where = Folders(
-        models=(*(models or []), *environment.models),
-        inputs=tuple(inputs or [*beside, *environment.inputs]),
-        output=out,
-    )
+    where = _folders(models, configs, inputs=tuple(inputs or _inputs_beside(workflow)), output=out)
     started = time.monotonic()
     with _bars(UsageError, debug) as bars:
         outcome = run_workflow(workflow, where=where, sets=set_ or (), seed=seed, watcher=bars)
@@ -143,6 +153,10 @@ def run(
         _out.print(str(path), markup=False, highlight=False)
     seconds = time.monotonic() - started
     _err.print(f"{len(outcome.saved)} images in {seconds:.1f} s", style="dim", highlight=False)
+
+
+def _inputs_beside(workflow: Path) -> tuple[Path, ...]:
+    return (workflow.parent / "input", workflow.parent, *Folders.from_environment().inputs)
 
 
 @app.command()
@@ -157,12 +171,11 @@ def search(
     out: Annotated[Path, typer.Option("--out", help="Folder for a folder of each prompt.")] = Path("output"),
     seed: Annotated[int | None, typer.Option("--seed", help="Give every seed this value.")] = None,
     models: Models = None,
+    configs: Configs = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose.")] = False,
 ) -> None:
     """Search for each prompt of a list; under `accelerate launch` processes share the list. Goes on where it ended."""
-    environment = Folders.from_environment()
-    inputs = (workflow.parent / "input", workflow.parent, *environment.inputs)
-    where = Folders(models=(*(models or []), *environment.models), inputs=inputs, output=out)
+    where = _folders(models, configs, inputs=_inputs_beside(workflow), output=out)
     with _bars(ValueError, debug) as bars:
         listed, share = read_prompts(prompts), place()
         device.take(int(os.environ.get("LOCAL_RANK", "0")))
@@ -174,9 +187,9 @@ def search(
 
 
 @app.command()
-def nodes(models: Models = None) -> None:
+def nodes(models: Models = None, configs: Configs = None) -> None:
     """List the nodes that `retort run` knows."""
-    with folders.use(Folders(models=tuple(models or ()))):
+    with folders.use(_folders(models, configs)):
         known = asyncio.run(registry.everything())
     columns = (Column("node", no_wrap=True), *(Column(c, overflow="fold") for c in ("category", "inputs", "outputs")))
     table = Table(*columns, box=None, header_style="bold")
@@ -188,10 +201,9 @@ def nodes(models: Models = None) -> None:
 
 
 @app.command()
-def doctor(models: Models = None) -> None:
+def doctor(models: Models = None, configs: Configs = None) -> None:
     """Show what is installed, what is missing and how to get it."""
-    environment = Folders.from_environment()
-    with folders.use(Folders(models=(*(models or []), *environment.models))):
+    with folders.use(_folders(models, configs)):
         findings = headless_doctor.examine()
     table = Table(*(Column(overflow="fold") for _ in range(4)), show_header=False, box=None)
     for finding in findings:
@@ -230,14 +242,13 @@ class TrainingBar(Silent):
 def train(
     job: Annotated[Path, typer.Argument(help="job.json, or its folder.")],
     models: Models = None,
+    configs: Configs = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the LoRA when no --models is given.")] = Path("output"),
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose.")] = False,
 ) -> None:
     """Do a training job, or go on with one; Ctrl+C saves it and leaves."""
-    environment = Folders.from_environment()
-    where = Folders(models=(*(models or []), *environment.models), output=out)
     try:
-        with folders.use(where), TrainingBar() as bar:
+        with folders.use(_folders(models, configs, output=out)), TrainingBar() as bar:
             status = run_job(host, job, bar)
             lora = host.loras_folder() / status.lora
     except (ValueError, OSError, ImportError, TrainingFailed) as error:

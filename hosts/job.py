@@ -73,6 +73,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("job", type=Path, help="job.json, or its folder")
     parser.add_argument("--comfyui", type=Path, help="folder of ComfyUI, which then loads the base model")
     parser.add_argument("--models", action="append", default=[], help="folder of models; with ComfyUI: KIND=DIR")
+    parser.add_argument(
+        "--extra-model-paths-config", type=Path, action="append", default=[], dest="configs",
+        help="a file as ComfyUI's extra_model_paths.yaml; with ComfyUI it is one of its own arguments, after --",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, help="where results go when no --models folder is given")
     given = parser.parse_args(own)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
@@ -94,7 +98,7 @@ def main(argv: list[str]) -> int:
             environment = Folders.from_environment()
             output = given.output or environment.output
             models = (*map(Path, given.models), *environment.models)
-            with use(Folders(models=models, output=output)):
+            with use(Folders(models=models, output=output, configs=tuple(given.configs))):
                 status = run_job(headless, given.job)
     except (ValueError, OSError, ImportError) as error:
         logging.error("%s", error, exc_info=not isinstance(error, ValueError))

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..files import pictures as images
 from ..files import weights as files
 from ..files.atomic import tensors, write_new
-from ..files.paths import inside
+from ..files.paths import below, dead_link, files_below
 from ..sampling.teleport import Statistics, read
 from .contract import VAE, Host
 
@@ -25,20 +25,18 @@ _MOST_NUMBERS = 2**31
 
 def names(roots: Sequence[Path]) -> list[str]:
     """Every file of statistics below the roots."""
-    found: dict[str, None] = {}
-    for root in roots:
-        for path in sorted(root.rglob("*.safetensors")) if root.is_dir() else []:
-            found[path.relative_to(root).as_posix()] = None
-    return list(found)
+    return files_below(roots, (".safetensors",))
 
 
 def load(roots: Sequence[Path], name: str) -> Statistics:
     """Statistics by file name; ValueError for a name that leaves its folder, and for a file that holds others."""
     for root in roots:
-        path = inside(root, name)
+        path = below(root, name)
         if path.is_file():
             break
     else:
+        if dead := dead_link(roots, name):
+            raise ValueError(f"statistics {name!r}: {dead}")
         raise ValueError(
             f"statistics {name!r} are not in {' or '.join(str(root) for root in roots)}; put the file there, or make "
             f"one with Gaussian Statistics. Found there: {', '.join(names(roots)[:8]) or 'nothing'}"
@@ -63,7 +61,7 @@ def stored_latents(host: Host, roots: Sequence[Path], folder: str, vae: VAE, siz
 
     size: (width, height) in pixels that pictures are cut to. ValueError names a folder or file that cannot be read.
     """
-    where = next((path for path in (inside(root, folder) for root in roots) if path.is_dir()), None)
+    where = next((path for path in (below(root, folder) for root in roots) if path.is_dir()), None)
     if where is None:
         raise ValueError(
             f"folder {folder!r} is not in {' or '.join(map(str, roots))}: make it there, or clear the name"

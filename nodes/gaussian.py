@@ -8,7 +8,7 @@ import torch
 
 from ..hosts.api import host, io, statistics, ui
 from ..sampling.teleport import low_rank, stationary
-from .inputs import number, schema
+from .inputs import file_input, number, schema
 
 CATEGORY = "model/sampling/retort"
 ALIASES = ["retort", "gaussian", "statistics", "teleport", "covariance", "pca"]
@@ -122,11 +122,11 @@ class RetortLoadGaussianStatistics(io.ComfyNode):
             description="Statistics that Gaussian Statistics saved to models/gaussian_statistics.",
             search_aliases=[*ALIASES, "load"],
             inputs=[
-                io.Combo.Input(
+                file_input(
                     "name",
-                    options=names,
+                    names,
+                    "A safetensors file in models/gaussian_statistics.",
                     default=names[0] if names else None,
-                    tooltip="A safetensors file in models/gaussian_statistics.",
                 )
             ],
             outputs=[_output("For Teleport Sampler, with the model that they were made for.")],

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..files.paths import FileNames
 from ..hosts.api import io
 from ..sampling.settings import Setting, Settings, offered
 
@@ -43,6 +44,11 @@ def number(id: str, default: float, low: float, high: float, tooltip: str, **mor
 def seed_input(tooltip: str) -> io.Int.Input:
     """A seed, which the page may change after each run."""
     return io.Int.Input("seed", default=0, min=0, max=SEED_MAX, control_after_generate=True, tooltip=tooltip)
+
+
+def file_input(id: str, names: Iterable[str], tooltip: str, **more: Any) -> Any:
+    """One of several files, which a workflow may name with either separator. more: further arguments of the input."""
+    return io.Combo.Input(id, options=FileNames(names), tooltip=tooltip, **more)
 
 
 def inputs_of(config: type[Settings], **changes: Any) -> list[Any]:

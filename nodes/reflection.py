@@ -6,7 +6,7 @@ from typing import Any
 
 from ..hosts.api import host, io, methods, reflection, ui
 from ..sampling.reflection import ReflectionConfig
-from .inputs import chosen, inputs_of, schema, seed_input
+from .inputs import chosen, file_input, inputs_of, schema, seed_input
 
 CATEGORY = "model/sampling/retort"
 ALIASES = ["retort", "reflection", "w2sd", "weak to strong", "z-sampling", "zigzag", "autoguidance", "inversion"]
@@ -65,7 +65,7 @@ def _reflecting_cfg() -> Any:
 PAIRS = {
     "cfg": lambda: [_float("weak_cfg", 0.0, -100.0, 100.0, "Cfg of the weak one; 0 draws without the prompt.", 0.1)],
     "lora": lambda: [
-        io.Combo.Input("lora", options=host.lora_names(), tooltip="A file in models/loras; MODEL comes without it."),
+        file_input("lora", host.lora_names(), "A file in models/loras; MODEL comes without it."),
         _float("strong_strength", 0.8, -100.0, 100.0, "Of the LoRA in the strong model."),
         _float("weak_strength", -1.5, -100.0, 100.0, "Of the LoRA in the weak model; below 0 is the opposite style."),
         _reflecting_cfg(),

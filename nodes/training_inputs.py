@@ -10,7 +10,7 @@ from ..hosts.api import host, io
 from ..trainers.adapters import LoraConfig
 from ..trainers.config import TrainingConfig
 from ..trainers.methods import METHODS
-from .inputs import inputs_of
+from .inputs import file_input, inputs_of
 
 NOTHING = "none"
 # Of a run's inputs, which saved workflows count on. What came later stands behind: `image_inputs`, `offload_input`.
@@ -63,12 +63,12 @@ def common_inputs(name: str, steps: int, rank: int, fake: bool = True, prompts: 
             default=name,
             tooltip="Name of the LoRA and of the run. A run of this name that was stopped goes on where it was.",
         ),
-        io.Combo.Input(
+        file_input(
             "start_from",
-            options=[NOTHING, *host.lora_names()],
+            [NOTHING, *host.lora_names()],
+            "A LoRA in models/loras that the student begins as.",
             default=NOTHING,
             advanced=True,
-            tooltip="A LoRA in models/loras that the student begins as.",
         ),
     ]
     # A method's own "steps" are calls of the student; this name tells them apart on the node.

@@ -187,8 +187,10 @@ class ComboInput(WidgetInput):
     ):
         super().__init__(id, *args, **kwargs)
         self.default = default.value if isinstance(default, Enum) else default
-        is_enum = isinstance(options, type) and issubclass(options, Enum)
-        self.options: list = [o.value for o in options] if is_enum else list(options or [])  # type: ignore[union-attr]
+        if isinstance(options, type) and issubclass(options, Enum):
+            options = [option.value for option in options]
+        # A list's own class may know more than one spelling of an option.
+        self.options: list = options if isinstance(options, list) else list(options or [])
         self.control_after_generate = control_after_generate
         self.upload, self.image_folder, self.remote = upload, image_folder, remote
 

@@ -32,6 +32,7 @@ from . import (
     embedded,
     guard,
     job_base,
+    model_files,
     picker_routes,
     preference_routes,
     run_routes,
@@ -244,12 +245,11 @@ class ComfyUI(Host):
         return Path(folder_paths.get_temp_directory()) / "retort_searches"
 
     def lora_names(self) -> list[str]:
-        return [name for name in folder_paths.get_filename_list("loras") if name.lower().endswith(sources.ENDINGS)]
+        return model_files.names("loras")
 
     def read_lora(self, name: str) -> dict[str, Tensor]:
-        sources.checked_path(name, "LoRA")
         with torch.inference_mode(False):
-            return export.read_lora(Path(folder_paths.get_full_path_or_raise("loras", name)))
+            return export.read_lora(model_files.path_of("loras", name))
 
     def add_model_folders(self) -> None:
         embedded.add_model_folders()

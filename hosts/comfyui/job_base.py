@@ -18,6 +18,7 @@ from ...files.folder import inside
 from ...models.loader import CHECKPOINTS, FOLDER
 from ...trainers import sources
 from . import base as named
+from . import model_files
 
 KINDS: dict[str, tuple[Any, str]] = {
     "checkpoint": ("checkpoint", "checkpoints"), "diffusion model": ("diffusion_model", "diffusion_models")
@@ -74,10 +75,10 @@ def load_base(base: sources.Base, folder: Path):
             raise ValueError(f"base.variant {base.variant!r} is not known; use one of {', '.join(CHECKPOINTS)}")
         file = str(FOLDER / CHECKPOINTS[base.variant])
     else:
-        file = folder_paths.get_full_path_or_raise(KINDS[loader][1], base.file)
+        file = str(model_files.path_of(KINDS[loader][1], base.file))
     model = named.load_described({"loader": loader, "file": file, "shift": base.shift})
     for lora in base.loras:
-        state = load_file(folder_paths.get_full_path_or_raise("loras", lora.file))
+        state = load_file(model_files.path_of("loras", lora.file))
         model = comfy.sd.load_lora_for_models(model, None, state, lora.strength, 0.0)[0]
     return model
 
@@ -87,16 +88,15 @@ def load_vae(vae: sources.Vae):
     if vae.kind == "diffusers":
         raise ValueError('vae.kind "diffusers" is loaded without ComfyUI: start the job without --comfyui')
     if vae.kind == "vae":
-        state, metadata = comfy.utils.load_torch_file(
-            folder_paths.get_full_path_or_raise("vae", vae.file), return_metadata=True
-        )
+        file = str(model_files.path_of("vae", vae.file))
+        state, metadata = comfy.utils.load_torch_file(file, return_metadata=True)
         made = comfy.sd.VAE(sd=state, metadata=metadata)
         made.throw_exception_if_invalid()
         return made
     if vae.kind == "embedded":
         file = str(FOLDER / CHECKPOINTS["flow"])
     else:
-        file = folder_paths.get_full_path_or_raise("checkpoints", vae.file)
+        file = str(model_files.path_of("checkpoints", vae.file))
     return comfy.sd.load_checkpoint_guess_config(file, output_clip=False, output_model=False)[2]
 
 

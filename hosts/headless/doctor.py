@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from . import embedded, folders
+from ...files.errors import UsageError
+from . import embedded, extra_paths, folders
 
 # Package, what it is for, the extra that brings it.
 _OPTIONAL = (
@@ -96,18 +97,39 @@ def _weights() -> list[Finding]:
 
 def _model_folders() -> list[Finding]:
     here = folders.current()
-    if not here.models:
-        return [Finding("own models", True, "none; set RETORT_MODELS or pass --models DIR (laid out as ComfyUI's)")]
-    rows = []
-    for root in here.models:
-        if root.is_dir():
-            detail = ", ".join(f"{_count(root, kind)} {kind}" for kind in folders.KINDS)
-            rows.append(Finding("own models", True, f"{root}: {detail}"))
-        else:
-            rows.append(Finding("own models", False, f"{root} is not a folder", "mend RETORT_MODELS or --models"))
-    return rows
+    rows = [_root(root) for root in here.models] + [
+        _config(path) for path in extra_paths.files(here.models, here.configs)
+    ]
+    return rows or [
+        Finding("own models", True, "none; set RETORT_MODELS or pass --models DIR (laid out as ComfyUI's)")
+    ]
 
 
-def _count(root: Path, kind: str) -> int:
-    with_embedded, embedded_only = folders.Folders(models=(root,)), folders.Folders()
-    return len(with_embedded.names(kind)) - len(embedded_only.names(kind))
+def _root(root: Path) -> Finding:
+    if not root.is_dir():
+        return Finding("own models", False, f"{root} is not a folder", "mend RETORT_MODELS or --models")
+    counted = (f"{_count(kind, *(root / name for name in names))} {kind}" for kind, names in folders.KINDS.items())
+    return Finding("own models", True, f"{root}: {', '.join(counted)}")
+
+
+def _config(path: Path) -> Finding:
+    """What a file of further folders adds; a folder that is not there does no harm, as in ComfyUI."""
+    try:
+        extras = extra_paths.read(path)
+    except UsageError as error:
+        return Finding("further models", False, str(error))
+    used = [extra for extra in extras if extra.kind in (*folders.KINDS, *folders.OWN_KINDS)]
+    listed = [
+        f"{extra.kind} {extra.path} ({_held(extra)}{', searched first' if extra.first else ''})" for extra in used
+    ]
+    return Finding("further models", True, f"{path}: {'; '.join(listed) or 'nothing that is used here'}")
+
+
+def _held(extra: extra_paths.Extra) -> str:
+    if not extra.path.is_dir():
+        return "there is no such folder"
+    return f"{_count(extra.kind, extra.path)} found" if extra.kind in folders.KINDS else "there"
+
+
+def _count(kind: str, *roots: Path) -> int:
+    return len(folders.listed(kind, roots))

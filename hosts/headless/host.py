@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from ...trainers.dataset import Dataset, Entry
 from ...trainers.decoder import Decoder
 from ..contract import LATENT, Host, Prediction
 from ..methods import Method
-from . import device, embedded, folders, job_base, pinned, training, work
+from . import device, embedded, extra_paths, folders, job_base, pinned, training, work
 from .guider import Guider, cfgs
 from .model import Clip, Conditioning, Lora, Model, Vae
 from .noise import RandomNoise
@@ -173,20 +174,21 @@ class Headless(Host):
 
     def statistics_folders(self) -> list[Path]:
         where = folders.current()
-        return [root / "gaussian_statistics" for root in (*(where.models or (where.output,)), folders.EMBEDDED)]
+        own = where.own("gaussian_statistics") or [where.output / "gaussian_statistics"]
+        return [*own, folders.EMBEDDED / "gaussian_statistics"]
 
     def rewards_folders(self) -> list[Path]:
-        return [root / "rewards" for root in folders.current().models]
+        return folders.current().own("rewards")
 
     def captioners_folders(self) -> list[Path]:
-        return [root / "captioners" for root in folders.current().models]
+        return folders.current().own("captioners")
 
     def input_folders(self) -> list[Path]:
         return list(folders.current().inputs)
 
     def loras_folder(self) -> Path:
         where = folders.current()
-        return (where.models[0] if where.models else where.output) / "loras"
+        return (where.own("loras") or [where.output / "loras"])[0]
 
     def runs_folder(self) -> Path:
         return folders.current().output / "retort"
@@ -224,8 +226,9 @@ class Headless(Host):
 
     def job_arguments(self) -> list[str]:
         where = folders.current()
-        models = [part for root in where.models for part in ("--models", str(root.resolve()))]
-        return [*models, "--output", str(where.output.resolve())]
+        models = [part for root in where.models for part in ("--models", os.path.abspath(root))]
+        configs = [part for path in where.configs for part in (extra_paths.OPTION, os.path.abspath(path))]
+        return [*models, *configs, "--output", str(where.output.resolve())]
 
     def progress(self, total: int) -> work.Progress:
         return work.Progress(total)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...files.paths import inside
+from ...files.paths import below, dead_link
 from ...files.pictures import rounded
 from ...restoration.captions import LONGEST, Captioner, cleaned
 from ..contract import Host
@@ -129,9 +129,11 @@ def _find(roots: Sequence[Path], name: str) -> files.Place:
     if not name.strip() and len(here) == 1:
         name = here[0]
     for root in roots if name.strip() else ():
-        path = inside(root, name.strip())
+        path = below(root, name.strip())
         if path.is_dir():
             return files.Place(name.strip(), path)
+    if name.strip() and (dead := dead_link(roots, name.strip())):
+        raise ValueError(f"model {name!r}: {dead}")
     raise ValueError(
         f"model {name!r}: type the name of a folder in {where} with a captioner of transformers (config.json, "
         f"safetensors, processor, tokenizer). Found there: {', '.join(here[:8]) or 'nothing'}"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...files.paths import inside
+from ...files.paths import below, dead_link, walked
 from .. import model_folder
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -51,12 +51,16 @@ class Place:
 
 
 def names(roots: Sequence[Path]) -> list[str]:
-    """Every folder that holds a model, and every lone safetensors file, below the roots."""
+    """Every folder that holds a model, and every safetensors file outside of these, below the roots."""
     found: dict[str, None] = {}
     for root in roots:
-        for path in sorted(root.glob("*")) + sorted(root.glob("*/*")) if root.is_dir() else []:
-            if (path.is_dir() and (path / CONFIG).is_file()) or path.suffix == ".safetensors":
-                found[path.relative_to(root).as_posix()] = None
+        for folder, inner, files in walked(root):
+            if CONFIG in files and folder != root:
+                found[folder.relative_to(root).as_posix()] = None
+                inner.clear()  # a model's parts are no models
+                continue
+            lone = [folder / name for name in files if name.endswith(".safetensors")]
+            found |= dict.fromkeys(path.relative_to(root).as_posix() for path in lone)
     return list(found)
 
 
@@ -66,16 +70,20 @@ def find(roots: Sequence[Path], name: str, usual: Sequence[str], what: str) -> P
     "owner/name" without such a folder is an id on the Hub; the usual names are looked for in the folders alone, so that
     nothing is downloaded which nobody typed. ValueError says where the model belongs.
     """
+    dead = ""
     for candidate in [name] if name.strip() else usual:
-        for root in roots:
-            for spelled in dict.fromkeys((candidate, candidate.rpartition("/")[2])):
-                path = inside(root, spelled)
+        for spelled in dict.fromkeys((candidate, candidate.replace("\\", "/").rpartition("/")[2])):
+            for root in roots:
+                path = below(root, spelled)
                 if path.is_dir():
                     return Place(candidate, path)
+            dead = dead or dead_link(roots, spelled)
+    if dead:
+        raise ValueError(f"model {name!r}: {dead}")
     if name.strip():
         if name.lower().endswith(PICKLES):
             raise ValueError(f"model {name!r} is a pickle, which can run code when it is opened: {CONVERT}")
-        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        if name.count("/") == 1 and "\\" not in name and not name.startswith((".", "/", "~")):
             return Place(name, None)
     here = names(roots)
     raise ValueError(
@@ -94,9 +102,11 @@ def find_file(roots: Sequence[Path], name: str, usual: str, what: str) -> Path:
     if name.lower().endswith(PICKLES):
         raise ValueError(f"{name!r} is a pickle, which can run code when it is opened: {CONVERT}")
     for root in roots:
-        path = inside(root, name)
+        path = below(root, name)
         if path.is_file():
             return path
+    if dead := dead_link(roots, name):
+        raise ValueError(f"{what} {name!r}: {dead}")
     raise ValueError(f"{what} {name!r} is not in {_where(roots)}: put it there as safetensors")
 
 

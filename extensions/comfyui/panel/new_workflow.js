@@ -1,5 +1,6 @@
 // A run's LoRA in a workflow of its own: with it and without it, from the same noise, as the run's method is sampled.
 import { app } from "../../../scripts/app.js";
+import { spelt } from "./spelt.js";
 
 const DISTILLED = new Set(["dmd2", "f_distill", "tdm", "di_star"]);
 const SEED = 1, PIXELS = 8; // of a latent's cell; nodes of empty latents count in it
@@ -9,8 +10,8 @@ const LEFT = 0, MIDDLE = 460, RIGHT = 1000, END = 1480, ROW = 900;
 function widget(node, name, value) {
   const found = node.widgets?.find((each) => each.name === name);
   if (!found) return;
-  found.value = value;
-  found.callback?.(value);
+  found.value = spelt(found.options?.values, value);
+  found.callback?.(found.value);
 }
 
 function join(from, output, to, input) {
