@@ -58,8 +58,8 @@ Configs = Annotated[
     list[Path] | None,
     typer.Option(
         extra_paths.OPTION,
-        help="Further folders of models, as ComfyUI's extra_model_paths.yaml names them; the file of that name beside a "
-        "--models folder is read too. May be given more than once.",
+        help="Further folders of models, as ComfyUI's extra_model_paths.yaml names them; the file of that name beside "
+        "a --models folder is read too. May be given more than once.",
     ),
 ]
 

@@ -100,9 +100,7 @@ def _model_folders() -> list[Finding]:
     rows = [_root(root) for root in here.models] + [
         _config(path) for path in extra_paths.files(here.models, here.configs)
     ]
-    return rows or [
-        Finding("own models", True, "none; set RETORT_MODELS or pass --models DIR (laid out as ComfyUI's)")
-    ]
+    return rows or [Finding("own models", True, "none; set RETORT_MODELS or pass --models DIR (laid out as ComfyUI's)")]
 
 
 def _root(root: Path) -> Finding:

@@ -122,7 +122,9 @@ def _find(roots: list[Path], name: str, way: Callable[[Path, str], Path]) -> Pat
             if path.is_file() or (path / PIPELINE).is_file():
                 return path
         except OSError as error:
-            raise UsageError(f"{path} cannot be looked at ({error.strerror}): see to its rights, or its disk") from error
+            raise UsageError(
+                f"{path} cannot be looked at ({error.strerror}): see to its rights, or its disk"
+            ) from error
     if refused is not None:
         raise refused
     return None

@@ -71,7 +71,11 @@ def test_what_lies_behind_links_is_listed(roots):
     (models / "folder.safetensors").mkdir()
     found = ["far/Y.SAFETENSORS", "far/deep/x.safetensors", "one.safetensors", "sub/z.safetensors"]
     assert files_below([models], ENDINGS) == found
-    assert files_below([models, disk / "far", disk / "none"], ENDINGS) == [*found, "Y.SAFETENSORS", "deep/x.safetensors"]
+    assert files_below([models, disk / "far", disk / "none"], ENDINGS) == [
+        *found,
+        "Y.SAFETENSORS",
+        "deep/x.safetensors",
+    ]
     assert files_below([models], ENDINGS, deep=False) == ["one.safetensors"]
 
 
