@@ -12,7 +12,7 @@ from torch import nn
 from . import layout
 from .autoencoder import Autoencoder, cut
 from .judge import Judge
-from .layouts.lora_names import for_network
+from .layouts.lora_names import for_network, merged
 from .photo_eye import Eye
 from .photo_network import PhotoNetwork, PhotoText
 from .text import TextEncoder
@@ -94,13 +94,7 @@ def merge_lora(
     converted = layout.from_sd3_layout(state)
     modules = {name.rpartition(".")[0] for name in converted}
     named = for_network(lora, layout.TABLE, modules)
-    for key, down in named.items():
-        module, found, _ = key.partition(".lora_A.weight")
-        if found:
-            weight = converted[f"{module}.weight"]
-            delta = strength * named[f"{module}.lora_B.weight"].flatten(1) @ down.flatten(1)
-            converted[f"{module}.weight"] = weight + delta.view_as(weight)
-    return layout.to_sd3_layout(converted)
+    return layout.to_sd3_layout({**converted, **dict(merged(converted, named, strength))})
 
 
 def load_transformer(variant: str, loras: tuple[tuple[dict[str, torch.Tensor], float], ...] = ()) -> Transformer:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...files.errors import UsageError
-from ...models.layouts.lora_names import for_network
+from ...models.layouts.lora_names import for_network, merged
 from ...models.layouts.renames import Layout
 from .model import Lora
 
@@ -86,16 +86,10 @@ class Diffusers:
 
     def merge(self: Own, loras: tuple[Lora, ...]) -> Own:
         """This network with LoRAs added to its weights for good."""
+        weights = dict(self.module.named_parameters())
         for lora in loras:
-            named = _named(lora, self.module, self.table)
-            for key, down in named.items():
-                layer, end, _ = key.partition(".lora_A.weight")
-                if end:
-                    weight = self.module.get_parameter(f"{layer}.weight")
-                    up = named[f"{layer}.lora_B.weight"].to(weight.device)
-                    delta = lora.strength * (up.flatten(1) @ down.to(weight.device).flatten(1))
-                    with torch.no_grad():
-                        weight.copy_(weight.float() + delta.view_as(weight))
+            for name, weight in merged(weights, _named(lora, self.module, self.table), lora.strength):
+                weights[name].data.copy_(weight)
         return self
 
     def __call__(self, x: Tensor, timestep: Tensor, **conditions: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...files.errors import UsageError
-from ...models.layouts.lora_names import pairs
+from ...models.layouts.lora_names import merged, pairs
 from ...models.layouts.text import clip_config, from_open_clip, from_transformers, is_open_clip
 from .device import device, dtype
 from .model import Clip, Lora
@@ -66,27 +66,30 @@ class Encoder:
 
     def _with(self, loras: tuple[Lora, ...]) -> Any:
         """The module, or a copy of it with the LoRAs' layers for it merged in."""
-        if loras in self._merged:
-            return self._merged[loras]
-        deltas: dict[str, Tensor] = {}
+        if loras not in self._merged:
+            found = [self._named(lora) for lora in loras]
+            module = copy.deepcopy(self.module) if any(found) else self.module
+            weights = dict(module.named_parameters())
+            for lora, named in zip(loras, found, strict=True):
+                for name, weight in merged(weights, named, lora.strength):
+                    weights[name].data.copy_(weight)
+            self._merged[loras] = module
+        return self._merged[loras]
+
+    def _named(self, lora: Lora) -> dict[str, Tensor]:
+        """A LoRA's layers for this encoder as a peft state dict."""
         flat = {name.replace(".", "_"): name for name, _ in self.module.named_modules()}
-        for lora in loras:
-            for layer, (down, up) in pairs(lora.state).items():
-                prefix = next((p for p in self.lora_prefixes if layer.startswith(p)), None)
-                if prefix is None:
-                    continue
-                name = layer.removeprefix(prefix).replace(".", "_").removeprefix("text_model_")
-                name = flat.get(name, flat.get(f"text_model_{name}", ""))
-                if not name:
-                    raise UsageError(f"{lora.name}: the text encoder has no layer {layer}; use the LoRA's own model")
-                delta = lora.strength * up.flatten(1) @ down.flatten(1)
-                deltas[name] = deltas.get(name, torch.zeros_like(delta)) + delta
-        merged = copy.deepcopy(self.module) if deltas else self.module
-        for name, delta in deltas.items():
-            weight = merged.get_submodule(name).weight
-            weight.data = weight.data + delta.to(weight)
-        self._merged[loras] = merged
-        return merged
+        named: dict[str, Tensor] = {}
+        for layer, (down, up) in pairs(lora.state).items():
+            prefix = next((p for p in self.lora_prefixes if layer.startswith(p)), None)
+            if prefix is None:
+                continue
+            name = layer.removeprefix(prefix).replace(".", "_").removeprefix("text_model_")
+            name = flat.get(name, flat.get(f"text_model_{name}", ""))
+            if not name:
+                raise UsageError(f"{lora.name}: the text encoder has no layer {layer}; use the LoRA's own model")
+            named |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+        return named
 
 
 def clip_encoder(state: dict[str, Tensor], tokenizer: Any, act: str, **options: Any) -> Encoder:

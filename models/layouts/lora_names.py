@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from ...files.errors import UsageError
@@ -73,3 +74,16 @@ def for_network(state: dict[str, Tensor], table: Layout, modules: Iterable[str])
             "that it was trained for"
         )
     return out
+
+
+def merged(weights: Mapping[str, Tensor], lora: Mapping[str, Tensor], strength: float) -> Iterator[tuple[str, Tensor]]:
+    """(name, W + strength B A) of each weight `layer.weight` that a peft state dict changes, rounded once to its type.
+
+    weights: by name, of any shape whose first dimension is the output. KeyError for a layer that is not among them.
+    """
+    for key, down in lora.items():
+        layer, end, _ = key.partition(".lora_A.weight")
+        if end:
+            weight = weights[f"{layer}.weight"].detach()
+            up, down = (x.to(weight.device, torch.float32).flatten(1) for x in (lora[f"{layer}.lora_B.weight"], down))
+            yield f"{layer}.weight", (weight.float() + (strength * (up @ down)).view_as(weight)).to(weight.dtype)

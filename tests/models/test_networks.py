@@ -8,6 +8,7 @@ from torch import nn
 
 from retort.models import judge, layout, loader, training
 from retort.models.autoencoder import Autoencoder, padded
+from retort.models.layouts.lora_names import merged
 
 
 def test_the_sd3_layout_round_trips_through_our_table_and_through_diffusers_own_converter():
@@ -79,6 +80,29 @@ def test_alpha_scales_and_strange_layers_are_refused():
     assert torch.allclose(half[key] - state[key], whole / 2, atol=1e-5)
     with pytest.raises(ValueError, match=r"layers that this model lacks, such as diffusion_model\.blocks"):
         loader.merge_lora(state, lora_for("blocks.9.linear", torch.Size((8, 8)), "diffusion_model."), 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merged_weight_is_rounded_once_and_the_given_one_stays(dtype):
+    """A convolution and a linear layer, of more than one number each."""
+    torch.manual_seed(0)
+    weights = {"conv.weight": torch.randn(6, 4, 3, 3).to(dtype), "out.weight": torch.randn(5, 7).to(dtype)}
+    before = {name: weight.clone() for name, weight in weights.items()}
+    lora = {
+        "conv.lora_A.weight": torch.randn(2, 4, 3, 3), "conv.lora_B.weight": torch.randn(6, 2, 1, 1),
+        "out.lora_A.weight": torch.randn(3, 7), "out.lora_B.weight": torch.randn(5, 3),
+    }  # fmt: skip
+    found = dict(merged(weights, lora, -0.7))
+    added = {
+        "conv.weight": torch.einsum("or,rihw->oihw", lora["conv.lora_B.weight"][..., 0, 0], lora["conv.lora_A.weight"]),
+        "out.weight": lora["out.lora_B.weight"] @ lora["out.lora_A.weight"],
+    }
+    for name, change in added.items():
+        exact = (before[name].double() - 0.7 * change.double()).to(dtype)
+        torch.testing.assert_close(found[name], exact, atol=1e-5, rtol=torch.finfo(dtype).eps)
+    assert all(torch.equal(weights[name], before[name]) and found[name].dtype == dtype for name in weights)
+    with pytest.raises(KeyError, match="other"):
+        dict(merged(weights, {"other.lora_A.weight": torch.zeros(1, 1), "other.lora_B.weight": torch.zeros(1, 1)}, 1))
 
 
 def test_frechet_distance_of_two_gaussians():
