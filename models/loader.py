@@ -12,7 +12,7 @@ from torch import nn
 from . import layout
 from .autoencoder import Autoencoder, cut
 from .judge import Judge
-from .layouts.lora_names import for_network, merged
+from .layouts.lora_names import Note, for_network, merged
 from .photo_eye import Eye
 from .photo_network import PhotoNetwork, PhotoText
 from .text import TextEncoder
@@ -84,24 +84,26 @@ class Transformer(nn.Module):
 
 
 def merge_lora(
-    state: dict[str, torch.Tensor], lora: dict[str, torch.Tensor], strength: float
+    state: dict[str, torch.Tensor], lora: dict[str, torch.Tensor], strength: float, note: Note | None = None
 ) -> dict[str, torch.Tensor]:
     """An SD3-layout state dict with a LoRA merged in: W + strength * alpha / rank * B A.
 
     Accepts diffusers' names (`transformer.*`), ComfyUI's (`diffusion_model.*`) and kohya's (`lora_unet_*`). Raises
-    ValueError for layers that the network lacks, naming one.
+    ValueError where no layer is the network's, naming one; of some that are not, `note`, or the log, is told.
     """
     converted = layout.from_sd3_layout(state)
     modules = {name.rpartition(".")[0] for name in converted}
-    named = for_network(lora, layout.TABLE, modules)
+    named = for_network(lora, layout.TABLE, modules, note)
     return layout.to_sd3_layout({**converted, **dict(merged(converted, named, strength))})
 
 
-def load_transformer(variant: str, loras: tuple[tuple[dict[str, torch.Tensor], float], ...] = ()) -> Transformer:
+def load_transformer(
+    variant: str, loras: tuple[tuple[dict[str, torch.Tensor], float], ...] = (), note: Note | None = None
+) -> Transformer:
     """The network of a variant in fp32, with LoRA state dicts merged at their strengths."""
     state = network_state(variant)
     for lora, strength in loras:
-        state = merge_lora(state, lora, strength)
+        state = merge_lora(state, lora, strength, note)
     return Transformer(state)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import comfy.cli_args
+import comfy.lora
+import comfy.lora_convert
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
@@ -16,8 +18,10 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
+from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor, nn
 
+from ...models.layouts.lora_names import TEXT
 from ...models.loader import FOLDER
 from ...sampling.path import NoisePath
 from ...trainers import export, sources
@@ -79,10 +83,24 @@ class ComfyUI(Host):
     def with_lora(self, model: MODEL, name: str, strength: float) -> MODEL:
         if strength == 0:
             return model
-        patched = comfy.sd.load_lora_for_models(model, None, self.read_lora(name), strength, 0)[0]
-        if patched.patches_uuid == model.patches_uuid:
-            raise ValueError(f"the LoRA {name} has no layer of this model: choose one that was made for it")
-        return patched
+        lora = self.read_lora(name)
+        given = comfy.lora_convert.convert_lora(lora)
+        found = comfy.lora.load_lora(given, comfy.lora.model_lora_keys_unet(model.model, {}), log_missing=False)
+        if not found:
+            raise ValueError(
+                f"none of the {len(lora)} tensors of the LoRA {name}, such as {min(lora, default='')!r:.100}, belongs "
+                "to this model: choose one that was made for it"
+            )
+        adapters = [one for one in found.values() if isinstance(one, WeightAdapterBase)]
+        unread = sorted(set(given).difference(*(one.loaded_keys for one in adapters)))
+        unread = [key for key in unread if not key.startswith(TEXT)]
+        if unread and len(adapters) == len(found):
+            self.say(
+                f"{len(unread)} of the {len(given)} tensors of the LoRA {name}, such as {unread[0]!r:.100}, do not "
+                "belong to this model and are left out",
+                warn=True,
+            )
+        return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
 
     def embedded(self, variant: str) -> tuple[MODEL, CLIP, VAE]:
         return embedded.load(variant)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from ...trainers import sources
 from . import photographs
 from .model import Clip, LatentFormat, Lora, Model, NetworkSource, Origin, Vae
 from .threads import quickest, threads
+from .work import say
 
 LATENT = LatentFormat(autoencoder.CHANNELS, scale=autoencoder.SCALE, shift=autoencoder.SHIFT)
 # What stock loaders set for every SD3-layout model; the flow twin is used so everywhere.
@@ -88,7 +89,8 @@ def load(variant: str) -> tuple[Model, Clip, Vae]:
 @cache
 def _model(variant: str) -> Model:
     def network(loras: tuple[Lora, ...]) -> EmbeddedNetwork:
-        return EmbeddedNetwork(loader.load_transformer(variant, tuple((lora.state, lora.strength) for lora in loras)))
+        merged = tuple((lora.state, lora.strength) for lora in loras)
+        return EmbeddedNetwork(loader.load_transformer(variant, merged, partial(say, warn=True)))
 
     source = NetworkSource(network)
     if variant.startswith("eps"):

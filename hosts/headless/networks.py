@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal, TypeVar
 
@@ -13,6 +14,7 @@ from ...files.errors import UsageError
 from ...models.layouts.lora_names import for_network, merged
 from ...models.layouts.renames import Layout
 from .model import Lora
+from .work import say
 
 
 class _Adapters:
@@ -50,12 +52,7 @@ class _Adapters:
 
 
 def _named(lora: Lora, module, table: Layout) -> dict[str, Tensor]:
-    named = for_network(lora.state, table, (name for name, _ in module.named_modules()))
-    if not named:
-        raise UsageError(
-            f"{lora.name or 'the LoRA'} holds nothing for this network; use it with the model it was trained for"
-        )
-    return named
+    return for_network(lora.state, table, (name for name, _ in module.named_modules()), partial(say, warn=True))
 
 
 Own = TypeVar("Own", bound="Diffusers")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...models.layouts.lora_names import Note
 from ...restoration.perceptual import feature_distance
 from ...rewards.contract import Reward
 from ...rewards.scoring import score
@@ -33,9 +35,16 @@ def precision(config: RunConfig) -> torch.dtype | None:
 
 
 def add_adapters(
-    denoiser: HostDenoiser, config: RunConfig, objective: Objective, start: dict[str, Tensor] | None
+    denoiser: HostDenoiser,
+    config: RunConfig,
+    objective: Objective,
+    start: dict[str, Tensor] | None,
+    note: Note | None = None,
 ) -> None:
-    """The adapters that the method's players name; the student begins as `start` where one is given."""
+    """The adapters that the method's players name; the student begins as `start` where one is given.
+
+    note, or the log, is told of layers of `start` that the network lacks.
+    """
     lora: LoraConfig = config.lora
     denoiser.adapters.add("student", lora, config.training.seed)
     fake = replace(lora, rank=config.training.fake_rank or lora.rank, alpha=0.0, dropout=0.0)
@@ -43,7 +52,7 @@ def add_adapters(
     for number, name in enumerate(others):
         denoiser.adapters.add(name, fake, config.training.seed + FAKE_SEED + number)
     if start is not None:
-        denoiser.adapters.load_lora("student", denoiser.from_file(start))
+        denoiser.adapters.load_lora("student", denoiser.from_file(start, note))
 
 
 def encode(denoiser: HostDenoiser, dataset: Dataset) -> Data:
@@ -105,7 +114,7 @@ class Assembly:
         self._eye: Any = None
         tools = Tools(reward, second, None if self._network is None else self._feature_distance)
         self.objective = kind(config.objective, denoiser, tools)
-        add_adapters(denoiser, config, self.objective, start)
+        add_adapters(denoiser, config, self.objective, start, partial(host.say, warn=True))
 
     def data(self, dataset: Dataset) -> Data:
         """The data as the network takes them, with their damage where the method learns from damaged pictures."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...models.layouts.lora_names import Note
 from ...trainers.denoiser import Denoiser
 from . import conditions
 from .conditions import Joined
@@ -57,9 +58,9 @@ class HostDenoiser(Denoiser):
         """A LoRA of this network under names that ComfyUI's loader and diffusers read."""
         return self.names.to_file(lora)
 
-    def from_file(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A LoRA file's tensors as this network names its layers; ValueError for layers that it lacks."""
-        return self.names.from_file(state)
+    def from_file(self, state: dict[str, Tensor], note: Note | None = None) -> dict[str, Tensor]:
+        """A LoRA file's tensors as this network names its layers; see `LoraNames.from_file`."""
+        return self.names.from_file(state, note)
 
     def preview(self, x0: Tensor) -> Tensor:
         """IMAGE (B, h, w, 3) of network latents where there is no VAE."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...files.errors import UsageError
 from ...models.layouts import dit as layout_dit
 from ...models.layouts import unet as layout_unet
-from ...models.layouts.lora_names import TEXT, for_network, pairs
+from ...models.layouts.lora_names import TEXT, Note, for_network, pairs, tell_unused
 from ...models.layouts.renames import Layout
 
 Kind = Literal["unet", "transformer", "plain"]
@@ -104,14 +104,15 @@ class LoraNames:
             return f"lora_unet_{flat}", (".lora_down.weight", ".lora_up.weight")
         return f"transformer.{name}", (_A, _B)
 
-    def from_file(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def from_file(self, state: dict[str, Tensor], note: Note | None = None) -> dict[str, Tensor]:
         """A LoRA file's tensors as the network names them, alpha folded in; text encoders are left out.
 
         Fused layers of a file that has them apart get the sum of the parts' ranks, unless the parts share their A.
-        ValueError for layers that the network lacks, and for LoHa, LoKr and the like.
+        ValueError where the network has none of its layers, and for LoHa, LoKr and the like; `note`, or the log, is
+        told of layers that it lacks.
         """
         if not self.published:
-            return for_network(state, self.table, self.layers)
+            return for_network(state, self.table, self.layers, note)
         homes = {target: name for name, targets in self.table.modules.items() for target in targets}
         flat = {name.replace(".", "_"): name for name in (*homes, *self.layers)}
         whole: dict[str, tuple[Tensor, Tensor]] = {}
@@ -130,11 +131,7 @@ class LoraNames:
                 apart.setdefault(homes[name], {})[name] = pair
             else:
                 unknown.append(layer)
-        if unknown:
-            raise UsageError(
-                f"the LoRA has {len(unknown)} layers that this model lacks, such as {unknown[0]}; use it with the "
-                "model that it was trained for"
-            )
+        tell_unused(state, len(whole) + sum(map(len, apart.values())), unknown, note)
         whole |= {name: self._fused(name, parts) for name, parts in apart.items()}
         return {
             name + end: tensor.contiguous()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -12,9 +14,48 @@ from .renames import Layout
 
 _DOWN = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight", ".lora_A.default.weight")
 _UP = (".lora_B.weight", ".lora_up.weight", ".lora.up.weight", ".lora_B.default.weight")
+# diffusers' first scripts kept LoRAs in attention processors: `attn1.processor.to_out_lora.up.weight`.
+_PROCESSOR = re.compile(r"(.*)\.processor\.(.*)_lora\.(down|up)\.weight")
 _NETWORK = ("unet.", "transformer.", "diffusion_model.", "model.diffusion_model.", "base_model.model.")
 TEXT = ("lora_te", "text_encoder", "text_encoders.", "te1.", "te2.")
 _OTHER_KINDS = ("hada_w1_a", "lokr_w1", "oft_blocks", "dora_scale", "lora_mid.weight", "diff", "diff_b")
+
+
+Note = Callable[[str], None]
+_log = logging.getLogger("retort.lora")
+
+
+def _modern(name: str) -> str:
+    """A tensor's name, one of an attention processor as one of the layer itself."""
+    old = _PROCESSOR.fullmatch(name)
+    if old is None:
+        return name
+    layer = {"to_out": "to_out.0"}.get(old[2], old[2])
+    return f"{old[1]}.{layer}.lora_{old[3]}.weight"
+
+
+def _shown(names: Iterable[str]) -> str:
+    return f"{next(iter(sorted(names)), '')!r:.100}"
+
+
+def tell_unused(state: dict[str, Tensor], used: int, unknown: list[str], note: Note | None = None) -> None:
+    """What becomes of a file's layers (as it calls them) that a model lacks, `used` others being applied.
+
+    UsageError where none is used; else `note`, or the log, is told of them and of tensors that belong to no layer.
+    """
+    if not used:
+        found = f"the LoRA's {len(state)} tensors, such as {_shown(state)}, are a text encoder's alone"
+        if unknown:
+            found = f"the LoRA has {len(unknown)} layers that this model lacks, such as {unknown[0]}, and no other"
+        raise UsageError(f"{found}; use it with the model that it was trained for")
+    others = [name for name in state if not _modern(name).endswith((*_DOWN, *_UP, ".alpha"))]
+    told = []
+    if unknown:
+        told.append(f"{len(unknown)} of the LoRA's layers, such as {unknown[0]}, are not in this model")
+    if others:
+        told.append(f"{len(others)} of its tensors, such as {_shown(others)}, are no part of a LoRA")
+    if told:
+        (note or _log.warning)(f"{' and '.join(told)}: they are left out, and {used} layers are used")
 
 
 def pairs(state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -25,7 +66,8 @@ def pairs(state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
                 f"the file holds {name.rpartition('.')[2]!r} tensors: a LoHa, LoKr, OFT, DoRA or full difference, "
                 "which needs ComfyUI; plain LoRAs run here"
             )
-    found = {}
+    given, found = state, {}
+    state = {_modern(name): tensor for name, tensor in given.items()}
     for name, down in state.items():
         end = next((e for e in _DOWN if name.endswith(e)), None)
         if end is None:
@@ -38,14 +80,21 @@ def pairs(state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
         found[layer] = (down.float(), up.float() * scale)
     if not found:
-        raise UsageError("this is no LoRA: it holds no lora_A/lora_B or lora_down/lora_up tensors")
+        held = f"{len(given)} tensors such as {_shown(given)}" if given else "nothing"
+        raise UsageError(
+            f"this is no LoRA: it holds {held}, and none called lora_A and lora_B, or lora_down and lora_up; choose "
+            "another file"
+        )
     return found
 
 
-def for_network(state: dict[str, Tensor], table: Layout, modules: Iterable[str]) -> dict[str, Tensor]:
+def for_network(
+    state: dict[str, Tensor], table: Layout, modules: Iterable[str], note: Note | None = None
+) -> dict[str, Tensor]:
     """A peft state dict (module.lora_A.weight, module.lora_B.weight) in diffusers' module names.
 
-    Layers of text encoders are left out. UsageError for layers that the network lacks, naming one, and for none at all.
+    Layers of text encoders are left out. UsageError where no layer is the network's, naming one; of some that are not,
+    `note`, or the log, is told.
     """
     known = set(modules)
     flat = {name.replace(".", "_"): name for name in (*table.modules, *known)}
@@ -68,11 +117,7 @@ def for_network(state: dict[str, Tensor], table: Layout, modules: Iterable[str])
         for target, part in targets:
             out[f"{target}.lora_A.weight"] = down
             out[f"{target}.lora_B.weight"] = part.contiguous()
-    if unknown:
-        raise UsageError(
-            f"the LoRA has {len(unknown)} layers that this model lacks, such as {unknown[0]}; use it with the model "
-            "that it was trained for"
-        )
+    tell_unused(state, len(out) // 2, unknown, note)
     return out
 
 

@@ -159,3 +159,21 @@ def test_a_base_is_named_or_merged(comfy, ours, host, loaded, sampled, tmp_path)
     )
     with pytest.raises(ValueError, match="more than a timestep shift"):
         base.describe(discrete)
+
+
+def test_a_lora_of_no_layer_is_refused_and_one_of_some_is_counted(comfy, ours, host, loaded, monkeypatch):
+    model, _ = loaded("sd3")
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    fitting = {f"{layer}.lora_A.weight": torch.ones(2, 128), f"{layer}.lora_B.weight": torch.ones(128, 2)}
+    strange = {"nowhere.to_q.lora_A.weight": torch.ones(2, 128), "nowhere.to_q.lora_B.weight": torch.ones(128, 2)}
+    said = []
+    monkeypatch.setattr(type(host), "say", lambda self, text, warn=False: said.append((text, warn)))
+    for state in (strange, {"emb_params": torch.ones(4, 8)}):
+        monkeypatch.setattr(type(host), "read_lora", lambda self, name, state=state: state)
+        with pytest.raises(ValueError, match=rf"none of the {len(state)} tensors of the LoRA it, such as '(now|emb)"):
+            host.with_lora(model, "it", 0.5)
+    for state, notes in ((fitting, 0), (fitting | strange, 1)):
+        monkeypatch.setattr(type(host), "read_lora", lambda self, name, state=state: state)
+        patched = host.with_lora(model, "it", 0.5)
+        assert sum(map(len, patched.patches.values())) == 1 and len(said) == notes
+    assert "2 of the 4 tensors of the LoRA it, such as 'nowhere.to_q.lora_A.weight'" in said[0][0] and said[0][1]
