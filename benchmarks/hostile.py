@@ -246,7 +246,7 @@ def try_routes(report: Report) -> None:
 
     async def asked(files: Files) -> None:
         table, host = web.RouteTableDef(), "127.0.0.1:8188"
-        run_routes.add(table, lambda: files.runs)
+        run_routes.add(table, lambda: files.runs, lambda: files.folder)
         picker_routes.add(table, lambda: files.sets)
         preference_routes.add(table, lambda: files.sets)
         search_routes.add(table, lambda: files.records, lambda: files.folder, lambda: files.folder)

@@ -237,6 +237,10 @@ class TrainingBar(Silent):
         """Beside the bar."""
         self._progress.update(self._task, description=cell(text))
 
+    def phase(self, name: str, done: int, total: int) -> None:
+        """On the bar, until the first step."""
+        self._progress.update(self._task, completed=done, total=total, description=name)
+
 
 @app.command()
 def train(

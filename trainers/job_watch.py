@@ -55,14 +55,16 @@ class Process(Protocol):
 
 
 _children: dict[int, Process] = {}
+_NO_PHASE: dict[str, Any] = {"phase": "", "part": 0, "parts": 0}
 
 
 @dataclass(frozen=True)
 class Status:
     """Where a job stands.
 
-    rate: steps a second; eta: seconds left, None where unknown. pid, machine: of the process. time: when it was written
-    (seconds since 1970). lora: the finished file's name in the loras folder. preview: the latest, inside the folder.
+    rate: steps a second; eta: seconds left of the steps, or of the phase, None where unknown. phase: what goes on
+    before the steps, "" during them; part, parts: how far it has come. pid, machine: of the process. time: when it was
+    written (seconds since 1970). lora: the finished file's name in the loras folder. preview: the latest, inside the folder.
     "died" and log (the log's last lines, for "failed" too) are what `read_status` finds; no process writes them.
     """
 
@@ -78,6 +80,9 @@ class Status:
     lora: str = ""
     preview: str = ""
     log: str = ""
+    phase: str = ""
+    part: int = 0
+    parts: int = 0
 
     @property
     def going(self) -> bool:
@@ -86,6 +91,8 @@ class Status:
 
     def __str__(self) -> str:
         parts = [f"{self.state}, step {self.step} of {self.steps}"]
+        if self.state == "running" and self.phase:
+            parts.append(f"{self.phase}: {self.part} of {self.parts}")
         if self.state == "running" and self.rate:
             parts.append(f"{self.rate:.3g} steps/s")
         if self.state == "running" and self.eta is not None:
@@ -121,7 +128,8 @@ def read_status(folder: Path | Inside) -> Status:
 
 def _checked(status: Status) -> Status:
     """A status with numbers that processes and clocks have, and texts as long as one is shown. ValueError names one."""
-    bounds = {"pid": MOST_PID, "step": MOST_NUMBER, "steps": MOST_NUMBER, "rate": 1e12, "eta": math.inf, "time": 1e12}
+    bounds = {"pid": MOST_PID, "step": MOST_NUMBER, "steps": MOST_NUMBER, "part": MOST_NUMBER,
+              "parts": MOST_NUMBER, "rate": 1e12, "eta": math.inf, "time": 1e12}
     for name, most in bounds.items():
         value = getattr(status, name)
         if value is not None and not 0 <= value <= most:
@@ -129,6 +137,7 @@ def _checked(status: Status) -> Status:
     eta = status.eta if status.eta is not None and math.isfinite(status.eta) else None
     # A stranger's file may speak to the terminal that shows it.
     cut: dict[str, Any] = {name: plain(getattr(status, name)[:MOST_NAME]) for name in ("machine", "lora", "preview")}
+    cut["phase"] = plain(status.phase[:MOST_NAME])
     return replace(status, eta=eta, message=plain(status.message[:MOST_MESSAGE]), log="", **cut)
 
 
@@ -234,11 +243,12 @@ class FileWatcher:
     ):
         self._folder, self._alone, self._show = inside(folder), alone, show or Silent()
         self._before = before
-        begun = replace(before or Status(), state="running", message="loading", rate=0.0, eta=None, log="")
+        begun = replace(before or Status(), state="running", message="loading", rate=0.0, eta=None, log="", **_NO_PHASE)
         self.status = replace(begun, pid=os.getpid(), machine=socket.gethostname())
         self._written = self.status
         self._asked_to_stop = self._moved = False
         self._looked = self._logged = self._stepped = 0.0
+        self._phase: tuple[str, int, float] | None = None  # its name, where it was first counted, and when
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="retort job status", daemon=True)
 
@@ -265,7 +275,7 @@ class FileWatcher:
         # A finished run that is asked for again makes no step, and is at its end all the same.
         step = self.status.steps if state == "finished" else self.status.step
         lora = lora or self.status.lora
-        self.status = replace(self.status, state=state, step=step, message=message, lora=lora, eta=None)
+        self.status = replace(self.status, state=state, step=step, message=message, lora=lora, eta=None, **_NO_PHASE)
         write_status(self._folder, self.status)
 
     def _leave(self, state: State, message: str, note: str) -> None:
@@ -316,7 +326,7 @@ class FileWatcher:
             rate = 0.9 * rate + 0.1 * latest if rate else latest
         self._stepped = now
         eta = (total - done) / rate if rate else None
-        self.status = replace(self.status, step=done, steps=total, rate=rate, eta=eta, message="")
+        self.status = replace(self.status, step=done, steps=total, rate=rate, eta=eta, message="", **_NO_PHASE)
         if now - self._logged > LOG_EVERY or done == total:
             self._logged = now
             _log.info("step %d of %d, loss %.6g, %.3g steps/s", done, total, metrics.get("student_loss", 0.0), rate)
@@ -331,6 +341,17 @@ class FileWatcher:
         self._show.says(text)
         self.status = replace(self.status, message=text)
         _log.info("%s", text)
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """Count, and foretell from how fast it has gone so far."""
+        self._show.phase(name, done, total)
+        now = time.monotonic()
+        if self._phase is None or self._phase[0] != name:
+            self._phase = name, done, now
+        _, first, begun = self._phase
+        eta = (total - done) * (now - begun) / (done - first) if done > first else None
+        self.status = replace(self.status, phase=name, part=done, parts=total, eta=eta, message="")
+        _log.info("%s: %d of %d", name, done, total)
 
     def _look(self) -> set[str]:
         now = time.monotonic()

@@ -81,7 +81,7 @@ def make(
             target = maker.make_pairs(noise, cond, uncond)
             found = {"noise": noise.half(), "target": target.half()}
             write_atomically(path, tensors(found))
-            watcher.says(f"teacher pairs: {places[-1] + 1} of {total}")
+            watcher.phase("the model draws pairs to copy", places[-1] + 1, total)
         for name, values in parts.items():
             values += found[name].cpu()
         begin = end

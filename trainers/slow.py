@@ -155,8 +155,8 @@ class Scouting:
         return self._watcher.commands() & {"stop"}
 
     def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
-        """In words, since it is no step of the real run."""
-        self._watcher.says(f"looking for slow images: step {done} of {total}")
+        """As a phase, since it is no step of the real run."""
+        self._watcher.phase("looking for slow images", done, total)
 
     def preview(self, images: Tensor, done: int, path: Inside) -> None:
         """There is none."""
@@ -164,3 +164,7 @@ class Scouting:
     def says(self, text: str) -> None:
         """As the real run's."""
         self._watcher.says(text)
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """As the real run's."""
+        self._watcher.phase(name, done, total)

@@ -46,6 +46,10 @@ class Watcher(Protocol):
         """A sentence about what happens now."""
         ...
 
+    def phase(self, name: str, done: int, total: int) -> None:
+        """How far a part of the run has come that is not counted in its steps, such as drawing pairs to copy."""
+        ...
+
 
 class Silent:
     """Nobody looks."""
@@ -65,6 +69,9 @@ class Silent:
 
     def says(self, text: str) -> None:
         """Nobody listens."""
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """Nobody counts."""
 
 
 class Metrics:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -95,6 +95,41 @@ def guarded(work: Callable[..., Answer], lasting: bool = False) -> Callable[[web
         status, content, kind = await asyncio.wrap_future(done)
         headers = HEADERS if kind == "application/json" else HEADERS | SEALED | (LASTING if lasting else {})
         return web.Response(status=status, body=content, content_type=kind, headers=headers)
+
+    return handle
+
+
+def handed_out(work: Callable[..., BinaryIO], kind: str) -> Callable[[web.Request], Any]:
+    """A handler that sends the file which `work(**names in the path)` opens, of any length, to be kept by the browser.
+
+    Whom it refuses, and what errors become, is as for `guarded`.
+    """
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if wrong := stranger(*(request.headers.getall(name, []) for name in ("Host", "Origin", "Sec-Fetch-Site"))):
+            return _refuse(403, wrong)
+        if not _places.acquire(blocking=False):
+            return _refuse(503, "too many requests wait already: ask again in a moment")
+        loop = asyncio.get_running_loop()
+        try:
+            try:
+                file = await loop.run_in_executor(_workers, partial(work, **request.match_info))
+            except FileNotFoundError as error:
+                return _refuse(404, str(error))
+            except BlockingIOError as error:
+                return _refuse(503, str(error))
+            except (ValueError, OSError) as error:
+                return _refuse(400, str(error))
+            with file:
+                response = web.StreamResponse(headers=HEADERS | SEALED | {"Content-Disposition": "attachment"})
+                response.content_type = kind
+                await response.prepare(request)
+                while data := await loop.run_in_executor(_workers, file.read, 1 << 20):
+                    await response.write(data)
+                await response.write_eof()
+                return response
+        finally:
+            _places.release()
 
     return handle
 

@@ -309,7 +309,7 @@ class ComfyUI(Host):
             table = PromptServer.instance.routes
             picker_routes.add(table, sets)
             preference_routes.add(table, sets)
-            run_routes.add(table, self.runs_folder)
+            run_routes.add(table, self.runs_folder, self.loras_folder)
             search_routes.add(
                 table, self.search_records, lambda: self.runs_folder().with_name(search_files.FOLDER),
                 lambda: self.input_folders()[0],

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from aiohttp import web
 
+from ..jobs import manage
 from ..jobs import view as run_view
-from .guard import ROOT, guarded, whole
+from .guard import ROOT, guarded, handed_out, whole
 
 
-def add(table: web.RouteTableDef, runs: Callable[[], Path]) -> None:
-    """Add the routes that the page asks. runs: gives the folder of runs, which a user may move."""
+def add(table: web.RouteTableDef, runs: Callable[[], Path], loras: Callable[[], Path]) -> None:
+    """Add the routes that the page asks. runs, loras: give the folders, which a user may move."""
 
     def every() -> list[dict[str, Any]]:
         return run_view.runs(runs())
@@ -32,7 +33,19 @@ def add(table: web.RouteTableDef, runs: Callable[[], Path]) -> None:
     def command(run: str, body: dict[str, Any]) -> None:
         run_view.command(run_view.run_folder(runs(), run), str(body.get("command", "")))
 
+    def delete(run: str, body: dict[str, Any]) -> None:
+        manage.delete(runs(), run)
+
+    def rename(run: str, body: dict[str, Any]) -> None:
+        manage.rename(runs(), run, str(body.get("name", "")))
+
+    def export(run: str) -> BinaryIO:
+        return manage.export(runs(), loras(), run)
+
     table.get(f"{ROOT}/runs")(guarded(every))
+    table.post(f"{ROOT}/runs/{{run}}/delete")(guarded(delete))
+    table.post(f"{ROOT}/runs/{{run}}/rename")(guarded(rename))
+    table.get(f"{ROOT}/runs/{{run}}/export.zip")(handed_out(export, "application/zip"))
     table.get(f"{ROOT}/runs/{{run}}/log")(guarded(log))
     table.get(f"{ROOT}/runs/{{run}}/previews/{{picture}}")(guarded(picture))
     table.post(f"{ROOT}/runs/{{run}}/command")(guarded(command))

@@ -332,3 +332,7 @@ class HostWatcher:
     def says(self, text: str) -> None:
         """A line on the node."""
         self._progress.step(self._done, text=text)
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """A line on the node: its bar counts steps."""
+        self.says(f"{name}: {done} of {total}")

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { Series, bounds, duration, going, nearest, short, smooth, standing, thin, ticks } from "../../extensions/comfyui/panel/series.js";
+import { Series, bounds, counted, duration, going, nearest, short, smooth, standing, thin, ticks } from "../../extensions/comfyui/panel/series.js";
 
 const answer = (steps, values, more = {}) =>
   ({ restart: false, steps, values, hidden: [], saves: [], pictures: [], offset: steps.length, ...more });
@@ -83,5 +83,9 @@ test("words", () => {
   const status = { state: "running", step: 5, steps: 10, rate: 2, eta: 2.5 };
   assert.equal(standing(status), "running, step 5 of 10, 2 it/s, 3 s left");
   assert.equal(standing({ state: "finished", step: 10, steps: 10, rate: 2, eta: null }), "finished, step 10 of 10");
+  const drawing = { ...status, step: 0, phase: "the model draws pairs to copy", part: 48, parts: 280, eta: 120 };
+  assert.equal(standing(drawing), "before the first step: the model draws pairs to copy, 48 of 280, 2 min left of it");
+  assert.deepEqual(counted(drawing), [48, 280]);
+  assert.deepEqual(counted(status), [5, 10]);
   assert.ok(going(status) && going({ state: "queued" }) && !going({ state: "died" }));
 });

@@ -1,10 +1,10 @@
 // Training runs in the panel: what goes on, what is finished, and one of them open.
-import { tell } from "./client.js";
+import { address, tell } from "./client.js";
 import { List } from "./list.js";
 import { openLora } from "./new_workflow.js";
 import { button, element } from "./page.js";
 import { RunView } from "./run_view.js";
-import { going, standing } from "./series.js";
+import { counted, going, standing } from "./series.js";
 
 const settings = { shown: "student_loss", window: 25, log: false };
 
@@ -31,25 +31,64 @@ export class RunList {
     const command = (wish, text, tip) => button(text, tip, () => tell(["runs", name, "command"], { command: wish }), failed);
     const commands = element(
       "div", { class: "retort-row" },
-      command("stop", "Stop", "Save, then end the run"),
-      command("save", "Save now", "Write a checkpoint after this step"),
       command("sample", "Sample now", "Draw previews after this step"),
+      command("save", "Save now", "Write a checkpoint after this step"),
+      command("stop", "Stop", "Save, then end the run"),
     );
+    commands.lastChild.classList.add("retort-apart");
     let run;
     const open = button("Open LoRA", "The LoRA in a new workflow", () => openLora(run), failed);
-    const root = element("li", {}, title, state, bar, commands, open);
+    const more = this.menu(name, failed);
+    const root = element("li", {}, title, state, bar, commands, element("div", { class: "retort-row" }, open, more));
     title.addEventListener("click", () => this.toggle(name, title, root));
     const show = (now) => {
       run = now;
       const text = [standing(now), now.method, now.message].filter(Boolean).join(" · ");
       if (state.textContent !== text) state.textContent = text;
       state.dataset.state = now.state;
-      bar.max = Math.max(1, now.steps);
-      bar.value = now.step;
+      const [done, of] = counted(now);
+      bar.max = Math.max(1, of);
+      bar.value = done;
       bar.hidden = commands.hidden = !going(now);
+      more.hidden = going(now);
       open.hidden = !now.lora;
     };
     return { root, show };
+  }
+
+  /** What can be done with a run that has ended. */
+  menu(name, failed) {
+    const word = element("input", { type: "text", value: name, "aria-label": `New name of ${name}`, maxlength: 200 });
+    const rename = button("Rename", "Give the run this name; its LoRA keeps its own", async () => {
+      await tell(["runs", name, "rename"], { name: word.value });
+      this.changed(name);
+    }, failed);
+    const zip = element(
+      "a", { href: address(["runs", name, "export.zip"]), download: `${name}.zip`, class: "retort-button",
+        title: "LoRA, settings, log, previews and a model card in one file" }, "Download as zip",
+    );
+    let sure;
+    const remove = button("Delete", "Delete checkpoints, previews and log; the LoRA in the models folder stays", async () => {
+      if (!sure) {
+        // Asked on the button itself, and forgotten when nobody answers.
+        remove.textContent = "Really delete?";
+        sure = setTimeout(() => ((sure = undefined), (remove.textContent = "Delete")), 4000);
+        return;
+      }
+      clearTimeout(sure);
+      await tell(["runs", name, "delete"], {});
+      this.changed(name);
+    }, failed);
+    return element(
+      "details", { class: "retort-menu" }, element("summary", { title: "Rename, download, delete" }, "More"),
+      element("div", { class: "retort-row" }, word, rename), element("div", { class: "retort-row" }, zip, remove),
+    );
+  }
+
+  /** After a run has another name, or is gone. */
+  changed(name) {
+    if (this.view?.name === name) this.view.close();
+    this.list.look();
   }
 
   toggle(name, title, root) {

@@ -2,9 +2,11 @@
 import { address, ask, tell } from "./client.js";
 import { Chart } from "./chart.js";
 import { button, element, lightbox } from "./page.js";
-import { Series, going, standing } from "./series.js";
+import { Series, counted, going, standing } from "./series.js";
 
 const EVERY = 1000, AGAIN = 3000, MOST_PICTURES = 48;
+// How long an answer to a button stays before the line says again where the run stands.
+const NOTED = 5000;
 
 export class RunView {
   /** settings: {shown, window, log} of the chart; changed(): they, or whether there is anything to show, changed. */
@@ -26,6 +28,7 @@ export class RunView {
       command("save", "Save now", "Write a checkpoint after this step"),
       command("stop", "Stop", "Save, hand out the LoRA so far and go on with the workflow; queue it again to train on"),
     );
+    this.buttons.lastChild.classList.add("retort-apart");
     this.strip = element("div", { class: "retort-strip", role: "group", "aria-label": "Previews" });
     this.root = element("div", { class: "retort-run" }, this.line, this.bar, this.buttons, this.chart.root, this.strip);
     this.root.hidden = true;
@@ -44,6 +47,7 @@ export class RunView {
   open(name, awaited = false) {
     if (name !== this.name) {
       this.series.clear();
+      this.saved = undefined;
       this.shown = "";
       this.hide();
     }
@@ -97,19 +101,25 @@ export class RunView {
 
   say(text) {
     this.note = text;
+    this.noted = Date.now();
     this.line.textContent = text;
   }
 
   show(status) {
+    const saved = this.series.saves.at(-1);
+    if (saved !== undefined && this.saved !== undefined && saved > this.saved && going(status)) this.say(`saved at step ${saved}`);
+    this.saved = saved ?? 0;
     const state = standing(status);
-    if (state !== this.state) {
-      this.state = state;
+    if (status.state !== this.state || Date.now() - this.noted > NOTED) {
+      this.state = status.state;
       this.note = undefined;
     }
     this.line.textContent = this.note ?? [state, status.message].filter(Boolean).join(": ");
     this.line.dataset.state = status.state;
-    this.bar.max = Math.max(1, status.steps);
-    this.bar.value = status.step;
+    const [done, of] = counted(status);
+    this.bar.max = Math.max(1, of);
+    this.bar.value = done;
+    this.bar.setAttribute("aria-label", status.phase || "Steps done");
     this.bar.hidden = this.buttons.hidden = !going(status);
     this.chart.root.hidden = !this.series.steps.length;
     this.chart.show(this.series);

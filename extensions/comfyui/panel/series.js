@@ -147,10 +147,19 @@ export function duration(seconds) {
 
 /** One line on where a run stands. */
 export function standing(status) {
+  if (status.state === "running" && status.phase) {
+    const left = status.eta !== null && status.eta !== undefined ? `, ${duration(status.eta)} left of it` : "";
+    return `before the first step: ${status.phase}, ${status.part} of ${status.parts}${left}`;
+  }
   const parts = [status.steps ? `${status.state}, step ${status.step} of ${status.steps}` : status.state];
   if (status.state === "running" && status.rate) parts.push(`${short(status.rate)} it/s`);
   if (status.state === "running" && status.eta !== null && status.rate) parts.push(`${duration(status.eta)} left`);
   return parts.join(", ");
+}
+
+/** [done, of] of what a run counts just now: a phase before its steps, or its steps. */
+export function counted(status) {
+  return status.phase ? [status.part, status.parts] : [status.step, status.steps];
 }
 
 /** Whether a process works on a run, or is about to. */

@@ -1,0 +1,108 @@
+"""What a page may do with a run that has ended: delete it, give it another name, take it away as one file.
+
+All names come from whoever sent the request; errors are those of `view.run_folder`, and ValueError for a run
+that goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ...files.atomic import checked_name
+from ...files.folder import Inside, inside
+from ...files.log_file import METRICS
+from ...trainers.job import JOB
+from ...trainers.job_watch import holding
+from ...trainers.loop import CONFIG
+from .view import run_folder, summary
+
+CARD = "README.md"
+_TAKEN = (CONFIG, JOB, METRICS)
+MOST_PICTURES = 200
+
+
+def delete(folder: Path, name: str) -> None:
+    """Delete a run with its checkpoints and previews. Its finished LoRA, which lies with the others, stays."""
+    run = _ended(folder, name)
+    with holding(run):
+        pass
+    (inside(folder) / run.name).remove_tree()
+
+
+def rename(folder: Path, name: str, wanted: str) -> None:
+    """Give a run another name. ValueError where one has it. Its finished LoRA keeps its own."""
+    run, target = _ended(folder, name), folder / checked_name(wanted)
+    if target.exists() or target.is_symlink():
+        raise ValueError(f"there is a run called {wanted!r:.140} already: choose another name")
+    with holding(run):
+        pass
+    os.rename(run, target)
+
+
+def export(folder: Path, loras: Path, name: str) -> BinaryIO:
+    """A zip of a run, to be read from its beginning: LoRA, settings, log, previews and a model card."""
+    run = run_folder(folder, name)
+    files, told = inside(run), summary(run)
+    made = tempfile.TemporaryFile()  # noqa: SIM115 (the reader closes it)
+    try:
+        with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:
+            for path, place in _parts(files, loras, str(told.get("lora", ""))):
+                with path.open() as source, archive.open(f"{run.name}/{place}", "w", force_zip64=True) as target:
+                    while data := source.read(1 << 20):
+                        target.write(data)
+            archive.writestr(f"{run.name}/{CARD}", card(run.name, told, _settings(files)))
+        made.seek(0)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def card(name: str, told: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """A model card in Markdown: what a LoRA was trained on and how it is used. told: what `view.summary` gives."""
+    base = " and ".join((told.get("base") or {}).values())
+    head = {"tags": ["lora", "comfyui", "retort"], **({"base_model": base} if base else {})}
+    steps = told.get("timesteps") or []
+    lines = [
+        "---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", "",
+        f"# {name}", "",
+        f"A LoRA that was trained with Retort: method {told.get('method') or 'unknown'}, {told.get('step', 0)} steps"
+        f"{f', on {base}' if base else ''}.", "",
+    ]  # fmt: skip
+    if steps:
+        lines += [f"It draws in {len(steps)} steps, at the timesteps {', '.join(f'{t:g}' for t in steps)}.", ""]
+    if told.get("prompt"):
+        lines += ["The first prompt that it was trained on:", "", f"> {' '.join(str(told['prompt']).split())}", ""]
+    return "\n".join([*lines, "## Settings", "", "```json", json.dumps(settings, indent=2), "```", ""])
+
+
+def _ended(folder: Path, name: str) -> Path:
+    run = run_folder(folder, name)
+    if summary(run)["state"] in ("running", "queued"):
+        raise ValueError(f"the run {run.name} goes on: stop it first")
+    inside(run).refuse_links()
+    return run
+
+
+def _parts(files: Inside, loras: Path, lora: str) -> Iterator[tuple[Inside, str]]:
+    for name in _TAKEN:
+        if (files / name).is_file():
+            yield files / name, name
+    for picture in (files / "previews").files()[-MOST_PICTURES:]:
+        yield files / "previews" / picture, f"previews/{picture}"
+    if lora and (found := inside(loras) / f"{checked_name(lora)}.safetensors").is_file():
+        yield found, found.name
+
+
+def _settings(files: Inside) -> Mapping[str, Any]:
+    try:
+        found = json.loads((files / CONFIG).read())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

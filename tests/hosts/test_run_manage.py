@@ -1,0 +1,95 @@
+"""What a page may do with a run that has ended."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+
+import pytest
+
+from retort.hosts.jobs import manage
+from retort.trainers.job_watch import Status, write_status
+from retort.trainers.loop import CONFIG
+from retort.trainers.watch import METRICS
+
+
+@pytest.fixture
+def runs(tmp_path):
+    run = tmp_path / "runs" / "mine"
+    (run / "previews").mkdir(parents=True)
+    (run / "checkpoints").mkdir()
+    (run / METRICS).write_text('{"step": 1, "student_loss": 0.5}\n')
+    (run / CONFIG).write_text(json.dumps({"method": "tdm", "training": {"steps": 9}}))
+    (run / "previews" / "step_0000001.png").write_bytes(b"picture")
+    (run / "checkpoints" / "step_0000001.safetensors").write_bytes(b"large")
+    write_status(run, Status("finished", 9, 9, lora="mine.safetensors"))
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "loras" / "mine.safetensors").write_bytes(b"lora")
+    return tmp_path / "runs"
+
+
+def test_a_run_is_deleted_and_its_lora_stays(runs):
+    manage.delete(runs, "mine")
+    assert not (runs / "mine").exists() and (runs.parent / "loras" / "mine.safetensors").is_file()
+
+
+def test_a_run_gets_another_name(runs):
+    manage.rename(runs, "mine", "yours")
+    assert not (runs / "mine").exists() and (runs / "yours" / METRICS).is_file()
+    (runs / "mine").mkdir()
+    with pytest.raises(ValueError, match="there is a run called 'mine' already"):
+        manage.rename(runs, "yours", "mine")
+
+
+def test_a_run_that_goes_on_is_left_alone(runs):
+    write_status(runs / "mine", Status("running", 1, 9, machine="another"))
+    for work in (lambda: manage.delete(runs, "mine"), lambda: manage.rename(runs, "mine", "yours")):
+        with pytest.raises(ValueError, match="the run mine goes on: stop it first"):
+            work()
+    assert (runs / "mine" / METRICS).is_file()
+
+
+@pytest.mark.parametrize("name", ["..", "../mine", "/etc", "a/b", "", "C:\\x", "\0"])
+def test_names_that_lead_elsewhere_are_refused(runs, name):
+    for work in (
+        lambda: manage.delete(runs, name), lambda: manage.rename(runs, name, "x"),
+        lambda: manage.rename(runs, "mine", name), lambda: manage.export(runs, runs.parent / "loras", name),
+    ):  # fmt: skip
+        with pytest.raises((ValueError, FileNotFoundError)):
+            work()
+    assert (runs / "mine" / METRICS).is_file()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_nothing_behind_a_link_is_deleted_or_taken(runs, tmp_path):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "step_0000002.png").write_bytes(b"secret")
+    (runs / "mine" / "previews" / "step_0000002.png").symlink_to(secret / "step_0000002.png")
+    with pytest.raises(ValueError, match="link"):
+        manage.delete(runs, "mine")
+    assert (secret / "step_0000002.png").is_file() and (runs / "mine" / METRICS).is_file()
+    with manage.export(runs, tmp_path / "loras", "mine") as file:
+        assert b"secret" not in file.read()
+
+
+def test_an_export_has_the_lora_the_settings_the_pictures_and_a_card(runs, tmp_path):
+    with manage.export(runs, tmp_path / "loras", "mine") as file:
+        archive = zipfile.ZipFile(io.BytesIO(file.read()))
+    assert set(archive.namelist()) == {
+        f"mine/{name}"
+        for name in (CONFIG, METRICS, "previews/step_0000001.png", "mine.safetensors", "README.md")
+    }
+    assert archive.read("mine/mine.safetensors") == b"lora"
+    text = archive.read("mine/README.md").decode()
+    assert "method tdm, 9 steps" in text and '"method": "tdm"' in text
+
+
+def test_a_card_says_base_steps_and_prompt_on_one_line():
+    told = {"method": "dmd2", "step": 100, "base": {"checkpoint": "sd.safetensors"}, "timesteps": [999, 499.5],
+            "prompt": "a zero\n> not a quote"}  # fmt: skip
+    text = manage.card("mine", told, {})
+    assert 'base_model: "sd.safetensors"' in text and "in 2 steps, at the timesteps 999, 499.5" in text
+    assert "> a zero > not a quote\n" in text
