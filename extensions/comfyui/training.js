@@ -1,6 +1,7 @@
 // The run of a training node, on the node: it is there again after a reload, and follows a run that goes on elsewhere.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { nameRun } from "./panel/notice.js";
 import { connected } from "./panel/page.js";
 import { RunView } from "./panel/run_view.js";
 
@@ -67,7 +68,10 @@ app.registerExtension({
     };
     const executing = ({ detail }) => {
       const mine = detail !== null && String(detail).split(":").pop() === String(node.id);
-      if (mine) open(typed(node), true);
+      if (mine) {
+        nameRun(typed(node));
+        open(typed(node), true);
+      }
       else if (view.awaited) view.open(view.name);
     };
     api.addEventListener("executing", executing);

@@ -34,10 +34,16 @@ def add(table: web.RouteTableDef, runs: Callable[[], Path], loras: Callable[[], 
         run_view.command(run_view.run_folder(runs(), run), str(body.get("command", "")))
 
     def delete(run: str, body: dict[str, Any]) -> None:
+        # Said twice, so that no other request deletes anything.
+        if body.get("name") != run:
+            raise ValueError("the body must name the run that is to be deleted")
         manage.delete(runs(), run)
 
     def rename(run: str, body: dict[str, Any]) -> None:
-        manage.rename(runs(), run, str(body.get("name", "")))
+        wanted = body.get("name")
+        if not isinstance(wanted, str):
+            raise ValueError("the body must give the run's new name as a text")
+        manage.rename(runs(), run, wanted)
 
     def export(run: str) -> BinaryIO:
         return manage.export(runs(), loras(), run)

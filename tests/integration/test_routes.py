@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 SECRET = "what nobody may read"
 SEARCH = "20260101-000000-00000000"
 BODIES = {"command": {"command": "stop"}, "take": {"item": 0, "number": 1}}
+# What is done with a run that has ended, each to a run of its own.
+ENDED = re.compile(r"(/api)?/retort/runs/\{run\}/(delete|rename|export)")
 # Paths that leave a folder, spelled in the ways that a server might take apart.
 ELSEWHERE = (
     "..", "%2e%2e", "%2e", "..%2f..%2fsecret", "%2e%2e%2f%2e%2e%2fsecret", "%2fetc%2fpasswd", "..%5c..%5csecret",
@@ -46,6 +48,9 @@ def known(server):
     (run / "metrics.jsonl").write_text('{"step": 1, "student_loss": 2}\n')
     (run / "previews" / "step_0000001.png").write_bytes(b"\x89PNG")
     job_watch.write_status(run, job_watch.Status("running", 1, 9, machine="another"))
+    for name in ("delete", "rename", "export"):
+        for begin in ("api_", "own_"):
+            job_watch.write_status(output / "retort" / (begin + name), job_watch.Status("finished", 9, 9))
     kept = records / SEARCH / "item_0"
     kept.mkdir(parents=True)
     view = {"pid": 0, "going": False, "prompt": SECRET[::-1], "reward": "mean", "items": [None]}
@@ -71,8 +76,16 @@ def known(server):
 
 
 def address(path: str, places: dict[str, str]) -> str:
+    if places["run"] == "known":
+        places = places | {"run": ended(path) or "known"}
     filled = re.sub(r"\{(\w+)\}", lambda match: places[match[1]], path)
     return filled + ("?by=pick" if "/picker/" in filled and "/images/" not in filled else "")
+
+
+def ended(path: str) -> str:
+    """The run that has ended and that a route works on, "" for the other routes."""
+    found = ENDED.match(path)
+    return f"{'api' if found[1] else 'own'}_{found[2]}" if found else ""
 
 
 def ask(server, method, path, body=None, headers=None) -> tuple[int, str]:
@@ -103,6 +116,8 @@ def marks(server) -> dict[str, str]:
 
 
 def body_of(method, path, bodies):
+    if ended(path):
+        return {"name": ended(path).replace("rename", "renamed")} if method == "POST" else None
     return bodies[path.rsplit("/", 1)[1]] if method == "POST" else None
 
 

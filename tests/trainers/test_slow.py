@@ -96,6 +96,9 @@ class Notes(Silent):
     def says(self, text):
         self.said.append(text)
 
+    def phase(self, name, done, total):
+        self.says(f"{name}: {done} of {total}")
+
     def step(self, done, total, metrics):
         self.done = done
 
@@ -109,7 +112,7 @@ def test_the_run_begins_anew_with_the_slow_ones_repeated(make):
     trainer = make("run", notes)
     found = trainer.train()
     assert "3 of 12 images are learnt slowly and come 2 times a lap" in notes.said
-    assert "looking for slow images: step 6 of 6" in notes.said and notes.done == 8
+    assert "looking for slow images: 6 of 6" in notes.said and notes.done == 8
     data = images()
     data.repeat([2 if i in SLOW else 1 for i in range(12)])
     plain = make("plain", data=data, settings=replace(SETTINGS, slow_repeats=1)).train()
@@ -127,7 +130,7 @@ def test_the_run_begins_anew_with_the_slow_ones_repeated(make):
 
 def test_whatever_ends_it_the_run_is_the_uninterrupted_one(make):
     whole = make("whole").train()
-    for name, watcher in (("early", Notes(word="looking for slow images: step 3")), ("late", Notes(last=5))):
+    for name, watcher in (("early", Notes(word="looking for slow images: 3")), ("late", Notes(last=5))):
         with pytest.raises(Stopped):
             make(name, watcher).train()
         assert (make(name).folder / STATE).exists() is (name == "late")
@@ -135,7 +138,7 @@ def test_whatever_ends_it_the_run_is_the_uninterrupted_one(make):
         parts = make(name, notes).train()
         assert all(torch.equal(parts[key], whole[key]) for key in whole)
         again = [text for text in notes.said if "looking" in text]
-        assert again == ([f"looking for slow images: step {i} of 6" for i in (4, 5, 6)] if name == "early" else [])
+        assert again == ([f"looking for slow images: {i} of 6" for i in (4, 5, 6)] if name == "early" else [])
 
 
 def test_other_settings_are_refused_and_others_images_not_taken(make):

@@ -2,6 +2,7 @@
 import { address, tell } from "./client.js";
 import { List } from "./list.js";
 import { openLora } from "./new_workflow.js";
+import { notifySwitch } from "./notice.js";
 import { button, element } from "./page.js";
 import { RunView } from "./run_view.js";
 import { counted, going, standing } from "./series.js";
@@ -16,6 +17,7 @@ export class RunList {
       empty: "No runs yet: queue a training node, and it appears here.",
       row: (name) => this.row(name),
     });
+    root.append(notifySwitch(element));
   }
 
   close() {
@@ -76,7 +78,7 @@ export class RunList {
         return;
       }
       clearTimeout(sure);
-      await tell(["runs", name, "delete"], {});
+      await tell(["runs", name, "delete"], { name });
       this.changed(name);
     }, failed);
     return element(

@@ -1,6 +1,7 @@
 // A training run as it goes on: where it stands, its chart, its previews, and what it can be told.
 import { address, ask, tell } from "./client.js";
 import { Chart } from "./chart.js";
+import { tellEnd, wanted } from "./notice.js";
 import { button, element, lightbox } from "./page.js";
 import { Series, counted, going, standing } from "./series.js";
 
@@ -48,6 +49,7 @@ export class RunView {
     if (name !== this.name) {
       this.series.clear();
       this.saved = undefined;
+      this.went = false;
       this.shown = "";
       this.hide();
     }
@@ -95,7 +97,7 @@ export class RunView {
       this.looking = false;
       // Another run was asked for meanwhile.
       if (this.name !== name) this.look();
-      else if (wait !== null && !document.hidden) this.timer = setTimeout(() => this.look(), wait);
+      else if (wait !== null && (!document.hidden || wanted())) this.timer = setTimeout(() => this.look(), document.hidden ? 10 * wait : wait);
     }
   }
 
@@ -109,6 +111,8 @@ export class RunView {
     const saved = this.series.saves.at(-1);
     if (saved !== undefined && this.saved !== undefined && saved > this.saved && going(status)) this.say(`saved at step ${saved}`);
     this.saved = saved ?? 0;
+    if (this.went && !going(status)) tellEnd(this.name, status);
+    this.went = going(status);
     const state = standing(status);
     if (status.state !== this.state || Date.now() - this.noted > NOTED) {
       this.state = status.state;
