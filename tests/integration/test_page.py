@@ -415,6 +415,36 @@ def test_the_panel_in_every_state(page, app):
     assert page("evaluate", code="window.hurt ?? null") is None and not page("heard")
 
 
+def test_runs_are_renamed_and_deleted_in_the_panel(page, app):
+    job_watch = importlib.import_module("retort.trainers.job_watch")
+    runs = app.base / "output" / "retort"
+    for name in ("first try", "second try"):
+        (runs / name).mkdir(parents=True)
+        job_watch.write_status(runs / name, job_watch.Status("finished", 9, 9, machine="another"))
+    page("open")
+    page("panel", section="Training")
+    row = ".retort-list > li:has(.retort-title:text-is('{}'))".format
+    page("until", condition="[...document.querySelectorAll('.retort-title')].some((one) => one.textContent === 'first try')")
+    page("click", where=f"{row('first try')} summary")
+    page("evaluate", code="() => { document.querySelector('.retort-menu[open] input').value = 'the good one'; }")
+    page("shot", name="panel_menu")
+    sound(page("audit"))
+    assert page("evaluate", code=WIDE) == []
+    page("click", where=f"{row('first try')} button", text="Rename")
+    eventually(lambda: (runs / "the good one").is_dir() and not (runs / "first try").exists())
+    page("click", where=f"{row('second try')} summary")
+    page("click", where=f"{row('second try')} button", text="Delete")
+    page("click", where=f"{row('second try')} button", text="Really delete?")
+    eventually(lambda: not (runs / "second try").exists())
+    listed = "[...document.querySelectorAll('.retort-title')].map((one) => one.textContent)"
+    page("until", condition=f"{listed}.includes('the good one') && !{listed}.includes('second try')")
+    archive = page("evaluate", code="""async () => {
+      const answer = await fetch('/retort/runs/the%20good%20one/export.zip');
+      return [answer.status, (await answer.arrayBuffer()).byteLength > 100];
+    }""")
+    assert archive == [200, True] and not page("heard")
+
+
 def test_a_chart_of_100000_points_stays_smooth(page, app):
     folder = app.base / "output" / "retort" / "long"
     folder.mkdir(parents=True)
