@@ -65,7 +65,8 @@ class Status:
     rate: steps a second; eta: seconds left of the steps, or of the phase, None where unknown. phase: what goes on
     before the steps, "" during them; part, parts: how far it has come. pid, machine: of the process. time: when it was
     written (seconds since 1970). lora: the finished file's name in the loras folder. preview: the latest, inside the
-    folder. "died" and log (the log's last lines, for "failed" too) are what `read_status` finds; no process writes them.
+    folder. "died" and log (the log's last lines, for "failed" too) are what `read_status` finds; no process writes
+    them.
     """
 
     state: State = "queued"

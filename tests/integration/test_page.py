@@ -424,8 +424,10 @@ def test_runs_are_renamed_and_deleted_in_the_panel(page, app):
     page("open")
     page("panel", section="Training")
     row = ".retort-list > li:has(.retort-title:text-is('{}'))".format
-    page("until", condition="[...document.querySelectorAll('.retort-title')].some((one) => one.textContent === 'first try')")
+    listed = "[...document.querySelectorAll('.retort-title')].map((one) => one.textContent)"
+    page("until", condition=f"{listed}.includes('first try')")
     page("click", where=f"{row('first try')} summary")
+    page("until", condition="document.querySelector('.retort-menu[open] input')")
     page("evaluate", code="() => { document.querySelector('.retort-menu[open] input').value = 'the good one'; }")
     page("shot", name="panel_menu")
     sound(page("audit"))
@@ -436,7 +438,6 @@ def test_runs_are_renamed_and_deleted_in_the_panel(page, app):
     page("click", where=f"{row('second try')} button", text="Delete")
     page("click", where=f"{row('second try')} button", text="Really delete?")
     eventually(lambda: not (runs / "second try").exists())
-    listed = "[...document.querySelectorAll('.retort-title')].map((one) => one.textContent)"
     page("until", condition=f"{listed}.includes('the good one') && !{listed}.includes('second try')")
     archive = page("evaluate", code="""async () => {
       const answer = await fetch('/retort/runs/the%20good%20one/export.zip');

@@ -81,10 +81,10 @@ export class RunList {
       await tell(["runs", name, "delete"], { name });
       this.changed(name);
     }, failed);
-    return element(
-      "details", { class: "retort-menu" }, element("summary", { title: "Rename, download, delete" }, "More"),
-      element("div", { class: "retort-row" }, word, rename), element("div", { class: "retort-row" }, zip, remove),
-    );
+    const rows = [element("div", { class: "retort-row" }, word, rename), element("div", { class: "retort-row" }, zip, remove)];
+    const menu = element("details", { class: "retort-menu" }, element("summary", { title: "Rename, download, delete" }, "More"));
+    menu.addEventListener("toggle", () => (menu.open ? menu.append(...rows) : rows.forEach((row) => row.remove())));
+    return menu;
   }
 
   /** After a run has another name, or is gone. */
