@@ -259,8 +259,7 @@ class ComfyUI(Host):
         return Path(folder_paths.get_output_directory()) / "retort"
 
     def search_records(self) -> Path:
-        # ComfyUI empties the folder when it starts.
-        return Path(folder_paths.get_temp_directory()) / "retort_searches"
+        return self.runs_folder().with_name(search_files.FOLDER) / "records"
 
     def lora_names(self) -> list[str]:
         return model_files.names("loras")

@@ -346,11 +346,12 @@ def test_a_job_outlives_comfyui(page, app, state):
 def test_a_search_is_looked_through(page, app):
     page("look", vue=False, theme="light")
     page("template", name="4 Search for a better picture", vue=False)
-    page("change", type="RetortTreeSearch", values={"calls": 200, "batch_size": 8})
+    page("change", type="RetortTreeSearch", values={"calls": 20000, "batch_size": 8})
     page("change", type="PrimitiveString", values={"value": f"a green four on white paper {HOSTILE}"})
     page("evaluate", code="async () => { await app.queuePrompt(0); }")
     page("panel", section="Searches", keys=True)
     page("until", condition="document.querySelectorAll('.retort-grid img').length > 1", seconds=120)
+    page("click", where=".retort-list > li > button", text="Stop")
     eventually(lambda: not json.loads(app.get("/retort/searches"))["searches"][0]["going"], 120)
     page("until", condition="document.querySelector('.retort-list .retort-line').textContent.startsWith('ended')")
     assert "best" in page("evaluate", code="document.querySelector('.retort-item .retort-line').textContent")

@@ -42,7 +42,7 @@ def known(server):
         importlib.import_module(f"retort.{name}")
         for name in ("preferences.store", "preferences.tickets", "trainers.job_watch")
     )
-    output, records = server.base / "output", server.base / "temp" / "retort_searches"
+    output, records = server.base / "output", server.base / "output" / "retort_searches" / "records"
     run = output / "retort" / "known"
     (run / "previews").mkdir(parents=True)
     (run / "metrics.jsonl").write_text('{"step": 1, "student_loss": 2}\n')

@@ -27,3 +27,8 @@ export async function tell(parts, body) {
 export function address(parts) {
   return api.apiURL(url(parts));
 }
+
+/** End what ComfyUI executes, as its own button does. */
+export async function interrupt() {
+  await api.interrupt(null);
+}

@@ -1,6 +1,6 @@
 // Searches in the panel: the best so far, how the reward rose, the tree, and latents to take from it.
 import { addNode } from "./add_node.js";
-import { address, ask, tell } from "./client.js";
+import { address, ask, interrupt, tell } from "./client.js";
 import { colours, pen as penOf } from "./drawing.js";
 import { List } from "./list.js";
 import { button, element } from "./page.js";
@@ -171,7 +171,7 @@ export class SearchList {
     this.list = new List(root, {
       parts: ["searches"],
       label: "Searches",
-      empty: "No searches since ComfyUI started: queue Tree Search or Noise Policy.",
+      empty: "No searches yet: queue Tree Search or Noise Policy.",
       entries: ({ searches }) => {
         this.open ??= searches[0]?.name;
         return searches;
@@ -202,8 +202,10 @@ export class SearchList {
     const title = element("button", { type: "button", class: "retort-title" });
     const state = element("span", { class: "retort-line" });
     const body = element("div");
-    const root = element("li", {}, title, state, body);
     const failed = (error) => (state.textContent = error.message);
+    // The one that goes on is what ComfyUI executes.
+    const stop = button("Stop", "End the search; the best so far is handed out, and the workflow goes on", interrupt, failed);
+    const root = element("li", {}, title, state, stop, body);
     const row = { root, body, items: [], failed, whole: false };
     title.addEventListener("click", () => {
       this.open = this.open === name ? null : name;
@@ -220,6 +222,7 @@ export class SearchList {
       // One that has ended is read whole once more.
       if (!search.going && row.going) row.whole = false;
       row.going = search.going;
+      stop.hidden = !search.going;
     };
     return row;
   }
