@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -13,14 +13,26 @@ from ...sampling.search import State
 from ...sampling.tree import Tree
 from . import tree_picture
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 WIDTH, HEIGHT, LEFT, MARGIN = 640, 260, 64, 26
 SIDE, GAP, LABEL = 144, 8, 18
 PAPER, GRID, INK = (24, 26, 30), (58, 62, 70), (205, 210, 218)
 LINE, MEAN, BEST = (110, 180, 255), (255, 150, 90), (130, 215, 140)
 
 
-def draw(state: State, images: Tensor, title: str, rows: int) -> Tensor:
-    """(1, H, W, 3) in [0, 1]. images (K, H, W, 3): the decoded best of the state, best first.
+def thumbnail(image: Tensor) -> PIL.Image.Image:
+    """An image (H, W, 3), or the first of a video (T, H, W, 3), in [0, 1], small enough for the report."""
+    from PIL import Image
+
+    small = Image.fromarray(rounded(image if image.ndim == 3 else image[0]).numpy())
+    scale = SIDE / max(small.size)
+    return small.resize((max(1, round(small.width * scale)), max(1, round(small.height * scale))))
+
+
+def draw(state: State, pictures: Sequence[PIL.Image.Image], title: str, rows: int) -> Tensor:
+    """(1, H, W, 3) in [0, 1]. pictures: thumbnails of the state's best, best first.
 
     rows: of thumbnails, of which there is room for four in each; reports of one method with equal rows have one size.
     """
@@ -34,11 +46,7 @@ def draw(state: State, images: Tensor, title: str, rows: int) -> Tensor:
     _curve(pen, state.best.history, means, max(state.ledger.calls, 1), title)
     if isinstance(state, Tree):
         tree_picture.draw(pen, state, HEIGHT, WIDTH, [c.number for c in best])
-    pixels = rounded(images).numpy()
-    for i, (picture, candidate) in enumerate(zip(pixels, best, strict=True)):
-        small = Image.fromarray(picture)
-        scale = SIDE / max(small.size)
-        small = small.resize((max(1, round(small.width * scale)), max(1, round(small.height * scale))))
+    for i, (small, candidate) in enumerate(zip(pictures, best, strict=True)):
         left = GAP + i % 4 * (WIDTH - GAP) // 4
         top = below + i // 4 * (SIDE + LABEL + GAP)
         image.paste(small, (left, top))

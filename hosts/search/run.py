@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from ...files.pictures import rounded
 from ...rewards.contract import Reward
 from ...rewards.scoring import score
-from ...sampling.accounts import Budget, candidate_seed, seed_of
+from ...sampling.accounts import Budget, Candidate, candidate_seed, seed_of
 from ...sampling.find import Find
 from ...sampling.particles import Steering
 from ...sampling.prior import require_steps
@@ -30,8 +30,11 @@ from ..methods import Method, Run
 from ..noise import PolicyNoise
 from .files import load, rescue, save, written
 from .record import Record
-from .report import draw
+from .report import draw, thumbnail
 from .request import Absent, Found, Saved, SearchRequest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = [
     "Found", "Saved", "SearchRequest", "draw_from", "load", "policy_noise", "run", "save", "with_noise", "written",
@@ -70,7 +73,7 @@ def run(
     if earlier is not None:
         states = [None if s is None else _copy(s) for s in earlier.states]
     watch = _Watch(host, budget, len(samples))
-    rows: list[tuple[Tensor, State, str]] = []
+    rows: list[tuple[Tensor, _Item]] = []
     with Record(host.search_records(), request.prompt, reward.name, len(samples)) as record:
         for i in range(len(samples)):
             item = _Item(host, vae, reward, request, budget, batch, i, len(samples), states[i], watch, record)
@@ -93,10 +96,10 @@ def run(
                 raise
             assert item.state is not None
             states[i] = item.state
-            rows.append((latents, item.state, item.stopped))
+            rows.append((latents, item))
             if item.stopped == CANCELLED:
                 break
-    return _found(host, vae, request, rows, tuple(states))
+    return _found(request, rows, tuple(states))
 
 
 def _kept(host: Host, saved: Saved) -> str:
@@ -158,6 +161,9 @@ class _Item(Method):
         self.watch, self.record = watch, record
         self.budget, self.batch, self.index, self.count = budget, batch, index, count
         self.state, self.stopped = state, ""
+        # Latents that were decoded last, with their pictures, and what of them belongs to the best.
+        self._decoded: tuple[Tensor, Tensor] | None = None
+        self._pictures: list[tuple[Candidate, Image]] = []
         seed = request.seed if request.noise is None else int(request.noise.seed)
         self.seed = seed if index == 0 else seed_of(seed, "item", index)
 
@@ -215,10 +221,12 @@ class _Item(Method):
             run.again()
             self.watch.seen(images, rewards)
             self.record.scored(images, stored, rewards)
+            self._decoded = x0.detach().cpu(), images
             return rewards
 
         def callback(state: State) -> None:
             self.state = state
+            self._keep_pictures(state)
             self.watch.tell(state, self.index)
             self.record.tell(state, self.index)
             host.check_cancelled()
@@ -235,6 +243,35 @@ class _Item(Method):
                 raise
             self.stopped = CANCELLED
         return torch.stack([c.latent for c in self.state.best.found]).to(run.sigmas)
+
+    def _keep_pictures(self, state: State) -> None:
+        """Of what was decoded for its reward, those of the best, so that none of them is decoded again."""
+        if self._decoded is None:
+            return
+        (latents, images), self._decoded = self._decoded, None
+        kept = []
+        for candidate in state.best.found:
+            picture = self._picture_of(candidate)
+            if picture is None:
+                row = next((i for i, latent in enumerate(latents) if torch.equal(latent, candidate.latent)), None)
+                picture = None if row is None else thumbnail(images[row])
+            if picture is not None:
+                kept.append((candidate, picture))
+        self._pictures = kept
+
+    def _picture_of(self, candidate: Candidate) -> Image | None:
+        return next((picture for one, picture in self._pictures if one is candidate), None)
+
+    def pictures(self, latents: Tensor) -> list[Image]:
+        """Thumbnails of the best, whose LATENT samples (K, ...) these are; those of an earlier run are decoded."""
+        assert self.state is not None
+        found = [self._picture_of(candidate) for candidate in self.state.best.found]
+        missing = [i for i, picture in enumerate(found) if picture is None]
+        if missing:
+            images = self.host.decode(self.vae, latents[missing])
+            for i, image in zip(missing, images.view(len(missing), -1, *images.shape[1:]), strict=True):
+                found[i] = thumbnail(image)
+        return [picture for picture in found if picture is not None]
 
 
 class _Watch:
@@ -285,7 +322,7 @@ def _copy(state: State) -> State:
     return type(state).from_file(*state.to_file(), state.config)
 
 
-def _found(host: Host, vae: VAE, request: SearchRequest, rows: list[tuple[Tensor, State, str]], states: tuple) -> Found:
+def _found(request: SearchRequest, rows: list[tuple[Tensor, _Item]], states: tuple) -> Found:
     kept = {k: v for k, v in request.latent.items() if not k.startswith("downscale_ratio") and k != "batch_index"}
     best = {**kept, "samples": torch.cat([latents[:1] for latents, *_ in rows])}
     if len(rows) < len(states) and "noise_mask" in best and len(best["noise_mask"]) == len(states):
@@ -293,17 +330,17 @@ def _found(host: Host, vae: VAE, request: SearchRequest, rows: list[tuple[Tensor
     top = {"samples": torch.cat([latents for latents, *_ in rows])}
     lines, reports = [], []
     height = -(-max(len(latents) for latents, *_ in rows) // 4)
-    for i, (latents, state, stopped) in enumerate(rows):
-        images = host.decode(vae, latents)
-        images = images.view(len(latents), -1, *images.shape[1:])[:, 0]
+    for i, (latents, item) in enumerate(rows):
+        state = item.state
+        assert state is not None
         rewards, ledger = [c.reward for c in state.best.found], state.ledger
         name = f"item {i + 1} of {len(states)}: " if len(states) > 1 else ""
         title = f"{name}best {rewards[0]:.5g}, {ledger.calls} calls, {ledger.rewards} rewards"
-        reports.append(draw(state, images, title, height))
+        reports.append(draw(state, item.pictures(latents), title, height))
         lines.append(
             f"{name}{state.method}, best reward {rewards[0]:.6g} found after {state.best.found[0].calls} calls\n"
             f"spent: {ledger.calls} network calls in {ledger.forwards} batches, {ledger.rewards} rewards and decodes, "
-            f"{ledger.seconds:.1f} s; stopped by: {stopped}\n"
+            f"{ledger.seconds:.1f} s; stopped by: {item.stopped}\n"
             f"kept: {', '.join(f'{r:.6g}' for r in rewards)}"
         )
         if isinstance(state, Find):

@@ -43,8 +43,8 @@ def test_columns_are_a_walk_through_the_tree():
 def test_a_report_holds_curve_tree_and_pictures():
     tree = grown(40)
     tree.ledger.calls = 40
-    images = torch.rand(4, 8, 8, 3)
-    picture = search_report.draw(tree, images, "title", 1)
+    pictures = [search_report.thumbnail(image) for image in torch.rand(4, 8, 8, 3)]
+    picture = search_report.draw(tree, pictures, "title", 1)
     height = (
         search_report.HEIGHT + tree_picture.HEIGHT + search_report.SIDE + search_report.LABEL + 2 * search_report.GAP
     )

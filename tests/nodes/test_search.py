@@ -10,6 +10,7 @@ from retort.hosts import api
 from retort.hosts.headless.noise import RandomNoise
 from retort.hosts.headless.samplers import StandardSampler
 from retort.hosts.rewards import kinds as rewards
+from retort.hosts.search.report import draw, thumbnail
 from retort.nodes.search import METHODS, RetortResumeSearch, RetortTreeSearch, budget_of, config_of
 
 STEPS, PROMPT = 5, "a blue seven on yellow paper"
@@ -56,6 +57,30 @@ def plain(guider, sigmas, sampler="euler_ancestral", latent=None, mask=None):
 
 def score(parts, samples):
     return parts[3](parts[2].decode(samples), PROMPT)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_each_candidate_is_decoded_once_and_the_report_shows_the_best(parts, name, monkeypatch):
+    """Of a search that goes on, besides what it scores itself, those of the best that it was given."""
+    have, decoded = parts("flow"), []
+    decode = type(api.host).decode
+
+    def counted(self, vae, samples):
+        decoded.append(len(samples))
+        return decode(self, vae, samples)
+
+    monkeypatch.setattr(type(api.host), "decode", counted)
+    _, top, saved, report, text = found(have, name)
+    state = saved.states[0]
+    assert sum(decoded) == state.ledger.rewards >= 4
+    images = decode(api.host, have[2], top["samples"])
+    title = f"best {state.best.reward:.5g}, {state.ledger.calls} calls, {state.ledger.rewards} rewards"
+    shown = draw(state, [thumbnail(image) for image in images], title, 1)
+    torch.testing.assert_close(report, shown, atol=1.5 / 255, rtol=0)
+    decoded.clear()
+    again = RetortResumeSearch.execute(saved, *have[:1], *have[2:], calls=CALLS).args
+    after = again[2].states[0]
+    assert 0 < sum(decoded) <= after.ledger.rewards - state.ledger.rewards + len(top["samples"])
 
 
 @pytest.mark.parametrize("variant", ["flow", "eps"])
