@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Collection
 from typing import Any
 
 from ..files.errors import NodeError, UsageError
 from ..files.paths import FileNames
+from ..hosts.prompted import NODE, PROMPT
 from .api.inputs import BooleanInput, ComboInput, FloatInput, Input, IntInput, StringInput, WidgetInput
 from .api.schema import ComfyNode, Schema
 from .dynamic import Live, fold, live_inputs
@@ -128,7 +130,7 @@ def _node(graph: Graph, node: Node, registry: Registry) -> None:
     if extra:
         graph.notes.append(f'node {node.id} "{node.title}": unknown input {", ".join(extra)} is ignored')
     node.inputs = checked
-    _own_check(node, registry.cls(node), schema)
+    _own_check(graph, node, registry.cls(node), schema, known)
 
 
 def _link(graph: Graph, node: Node, live: Live, link: Link, registry: Registry) -> None:
@@ -240,14 +242,29 @@ def _combo(node: Node, name: str, one: ComboInput, value: Any) -> Any:
     )
 
 
-def _own_check(node: Node, cls: type[ComfyNode], schema: Schema) -> None:
-    """The node's own validate_inputs, with the inputs that it names; connected ones are None, as in ComfyUI."""
+def _own_check(
+    graph: Graph, node: Node, cls: type[ComfyNode], schema: Schema, names: Collection[str]
+) -> None:
+    """The node's own validate_inputs, with the inputs that it names; connected ones are None, as in ComfyUI.
+
+    What it raises may begin with the name of the input that it is about, and a colon.
+    """
     check = cls.validate_inputs
     if "validate_inputs" not in {name for base in cls.__mro__[: cls.__mro__.index(ComfyNode)] for name in vars(base)}:
         return
     signature = inspect.signature(check).parameters.values()
     takes_all = any(p.kind is p.VAR_KEYWORD for p in signature)
     given = fold(schema, {k: None if isinstance(v, Link) else v for k, v in node.inputs.items()})
-    answer = check(**{k: v for k, v in given.items() if takes_all or k in {p.name for p in signature}})
+    prompt, own = PROMPT.set(graph.prompt()), NODE.set(node.id)
+    try:
+        answer = check(**{k: v for k, v in given.items() if takes_all or k in {p.name for p in signature}})
+    except ValueError as error:
+        name, _, sentence = str(error).partition(": ")
+        if name in names:
+            raise NodeError(node, sentence, input=name) from error
+        raise NodeError(node, str(error)) from error
+    finally:
+        PROMPT.reset(prompt)
+        NODE.reset(own)
     if answer is not True:
         raise NodeError(node, answer if isinstance(answer, str) else "its own check of the inputs failed")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from . import compare, methods, noise, reflection, statistics
 from .contract import Host
 from .jobs import starter
+from .prompted import Link
 from .restoration import captions
 from .restoration import compare as picture_compare
 from .restoration import run as restoration
@@ -35,6 +36,6 @@ else:
 host: Host = own
 
 __all__ = [
-    "IN_COMFYUI", "ComfyExtension", "captions", "compare", "host", "io", "methods", "noise", "picture_compare", "plans",
-    "reflection", "restoration", "rewards", "search", "starter", "statistics", "training", "ui",
+    "IN_COMFYUI", "ComfyExtension", "Link", "captions", "compare", "host", "io", "methods", "noise", "picture_compare",
+    "plans", "reflection", "restoration", "rewards", "search", "starter", "statistics", "training", "ui",
 ]  # fmt: skip

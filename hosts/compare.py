@@ -50,6 +50,12 @@ class Compared:
         return "\n".join(lines)
 
 
+def refuse_no_prompts(prompts: Sequence[str]) -> None:
+    """ValueError where there are none."""
+    if not prompts:
+        raise ValueError("prompts is empty: write one in each line, best others than those that were trained on")
+
+
 def run(
     host: Host,
     models: tuple[Any, Any],
@@ -66,8 +72,7 @@ def run(
     ValueError for no prompt or no step, and as `score` raises it.
     """
     require_steps(sampling.sigmas, "compare")
-    if not prompts:
-        raise ValueError("prompts is empty: write one in each line, best others than those that were trained on")
+    refuse_no_prompts(prompts)
     without = host.encode_text(clip, negative) if sampling.cfg != 1 else None
     progress = host.progress(len(prompts))
     made: tuple[list[Tensor], list[Tensor]] = ([], [])

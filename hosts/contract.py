@@ -313,6 +313,11 @@ class Users(Protocol):
         """Into the log, and on the running node where the host shows texts."""
         ...
 
+    def prompted(self) -> dict[str, Any] | None:
+        """While a prompt is checked, before it runs: what it gives the node that is looked at, by the inputs' names,
+        those of a choice with a dot; a `prompted.Link` for what is connected. None at any other time."""
+        ...
+
     def add_routes(self, sets: Callable[[], Path]) -> None:
         """Lets the host's page, where there is one, look at runs and searches and answer what waits beside `sets()`."""
         ...

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from ..files import texts
 from ..hosts.api import compare, host, io, ui
+from .checks import CheckedNode
 from .inputs import SEED_MAX, schema, seed_input
 from .rewards import ALIASES, CATEGORY, REWARD
 
 
-class RetortCompareModels(io.ComfyNode):
+class RetortCompareModels(CheckedNode):
     """How often a tuned model beats its base."""
 
     @classmethod
@@ -55,6 +56,12 @@ class RetortCompareModels(io.ComfyNode):
                 io.String.Output(id="text", display_name="text", tooltip="The win rate in words, and every score."),
             ],
         )
+
+    @classmethod
+    def check(cls, given):
+        """See the base."""
+        if given.knows("prompts"):
+            compare.refuse_no_prompts(texts.prompts(given["prompts"]))
 
     @classmethod
     def execute(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..hosts.api import host, io, methods
 from ..sampling import presets
 from ..sampling.presets import PRESETS, Preset
+from .checks import Asked, CheckedNode
 from .inputs import number, schema
 
 CATEGORY = "model/sampling/retort"
@@ -50,6 +51,20 @@ def _fitting(model, key: str, timesteps: str) -> Preset:
     return preset
 
 
+def _check(given: Asked) -> None:
+    """What of a grid can be known without a model."""
+    if not given.knows("preset"):
+        return
+    preset = PRESETS[given["preset"]]
+    if given["preset"] == "custom":
+        if not given.knows("timesteps"):
+            return
+        # As far as any model goes; whether this one is a flow is not known yet.
+        preset = presets.custom(given["timesteps"], highest=1000)
+    if given.knows("steps"):
+        presets.timesteps(preset, given["steps"] or None)
+
+
 def _grid(model, preset: Preset, steps: int, denoise: float):
     """The preset's levels, or the end of them."""
     sigmas = presets.sigmas(preset, steps or None, host.schedule(model), host.noise_path(model))
@@ -59,7 +74,7 @@ def _grid(model, preset: Preset, steps: int, denoise: float):
     return sigmas[-1 - max(1, round(denoise * (len(sigmas) - 1))) :]
 
 
-class RetortDistilledSigmas(io.ComfyNode):
+class RetortDistilledSigmas(CheckedNode):
     """The levels that a few-step student was trained at."""
 
     @classmethod
@@ -82,11 +97,16 @@ class RetortDistilledSigmas(io.ComfyNode):
         )
 
     @classmethod
+    def check(cls, given):
+        """See the base."""
+        _check(given)
+
+    @classmethod
     def execute(cls, model, preset, steps, timesteps="", denoise=1.0):
         return io.NodeOutput(_grid(model, _fitting(model, preset, timesteps), steps, denoise))
 
 
-class RetortDistilledSampler(io.ComfyNode):
+class RetortDistilledSampler(CheckedNode):
     """Few-step sampling with the start that the student was trained on."""
 
     @classmethod
@@ -134,7 +154,7 @@ class RetortDistilledSampler(io.ComfyNode):
         return io.NodeOutput(host.method_sampler(methods.Distilled(mode, start, chosen if chosen.timesteps else None)))
 
 
-class RetortDistilledSetup(io.ComfyNode):
+class RetortDistilledSetup(CheckedNode):
     """Model, guider, sampler and sigmas for one student: the node to reach for first."""
 
     @classmethod
@@ -166,6 +186,11 @@ class RetortDistilledSetup(io.ComfyNode):
                 io.Sigmas.Output(tooltip="The levels that the student was trained at."),
             ],
         )
+
+    @classmethod
+    def check(cls, given):
+        """See the base."""
+        _check(given)
 
     @classmethod
     def execute(cls, model, positive, preset, steps, timesteps="", denoise=1.0, negative=None):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ..hosts.api import host, io
+from .checks import CheckedNode
 from .inputs import schema
 
 
-class RetortEmbeddedModel(io.ComfyNode):
+class RetortEmbeddedModel(CheckedNode):
     """A small text-to-image model that runs on any machine."""
 
     @classmethod

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from ..files.atomic import checked_name
 from ..hosts.api import host, io, statistics, ui
 from ..sampling.teleport import low_rank, stationary
+from .checks import Asked, CheckedNode
 from .inputs import file_input, number, schema
 
 CATEGORY = "model/sampling/retort"
@@ -25,7 +27,7 @@ def _output(tooltip: str):
     return GAUSS_STATS.Output(id="statistics", display_name="statistics", tooltip=tooltip)
 
 
-class RetortGaussianStatistics(io.ComfyNode):
+class RetortGaussianStatistics(CheckedNode):
     """Mean and covariance of latents."""
 
     @classmethod
@@ -78,24 +80,33 @@ class RetortGaussianStatistics(io.ComfyNode):
         )
 
     @classmethod
+    def check(cls, given):
+        """See the base."""
+        sources = [given.connected("latents"), given.connected("images")]
+        if given.knows("folder"):
+            sources.append(bool(given["folder"].strip()))
+            if sum(sources) != 1:
+                raise ValueError(
+                    f"{sum(sources) or 'none'} of latents, images and folder are given, and one is needed: connect "
+                    "one, or type a folder"
+                )
+        if given.connected("images") and not given.connected("vae"):
+            raise ValueError("images are encoded by a VAE: connect `vae`")
+        if given.knows("name") and given["name"].strip():
+            checked_name(given["name"])
+
+    @classmethod
     def execute(cls, model, form, rank, folder, width, height, name, latents=None, images=None, vae=None):
         model, form, rank, folder, width, height, name, vae = map(
             _one, (model, form, rank, folder, width, height, name, vae)
         )
-        given = [source for source in (latents, images, folder.strip()) if source]
-        if len(given) != 1:
-            raise ValueError(
-                f"{len(given) or 'none'} of latents, images and folder are given, and one is needed: connect one, or "
-                "type a folder"
-            )
+        cls.check(Asked({"latents": latents, "images": images, "folder": folder, "vae": vae, "name": name}))
         if folder.strip():
             stored = statistics.stored_latents(host, host.input_folders(), folder.strip(), vae, (width, height))
         elif latents:
             stored = [latent["samples"] for latent in latents]
-        elif vae is None:
-            raise ValueError("images are encoded by a VAE: connect `vae`")
         else:
-            stored = [host.encode_images(vae, batch)["samples"] for batch in images]
+            stored = [host.encode_images(vae, batch)["samples"] for batch in images or ()]
         rows = [host.latents_in(model, samples) for samples in stored]
         shapes = sorted({tuple(one.shape[1:]) for one in rows})
         if len(shapes) > 1:
@@ -109,7 +120,7 @@ class RetortGaussianStatistics(io.ComfyNode):
         return io.NodeOutput(found, ui=ui.PreviewText(text))
 
 
-class RetortLoadGaussianStatistics(io.ComfyNode):
+class RetortLoadGaussianStatistics(CheckedNode):
     """Statistics from a file."""
 
     @classmethod

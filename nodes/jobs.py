@@ -11,13 +11,15 @@ from ..files.log_file import METRICS, column, thinned
 from ..hosts.api import host, io, starter, ui
 from ..trainers.chart import draw
 from ..trainers.export import read_lora
+from ..trainers.job import refuse_reward
 from ..trainers.job_watch import Status, has_status, read_status, send
 from ..trainers.methods import METHODS, needing
 from ..trainers.watch import checkpoints, latest_preview, open_picture, read_picture
+from .checks import Asked, CheckedNode, at
 from .inputs import completed, number, schema
-from .preference import PREFERENCES, asked
-from .training import ALIASES, CATEGORY, NOTHING, one, read
-from .training_inputs import common_inputs, image_inputs, method_input, offload_input, sources
+from .preference import PREFERENCES, asked, check_pairs
+from .training import ALIASES, CATEGORY, NOTHING, check_training, config_of, one, read
+from .training_inputs import SETTINGS, common_inputs, image_inputs, method_input, offload_input, sources
 
 COMMANDS = [NOTHING, "sample", "save", "stop"]
 LOOK_EVERY = 0.5
@@ -39,12 +41,19 @@ def _of_pairs(joined: str) -> str:
     return f"{', '.join(others)} {joined} {last}"
 
 
+def check_run(given: Asked) -> None:
+    """ValueError for a run's name that leads elsewhere; one that nobody has yet may be started by the same prompt."""
+    if given.knows("run"):
+        with at("run"):
+            checked_name(given["run"])
+
+
 def _status(run: str) -> Status | None:
     folder = host.runs_folder() / checked_name(run)
     return read_status(folder) if has_status(folder) else None
 
 
-class RetortTrainingJob(io.ComfyNode):
+class RetortTrainingJob(CheckedNode):
     """Start a training in a process of its own and return at once."""
 
     @classmethod
@@ -88,14 +97,28 @@ class RetortTrainingJob(io.ComfyNode):
         return "there" if status is not None and (status.going or status.state == "finished") else time.time()
 
     @classmethod
+    def check(cls, given):
+        """See the base."""
+        method = given["method"]["method"]
+        if given.knows("method", *SETTINGS):
+            refuse_reward(config_of(given))
+        if "comparisons" in METHODS[method].objective.needs:
+            check_pairs(given)
+        elif given.connected("pairs"):
+            raise ValueError(f"pairs: {method} learns from none; choose {_of_pairs('or')}, or disconnect them")
+        else:
+            check_training(given)
+        if given.knows("processes"):
+            starter.require_accelerate(given["processes"])
+
+    @classmethod
     def execute(cls, **given):
         settings = completed(cls, one(given))
         problems: list[str] = []
         processes, start, method = settings["processes"], settings["start_from"], settings["method"]["method"]
+        cls.check(Asked(settings))
         if "comparisons" in METHODS[method].objective.needs:
             request, problems = asked(settings)
-        elif settings.get("pairs") is not None:
-            raise ValueError(f"pairs: {method} learns from none; choose {_of_pairs('or')}, or disconnect them")
         else:
             settings, request = read(cls, given)
         run = checked_name(request.name)
@@ -111,7 +134,7 @@ class RetortTrainingJob(io.ComfyNode):
         return io.NodeOutput(run, str(status), ui=ui.PreviewText("\n".join([f"{run}: {status}", *problems])))
 
 
-class RetortCollectJob(io.ComfyNode):
+class RetortCollectJob(CheckedNode):
     """Look at a job, tell it something, take its LoRA."""
 
     @classmethod
@@ -156,6 +179,11 @@ class RetortCollectJob(io.ComfyNode):
             return "none"
         # A job that was trained anew, to as many steps, has another time.
         return f"{status.state} {status.step} {time.time() if status.going else status.time} {status.lora}"
+
+    @classmethod
+    def check(cls, given):
+        """See the base."""
+        check_run(given)
 
     @classmethod
     def execute(cls, run, wait=True, command=NOTHING):
@@ -204,7 +232,7 @@ def _checkpoint(folder: Path, run: str) -> Inside:
     return found[-1]
 
 
-class RetortLossChart(io.ComfyNode):
+class RetortLossChart(CheckedNode):
     """A run's log as a picture."""
 
     @classmethod
@@ -232,6 +260,11 @@ class RetortLossChart(io.ComfyNode):
         if not isinstance(run, str):
             return time.time()
         return (inside(host.runs_folder() / checked_name(run)) / METRICS).changed() if run else 0
+
+    @classmethod
+    def check(cls, given):
+        """See the base."""
+        check_run(given)
 
     @classmethod
     def execute(cls, run, smoothing=25, log_scale=False):

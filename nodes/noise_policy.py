@@ -6,15 +6,16 @@ from ..hosts.api import host, io
 from ..hosts.api import search as searches
 from ..sampling.find import FindConfig
 from ..sampling.transition import Transition
+from .checks import CheckedNode
 from .inputs import inputs_of, schema, seed_input
-from .search import ALIASES, CATEGORY, SEARCH_TREE, budget_of, limits, output, outputs, searched
+from .search import ALIASES, CATEGORY, SEARCH_TREE, budget_of, check_budget, limits, output, outputs, searched
 
 
 def _noise() -> io.Noise.Output:
     return io.Noise.Output(id="noise", display_name="noise", tooltip="In place of Random Noise, for any sampler.")
 
 
-class RetortNoisePolicy(io.ComfyNode):
+class RetortNoisePolicy(CheckedNode):
     """FIND: the initial noise as what is learnt."""
 
     @classmethod
@@ -43,6 +44,11 @@ class RetortNoisePolicy(io.ComfyNode):
         )
 
     @classmethod
+    def check(cls, given):
+        """See the base."""
+        check_budget(given)
+
+    @classmethod
     def execute(
         cls, guider, sigmas, latent, vae, reward, prompt="", samples=8, rate=0.05, pull=0.01, divergence="reverse_kl",
         epochs=1, calls=4000, seconds=0.0, enough="", batch_size=8, keep=4, seed=0,
@@ -55,7 +61,7 @@ class RetortNoisePolicy(io.ComfyNode):
         return io.NodeOutput(searches.policy_noise(host, found.saved, seed), *shown.args, ui=shown.ui)
 
 
-class RetortPolicyNoise(io.ComfyNode):
+class RetortPolicyNoise(CheckedNode):
     """Draws of a policy by seed."""
 
     @classmethod

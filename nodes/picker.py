@@ -10,11 +10,20 @@ from ..preferences import store as preferences
 from ..preferences import tickets
 from ..preferences.tickets import Ticket
 from ..trainers.dataset import latents_of
+from .checks import Asked, CheckedNode, at, batch_of
 from .inputs import number, schema
 from .preference import ALIASES, CATEGORY, set_folder
 
 
-class RetortPreferencePicker(io.ComfyNode):
+def _check_count(images: int, size: int) -> None:
+    if images % size:
+        raise ValueError(
+            f"{images} images cannot be shared out in sets of {size}: set the batch_size of the latent to {size} or a "
+            "multiple, or choose other candidates"
+        )
+
+
+class RetortPreferencePicker(CheckedNode):
     """Pictures that wait on the node for a click, and make pairs of a set."""
 
     @classmethod
@@ -69,13 +78,20 @@ class RetortPreferencePicker(io.ComfyNode):
         return time.time()
 
     @classmethod
+    def check(cls, given):
+        """See the base."""
+        if given.knows("name"):
+            with at("name"):
+                set_folder(given["name"])
+        count = batch_of(given.links.get("images"))
+        if count is not None and given.knows("candidates"):
+            with at("candidates"):
+                _check_count(count, int(given["candidates"]))
+
+    @classmethod
     def execute(cls, images, prompt="", name="my_taste", candidates="2", by="pick", samples=None):
         folder, size = set_folder(name), int(candidates)
-        if len(images) % size:
-            raise ValueError(
-                f"{len(images)} images cannot be shared out in sets of {size}: set the batch_size of the latent to "
-                f"{size} or a multiple, or choose other candidates"
-            )
+        _check_count(len(images), size)
         latents = None if samples is None else latents_of([samples])[0]
         if samples is not None and (latents is None or len(latents) != len(images)):
             raise ValueError(
@@ -105,7 +121,7 @@ class RetortPreferencePicker(io.ComfyNode):
         return io.NodeOutput(waiting, "\n".join([text, *problems]), ui=shown)
 
 
-class RetortPromptQueue(io.ComfyNode):
+class RetortPromptQueue(CheckedNode):
     """One prompt of many, the next one each time."""
 
     @classmethod
@@ -138,14 +154,22 @@ class RetortPromptQueue(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, prompts="", index=0, begin_again=False):
-        found = texts.prompts(prompts)
-        if not found:
+    def check(cls, given):
+        """See the base."""
+        if not given.knows("prompts"):
+            return
+        count, index = len(texts.prompts(given["prompts"])), given["index"]
+        if not count:
             raise ValueError("prompts is empty: write one prompt in each line")
-        if index >= len(found) and not begin_again:
+        if given.knows("index", "begin_again") and index >= count and not given["begin_again"]:
             raise ValueError(
-                f"index {index}: all {len(found)} prompts have been drawn; set index to 0, add prompts, or switch "
+                f"index {index}: all {count} prompts have been drawn; set index to 0, add prompts, or switch "
                 "begin_again on"
             )
+
+    @classmethod
+    def execute(cls, prompts="", index=0, begin_again=False):
+        cls.check(Asked({"prompts": prompts, "index": index, "begin_again": begin_again}))
+        found = texts.prompts(prompts)
         place = index % len(found)
         return io.NodeOutput(found[place], place, len(found))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from ..hosts.api import host, io, plans
 from ..trainers.methods import METHODS
+from .checks import CheckedNode
 from .inputs import schema
 from .training import ALIASES, CATEGORY
 
 
-class RetortTrainingPlan(io.ComfyNode):
+class RetortTrainingPlan(CheckedNode):
     """Says what fits on which card and how."""
 
     @classmethod
@@ -48,6 +49,18 @@ class RetortTrainingPlan(io.ComfyNode):
             ],
             outputs=[io.String.Output(id="text", display_name="text", tooltip="A line for each card.")],
         )
+
+    @classmethod
+    def check(cls, given):
+        """See the base."""
+        if given.knows("cards"):
+            plans.sizes(given["cards"])
+        if not given.knows("method", "rank", "batch_size", "optimiser"):
+            return
+        config = plans.settings(*(given[name] for name in ("method", "rank", "batch_size", "optimiser")))
+        refusal = METHODS[config.method].objective.reward_refusal(config.objective)
+        if refusal and not given.connected("reward"):
+            raise ValueError(refusal)
 
     @classmethod
     def execute(cls, model, positive, latent, method, rank, batch_size, optimiser, cards, vae=None, reward=None):

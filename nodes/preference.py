@@ -18,18 +18,20 @@ from ..preferences import store as preferences
 from ..preferences.store import Preferences
 from ..rewards.scoring import score
 from ..trainers.dataset import Dataset, Entry, entries_of, latents_of
-from ..trainers.methods import of_group, read_config
+from ..trainers.methods import of_group
+from .checks import Asked, CheckedNode, at, is_empty
 from .inputs import completed, number, schema
 from .rewards import REWARD
 from .training import ALIASES as TRAINING_ALIASES
 from .training import CATEGORY as TRAINING
-from .training import NOTHING, TrainingNode, outputs, run
-from .training_inputs import common_inputs, image_inputs, method_input, offload_input, training_settings
+from .training import NOTHING, TrainingNode, check_settings, config_of, outputs, run
+from .training_inputs import common_inputs, image_inputs, method_input, offload_input
 
 CATEGORY = "model/preference/retort"
 ALIASES = ["retort", "preference", "dpo", "pick-a-pic", "taste", "rlhf", "pairs", "ranking"]
 PREFERENCES = io.Custom("PREFERENCES")
 PAIRINGS = ["all", "best_worst", "halves"]
+EMPTY = "the latents are empty: connect those of finished pictures"
 EXPORTS = ["none", "folder", "parquet"]
 
 
@@ -43,7 +45,7 @@ def set_folder(name: str) -> Path:
     return sets_folder() / checked_name(name)
 
 
-class RetortPreferenceSet(io.ComfyNode):
+class RetortPreferenceSet(CheckedNode):
     """Load, import, filter, split and export a set of preferences."""
 
     @classmethod
@@ -119,13 +121,28 @@ class RetortPreferenceSet(io.ComfyNode):
         return (inside(set_folder(name)) / preferences.PAIRS).changed() if name else 0
 
     @classmethod
+    def check(cls, given):
+        """See the base."""
+        if not given.knows("name", "import_from"):
+            return
+        if given.connected("pairs"):
+            if given["import_from"]:
+                raise ValueError(
+                    "import_from adds to the set that `name` names: disconnect `pairs`, or clear import_from"
+                )
+            return
+        with at("name"):
+            folder = set_folder(given["name"])
+            if not given["import_from"]:
+                preferences.refuse_empty(folder)
+
+    @classmethod
     def execute(
         cls, name="", by="*", prompt="", least=0.0, ties=True, held_out=0.0, seed=0, import_from="", export="none",
         pairs=None,
     ):  # fmt: skip
         said = []
-        if pairs is not None and import_from:
-            raise ValueError("import_from adds to the set that `name` names: disconnect `pairs`, or clear import_from")
+        cls.check(Asked({"pairs": pairs, "import_from": import_from, "name": name}))
         folder = set_folder(name) if pairs is None else pairs.folder
         if import_from:
             source = sets_folder() / checked_name(import_from)
@@ -155,7 +172,7 @@ def _export(kept: Preferences, way: str) -> str:
     return f"{count} pairs exported to {target.name}"
 
 
-class RetortLabelPairs(io.ComfyNode):
+class RetortLabelPairs(CheckedNode):
     """Let a reward compare candidates, and add its judgements to a set."""
 
     @classmethod
@@ -222,18 +239,35 @@ class RetortLabelPairs(io.ComfyNode):
         )
 
     @classmethod
+    def check(cls, given):
+        """See the base."""
+        if given.knows("name"):
+            with at("name"):
+                set_folder(given["name"])
+        images, latents, reward = (given.connected(each) for each in ("images", "latents", "reward"))
+        if is_empty(given.links.get("latents")):
+            raise ValueError(EMPTY)
+        if not images and not latents:
+            raise ValueError("there is nothing to judge: connect images or latents")
+        if given.knows("margin") and given["margin"] and not reward:
+            raise ValueError(
+                f"margin {given['margin']:g} compares scores, and nobody scores: connect `reward`, or set it to 0"
+            )
+        if reward and not images and not given.connected("vae"):
+            raise ValueError("a reward looks at pictures: connect `images`, or `vae` to decode the latents")
+
+    @classmethod
     def execute(
         cls, name, prompt="", prompt_per_line=False, pairing="all", margin=0.0, batch_size=8, reward=None, images=None,
         latents=None, vae=None,
     ):  # fmt: skip
+        cls.check(Asked({
+            "name": name, "images": images, "latents": latents, "vae": vae, "reward": reward, "margin": margin,
+        }))  # fmt: skip
         folder = set_folder(name)
         stored = None if latents is None else latents_of([latents])[0]
         if latents is not None and stored is None:
-            raise ValueError("the latents are empty: connect those of finished pictures")
-        if images is None and stored is None:
-            raise ValueError("there is nothing to judge: connect images or latents")
-        if reward is None and margin:
-            raise ValueError(f"margin {margin:g} compares scores, and nobody scores: connect `reward`, or set it to 0")
+            raise ValueError(EMPTY)
         items = images if stored is None else stored
         prompts = texts.lines(prompt) if prompt_per_line else [prompt] * len(items)
         if len(prompts) != len(items):
@@ -245,8 +279,7 @@ class RetortLabelPairs(io.ComfyNode):
             scores, by = [-float(place) for place in range(len(items))], "ranking"
         else:
             if images is None:
-                if vae is None or stored is None:
-                    raise ValueError(f"{reward.name} looks at pictures: connect images, or `vae` to decode the latents")
+                assert stored is not None
                 images = torch.cat([host.decode(vae, latent[None]) for latent in stored])
             frames = _frames(items, len(images))
             asked = [words for words in prompts for _ in range(frames)]
@@ -323,23 +356,33 @@ class RetortTrainPreference(TrainingNode):
         )
 
     @classmethod
+    def check(cls, given):
+        """See the base."""
+        check_pairs(given)
+
+    @classmethod
     def execute(cls, **given):
         settings = completed(cls, given)
         request, problems = asked(settings)
         return run(settings["model"], request, settings.get("vae"), problems)
 
 
+def check_pairs(given: Asked) -> None:
+    """What a training on pairs demands. ValueError says what is missing, or cannot be."""
+    if not (given.connected("pairs") and given.connected("clip")):
+        raise ValueError(f"{given['method']['method']} learns from pairs for their prompts: connect `pairs` and `clip`")
+    check_settings(given)
+
+
 def asked(given: dict[str, Any]) -> tuple[training.Request, list[str]]:
     """(what is to be trained, pairs that cannot be used) from a node's inputs. ValueError says what is missing."""
-    pairs, clip = given.get("pairs"), given.get("clip")
-    objective = dict(given["method"])
-    method = objective.pop("method")
-    if pairs is None or clip is None:
-        raise ValueError(f"{method} learns from pairs for their prompts: connect `pairs` and `clip`")
-    config = read_config({"method": method, "objective": objective, **training_settings(given)})
+    settings = Asked(given)
+    check_pairs(settings)
+    config = config_of(settings)
     start = None if given["start_from"] == NOTHING else host.read_lora(given["start_from"])
     # A tie teaches something only where its evenness is learnt.
-    found, problems = dataset(pairs.filtered(ties=objective.get("labels") == "soft"), clip, given.get("vae"))
+    kept = given["pairs"].filtered(ties=given["method"].get("labels") == "soft")
+    found, problems = dataset(kept, given["clip"], given.get("vae"))
     return training.Request(given["name"], config, found, start), problems[: preferences.SHOWN]
 
 

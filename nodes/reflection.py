@@ -6,6 +6,7 @@ from typing import Any
 
 from ..hosts.api import host, io, methods, reflection, ui
 from ..sampling.reflection import ReflectionConfig
+from .checks import Asked, CheckedNode
 from .inputs import chosen, file_input, inputs_of, schema, seed_input
 
 CATEGORY = "model/sampling/retort"
@@ -20,7 +21,13 @@ def _config(end, begin, rounds, inversion, iterations, base) -> ReflectionConfig
     return ReflectionConfig(begin, end, rounds, inversion, iterations, base)
 
 
-class RetortReflectionSampler(io.ComfyNode):
+def _check(given: Asked) -> None:
+    names = ("end", "begin", "rounds", "inversion", "iterations", "base")
+    if given.knows(*names):
+        _config(*(given[name] for name in names))
+
+
+class RetortReflectionSampler(CheckedNode):
     """Reflect any guider off any weaker one."""
 
     @classmethod
@@ -46,6 +53,11 @@ class RetortReflectionSampler(io.ComfyNode):
             ],
             outputs=[io.Sampler.Output(tooltip="For SamplerCustomAdvanced, beside the strong guider.")],
         )
+
+    @classmethod
+    def check(cls, given):
+        """See the base."""
+        _check(given)
 
     @classmethod
     def execute(
@@ -104,7 +116,7 @@ def _pair(model, positive, negative, cfg: float, pair: dict[str, Any]):
     return host.cfg_guider(strong_model, positive, negative, cfg), weak, down
 
 
-class RetortReflectionSetup(io.ComfyNode):
+class RetortReflectionSetup(CheckedNode):
     """Guider and sampler of a pair: the node to reach for first."""
 
     @classmethod
@@ -140,6 +152,11 @@ class RetortReflectionSetup(io.ComfyNode):
         )
 
     @classmethod
+    def check(cls, given):
+        """See the base."""
+        _check(given)
+
+    @classmethod
     def execute(
         cls, model, positive, negative, pair, cfg=5.5, end=1.0, begin=0.0, rounds=1, inversion="euler", iterations=3,
         base="euler", sigmas=None,
@@ -151,7 +168,7 @@ class RetortReflectionSetup(io.ComfyNode):
         return io.NodeOutput(strong, host.method_sampler(method), text, ui=ui.PreviewText(text))
 
 
-class RetortReflectionCompare(io.ComfyNode):
+class RetortReflectionCompare(CheckedNode):
     """Does it help here?"""
 
     @classmethod

@@ -7,8 +7,9 @@ from typing import Any
 from ..hosts.api import captions, host, io, restoration
 from ..restoration.one_step import OneStep
 from ..sampling.settings import declared
+from .checks import CheckedNode, at
 from .inputs import chosen, input_of, number, schema
-from .restoration_inputs import ALIASES, CATEGORY, SIZE, size_inputs, size_of
+from .restoration_inputs import ALIASES, CATEGORY, SIZE, check_size, size_inputs, size_of
 
 SETTINGS = {**SIZE, **declared(OneStep), **declared(restoration.RestorationRequest)}
 
@@ -17,7 +18,7 @@ def _settings(*names: str) -> list[Any]:
     return [input_of(SETTINGS[name]) for name in names]
 
 
-class RetortRestore(io.ComfyNode):
+class RetortRestore(CheckedNode):
     """Restores and enlarges with a one-step model, in tiles, guided by captions."""
 
     @classmethod
@@ -58,6 +59,11 @@ class RetortRestore(io.ComfyNode):
         )
 
     @classmethod
+    def check(cls, given):
+        """See the base."""
+        check_size(given)
+
+    @classmethod
     def execute(
         cls, model, clip, vae, image, scale=4.0, tile=512, overlap=64, least_side=0, window="gaussian", timestep=400,
         **request,
@@ -93,7 +99,7 @@ def _captioners() -> list:
     ]
 
 
-class RetortCaption(io.ComfyNode):
+class RetortCaption(CheckedNode):
     """Captions of pictures, and of their tiles."""
 
     @classmethod
@@ -142,6 +148,15 @@ class RetortCaption(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def check(cls, given):
+        """See the base."""
+        if given["per_tile"]:
+            check_size(given)
+        if given.knows("captioner.model") and given["captioner"]["captioner"] == "transformers":
+            with at("captioner.model"):
+                captions.folder_of(host, given["captioner"]["model"])
 
     @classmethod
     def execute(

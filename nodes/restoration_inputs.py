@@ -7,6 +7,7 @@ from typing import Any
 from ..hosts.api import restoration
 from ..restoration.tiles import Tiling, Window
 from ..sampling.settings import declared
+from .checks import Asked
 from .inputs import input_of
 
 CATEGORY = "image/restoration/retort"
@@ -24,3 +25,10 @@ def size_of(
 ) -> restoration.Size:
     """How a picture is enlarged and cut. ValueError naming the input."""
     return restoration.Size(scale, Tiling(tile, overlap, window), least_side)
+
+
+def check_size(given: Asked) -> None:
+    """ValueError naming the input, where the size is known."""
+    names = ("scale", "tile", "overlap", "least_side")
+    if given.knows(*names):
+        size_of(*(given[name] for name in names))

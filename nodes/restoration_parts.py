@@ -9,6 +9,7 @@ from ..restoration import degradation
 from ..restoration.color_fix import METHODS, color_fix
 from ..restoration.resize import region
 from ..restoration.spectral import SpectralConfig, guided
+from .checks import Asked, CheckedNode, check_range
 from .inputs import chosen, inputs_of, number, schema, seed_input
 from .restoration_inputs import ALIASES, CATEGORY
 from .rewards import REWARD
@@ -20,7 +21,7 @@ DEGRADATIONS: dict[str, type[degradation.Degradation]] = {
 }
 
 
-class RetortDegrade(io.ComfyNode):
+class RetortDegrade(CheckedNode):
     """Bad pictures made of good ones."""
 
     @classmethod
@@ -65,7 +66,7 @@ class RetortDegrade(io.ComfyNode):
         return io.NodeOutput(degraded)
 
 
-class RetortColorFix(io.ComfyNode):
+class RetortColorFix(CheckedNode):
     """Colours of one picture for another."""
 
     @classmethod
@@ -103,7 +104,7 @@ class RetortColorFix(io.ComfyNode):
         return io.NodeOutput(torch.cat([fixed, image[..., 3:]], -1))
 
 
-class RetortCompareImages(io.ComfyNode):
+class RetortCompareImages(CheckedNode):
     """Before and after with a slider, and what measures say."""
 
     @classmethod
@@ -149,7 +150,7 @@ class RetortCompareImages(io.ComfyNode):
         return io.NodeOutput(found.sheet, found.psnr, found.ssim, found.text, ui={**shown, **texts})
 
 
-class RetortSpectralGuidance(io.ComfyNode):
+class RetortSpectralGuidance(CheckedNode):
     """Guidance towards the spectrum and structure of a reference, as a patch on the model."""
 
     @classmethod
@@ -181,9 +182,13 @@ class RetortSpectralGuidance(io.ComfyNode):
         )
 
     @classmethod
+    def check(cls, given):
+        """See the base."""
+        check_range(given)
+
+    @classmethod
     def execute(cls, model, vae, reference, scale=0.5, spectrum=0.2, structure=0.5, start_percent=0.0, end_percent=1.0):
-        if not start_percent <= end_percent:
-            raise ValueError(f"start_percent {start_percent:g} is above end_percent {end_percent:g}: nothing is guided")
+        cls.check(Asked({"start_percent": start_percent, "end_percent": end_percent}))
         schedule = host.schedule(model)
         first, last = (float(schedule.percent_to_sigma(percent)) for percent in (start_percent, end_percent))
         config = SpectralConfig(scale, spectrum, structure, first, last)

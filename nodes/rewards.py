@@ -11,6 +11,7 @@ from ..files import texts
 from ..hosts.api import host, io, rewards, ui
 from ..rewards.combine import Combined, RunningScore, Term, statistics
 from ..rewards.scoring import score
+from .checks import Asked, CheckedNode, about, within
 from .inputs import chosen, number, schema
 
 CATEGORY = "model/rewards/retort"
@@ -94,7 +95,7 @@ KINDS: dict[str, Callable[[], list]] = {
 }
 
 
-class RetortReward(io.ComfyNode):
+class RetortReward(CheckedNode):
     """What is better."""
 
     @classmethod
@@ -122,12 +123,20 @@ class RetortReward(io.ComfyNode):
         )
 
     @classmethod
+    def check(cls, given):
+        """See the base."""
+        if given.knows("kind.model", "kind.head"):
+            settings = dict(given["kind"])
+            with about(*within("kind", settings)):
+                rewards.check_files(host, settings.pop("kind"), settings)
+
+    @classmethod
     def execute(cls, kind):
         settings = chosen(cls, "kind", kind)
         return io.NodeOutput(rewards.make(host, settings.pop("kind"), settings))
 
 
-class RetortCombineRewards(io.ComfyNode):
+class RetortCombineRewards(CheckedNode):
     """Several judges, one score."""
 
     @classmethod
@@ -193,6 +202,15 @@ class RetortCombineRewards(io.ComfyNode):
         )
 
     @classmethod
+    def check(cls, given):
+        """See the base."""
+        if given["standardise"] == "calibrated" and not given.connected("calibration"):
+            raise ValueError("standardise is calibrated and nothing is connected to `calibration`: connect pictures")
+        veto = given["veto_on"]
+        if veto != NO_VETO and not given.connected(veto):
+            raise ValueError(f"veto_on is {veto}, which is not connected: connect it, or choose {NO_VETO}")
+
+    @classmethod
     def execute(
         cls,
         standardise="none",
@@ -203,10 +221,7 @@ class RetortCombineRewards(io.ComfyNode):
         calibration=None,
         **given,
     ):
-        if standardise == "calibrated" and calibration is None:
-            raise ValueError("standardise is calibrated and nothing is connected to `calibration`: connect pictures")
-        if veto_on != NO_VETO and given.get(veto_on) is None:
-            raise ValueError(f"veto_on is {veto_on}, which is not connected: connect it, or choose {NO_VETO}")
+        cls.check(Asked({**given, "standardise": standardise, "calibration": calibration, "veto_on": veto_on}))
         terms = []
         for i in SLOTS:
             reward = given.get(f"reward_{i}")
@@ -226,7 +241,7 @@ class RetortCombineRewards(io.ComfyNode):
         return io.NodeOutput(Combined(tuple(terms)))
 
 
-class RetortScoreImages(io.ComfyNode):
+class RetortScoreImages(CheckedNode):
     """Scores, ranking and the best of a batch."""
 
     @classmethod

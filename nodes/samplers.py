@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..hosts.api import host, io, methods, noise
 from ..sampling.dopri5 import Dopri5Config
 from ..sampling.teleport import Teleport
+from .checks import CheckedNode, check_range
 from .gaussian import GAUSS_STATS
 from .inputs import number, schema, seed_input
 
@@ -17,7 +18,7 @@ def _sampler_output(tooltip: str):
     return io.Sampler.Output(tooltip=tooltip)
 
 
-class RetortTeleportSampler(io.ComfyNode):
+class RetortTeleportSampler(CheckedNode):
     """Another sampler, begun some steps later."""
 
     @classmethod
@@ -61,7 +62,7 @@ class RetortTeleportSampler(io.ComfyNode):
         return io.NodeOutput(host.method_sampler(methods.Teleported(sampler, plan)))
 
 
-class RetortStudentTNoise(io.ComfyNode):
+class RetortStudentTNoise(CheckedNode):
     """The start noise of PFGM++."""
 
     @classmethod
@@ -92,7 +93,7 @@ class RetortStudentTNoise(io.ComfyNode):
         return io.NodeOutput(noise.StudentTNoise(host.random_noise, seed, aug_dim))
 
 
-class RetortStructureSampler(io.ComfyNode):
+class RetortStructureSampler(CheckedNode):
     """Sampling with the structure of a reference."""
 
     @classmethod
@@ -133,12 +134,17 @@ class RetortStructureSampler(io.ComfyNode):
         )
 
     @classmethod
+    def check(cls, given):
+        """See the base."""
+        check_range(given)
+
+    @classmethod
     def execute(cls, reference, factor=4, iterations=0, start_percent=0.0, end_percent=0.6, steps="deterministic"):
         method = methods.Structure(reference["samples"], factor, iterations, STEPS[steps], start_percent, end_percent)
         return io.NodeOutput(host.method_sampler(method))
 
 
-class RetortDopri5Sampler(io.ComfyNode):
+class RetortDopri5Sampler(CheckedNode):
     """Adaptive steps to a tolerance."""
 
     @classmethod

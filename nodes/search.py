@@ -8,9 +8,10 @@ from typing import Any
 from ..hosts.api import host, io, ui
 from ..hosts.api import search as searches
 from ..sampling.accounts import Budget
-from ..sampling.particles import BestOfConfig, SteeringConfig, ValueConfig
+from ..sampling.particles import BestOfConfig, SteeringConfig, ValueConfig, check_kind
 from ..sampling.transition import Transition
 from ..sampling.tree import DTS_STAR, TreeConfig
+from .checks import Asked, CheckedNode, about, within
 from .inputs import chosen, inputs_of, number, schema, seed_input
 
 CATEGORY = "model/sampling/retort"
@@ -124,7 +125,13 @@ def output(found, cls) -> io.NodeOutput:
     return io.NodeOutput(found.best, found.top, found.saved, found.report, found.text, ui=shown)
 
 
-class RetortTreeSearch(io.ComfyNode):
+def check_budget(given: Asked) -> None:
+    """ValueError for limits that are none, where they are known."""
+    if given.knows("calls", "seconds", "enough"):
+        budget_of(given["calls"], given["seconds"], given["enough"])
+
+
+class RetortTreeSearch(CheckedNode):
     """More compute, better pictures."""
 
     @classmethod
@@ -170,6 +177,17 @@ class RetortTreeSearch(io.ComfyNode):
         )
 
     @classmethod
+    def check(cls, given):
+        """See the base."""
+        check_budget(given)
+        if not given.knows("method"):
+            return
+        with about(*within("method", given["method"])):
+            config = config_of(given["method"])
+        if given.knows("transition") and isinstance(config, SteeringConfig | ValueConfig):
+            check_kind(given["transition"])
+
+    @classmethod
     def execute(
         cls, guider, sigmas, latent, vae, reward, method=None, prompt="", transition=AUTO, noise_level=0.7, calls=400,
         seconds=0.0, enough="", batch_size=8, keep=4, seed=0, noise=None,
@@ -181,7 +199,7 @@ class RetortTreeSearch(io.ComfyNode):
         return output(searches.run(host, guider, vae, reward, request, budget, batch_size), cls)
 
 
-class RetortResumeSearch(io.ComfyNode):
+class RetortResumeSearch(CheckedNode):
     """Go on where a search stopped."""
 
     @classmethod
@@ -206,6 +224,11 @@ class RetortResumeSearch(io.ComfyNode):
             ],
             outputs=outputs(),
         )
+
+    @classmethod
+    def check(cls, given):
+        """See the base."""
+        check_budget(given)
 
     @classmethod
     def execute(cls, search, guider, vae, reward, calls=400, seconds=0.0, enough="", batch_size=8, noise=None):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from ..files.atomic import checked_name
 from ..hosts.api import host, io, ui
 from ..hosts.api import search as searches
+from .checks import CheckedNode, at
 from .inputs import schema, seed_input
 from .search import ALIASES, CATEGORY, SEARCH_TREE
 
 
-class RetortSaveSearch(io.ComfyNode):
+class RetortSaveSearch(CheckedNode):
     """A search that outlives the session."""
 
     @classmethod
@@ -31,12 +33,18 @@ class RetortSaveSearch(io.ComfyNode):
         )
 
     @classmethod
+    def check(cls, given):
+        """See the base."""
+        if given.knows("name"):
+            checked_name(given["name"])
+
+    @classmethod
     def execute(cls, search, name="search"):
         path = searches.save(host, search, name)
         return io.NodeOutput(path.stem, ui=ui.PreviewText(f"saved as {path.name}"))
 
 
-class RetortLoadSearch(io.ComfyNode):
+class RetortLoadSearch(CheckedNode):
     """A search from a file."""
 
     @classmethod
@@ -59,11 +67,18 @@ class RetortLoadSearch(io.ComfyNode):
         return searches.written(host, file) if isinstance(file, str) else float("nan")
 
     @classmethod
+    def check(cls, given):
+        """See the base."""
+        if given.knows("file"):
+            with at("file"):
+                searches.path_of(host, given["file"])
+
+    @classmethod
     def execute(cls, file):
         return io.NodeOutput(searches.load(host, file))
 
 
-class RetortDrawFromSearch(io.ComfyNode):
+class RetortDrawFromSearch(CheckedNode):
     """Samples of the target that a search approached."""
 
     @classmethod

@@ -11,6 +11,8 @@ from .training_inputs import common_inputs, sources
 class RetortTrainRestorer(TrainingNode):
     """Teach a model to restore pictures in one call."""
 
+    method = "instarevive"
+
     @classmethod
     def define_schema(cls):
         return trainer_schema(
@@ -31,4 +33,4 @@ class RetortTrainRestorer(TrainingNode):
 
     @classmethod
     def execute(cls, **given):
-        return train(cls, given, "instarevive")
+        return train(cls, given, cls.method)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from ..files import texts
+from ..files.atomic import checked_name
 from ..files.pictures import rounded
 from ..hosts.api import host, io, training, ui
 from ..sampling.settings import offered
-from ..trainers.dataset import Dataset, entries_of, latents_of, one_for_each
+from ..trainers.adapters import require_peft
+from ..trainers.config import RunConfig
+from ..trainers.dataset import NO_SIZE, Dataset, entries_of, latents_of, one_for_each, refuse_missing
 from ..trainers.methods import METHODS, of_group, read_config
 from ..trainers.watch import latest_preview
+from .checks import Asked, CheckedNode, about, at, is_empty, within
 from .inputs import completed, inputs_of, schema
 from .training_inputs import (
     NOTHING,
+    SETTINGS,
     common_inputs,
     image_inputs,
     method_input,
@@ -59,26 +64,15 @@ def trainer_schema(inputs: list, aliases: Sequence[str], **facts: Any) -> io.Sch
 
 
 def dataset(settings: dict[str, Any], positive: list, latents: list, images: list, keep: bool = False) -> Dataset:
-    """What is trained on, from whichever inputs are connected; keep: the pictures too. ValueError: what is missing."""
+    """What is trained on, from whichever inputs are connected, which `check_sources` finds enough; keep: the pictures
+    too."""
     clip, vae, negative = (settings.get(name) for name in ("clip", "vae", "negative"))
     words = texts.prompts(settings["prompts"])
-    if words and positive:
-        raise ValueError("prompts are both typed and connected: clear the text, or disconnect `positive`")
     if words:
-        if clip is None:
-            raise ValueError("typed prompts need their text encoder: connect `clip`")
         positive = [host.encode_text(clip, prompt) for prompt in words]
-    if not positive:
-        raise ValueError("there are no prompts: type one in each line and connect `clip`, or connect `positive`")
     if negative is None and clip is not None:
         negative = host.encode_text(clip, "")
-    if images and latents:
-        raise ValueError("both images and latents are connected: disconnect one of them")
-    if keep and not images:
-        raise ValueError("a restorer learns from pictures, which it degrades and encodes: connect `images` and `vae`")
     if images:
-        if vae is None:
-            raise ValueError("images are encoded by a VAE: connect `vae`")
         latents = [host.encode_images(vae, batch) for batch in images]
     rows, shape = latents_of(latents)
     positive = one_for_each(positive, latents)
@@ -91,20 +85,95 @@ def dataset(settings: dict[str, Any], positive: list, latents: list, images: lis
 
 
 
+def check_sources(given: Asked, pictures: bool) -> None:
+    """ValueError for prompts and pictures that are missing, or there twice; pictures: latents alone are not enough."""
+    images, latents = given.connected("images"), given.connected("latents")
+    if given.knows("prompts"):
+        words, positive = texts.prompts(given["prompts"]), given.connected("positive")
+        if words and positive:
+            raise ValueError("prompts are both typed and connected: clear the text, or disconnect `positive`")
+        if words and not given.connected("clip"):
+            raise ValueError("typed prompts need their text encoder: connect `clip`")
+        if not words and not positive:
+            raise ValueError("there are no prompts: type one in each line and connect `clip`, or connect `positive`")
+    if images and latents:
+        raise ValueError("both images and latents are connected: disconnect one of them")
+    if pictures and not images:
+        raise ValueError("a restorer learns from pictures, which it degrades and encodes: connect `images` and `vae`")
+    if images and not given.connected("vae"):
+        raise ValueError("images are encoded by a VAE: connect `vae`")
+    if not images and not latents:
+        raise ValueError(NO_SIZE)
+
+
+def check_settings(given: Asked, method: str = "") -> RunConfig | None:
+    """What a trainer is told, where all is known. ValueError for settings that cannot be, and for a name in use."""
+    require_peft()
+    if given.knows("name"):
+        with at("name"):
+            checked_name(given["name"])
+    if not given.knows(*SETTINGS, *(offered_names(method) if method else ("method",))):
+        return None
+    if not method:
+        chosen = dict(given["method"])
+        with about(*within("method", chosen)):
+            METHODS[chosen.pop("method")].config(**chosen)
+    config = config_of(given, method)
+    if given.knows("name"):
+        with at("name"):
+            training.refuse_other_settings(host, given["name"], config)
+    return config
+
+
+def check_training(given: Asked, method: str = "") -> None:
+    """What a trainer demands before anything is encoded. ValueError says what is missing, or cannot be."""
+    kind = METHODS[method or given["method"]["method"]]
+    check_sources(given, "pictures" in kind.objective.needs)
+    config = check_settings(given, method)
+    reward = given.connected("reward")
+    typed = not given.knows("prompts") or bool(texts.prompts(given["prompts"]))
+    training.refuse_rewards(kind.name, reward, given.connected("reward_2"), given.connected("vae"), typed)
+    if config is None:
+        return
+    refusal = kind.objective.reward_refusal(config.objective)
+    if refusal and not reward:
+        raise ValueError(refusal)
+    empty = not given.connected("images") and is_empty(given.links.get("latents"))
+    compares = kind.objective.asks_uncond(config.objective) or config.training.prompt_dropout > 0
+    refuse_missing(
+        kind.objective.name,
+        images=empty and kind.objective.asks_latents(config.objective),
+        empty=compares and not (given.connected("negative") or given.connected("clip")),
+    )
+
+
+def offered_names(method: str) -> list[str]:
+    """The settings of a method, by which a node that trains by it alone calls its inputs."""
+    return [each.name for each in offered(METHODS[method].config)]
+
+
+def config_of(given: Asked, method: str = "") -> RunConfig:
+    """The configuration that a trainer's inputs spell; method: of a node that trains by one alone."""
+    if method:
+        objective = {name: given[name] for name in offered_names(method)}
+    else:
+        objective = dict(given["method"])
+        method = objective.pop("method")
+    values = {name: given[name] for name in SETTINGS if given[name] is not None}
+    return read_config({"method": method, "objective": objective, **training_settings(values)})
+
+
 def read(
     node: type[io.ComfyNode], given: dict[str, Any], method: str = ""
 ) -> tuple[dict[str, Any], training.Request]:
     """(single values of all inputs, what is to be trained); method: of a node that trains by one alone."""
     several = {name: given.pop(name, None) or [] for name in ("positive", "latents", "images")}
     settings = completed(node, {name: one(value) for name, value in given.items()})
-    if method:
-        objective = {each.name: settings.pop(each.name) for each in offered(METHODS[method].config)}
-    else:
-        objective = settings.pop("method")
-        method = objective.pop("method")
-    config = read_config({"method": method, "objective": objective, **training_settings(settings)})
+    asked = Asked({**settings, **several})
+    check_training(asked, method)
+    config = config_of(asked, method)
     start = None if settings["start_from"] == NOTHING else host.read_lora(settings["start_from"])
-    data = dataset(settings, **several, keep="pictures" in METHODS[method].objective.needs)
+    data = dataset(settings, **several, keep="pictures" in METHODS[config.method].objective.needs)
     return settings, training.Request(settings["name"], config, data, start)
 
 
@@ -115,8 +184,15 @@ def train(node: type[io.ComfyNode], given: dict[str, Any], method: str = "") -> 
     return run(settings["model"], request, vae, reward=reward, second=second)
 
 
-class TrainingNode(io.ComfyNode):
-    """What all nodes that train have in common."""
+class TrainingNode(CheckedNode):
+    """What all nodes that train have in common. method: of one that trains by it alone."""
+
+    method: ClassVar[str] = ""
+
+    @classmethod
+    def check(cls, given):
+        """See the base."""
+        check_training(given, cls.method)
 
     @classmethod
     def fingerprint_inputs(cls, name=None, **given):
@@ -176,6 +252,8 @@ class RetortTrainDistillation(TrainingNode):
 class RetortTrainFlow(TrainingNode):
     """Fine-tune a model on images with the loss that it was made with."""
 
+    method = "flow"
+
     @classmethod
     def define_schema(cls):
         return trainer_schema(
@@ -196,11 +274,13 @@ class RetortTrainFlow(TrainingNode):
 
     @classmethod
     def execute(cls, **given):
-        return train(cls, given, "flow")
+        return train(cls, given, cls.method)
 
 
 class RetortFewShotAdapt(TrainingNode):
     """Learn a style from about ten images without copying them."""
+
+    method = "few_shot"
 
     @classmethod
     def define_schema(cls):
@@ -222,4 +302,4 @@ class RetortFewShotAdapt(TrainingNode):
 
     @classmethod
     def execute(cls, **given):
-        return train(cls, given, "few_shot")
+        return train(cls, given, cls.method)

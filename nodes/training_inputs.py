@@ -22,6 +22,7 @@ ORDER = (
 )  # fmt: skip
 _LORA = [f.name for f in dataclasses.fields(LoraConfig)]
 _TRAINING = [f.name for f in dataclasses.fields(TrainingConfig)]
+SETTINGS = (*_TRAINING, *_LORA)
 
 
 def sources() -> list:

@@ -115,6 +115,16 @@ class Preferences:
         return "\n".join(lines)
 
 
+def refuse_empty(folder: Path | Inside) -> None:
+    """ValueError for a set to which nothing was added yet."""
+    place = inside(folder)
+    if not (place / PAIRS).is_file():
+        raise ValueError(
+            f"the set {place.path.name!r} is empty ({place / PAIRS} is not there): choose some pictures in Preference "
+            "Picker first, or let Label Pairs judge some"
+        )
+
+
 def read(folder: Path | Inside) -> Preferences:
     """The set in a folder. ValueError when there is none; what is wrong with single lines is in `problems`.
 
@@ -138,8 +148,7 @@ class Book:
 
     def refresh(self) -> None:
         """Read what has come since. ValueError where there is no set."""
-        if not self._lines.path.is_file():
-            raise ValueError(f"{self._folder} holds no preferences: there is no {PAIRS}")
+        refuse_empty(self._folder)
         if self._lines.moved():
             self._lines.forget()
             self._told, self._found = [], None

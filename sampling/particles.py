@@ -24,20 +24,26 @@ from .tree import TreeConfig, branch_steps
 Potential = Literal["difference", "max", "add"]
 
 
-def _check_steps(name: str, at: tuple[int, ...] | None) -> None:
+def _check_steps(at: tuple[int, ...] | None) -> None:
     if at is not None and list(at) != sorted({step for step in at if step > 0}):
-        raise ValueError(f"{name}: at must ascend and be above 0, since the start is pure noise; got {at!r}")
+        raise ValueError(f"at must ascend and be above 0, since the start is pure noise; got {at!r}")
 
-def _steps(name: str, at: tuple[int, ...] | None, usual: Sequence[int], setting: Mapping[str, Any]) -> tuple[int, ...]:
+
+def check_kind(kind: str) -> None:
+    """ValueError for a transition of a kind that draws no noise, which these methods cannot use."""
+    if kind == "ode":
+        raise ValueError(
+            "transition is ode, which draws no noise, so copies of a latent stay equal, and fk and svdd need them to "
+            "differ: choose another transition, or the method best_of_n"
+        )
+
+
+def _steps(at: tuple[int, ...] | None, usual: Sequence[int], setting: Mapping[str, Any]) -> tuple[int, ...]:
     """Where a method looks at its particles, checked against the run's steps and transition."""
     steps = len(setting["sigmas"]) - 1
     if at and at[-1] >= steps:
-        raise ValueError(f"{name}: at must end below the {steps} steps, got {at!r}")
-    if setting["transition"]["kind"] == "ode":
-        raise ValueError(
-            f"{name}: it needs steps that draw noise, and these are 'ode', where copies of a latent stay equal; "
-            "choose another transition, or best-of-N"
-        )
+        raise ValueError(f"at must end below the {steps} steps, got {at!r}")
+    check_kind(setting["transition"]["kind"])
     return tuple(usual) if at is None else at
 
 
@@ -92,11 +98,11 @@ class SteeringConfig(Settings):
 
     def check(self) -> None:
         """See the base."""
-        _check_steps("SteeringConfig", self.at)
+        _check_steps(self.at)
 
     def fresh(self, setting: Mapping[str, Any], keep: int = 4) -> Steering:
         """An empty state. ValueError where the settings do not fit the run."""
-        at = _steps("SteeringConfig", self.at, branch_steps(setting), setting)
+        at = _steps(self.at, branch_steps(setting), setting)
         return Steering({**setting, "at": list(at), "particles": self.particles}, self, keep)
 
 
@@ -156,7 +162,7 @@ class Steering(State):
     def draw(self, count: int, seed: int) -> Tensor:
         """`count` latents (with repeats) of the last population by their weights. ValueError while there is none."""
         if self.latents is None:
-            raise ValueError("Steering: no population is finished yet, so there is nothing to draw from; search first")
+            raise ValueError("no population is finished yet, so there is nothing to draw from; search first")
         generator = torch.Generator().manual_seed(seed % (1 << 64))
         return self.latents[_draw(self.log_weights, count, generator, systematic=False)]
 
@@ -194,12 +200,12 @@ class ValueConfig(Settings):
 
     def check(self) -> None:
         """See the base."""
-        _check_steps("ValueConfig", self.at)
+        _check_steps(self.at)
 
     def fresh(self, setting: Mapping[str, Any], keep: int = 4) -> Values:
         """An empty state. ValueError where the settings do not fit the run."""
         steps = len(setting["sigmas"]) - 1
-        at = _steps("ValueConfig", self.at, range(1, steps), setting)
+        at = _steps(self.at, range(1, steps), setting)
         return Values({**setting, "at": list(at), "candidates": self.candidates}, self, keep)
 
 

@@ -56,6 +56,12 @@ class LoraConfig(Settings):
         return (self.alpha or self.rank) / self.rank
 
 
+def require_peft() -> None:
+    """ImportError, with the command that installs it, where PEFT is missing."""
+    if find_spec("peft") is None:
+        raise ImportError('training needs peft: python -m pip install "peft>=0.15"')
+
+
 class RowsDiffer(RuntimeError):
     """A layer's input does not have one row for each sample of the batch."""
 
@@ -72,8 +78,7 @@ class Adapters:
     """
 
     def __init__(self, network: nn.Module, linear: Sequence[type[nn.Module]] = ()):
-        if find_spec("peft") is None:
-            raise ImportError('training needs peft: python -m pip install "peft>=0.15"')
+        require_peft()
         self.network = network.requires_grad_(False)
         self.linear = tuple(linear)
         self.names: list[str] = []

@@ -23,6 +23,7 @@ HEADER_BYTES = 100_000_000  # as much as a safetensors file may have
 # One entry of a CONDITIONING: token states (1, L, C) and what else the network is told.
 Entry = tuple[Tensor, dict[str, Any]]
 PLAIN = (bool, int, float, str)
+NO_SIZE = "the size of the pictures is not known: connect an empty latent of that size, or images"
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Dataset:
                     "caption, or one prompt for all"
                 )
         elif self.shape is None:
-            raise ValueError("the size of the pictures is not known: connect an empty latent of that size, or images")
+            raise ValueError(NO_SIZE)
         if self.losers is not None:
             shapes = [t.shape for t in self.latents or []]
             if [t.shape for t in self.losers] != shapes or len(self.strengths or []) != len(shapes):
@@ -166,6 +167,19 @@ class Dataset:
             raise ValueError(
                 f"data set {path} is damaged ({type(error).__name__}: {error}); write the job anew"
             ) from error
+
+
+def refuse_missing(method: str, *, images: bool, empty: bool) -> None:
+    """ValueError where a method lacks images, or the empty prompt; method: what messages call it."""
+    if images:
+        raise ValueError(
+            f"{method} learns from images here, and there are none: connect `latents` or `images`, or choose what "
+            "needs none: dmd2 with gan_weight 0, tdm or di_star"
+        )
+    if empty:
+        raise ValueError(
+            f"{method} compares with an empty prompt here: connect `negative`, or set cfg to 1 and prompt_dropout to 0"
+        )
 
 
 def entries_of(conditionings: Sequence[Any], where: str) -> list[Entry]:

@@ -19,6 +19,7 @@ from . import checkpointing, memory, offload, pairs, previews, slow, state
 from .accumulation import Accumulation, square
 from .config import NONE, RunConfig, TrainingConfig
 from .data import Data
+from .dataset import refuse_missing
 from .denoiser import Denoiser
 from .host_inputs import HostInputs
 from .objectives.parts.contract import Batch, Loss, Objective, swapped
@@ -87,16 +88,11 @@ class Trainer:
         self._check_data()
 
     def _check_data(self) -> None:
-        if self.objective.needs_latents and self.data.latents is None:
-            raise ValueError(
-                f"{self.objective.name} learns from images here, and there are none: connect `latents` or `images`, or "
-                "choose what needs none: dmd2 with gan_weight 0, tdm or di_star"
-            )
-        if (self.objective.needs_uncond or self.settings.prompt_dropout) and self.data.uncond is None:
-            raise ValueError(
-                f"{self.objective.name} compares with an empty prompt here: connect `negative`, or set cfg to 1 and "
-                "prompt_dropout to 0"
-            )
+        refuse_missing(
+            self.objective.name,
+            images=self.objective.needs_latents and self.data.latents is None,
+            empty=(self.objective.needs_uncond or self.settings.prompt_dropout > 0) and self.data.uncond is None,
+        )
         size = self.settings.batch_size * self.settings.accumulation
         if size < self.reducer.world:
             raise ValueError(

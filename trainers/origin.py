@@ -29,12 +29,16 @@ def origin(
     base_hash: str, dataset: Dataset, start: dict[str, Tensor] | None, reward: str | None = None
 ) -> dict[str, Any]:
     """As JSON values: the base's hash, the data set's marks, the hash of the LoRA to begin as, the reward's name."""
+    return {"model": base_hash, **data_origin(dataset, start), "reward": reward}
+
+
+def data_origin(dataset: Dataset, start: dict[str, Tensor] | None) -> dict[str, Any]:
+    """The part of an origin that is known before the base is loaded."""
     marked: dict[int, list] = {}
     for tokens, _ in dataset.entries:
         if id(tokens) not in marked:
             marked[id(tokens)] = mark(tokens)
     return {
-        "model": base_hash,
         "prompts": [marked[id(tokens)] for tokens, _ in dataset.entries],
         "negative": None if dataset.negative is None else mark(dataset.negative[0]),
         "latents": None if dataset.latents is None else [mark(latent) for latent in dataset.latents],
@@ -42,7 +46,6 @@ def origin(
         "strengths": dataset.strengths,
         "size": None if dataset.shape is None or dataset.latents is not None else list(dataset.shape),
         "start_from": None if start is None else weights_hash(start),
-        "reward": reward,
     }
 
 
@@ -81,17 +84,25 @@ def recognise(folder: Path | Inside, now: Mapping[str, Any], going_on: bool) -> 
     """Note what a run starts on; ValueError, naming the inputs, when one that goes on was started on something else."""
     path = inside(folder) / ORIGIN
     if going_on and path.is_file():
-        try:
-            before = read_json(path, MOST_BYTES, finite=False)  # a pair may be infinitely certain
-            if not isinstance(before, dict):
-                raise ValueError(f"{path}: it is no object with names and values")
-        except ValueError as error:
-            raise ValueError(f"{error}: what the run was started with is not known, so give it another name") from error
-        other = [name for name, value in now.items() if not alike(before.get(name), value)]
-        if other:
-            raise ValueError(
-                f"name: the run in {folder} was started with another {' and other '.join(other)}. Connect what it was "
-                "started with to go on, or give this run another name"
-            )
+        refuse_other_origin(folder, now)
     else:
         write_json(path, now)
+
+
+def refuse_other_origin(folder: Path | Inside, now: Mapping[str, Any]) -> None:
+    """ValueError, naming the inputs, where a run was started on something else than this, which may be a part of it."""
+    path = inside(folder) / ORIGIN
+    if not path.is_file():
+        return
+    try:
+        before = read_json(path, MOST_BYTES, finite=False)  # a pair may be infinitely certain
+        if not isinstance(before, dict):
+            raise ValueError(f"{path}: it is no object with names and values")
+    except ValueError as error:
+        raise ValueError(f"{error}: what the run was started with is not known, so give it another name") from error
+    other = [name for name, value in now.items() if not alike(before.get(name), value)]
+    if other:
+        raise ValueError(
+            f"name: the run in {folder} was started with another {' and other '.join(other)}. Connect what it was "
+            "started with to go on, or give this run another name"
+        )

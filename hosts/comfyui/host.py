@@ -39,6 +39,7 @@ from . import (
     model_files,
     picker_routes,
     preference_routes,
+    refusals,
     run_routes,
     search_routes,
     training,
@@ -300,10 +301,14 @@ class ComfyUI(Host):
     def say(self, text: str, warn: bool = False) -> None:
         work.say(text, warn)
 
+    def prompted(self) -> dict[str, Any] | None:
+        return refusals.prompted()
+
     def add_routes(self, sets: Callable[[], Path]) -> None:
         from server import PromptServer
 
         if "instance" in vars(PromptServer):  # a server runs
+            refusals.listen(PromptServer.instance)
             guard.listen_at(comfy.cli_args.args.listen.split(","))
             table = PromptServer.instance.routes
             picker_routes.add(table, sets)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from ...sampling.schedule import FlowSchedule, FluxSchedule, Schedule
 from ...trainers import sources
 from ...trainers.dataset import Dataset, Entry
 from ...trainers.decoder import Decoder
+from .. import prompted
 from ..contract import LATENT, Host, Prediction
 from ..methods import Method
 from . import device, embedded, extra_paths, folders, job_base, pinned, training, work
@@ -238,6 +240,9 @@ class Headless(Host):
 
     def say(self, text: str, warn: bool = False) -> None:
         work.say(text, warn)
+
+    def prompted(self) -> dict[str, Any] | None:
+        return prompted.inputs_of(prompted.NODE.get())
 
     def add_routes(self, sets: Callable[[], Path]) -> None:
         """No page is served here: what waits is answered in ComfyUI, or through `preferences.tickets`."""

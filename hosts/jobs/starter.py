@@ -17,6 +17,7 @@ from ...trainers.job import JOB, LOG, Job, checked_folder, refuse_reward
 from ...trainers.job_watch import Status, clear_commands, has_status, read_status, started, write_status
 from ...trainers.loop import STATE
 from ...trainers.methods import METHODS
+from ...trainers.origin import data_origin, refuse_other_origin
 from ...trainers.state import refuse_other
 from ..contract import MODEL, VAE, Host
 from ..training.run import Request
@@ -38,6 +39,8 @@ def write_job(host: Host, folder: Path, model: MODEL, request: Request, vae: VAE
     refuse_while_going(folder)
     # What is refused must not take the place of the job that is there.
     refuse_other(inside(folder) / STATE, request.config)
+    if (inside(folder) / STATE).is_file():
+        refuse_other_origin(folder, data_origin(dataset, request.start))
     base = host.describe_base(model) or host.merge_base(model, folder)
     decoder = None if vae is None else host.describe_vae(vae)
     if "pictures" in METHODS[request.config.method].objective.needs and decoder is None:
@@ -59,6 +62,12 @@ def refuse_while_going(folder: Path) -> None:
             )
 
 
+def require_accelerate(processes: int) -> None:
+    """ImportError, with the command that installs it, where several processes want accelerate and it is missing."""
+    if processes > 1 and find_spec("accelerate") is None:
+        raise ImportError('several processes need accelerate: python -m pip install "accelerate>=1.0"')
+
+
 def start(folder: Path, arguments: list[str], processes: int = 1) -> int:
     """Start the process of a job's folder, detached, and return its id; it writes to job.log.
 
@@ -74,9 +83,8 @@ def start(folder: Path, arguments: list[str], processes: int = 1) -> int:
     command = [sys.executable, *(["-s"] if sys.flags.no_user_site else [])]
     if not 1 <= processes <= MOST_PROCESSES:
         raise ValueError(f"processes must be 1 to {MOST_PROCESSES}, got {processes!r}")
+    require_accelerate(processes)
     if processes > 1:
-        if find_spec("accelerate") is None:
-            raise ImportError('several processes need accelerate: python -m pip install "accelerate>=1.0"')
         command += [
             "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1",
             "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",

@@ -6,9 +6,8 @@ memory is the restorer's next. No code of a model's repository is ever run, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,10 +48,9 @@ class Transformers:
     """
 
     def __init__(self, host: Host, model: str = "", question: str = "", max_tokens: int = 64):
-        files.transformers_or_error()
+        place = folder_of(host, model)
         from transformers import AutoModelForImageTextToText
 
-        place = _find(host.captioners_folders(), model)
         files.config_of(place)
         network = files.load_model(place, AutoModelForImageTextToText, _UNUSED, precise=False)
         self._network = network.to(torch.bfloat16) if host.bf16() else network.float()
@@ -122,8 +120,10 @@ def _said(host: Host, captioner: Captioner, images: Tensor, suffix: str) -> list
     return [", ".join(filter(None, (line, suffix))) for line in lines]
 
 
-def _find(roots: Sequence[Path], name: str) -> files.Place:
-    """A folder of a model. ValueError says where one belongs."""
+def folder_of(host: Host, name: str) -> files.Place:
+    """A folder of a model. ValueError says where one belongs, or that transformers is missing."""
+    files.transformers_or_error()
+    roots = host.captioners_folders()
     here = [found for found in files.names(roots) if not found.endswith(".safetensors")]
     where = " or ".join(str(root) for root in roots) or "models/captioners (pass --models DIR)"
     if not name.strip() and len(here) == 1:

@@ -85,15 +85,14 @@ def find(roots: Sequence[Path], name: str, usual: Sequence[str], what: str) -> P
             raise ValueError(f"model {name!r} is a pickle, which can run code when it is opened: {CONVERT}")
         if name.count("/") == 1 and "\\" not in name and not name.startswith((".", "/", "~")):
             return Place(name, None)
-    here = names(roots)
-    raise ValueError(
-        f"model {name!r}: there is no such folder in {_where(roots)}. Put {what} there ({usual[0]}, with its "
-        f"safetensors, {CONFIG} and tokenizer), or type its Hugging Face id to download it. Found there: "
-        f"{', '.join(here[:8]) or 'nothing'}"
-        if usual
-        else f"model {name!r}: type the name of a folder in {_where(roots)}, or the Hugging Face id, of {what}. Found "
-        f"there: {', '.join(here[:8]) or 'nothing'}"
-    )
+    where = _where(roots)
+    wrong = f"model {name!r} is not in {where}" if name.strip() else "model is empty"
+    if usual:
+        folder = f"{roots[0] if roots else where}/{usual[0].rpartition('/')[2]}"
+        remedy = f"type {usual[0]} to download {what}, or put its safetensors, {CONFIG} and tokenizer into {folder}"
+    else:
+        remedy = f"type the name of a folder in {where}, or the Hugging Face id, of {what}"
+    raise ValueError(f"{wrong}: {remedy}. Found in {where}: {', '.join(names(roots)[:8]) or 'nothing'}")
 
 
 def find_file(roots: Sequence[Path], name: str, usual: str, what: str) -> Path:

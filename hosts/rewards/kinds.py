@@ -34,6 +34,13 @@ USUAL = {
     "aesthetic": ("shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE", "openai/clip-vit-large-patch14"),
     "image_reward": ("THUDM/ImageReward", "zai-org/ImageReward", "RE-N-Y/ImageReward"),
 }
+# What each of them reads of a model's folder, and about how much the usual one weighs.
+WANTED = {
+    "pick_score": "PickScore, 4 GB", "clip_score": "a CLIP, 1.7 GB", "hps_v2": "HPSv2, 4 GB",
+    "aesthetic": "CLIP ViT-L/14 or the aesthetic predictor, 1.2 GB", "image_reward": "ImageReward as safetensors, 1.8 GB",
+    "deqa": "a vision-language model", "classifier": "an image classifier",
+    "likeness": "CLIP, DINOv2 or another vision model",
+}  # fmt: skip
 AESTHETIC_HEAD = "sac+logos+ava1-l14-linearMSE.safetensors"
 PIXELS = "pixels"
 VGG_FILE, LPIPS_FILE = "vgg16.safetensors", "lpips_vgg.safetensors"
@@ -46,6 +53,28 @@ def make(host: Host, kind: str, settings: Mapping[str, Any]) -> Reward:
     # Whatever is made here must be able to give gradients later.
     with torch.inference_mode(False):
         return KINDS[kind](host, **settings)
+
+
+def check_files(host: Host, kind: str, settings: Mapping[str, Any]) -> None:
+    """ValueError where the files that a reward of KINDS needs are not there, in the words of `make`; reads none."""
+    model = settings.get("model", "")
+    if kind in WANTED and not (kind == "likeness" and _by_pixels(model)):
+        _place(host, kind, model)
+    if settings.get("head", "").strip():
+        _head_file(host, settings["head"])
+
+
+def _place(host: Host, kind: str, model: str) -> files.Place:
+    files.transformers_or_error()
+    return files.find(host.rewards_folders(), model, USUAL.get(kind, ()), WANTED[kind])
+
+
+def _head_file(host: Host, head: str) -> Path:
+    return files.find_file(host.rewards_folders(), head, AESTHETIC_HEAD, "the aesthetic head")
+
+
+def _by_pixels(model: str) -> bool:
+    return model.strip() in ("", PIXELS)
 
 
 def perceptual_network(host: Host, name: str) -> nn.Module:
@@ -72,10 +101,9 @@ def lpips_weights(host: Host) -> list[Tensor] | None:
 
 def _clip(host: Host, kind: str, name: str) -> tuple[Any, Any]:
     """(CLIPModel, tokenize)."""
-    files.transformers_or_error()
+    place = _place(host, kind, name)
     from transformers import CLIPModel
 
-    place = files.find(host.rewards_folders(), name, USUAL[kind], "the model")
     _is_clip(place)
     model = files.load_model(place, CLIPModel, ("text_model.embeddings.position_ids",))
     return model, files.tokenize_with(files.tokenizer(place), model.config.text_config.max_position_embeddings)
@@ -112,14 +140,11 @@ def _hps_v2(host: Host, model: str = "") -> Reward:
 
 
 def _aesthetic(host: Host, model: str = "", head: str = "") -> Reward:
-    files.transformers_or_error()
-    roots = host.rewards_folders()
-    place = files.find(roots, model, USUAL["aesthetic"], "CLIP ViT-L/14 or the aesthetic predictor")
+    place = _place(host, "aesthetic", model)
     _is_clip(place)
     top = None if head.strip() else _head_in(place)
     if top is None:
-        path = files.find_file(roots, head, AESTHETIC_HEAD, "the aesthetic head")
-        top = _head(path)
+        top = _head(_head_file(host, head))
     return clip_models.aesthetic(_vision(place), top, host.hold)
 
 
@@ -140,12 +165,11 @@ def _head_in(place: files.Place) -> LinearHead | None:
 
 
 def _image_reward(host: Host, model: str = "") -> Reward:
-    files.transformers_or_error()
+    place = _place(host, "image_reward", model)
     from transformers import BlipTextConfig, BlipVisionConfig
     from transformers.models.blip.modeling_blip import BlipVisionModel
     from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-    place = files.find(host.rewards_folders(), model, USUAL["image_reward"], "ImageReward as safetensors")
     if place.folder is None:
         raise ValueError(
             f"model {place.name!r}: ImageReward is read from a folder in models/rewards only; put its safetensors and "
@@ -192,10 +216,9 @@ class Levels(nn.Module):
 
 
 def _deqa(host: Host, model: str = "") -> Reward:
-    files.transformers_or_error()
+    place = _place(host, "deqa", model)
     from transformers import AutoModelForImageTextToText
 
-    place = files.find(host.rewards_folders(), model, (), "a vision-language model")
     try:
         files.config_of(place)
     except ValueError as error:
@@ -233,10 +256,9 @@ def asked(take: Any, place: files.Place) -> str:
 
 
 def _classifier(host: Host, model: str = "", label: str = "", measure: str = "log probability") -> Reward:
-    files.transformers_or_error()
+    place = _place(host, "classifier", model)
     from transformers import AutoModelForImageClassification
 
-    place = files.find(host.rewards_folders(), model, (), "an image classifier")
     network = files.load_model(place, AutoModelForImageClassification)
     return classifier.classifier(network, _preparation(place), label, measure, host.hold)
 
@@ -252,12 +274,11 @@ def _likeness(host: Host, reference: Tensor | None = None, model: str = "") -> R
     if reference is None:
         raise ValueError("likeness has nothing to be like: connect `reference`")
     reference = reference.detach().clone()
-    if model.strip() in ("", PIXELS):
+    if _by_pixels(model):
         return simple.PixelLikeness(reference)
-    files.transformers_or_error()
+    place = _place(host, "likeness", model)
     from transformers import AutoModel
 
-    place = files.find(host.rewards_folders(), model, (), "CLIP, DINOv2 or another vision model")
     if files.config_of(place).model_type in ("clip", "clip_vision_model"):
         network = _vision(place)
         fit = clip_models.sized(preprocess.CLIP, network)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...files.atomic import checked_name, refuse_types, tensors, write_new
-from ...files.folder import inside
+from ...files.folder import Inside, inside
 from ...files.strangers import parse
 from ...sampling.find import Find, FindConfig
 from ...sampling.particles import BestOf, BestOfConfig, Steering, SteeringConfig, ValueConfig, Values
@@ -79,8 +79,8 @@ def written(host: Host, name: str) -> int:
     return (inside(folder(host)) / f"{checked_name(name)}.safetensors").changed()
 
 
-def load(host: Host, name: str) -> Saved:
-    """The search of that name. ValueError where there is none, or the file is broken, forged or something else's."""
+def path_of(host: Host, name: str) -> Inside:
+    """The file of the search of that name. ValueError where there is none."""
     path = inside(folder(host)) / f"{checked_name(name)}.safetensors"
     if not path.is_file():
         there = [n.removesuffix(".safetensors") for n in path.parent.files() if n.endswith(".safetensors")]
@@ -88,6 +88,12 @@ def load(host: Host, name: str) -> Saved:
             f"file: there is no search {name!r} in {path.parent} (found there: {', '.join(there[:8]) or 'nothing'}); "
             "Save Search writes them"
         )
+    return path
+
+
+def load(host: Host, name: str) -> Saved:
+    """The search of that name. ValueError where there is none, or the file is broken, forged or something else's."""
+    path = path_of(host, name)
     try:
         with safe_open(path.checked(), framework="pt") as file:
             metadata = file.metadata() or {}

@@ -28,7 +28,7 @@ from ...sampling.tree import Tree
 from ..contract import GUIDER, NOISE, VAE, Host
 from ..methods import Method, Run
 from ..noise import PolicyNoise
-from .files import load, rescue, save, written
+from .files import load, path_of, rescue, save, written
 from .record import Record
 from .report import draw, thumbnail
 from .request import Absent, Found, Saved, SearchRequest
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
-    "Found", "Saved", "SearchRequest", "draw_from", "load", "policy_noise", "run", "save", "with_noise", "written",
+    "Found", "Saved", "SearchRequest", "draw_from", "load", "path_of", "policy_noise", "run", "save", "with_noise", "written",
 ]  # fmt: skip
 
 CANCELLED = "cancelled"

@@ -103,15 +103,12 @@ def run(
     folder = folder or host.runs_folder() / name
     inside(folder).refuse_links()
     config = request.config
-    if second is not None and (not METHODS[config.method].objective.two_rewards or reward is None):
-        able = ", ".join(name for name, method in METHODS.items() if method.objective.two_rewards)
-        raise ValueError(
-            f"reward_2: {config.method} takes one reward; join both with Combine Rewards, or choose {able} with "
-            "`reward` connected"
-        )
+    refuse_rewards(
+        config.method, reward is not None, second is not None, vae is not None, bool(request.dataset.prompts)
+    )
     for each in (reward, second):
-        if each is not None:
-            _check_reward(each, vae, request)
+        if each is not None and METHODS[config.method].objective.rewards == "differentiable":
+            _refuse_without_gradient(each, config.method)
     for needed in (folder, host.loras_folder()):
         check_writable(needed)
     forecast = planning.forecast(host, model, config, request.dataset, vae, (reward, second))
@@ -280,24 +277,41 @@ def place(host: Host, denoiser: HostDenoiser, config: RunConfig, forecast: Forec
     return forecast
 
 
-def _check_reward(reward: Reward, vae: VAE, request: Request) -> None:
-    wanted = METHODS[request.config.method].objective.rewards
-    if wanted == "none":
-        pleasing = ", ".join(name for name, method in METHODS.items() if method.objective.rewards != "none")
+def refuse_other_settings(host: Host, name: str, config: RunConfig) -> None:
+    """ValueError for a name that no file can have, and for that of a run which was started with other settings."""
+    refuse_other(inside(host.runs_folder() / checked_name(name)) / STATE, config)
+
+
+def refuse_rewards(method: str, reward: bool, second: bool, vae: bool, prompts: bool) -> None:
+    """ValueError for rewards that a method cannot use, or lacks something for.
+
+    What is there: reward, second - a first and a second one; vae; prompts - texts, not only their encodings.
+    """
+    objective = METHODS[method].objective
+    if second and not (objective.two_rewards and reward):
+        able = ", ".join(name for name, each in METHODS.items() if each.objective.two_rewards)
         raise ValueError(
-            f"reward: {request.config.method} pleases none; choose one of {pleasing}, or disconnect {reward.name}"
+            f"reward_2: {method} takes one reward; join both with Combine Rewards, or choose {able} with `reward` "
+            "connected"
         )
-    if vae is None:
-        raise ValueError(f"the reward {reward.name} looks at pictures: connect a VAE")
-    if wanted == "differentiable" and not reward.differentiable:
+    if not reward:
+        return
+    if objective.rewards == "none":
+        pleasing = ", ".join(name for name, each in METHODS.items() if each.objective.rewards != "none")
+        raise ValueError(f"reward: {method} pleases none; choose one of {pleasing}, or disconnect it")
+    if not vae:
+        raise ValueError("a reward looks at pictures: connect `vae`")
+    if not prompts:
         raise ValueError(
-            f"the reward {reward.name} has no gradient, and {request.config.method} needs a differentiable one: "
-            "PickScore, HPSv2, CLIP, aesthetic, ImageReward and the embedded judge are; spo and flow_grpo take any"
+            "a reward reads prompts, and encoded ones cannot be read: type them in `prompts` and disconnect `positive`"
         )
-    if not request.dataset.prompts:
+
+
+def _refuse_without_gradient(reward: Reward, method: str) -> None:
+    if not reward.differentiable:
         raise ValueError(
-            f"the reward {reward.name} reads prompts, and encoded ones cannot be read: type them in `prompts` and "
-            "disconnect `positive`"
+            f"the reward {reward.name} has no gradient, and {method} needs a differentiable one: PickScore, HPSv2, "
+            "CLIP, aesthetic, ImageReward and the embedded judge are; spo and flow_grpo take any"
         )
 
 

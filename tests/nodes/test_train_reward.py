@@ -69,7 +69,7 @@ def test_two_rewards_are_balanced(where):
         ("align_prop", {"reward": "jpeg"}, "has no gradient, and align_prop needs a differentiable one"),
         ("align_prop", {"reward_2": "jpeg"}, "has no gradient, and align_prop needs a differentiable one"),
         ("align_prop", {"prompts": ""}, "there are no prompts"),
-        ("spo", {"vae": None}, "looks at pictures: connect a VAE"),
+        ("spo", {"vae": None}, "looks at pictures: connect `vae`"),
         ("spo", {"reward": None}, "learns from a reward, and there is none: connect `reward`"),
         ("flow_grpo", {"variant": "eps"}, "predicts eps: choose spo or align_prop"),
         ("spo", {"variant": "eps", "chosen": {"step": "sde"}}, "choose 'ancestral'"),

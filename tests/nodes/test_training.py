@@ -25,6 +25,7 @@ from retort.nodes.training import (  # noqa: E402
     RetortTrainFlow,
     one,
 )
+from retort.rewards.combine import Combined, Term  # noqa: E402
 from retort.trainers import job_watch, state  # noqa: E402
 from retort.trainers.job import LOCK  # noqa: E402
 from retort.trainers.watch import METRICS, read_metrics  # noqa: E402
@@ -64,7 +65,7 @@ def test_a_reward_has_a_part_in_what_is_learnt(run, where):
     rows = read_metrics(where.output / "retort" / "pleased" / METRICS)
     assert all(isinstance(row["reward"], float) for row in rows)
     with pytest.raises(ValueError, match="name: the run in .* was started with another reward"):
-        run(RetortTrainDistillation, "di_star", chosen, name="pleased")
+        run(RetortTrainDistillation, "di_star", chosen, reward=Combined((Term(judge()),)), name="pleased")
     plain = run(RetortTrainDistillation, "di_star", {"ratio": 1}, name="plain")[0]
     assert any(not torch.equal(lora[k], plain[k]) for k in plain)
 
@@ -87,7 +88,7 @@ def test_a_reward_that_cannot_be_used_is_refused(run, where):
     positive = [run.clip.encode("a red two")]
     for given, message in (
         ({"method": "dmd2"}, "reward: dmd2 pleases none; choose one of di_star"),
-        ({"method": "di_star", "vae": None}, "looks at pictures: connect a VAE"),
+        ({"method": "di_star", "vae": None}, "looks at pictures: connect `vae`"),
         ({"method": "di_star", "prompts": "", "positive": positive}, "reads prompts.*type them in `prompts`"),
     ):
         with pytest.raises(ValueError, match=message):

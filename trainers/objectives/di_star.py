@@ -17,7 +17,6 @@ has no fixed point and runs after the reward. "l2" has no such bound.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -131,6 +130,16 @@ class DIStar(ScoreMatching):
         super().__init__(config, denoiser, student_sigmas(denoiser, config.steps, config.timesteps), tools)
 
     @classmethod
+    def reward_refusal(cls, config: DIStarConfig) -> str | None:
+        """See the contract."""
+        if not config.alpha_rew:
+            return None
+        return (
+            f"alpha_rew is {config.alpha_rew}, and there is no reward: connect a differentiable one, or set alpha_rew "
+            "to 0"
+        )
+
+    @classmethod
     def job_refusal(cls, config: DIStarConfig) -> str | None:
         """See the contract."""
         if not config.alpha_rew:
@@ -139,14 +148,6 @@ class DIStar(ScoreMatching):
             f"alpha_rew is {config.alpha_rew}, and a job takes no reward: set it to 0, or train in the node Train "
             "Distillation"
         )
-
-    def prepare(self, samples: Iterable[Batch]) -> None:
-        """Only checks that the reward is there. ValueError names alpha_rew."""
-        if self.config.alpha_rew and self.reward is None:
-            raise ValueError(
-                f"alpha_rew is {self.config.alpha_rew}, and there is no reward: connect a differentiable one, "
-                "or set alpha_rew to 0"
-            )
 
     def _gradient(self, batch: Batch, x: Tensor, level: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """What moves x (B, ...): the surrogate's gradient, guidance and the reward's, always added in this order."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -105,14 +105,18 @@ class InstaRevive(Adversarial):
 
     name = "InstaRevive"
     needs = frozenset({"pictures"})
+    needs_latents = True
     config: InstaReviveConfig
 
     def __init__(self, config: InstaReviveConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
         super().__init__(config, denoiser, student_sigmas(denoiser, 1, str(config.timestep)), tools)
         # Running means of the input's and the output's squared distance, and of how much of them was seen.
         self.state = torch.zeros(3)
-        self.needs_latents = True
-        self.needs_uncond = config.cfg != 1 and config.matching_weight > 0
+
+    @classmethod
+    def asks_uncond(cls, config: Any) -> bool:
+        """See the contract."""
+        return config.cfg != 1 and config.matching_weight > 0
 
     @classmethod
     def feature_network(cls, config: InstaReviveConfig) -> str | None:

@@ -149,8 +149,12 @@ class TDM(Objective):
 
     def __init__(self, config: TDMConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
         super().__init__(config, denoiser, tools)
-        self.needs_uncond = config.cfg != 1
         self.grids = {k: student_sigmas(denoiser, k, config.timesteps).to(denoiser.device) for k in config.choices}
+
+    @classmethod
+    def asks_uncond(cls, config: TDMConfig) -> bool:
+        """See the contract."""
+        return config.cfg != 1
 
     @property
     def players(self) -> dict[str, Player]:

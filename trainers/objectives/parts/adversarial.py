@@ -55,7 +55,11 @@ class Adversarial(ScoreMatching):
     ):
         super().__init__(config, denoiser, sigmas, tools)
         self.discriminator: Discriminator | None = None
-        self.needs_latents = config.gan_weight > 0
+
+    @classmethod
+    def asks_latents(cls, config: AdversarialConfig) -> bool:
+        """See the contract."""
+        return cls.needs_latents or config.gan_weight > 0
 
     @classmethod
     def looks_inside(cls, config: Any) -> bool:

@@ -234,7 +234,8 @@ class Objective(ABC):
     latents, which its `spoil` degrades anew in every step; pairs of a winner and a loser. rewards - whether it takes
     one, and whether that must be differentiable; two_rewards - whether it takes a second. of_samples - whether its
     losses are means over samples (`Loss.each`), so that some may come more often.
-    Of the object: needs_latents, needs_uncond - whether images, and the empty prompt, are asked for.
+    needs_latents, needs_uncond - whether images, and the empty prompt, are asked for: of the class with every config,
+    of the object with its own (`asks_latents`, `asks_uncond`).
     """
 
     name: ClassVar[str]
@@ -247,8 +248,26 @@ class Objective(ABC):
 
     def __init__(self, config: Any, denoiser: TrainableDenoiser, tools: Tools | None = None):
         self.config, self.denoiser = config, denoiser
+        self.needs_latents, self.needs_uncond = self.asks_latents(config), self.asks_uncond(config)
         tools = tools or Tools()
         self.reward, self.second, self.features = tools.reward, tools.second, tools.features
+
+    @classmethod
+    def asks_latents(cls, config: Any) -> bool:
+        """Whether images are asked for with this config."""
+        return cls.needs_latents
+
+    @classmethod
+    def asks_uncond(cls, config: Any) -> bool:
+        """Whether the empty prompt is asked for with this config."""
+        return cls.needs_uncond
+
+    @classmethod
+    def reward_refusal(cls, config: Any) -> str | None:
+        """Why this config cannot train without a reward; None where it can."""
+        if "reward" in cls.needs:
+            return f"{cls.name} learns from a reward, and there is none: connect `reward`"
+        return None
 
     @classmethod
     def job_refusal(cls, config: Any) -> str | None:
@@ -286,8 +305,9 @@ class Objective(ABC):
         """Called once, before the optimisers are made, with the run's first samples, of any size and one to a batch:
         heads learn their sizes here. ValueError where a tool is missing.
         """
-        if "reward" in self.needs and self.reward is None:
-            raise ValueError(f"{self.name} learns from a reward, and there is none: connect `reward`")
+        refusal = self.reward_refusal(self.config)
+        if refusal and self.reward is None:
+            raise ValueError(refusal)
 
     def make_pairs(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
         """The guided teacher's x0 (B, ...) from unit noise, where `pairs` is above 0."""

@@ -52,8 +52,12 @@ class Sampled(Objective):
     def __init__(self, config: SampledConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
         super().__init__(config, denoiser, tools)
         self.cfg = config.cfg
-        self.needs_uncond = config.cfg != 1
         self.sigmas = simple(denoiser.schedule, config.steps).to(denoiser.device)
+
+    @classmethod
+    def asks_uncond(cls, config: SampledConfig) -> bool:
+        """See the contract."""
+        return config.cfg != 1
 
     def scored(self) -> LatentReward:
         """The reward, which `prepare` has asked for."""

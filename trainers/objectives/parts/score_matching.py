@@ -90,7 +90,11 @@ class ScoreMatching(Objective):
             raise ValueError(f"shift is {config.shift}, and this model is not a flow: set it to 1")
         super().__init__(config, denoiser, tools)
         self.sigmas = sigmas
-        self.needs_uncond = config.cfg != 1
+
+    @classmethod
+    def asks_uncond(cls, config: MatchingConfig) -> bool:
+        """See the contract."""
+        return config.cfg != 1
 
     @property
     def players(self) -> dict[str, Player]:
