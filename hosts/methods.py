@@ -200,6 +200,15 @@ class Dopri5(Method):
         return run.finished(x)
 
 
+def check_range(start_percent: float, end_percent: float) -> None:
+    """ValueError for a part of a run that is none."""
+    if not 0 <= start_percent <= end_percent <= 1:
+        raise ValueError(
+            f"start_percent {start_percent:g} and end_percent {end_percent:g} enclose nothing: 0 is the first step, 1 "
+            "the last, and start_percent comes first"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Structure(Method):
     """`sampling.structure` with a reference as a LATENT stores it, guided from one percentage of the run to another."""
@@ -212,11 +221,7 @@ class Structure(Method):
     end_percent: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start_percent <= self.end_percent <= 1:
-            raise ValueError(
-                f"start_percent {self.start_percent:g} and end_percent {self.end_percent:g} enclose nothing: 0 is the "
-                "first step, 1 the last, and start_percent comes first"
-            )
+        check_range(self.start_percent, self.end_percent)
         StructureConfig(self.factor, self.iterations, steps=self.steps)
 
     def sample(self, run: Run) -> Tensor:

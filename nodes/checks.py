@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ..hosts.api import Link, host, io
+from ..hosts.api import Link, host, io, methods
 from .inputs import CHOICE, completed
 
 _EMPTY = re.compile("Empty.*Latent.*")
@@ -122,10 +122,8 @@ def at(name: str) -> Iterator[None]:
 
 def check_range(given: Asked) -> None:
     """ValueError where what is guided would end before it begins."""
-    if given.knows("start_percent", "end_percent") and not given["start_percent"] <= given["end_percent"]:
-        raise ValueError(
-            f"start_percent {given['start_percent']:g} is above end_percent {given['end_percent']:g}: nothing is guided"
-        )
+    if given.knows("start_percent", "end_percent"):
+        methods.check_range(given["start_percent"], given["end_percent"])
 
 
 def within(choice: str, inputs: Iterable[str]) -> tuple[str, ...]:

@@ -100,9 +100,11 @@ def _chosen(choice: Any, value: Mapping[str, Any] | None) -> dict[str, Any]:
     # ComfyUI drops a choice that it does not know, and gives None for an input of an option that was left out.
     found = {name: each for name, each in (value or {}).items() if each is not None}
     known = {option.key: option.inputs for option in choice.options}
-    if found.get(choice.id) not in known:
-        raise ValueError(f"{choice.id} must be one of {', '.join(known)}, and the prompt names none of them")
-    for one in known[found[choice.id]]:
+    key = found.get(choice.id)
+    if key not in known:
+        wrong = "has no value" if key is None else f"is {key!r:.80}, which this version of the node does not know"
+        raise ValueError(f"{choice.id} {wrong}: choose one of {', '.join(known)}")
+    for one in known[key]:
         if (default := getattr(one, "default", None)) is not None:
             found.setdefault(one.id, default)
     return found

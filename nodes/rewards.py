@@ -131,7 +131,7 @@ class RetortReward(CheckedNode):
                 rewards.check_files(host, settings.pop("kind"), settings)
 
     @classmethod
-    def execute(cls, kind):
+    def execute(cls, kind=None):
         settings = chosen(cls, "kind", kind)
         return io.NodeOutput(rewards.make(host, settings.pop("kind"), settings))
 

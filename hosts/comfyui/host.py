@@ -35,6 +35,7 @@ from . import (
     coordinates,
     embedded,
     guard,
+    help_routes,
     job_base,
     model_files,
     picker_routes,
@@ -311,6 +312,7 @@ class ComfyUI(Host):
             refusals.listen(PromptServer.instance)
             guard.listen_at(comfy.cli_args.args.listen.split(","))
             table = PromptServer.instance.routes
+            help_routes.add(table)
             picker_routes.add(table, sets)
             preference_routes.add(table, sets)
             run_routes.add(table, self.runs_folder, self.loras_folder)

@@ -37,7 +37,8 @@ USUAL = {
 # What each of them reads of a model's folder, and about how much the usual one weighs.
 WANTED = {
     "pick_score": "PickScore, 4 GB", "clip_score": "a CLIP, 1.7 GB", "hps_v2": "HPSv2, 4 GB",
-    "aesthetic": "CLIP ViT-L/14 or the aesthetic predictor, 1.2 GB", "image_reward": "ImageReward as safetensors, 1.8 GB",
+    "aesthetic": "CLIP ViT-L/14 or the aesthetic predictor, 1.2 GB",
+    "image_reward": "ImageReward as safetensors, 1.8 GB",
     "deqa": "a vision-language model", "classifier": "an image classifier",
     "likeness": "CLIP, DINOv2 or another vision model",
 }  # fmt: skip

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
-    "Found", "Saved", "SearchRequest", "draw_from", "load", "path_of", "policy_noise", "run", "save", "with_noise", "written",
+    "Found", "Saved", "SearchRequest", "draw_from", "load", "path_of", "policy_noise", "run", "save", "with_noise",
+    "written",
 ]  # fmt: skip
 
 CANCELLED = "cancelled"

@@ -96,4 +96,4 @@ def test_mistakes_are_told_on_the_node(app, spelled, base):
     nodes, _ = base("digits flow")
     nodes["set"] = spelled("RetortPreferenceSet", name="nobody's")
     done = app.run(nodes)
-    assert "RetortPreferenceSet: " in error_of(done) and "holds no preferences" in error_of(done)
+    assert "RetortPreferenceSet: " in error_of(done) and "is empty" in error_of(done)

@@ -133,7 +133,7 @@ def test_what_cannot_be_labelled_is_said(where, digits):
     latents = {"samples": torch.ones(2, 16, 8, 8)}
     for given, message in (
         ({}, "nothing to judge: connect images or latents"),
-        ({"latents": latents}, "brightness looks at pictures: connect images, or `vae`"),
+        ({"latents": latents}, "a reward looks at pictures: connect `images`, or `vae`"),
         ({"images": pictures(0.1, 0.2), "reward": None, "margin": 0.1}, r"margin 0\.1 compares scores"),
         ({"latents": {"samples": torch.zeros(2, 16, 8, 8)}, "vae": digits["vae"]}, "latents are empty"),
         ({"latents": latents, "images": pictures(0.1, 0.2, 0.3)}, "3 images and 2 latents"),
@@ -164,7 +164,7 @@ def test_a_set_is_filtered_split_and_counted(judged):
     assert set(again.pairs) == {p for p in train.pairs if p.prompt.startswith("prompt 1")}
     for given, message in (
         ({"name": "set", "least": 5.0}, "none of the 30 pairs is kept"),
-        ({"name": "none"}, "holds no preferences"),
+        ({"name": "none"}, "the set 'none' is empty.*choose some pictures in Preference Picker first"),
         ({"name": "../set"}, "cannot be a file's name"),
         ({"name": "set", "import_from": "../../etc"}, "cannot be a file's name"),
         ({"name": "set", "import_from": "nothing"}, "neither a folder"),

@@ -229,7 +229,7 @@ def test_limits_and_settings(parts):
         found(parts(), calls=STEPS - 1)
     with pytest.raises(ValueError, match="flow models"):
         found(parts("eps"), transition="sde")
-    with pytest.raises(ValueError, match="steps that draw noise"):
+    with pytest.raises(ValueError, match="transition is ode, which draws no noise"):
         found(parts(), "fk", transition="ode")
     assert "stopped by: reward" in found(parts(), enough="-100")[4]
     assert "stopped by: seconds" in found(parts(), calls=0, seconds=0.3)[4]

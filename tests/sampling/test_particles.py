@@ -139,7 +139,7 @@ def test_halfway_finds_serve_until_there_is_a_finished_one(mixture):
 def test_without_noise_they_are_refused(mixture):
     model = mixture(VE)
     for config in (SteeringConfig(), ValueConfig()):
-        with pytest.raises(ValueError, match="these are 'ode', where copies of a latent stay equal"):
+        with pytest.raises(ValueError, match="transition is ode, which draws no noise, so copies"):
             steer(model, config, 50, batch=4, transition=Transition("ode"))
 
 

@@ -1,0 +1,66 @@
+// What one of our nodes, or a sampler of ours inside a core node, says when it fails: at once, and on the node.
+// ComfyUI itself says only that the node failed, and keeps the sentence behind two clicks.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { element } from "./panel/page.js";
+
+const WIDGET = "retort error";
+const FOLDER = new URL("./", import.meta.url).pathname.split("/").filter(Boolean).pop();
+const LINE = 18, LETTER = 6.5, MOST = 200; // pixels
+let shown = [];
+
+/** Whether an error is of our making: of our node, or raised last in our files. */
+function ours({ node_type, traceback = [] }) {
+  const files = traceback.join("\n").match(/File "[^"]+"/g) ?? [];
+  const last = decodeURIComponent(FOLDER).toLowerCase();
+  return node_type?.startsWith("Retort") || files.at(-1)?.toLowerCase().split(/[\\/]/).includes(last);
+}
+
+/** The node of an execution id, whose numbers lead through subgraphs. */
+function nodeOf(id) {
+  let graph = app.rootGraph ?? app.graph, node;
+  for (const number of String(id).split(":")) {
+    node = graph?.getNodeById(Number(number));
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+function show(node, text) {
+  const box = element("p", { class: "retort-error", role: "alert" }, text);
+  const height = () => Math.min(MOST, LINE * (1 + Math.ceil((text.length * LETTER) / node.size[0])));
+  const widget = node.addDOMWidget(WIDGET, "retort-error", box, {
+    serialize: false,
+    hideInPanel: true,
+    getMinHeight: height,
+    getMaxHeight: height,
+  });
+  // Widgets are stored by place, and this one holds nothing.
+  widget.serialize = false;
+  shown.push({ node, widget, size: [...node.size] });
+  node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
+  node.setDirtyCanvas(true, true);
+}
+
+function clear() {
+  for (const { node, widget, size } of shown) {
+    node.removeWidget(widget);
+    node.setSize([node.size[0], Math.max(size[1], node.computeSize()[1])]);
+    node.setDirtyCanvas(true, true);
+  }
+  shown = [];
+}
+
+app.registerExtension({
+  name: "retort.errors",
+  setup() {
+    api.addEventListener("execution_start", clear);
+    api.addEventListener("execution_error", ({ detail }) => {
+      if (!detail || !ours(detail)) return;
+      const node = nodeOf(detail.node_id), text = detail.exception_message.trim();
+      app.extensionManager.toast.add({ severity: "error", summary: node?.title ?? detail.node_type, detail: text });
+      clear();
+      if (node) show(node, text);
+    });
+  },
+});
