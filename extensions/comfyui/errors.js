@@ -6,7 +6,8 @@ import { element } from "./panel/page.js";
 
 const WIDGET = "retort error";
 const FOLDER = new URL("./", import.meta.url).pathname.split("/").filter(Boolean).pop();
-const LINE = 18, LETTER = 6.5, MOST = 200; // pixels
+const LINE = 18, LETTER = 7, MOST = 260, RIM = 40; // pixels
+const LIFE = 60_000; // ms
 let shown = [];
 
 /** Whether an error is of our making: of our node, or raised last in our files. */
@@ -28,7 +29,7 @@ function nodeOf(id) {
 
 function show(node, text) {
   const box = element("p", { class: "retort-error", role: "alert" }, text);
-  const height = () => Math.min(MOST, LINE * (1 + Math.ceil((text.length * LETTER) / node.size[0])));
+  const height = () => Math.min(MOST, LINE * (1 + Math.ceil((text.length * LETTER) / (node.size[0] - RIM))));
   const widget = node.addDOMWidget(WIDGET, "retort-error", box, {
     serialize: false,
     hideInPanel: true,
@@ -58,7 +59,8 @@ app.registerExtension({
     api.addEventListener("execution_error", ({ detail }) => {
       if (!detail || !ours(detail)) return;
       const node = nodeOf(detail.node_id), text = detail.exception_message.trim();
-      app.extensionManager.toast.add({ severity: "error", summary: node?.title ?? detail.node_type, detail: text });
+      const summary = node?.title ?? detail.node_type;
+      app.extensionManager.toast.add({ severity: "error", summary, detail: text, life: LIFE });
       clear();
       if (node) show(node, text);
     });
