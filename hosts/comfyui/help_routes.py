@@ -1,6 +1,6 @@
-"""The help pages under the address that ComfyUI's page asks first, which names a language; else its console shows a 404.
+"""The help pages under the address that ComfyUI's page asks first, which names a language: no 404 in the console.
 
-A page in that language is docs/NAME/LANGUAGE.md; where there is none, the English docs/NAME.md serves.
+A page in that language is docs/NAME/LANGUAGE.md; where there is none, the English docs/NAME.md is given.
 """
 
 from __future__ import annotations

@@ -343,6 +343,14 @@ class Server:
                 queued = json.load(answer)
         except urllib.error.HTTPError as error:
             queued = json.load(error)
+        refused = [(node["class_type"], error) for node in queued["node_errors"].values() for error in node["errors"]]
+        if refused and all(kind.startswith("Retort") and "exception" in error["type"] for kind, error in refused):
+            # What our nodes say before anything runs, as they would say it when they run.
+            said = [
+                ("execution_error", {"node_type": kind, "exception_message": error["details"]})
+                for kind, error in refused
+            ]
+            return {"status": {"status_str": "error", "completed": False, "messages": said}, "outputs": {}}
         # A part of a prompt whose inputs are refused is left out, and the rest runs.
         assert not queued["node_errors"] and not queued.get("error"), queued
         key = queued["prompt_id"]
