@@ -34,13 +34,13 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.calls is None and self.seconds is None and self.reward is None:
-            raise ValueError("Budget: the search would never end; give calls, seconds or a reward that is enough")
+            raise ValueError("the search would never end; give calls, seconds or a reward that is enough")
         if self.calls is not None and self.calls < 1:
-            raise ValueError(f"Budget: calls must be at least 1, got {self.calls!r}: a search of 0 calls finds nothing")
+            raise ValueError(f"calls must be at least 1, got {self.calls!r}: a search of 0 calls finds nothing")
         if self.seconds is not None and not self.seconds > 0:
-            raise ValueError(f"Budget: seconds must be above 0, got {self.seconds!r}")
+            raise ValueError(f"seconds must be above 0, got {self.seconds!r}")
         if self.reward is not None and not math.isfinite(self.reward):
-            raise ValueError(f"Budget: reward must be a finite number, got {self.reward!r}; leave it out for no limit")
+            raise ValueError(f"enough must be a finite number, got {self.reward!r}; leave it out for no limit")
 
 
 @dataclass

@@ -65,13 +65,13 @@ class NoisePath:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"NoisePath: kind {self.kind!r} is not known; use one of {', '.join(KINDS)}")
+            raise ValueError(f"noise path: kind {self.kind!r} is not known; use one of {', '.join(KINDS)}")
         for name, value, owner in (("noise_scale", self.noise_scale, "FLOW"), ("sigma_data", self.sigma_data, "VE")):
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"NoisePath: {name} must be a positive number, got {value!r}")
+                raise ValueError(f"noise path: {name} must be a positive number, got {value!r}")
             if self.kind != owner and value != 1.0:
                 raise ValueError(
-                    f"NoisePath: {name} {value} only has a meaning for {owner}, and kind is {self.kind}; "
+                    f"noise path: {name} {value} only has a meaning for {owner}, and kind is {self.kind}; "
                     "leave it at 1.0"
                 )
 

@@ -74,10 +74,10 @@ class DiscreteSchedule(_Table):
 
     def __post_init__(self) -> None:
         if self.timesteps < 2:
-            raise ValueError(f"DiscreteSchedule: timesteps must be at least 2, got {self.timesteps}")
+            raise ValueError(f"noise schedule: timesteps must be at least 2, got {self.timesteps}")
         if not 0 < self.linear_start <= self.linear_end < 1:
             raise ValueError(
-                "DiscreteSchedule: 0 < linear_start <= linear_end < 1 is needed, "
+                "noise schedule: 0 < linear_start <= linear_end < 1 is needed, "
                 f"got {self.linear_start} and {self.linear_end}"
             )
         # fp64 until the end: fp32 loses the last digits of abar over a thousand products.
@@ -88,7 +88,7 @@ class DiscreteSchedule(_Table):
             betas = torch.linspace(self.linear_start, self.linear_end, self.timesteps, dtype=torch.float64)
         else:
             raise ValueError(
-                f"DiscreteSchedule: beta_schedule {self.beta_schedule!r} is not known; use 'linear' or 'sqrt_linear'"
+                f"noise schedule: beta_schedule {self.beta_schedule!r} is not known; use 'linear' or 'sqrt_linear'"
             )
         abar = torch.cumprod(1.0 - betas, dim=0)
         sigmas = ((1 - abar) / abar) ** 0.5
@@ -179,7 +179,7 @@ class FlowSchedule(_Flow):
         for name in ("shift", "multiplier", "noise_scale"):
             value = {"shift": self.shift, "multiplier": self.multiplier, "noise_scale": self.noise_scale}[name]
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"FlowSchedule: {name} must be a positive number, got {value!r}")
+                raise ValueError(f"noise schedule: {name} must be a positive number, got {value!r}")
         self._tabulate(1000)
 
     def _shifted(self, t: Any) -> Any:
@@ -196,7 +196,7 @@ class FluxSchedule(_Flow):
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.shift):
-            raise ValueError(f"FluxSchedule: shift must be a finite number, got {self.shift!r}")
+            raise ValueError(f"noise schedule: shift must be a finite number, got {self.shift!r}")
         self._tabulate(10_000)
 
     def _shifted(self, t: Any) -> Any:

@@ -38,10 +38,10 @@ class Transition:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"Transition: kind {self.kind!r} is not known; use one of {', '.join(KINDS)}")
+            raise ValueError(f"transition: kind {self.kind!r} is not known; use one of {', '.join(KINDS)}")
         if not (math.isfinite(self.noise_level) and self.noise_level > 0):
             raise ValueError(
-                f"Transition: noise_level must be a positive number, got {self.noise_level!r}: 0.7 is the paper's; "
+                f"noise_level must be a positive number, got {self.noise_level!r}: 0.7 is the paper's; "
                 "for steps without noise choose kind 'ode'"
             )
 
@@ -54,7 +54,7 @@ class Transition:
         """ValueError where this step does not exist on the path."""
         if self.kind == "sde" and path.kind != "FLOW":
             raise ValueError(
-                f"Transition: kind 'sde' is a step of flow models (FLOW) and this model is {path.kind}; "
+                f"transition: kind 'sde' is a step of flow models (FLOW) and this model is {path.kind}; "
                 "choose 'ancestral'"
             )
 
@@ -69,7 +69,7 @@ class Transition:
         if self.kind == "ode":
             return path.move(x, x0, sigma, sigma_next)
         if noise is None:
-            raise ValueError(f"Transition: kind {self.kind!r} needs the noise of the step")
+            raise ValueError(f"transition: kind {self.kind!r} needs the noise of the step")
         here, there = (broadcast(s.to(x.dtype), x) for s in (sigma, sigma_next))
         if self.kind == "sde":
             x = self._sde(path, x, x0, here, there, noise)

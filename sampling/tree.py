@@ -103,10 +103,10 @@ class TreeConfig(Settings):
         steps, stochastic = len(setting["sigmas"]) - 1, setting["transition"]["kind"] != "ode"
         branch = branch_steps(setting) if self.branch is None else tuple(self.branch)
         if list(branch) != sorted(set(branch)) or any(not 0 <= b < steps for b in branch):
-            raise ValueError(f"TreeConfig: branch must ascend within 0 .. {steps - 1}, got {branch!r}")
+            raise ValueError(f"branch must ascend within 0 .. {steps - 1}, got {branch!r}")
         if branch and not stochastic:
             raise ValueError(
-                f"TreeConfig: branch {branch!r} needs steps that draw noise, and these are 'ode': with them the tree "
+                f"branch {branch!r} needs steps that draw noise, and these are 'ode': with them the tree "
                 "branches at its root alone; leave branch empty or choose another transition"
             )
         return Tree({**setting, "branch": list(branch), "half": self.half}, self, keep)
@@ -175,7 +175,7 @@ class Tree(State):
     def _latent(self, node: int) -> Tensor:
         latent = self._latents[node]
         if latent is None:
-            raise ValueError("Tree: the root has no latent")
+            raise ValueError("the root has no latent")
         return latent
 
     def _add(self, parent: int, place: int, value: float, number: int, latent: Tensor | None) -> int:
@@ -319,7 +319,7 @@ class Tree(State):
         No network calls. ValueError while the tree has no leaves.
         """
         if not len(self.children(ROOT)):
-            raise ValueError("Tree: nothing has been rolled out yet, so there is nothing to draw from; search first")
+            raise ValueError("search: nothing has been rolled out yet, so there is nothing to draw from; search first")
         rng = np.random.default_rng([seed % (1 << 64), 0])
         open_nodes, drawn = {ROOT: count}, []
         while open_nodes:

@@ -112,6 +112,12 @@ def run(host: Host, model: MODEL, clip: CLIP, vae: VAE, images: Tensor, request:
     own = per_tile(request.tile_captions, len(images), len(grid)) if request.tile_captions.strip() else None
     mask = None if request.mask is None else softened(request.mask, len(images), request.feather)
     if mask is not None:
+        if not bool(mask.any()):
+            host.say(
+                "the mask is empty, so nothing is restored and the picture is only enlarged: paint what is to be "
+                "restored, or disconnect `mask`",
+                warn=True,
+            )
         mask = mask.expand(len(images), -1, -1, -1)
     canvas = torch.zeros(len(images), grid.height, grid.width, images.shape[-1])
     use = _Networks(host, model, clip, vae, request)
