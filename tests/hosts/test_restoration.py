@@ -183,7 +183,7 @@ def test_masks():
     empty = Host("FLOW", lambda z, text: 1 - z)
     kept = restored(empty, picture, request(mask=torch.zeros(1, 10, 10)))
     torch.testing.assert_close(kept, picture, atol=2e-6, rtol=0)
-    assert empty.said[0].startswith("the mask is empty, so nothing is restored") and not host.said
+    assert [any("the mask is empty" in text for text in one.said) for one in (empty, host)] == [True, False]
     assert not empty.calls and empty.steps[-1][0] == empty.steps[-1][1]
     full = restored(Host("FLOW", lambda z, text: 1 - z), picture, request(mask=torch.ones(64, 64)))
     torch.testing.assert_close(full, 1 - picture, atol=1e-5, rtol=0)

@@ -100,7 +100,7 @@ def test_what_a_trainer_lacks_is_said_on_its_input(refusal, changes, said):
         ("RetortTrainPreference", {"model": LINKED, "clip": LINKED, "pairs": LINKED, "method": "dpo", "name": "CON"},
          "name: name 'CON' cannot be a file's name"),
         ("RetortTrainingJob", {**TRAINER, "pairs": LINKED}, "pairs: pairs: tdm learns from none"),
-        ("RetortTrainingJob", {**TRAINER, "method": "di_star", "method.alpha_rew": 1.0}, "method: method di_star: alpha_rew is 1.0"),
+        ("RetortTrainingJob", {**TRAINER, "method": "di_star", "method.alpha_rew": 1.0}, "method: method di_star: al"),
     ],
 )  # fmt: skip
 def test_other_nodes_say_it_too(refusal, node, inputs, said):
@@ -112,7 +112,7 @@ def test_other_nodes_say_it_too(refusal, node, inputs, said):
     [
         ("RetortTrainDistillation", TRAINER),
         ("RetortTrainDistillation", {**TRAINER, "prompts": LINKED}),
-        ("RetortTrainDistillation", {**TRAINER, "prompts": LINKED, "clip": None, "positive": LINKED, "negative": LINKED}),
+        ("RetortTrainDistillation", {**TRAINER, "prompts": LINKED, "clip": None, "positive": LINKED, "method.cfg": 1.0}),
         # What a link brings may make up for a value that would be wrong beside the default.
         ("RetortTrainDistillation", {**TRAINER, "accumulation": 32, "accumulation_cap": LINKED}),
         ("RetortTrainDistillation", {**TRAINER, "name": LINKED}),
