@@ -9,9 +9,11 @@ from pathlib import Path
 
 from aiohttp import web
 
-DOCS = Path(__file__).resolve().parents[2] / "extensions" / "comfyui" / "docs"
-# No other pack has nodes of these names, whatever the folder of this one is called.
-ADDRESS = "/extensions/{pack}/docs/{node:Retort[A-Za-z]+}/{language:[A-Za-z-]+}.md"
+import nodes
+
+PAGE = Path(__file__).resolve().parents[2] / "extensions" / "comfyui"
+DOCS = PAGE / "docs"
+NAMES = "{node:Retort[A-Za-z]+}/{language:[A-Za-z-]+}.md"
 
 
 def add(table: web.RouteTableDef) -> None:
@@ -25,4 +27,7 @@ def add(table: web.RouteTableDef) -> None:
         headers = {"Content-Type": "text/markdown; charset=utf-8", "Cache-Control": "no-cache"}
         return web.FileResponse(found[0], headers=headers)
 
-    table.get(ADDRESS)(page)
+    # By our folder's own name: an address with a placeholder in its place would come after ComfyUI's for the folder.
+    for name, folder in nodes.EXTENSION_WEB_DIRS.items():
+        if Path(folder).resolve() == PAGE:
+            table.get(f"/extensions/{name}/docs/{NAMES}")(page)

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import subprocess
 import time
 from itertools import combinations
 from pathlib import Path
 
+import page_server
 import pytest
 import torch
 
 pytest.importorskip("peft")
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
-HERE = Path(__file__).parent
-REPOSITORY = HERE.parents[1]
+app, page = page_server.app, page_server.page
+REPOSITORY = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted(path.stem for path in (REPOSITORY / "workflows").glob("*.json"))
 ADVANCED = [
     "RetortTrainDistillation", "RetortTrainRestorer", "RetortTrainingJob", "RetortTrainReward", "RetortTrainFlow",
@@ -56,54 +55,6 @@ WIDE = """[...document.querySelectorAll(".retort-panel *")].filter((one) => one.
 SEEN = """(() => { const one = document.querySelector(".retort-strip img");
   return [getComputedStyle(one).objectFit, one.clientWidth, one.clientHeight]; })()"""
 NOTE = "document.querySelector('.retort-body .retort-note').textContent"
-
-
-@pytest.fixture(scope="module")
-def app(started, tmp_path_factory):
-    """A server of this module's own, since it is stopped and started again."""
-    base = tmp_path_factory.mktemp("page")
-    (base / "models" / "loras").mkdir(parents=True)
-    (base / "custom_nodes").mkdir()
-    (base / "custom_nodes" / "retort").symlink_to(REPOSITORY)
-    running = started(base)
-    try:
-        running.wait()
-        yield running
-    finally:
-        running.stop()
-
-
-@pytest.fixture(scope="module")
-def page(browser_python, app, tmp_path_factory):
-    """page(method, ...): what page_driver.py says to it, in one browser for all tests."""
-    pictures = Path(os.environ.get("RETORT_SCREENSHOTS", tmp_path_factory.mktemp("pictures")))
-    pictures.mkdir(parents=True, exist_ok=True)
-    command = [browser_python, str(HERE / "page_driver.py"), app.url, str(pictures)]
-    with open(pictures / "driver.txt", "w+", encoding="utf-8") as log:
-        driver = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
-
-        def ask(wish, **given):
-            if driver.poll() is None:
-                driver.stdin.write(json.dumps({"do": wish, **given}) + "\n")
-                driver.stdin.flush()
-            line = driver.stdout.readline()
-            if not line:
-                log.seek(0)
-                said = log.read()
-                if "Executable doesn't exist" in said:
-                    pytest.skip("playwright finds no Chromium: `playwright install chromium`, or your system's package")
-                pytest.fail(f"the browser ended: {said[-3000:]}")
-            answer = json.loads(line)
-            assert "error" not in answer, f"{wish} {given}: {answer['error']}"
-            return answer["value"]
-
-        ask.pictures = pictures
-        try:
-            ask("open")
-            yield ask
-        finally:
-            driver.stdin.close()
-            driver.wait(30)
 
 
 @pytest.fixture(scope="module")

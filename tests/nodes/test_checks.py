@@ -112,7 +112,8 @@ def test_other_nodes_say_it_too(refusal, node, inputs, said):
     [
         ("RetortTrainDistillation", TRAINER),
         ("RetortTrainDistillation", {**TRAINER, "prompts": LINKED}),
-        ("RetortTrainDistillation", {**TRAINER, "prompts": LINKED, "clip": None, "positive": LINKED, "method.cfg": 1.0}),
+        ("RetortTrainDistillation", {**TRAINER, "prompts": LINKED, "clip": None, "positive": LINKED,
+                                     "method.cfg": 1.0}),
         # What a link brings may make up for a value that would be wrong beside the default.
         ("RetortTrainDistillation", {**TRAINER, "accumulation": 32, "accumulation_cap": LINKED}),
         ("RetortTrainDistillation", {**TRAINER, "name": LINKED}),
