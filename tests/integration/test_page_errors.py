@@ -191,7 +191,7 @@ def test_an_empty_mask_is_told_on_the_node(page, look):
     nodes = {
         "m": node("RetortEmbeddedModel", variant="photographs"),
         # Another picture for each, since what has run already is not run again.
-        "i": node("EmptyImage", width=64, height=64, color=len(look)),
+        "i": node("EmptyImage", width=64, height=64, color=1 + (look == "canvas")),
         "k": node("SolidMask", value=0.0, width=64, height=64),
         "n": node("RetortRestore", model=["m", 0], clip=["m", 1], vae=["m", 2], image=["i", 0], mask=["k", 0], scale=1),
         "p": node("PreviewImage", images=["n", 0]),
