@@ -5,11 +5,10 @@ A page in that language is docs/NAME/LANGUAGE.md; where there is none, the Engli
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 from aiohttp import web
-
-import nodes
 
 PAGE = Path(__file__).resolve().parents[2] / "extensions" / "comfyui"
 DOCS = PAGE / "docs"
@@ -28,6 +27,6 @@ def add(table: web.RouteTableDef) -> None:
         return web.FileResponse(found[0], headers=headers)
 
     # By our folder's own name: an address with a placeholder in its place would come after ComfyUI's for the folder.
-    for name, folder in nodes.EXTENSION_WEB_DIRS.items():
+    for name, folder in import_module("nodes").EXTENSION_WEB_DIRS.items():
         if Path(folder).resolve() == PAGE:
             table.get(f"/extensions/{name}/docs/{NAMES}")(page)
