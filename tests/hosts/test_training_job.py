@@ -29,7 +29,7 @@ from retort.sampling.path import VE
 from retort.sampling.schedule import DiscreteSchedule
 from retort.trainers import job_watch
 from retort.trainers.dataset import Dataset, entries_of
-from retort.trainers.job import JOB, LOCK, LOG, Job
+from retort.trainers.job import DATA, JOB, LOCK, LOG, Job
 from retort.trainers.job_watch import read_status, send
 from retort.trainers.methods import read_config
 from retort.trainers.watch import Silent, read_metrics
@@ -244,6 +244,24 @@ def test_a_full_disk_ends_the_run_and_loses_no_saved_step(tiny_disk, where):
         assert run_job(host, folder).state == "finished"
         steps = [row["step"] for row in read_metrics(folder / "metrics.jsonl")]
         assert steps == list(range(1, 9)) and not list(folder.rglob(".*.part"))
+
+
+@pytest.mark.parametrize("change", ["prompts", "latents"])
+def test_a_job_on_other_data_is_refused_and_leaves_what_is_there(made, request_for, change):
+    folder = made("mine", steps=2)
+    assert run_job(host, folder).state == "finished"
+    before = {name: (folder / name).read_bytes() for name in (DATA, JOB)}
+    model, vae, request = request_for("mine", steps=4)
+    if change == "prompts":
+        clip = host.embedded("flow")[1]
+        request.dataset.entries = entries_of([host.encode_text(clip, f"a green {i}") for i in range(4)], "positive")
+    else:
+        request.dataset.latents = [latent.flip(0) for latent in request.dataset.latents]
+    with pytest.raises(ValueError, match=f"name: the run in .* was started with another {change}"):
+        starter.write_job(host, folder, model, request, vae)
+    assert {name: (folder / name).read_bytes() for name in (DATA, JOB)} == before
+    starter.write_job(host, folder, *request_for("mine", steps=4)[::2], vae)
+    assert run_job(host, folder).step == 4
 
 
 def test_the_command_line_trains_and_tells(made, where, tmp_path):
