@@ -17,8 +17,6 @@ from torch import Tensor
 Method = Literal["wavelet", "adain", "none"]
 METHODS: tuple[str, ...] = get_args(Method)
 LEVELS = 5
-# A pixel of the coarse part depends on pixels this far away.
-REACH = 2**LEVELS - 1
 _EPS = 1e-5
 
 

@@ -34,8 +34,8 @@ class Preset:
 
     timesteps: one tuple of descending network timesteps (0 .. 1000) per step count, the default first; only the custom
     preset has none. family: what the network predicts. paths: the NoisePath kinds it runs on, by default those of the
-    family. shift: flow shift to set on the model. latent_channels, latent_dims (2 image, 3 video), lora_strength: None
-    where any fits. note: which published file, and where it goes.
+    family. shift: flow shift to set on the model. latent_channels, latent_dims (2 image, 3 video): None where any
+    fits. note: which published file, and where it goes.
     """
 
     key: str
@@ -49,7 +49,6 @@ class Preset:
     shift: float | None = None
     latent_channels: int | None = None
     latent_dims: int | None = None
-    lora_strength: float | None = None
     note: str = ""
     source: str = ""
 
@@ -220,7 +219,7 @@ _TDM = "Luo et al. 2025, arXiv 2503.06674; github.com/Luo-Yihong/TDM"
 _ALL = (
     Preset(
         key="dmd2_sdxl_4step", title="DMD2, SDXL, 4 steps", family="eps", timesteps=(_QUARTERS,), mode="renoise",
-        latent_channels=4, latent_dims=2, lora_strength=1.0, source=_DMD2,
+        latent_channels=4, latent_dims=2, source=_DMD2,
         note="Put dmd2_sdxl_4step_lora_fp16.safetensors (huggingface.co/tianweiy/DMD2) into models/loras and load it "
         "on an SDXL checkpoint, or dmd2_sdxl_4step_unet_fp16.bin into models/diffusion_models.",
     ),
@@ -252,19 +251,19 @@ _ALL = (
     ),
     Preset(
         key="tdm_sd3", title="TDM, SD3 medium, 4 steps", family="flow", timesteps=((999, 947, 856, 666),),
-        mode="deterministic", shift=6.0, latent_channels=16, latent_dims=2, lora_strength=0.125, source=_TDM,
+        mode="deterministic", shift=6.0, latent_channels=16, latent_dims=2, source=_TDM,
         note="Put the LoRA of huggingface.co/Luo-Yihong/TDM_sd3_lora into models/loras and load it on SD3 medium at "
         "strength 0.125 (the file stores no alpha).",
     ),
     Preset(
         key="tdm_sd15", title="TDM, SD1.5 (Dreamshaper 7), 4 steps", family="eps", timesteps=((999, 749, 500, 250),),
-        mode="deterministic", latent_channels=4, latent_dims=2, lora_strength=1.0, source=_TDM,
+        mode="deterministic", latent_channels=4, latent_dims=2, source=_TDM,
         note="Put tdm_dreamshaper.pt (huggingface.co/Luo-Yihong/TDM_dreamshaper_LoRA) into models/loras and load it on "
         "Dreamshaper 7. Its strength is not published; 1 is how its README loads it.",
     ),
     Preset(
         key="tdm_cogvideox_2b", title="TDM, CogVideoX-2B, 4 steps", family="v", paths=("VP",),
-        timesteps=((999, 856, 665, 399),), mode="deterministic", latent_channels=16, latent_dims=3, lora_strength=1.0,
+        timesteps=((999, 856, 665, 399),), mode="deterministic", latent_channels=16, latent_dims=3,
         source=_TDM,
         note="Put the LoRA of huggingface.co/Luo-Yihong/TDM_CogVideoX-2B_LoRA into models/loras and load it on "
         "CogVideoX-2B. Its strength is not published; 1 is how its README loads it.",
@@ -278,7 +277,7 @@ _ALL = (
     ),
     Preset(
         key="lcm", title="LCM and LCM-LoRA", family="eps", timesteps=_LCM, mode="renoise", latent_channels=4,
-        latent_dims=2, lora_strength=1.0,
+        latent_dims=2,
         source="Luo et al. 2023, arXiv 2310.04378 and 2311.05556; github.com/luosiallen/latent-consistency-model",
         note="Put the LoRA of huggingface.co/latent-consistency/lcm-lora-sdxl (or -sdv1-5) into models/loras. "
         "cfg 1 to 2.",
@@ -292,7 +291,7 @@ _ALL = (
     ),
     Preset(
         key="lightning_sdxl", title="SDXL Lightning", family="eps", timesteps=(_QUARTERS, (999, 499), _EIGHTHS),
-        mode="deterministic", latent_channels=4, latent_dims=2, lora_strength=1.0,
+        mode="deterministic", latent_channels=4, latent_dims=2,
         source="Lin et al. 2024, arXiv 2402.13929; huggingface.co/ByteDance/SDXL-Lightning",
         note="Take the file for your step count: sdxl_lightning_4step_lora.safetensors into models/loras, or "
         "sdxl_lightning_4step.safetensors into models/checkpoints.",
@@ -300,7 +299,7 @@ _ALL = (
     Preset(
         key="digits_flow", title="Embedded digits students, flow", family="flow",
         timesteps=((1000,), (1000, 900, 750, 500)), mode="renoise", shift=3.0, latent_channels=16, latent_dims=2,
-        lora_strength=1.0, source="models/README.md",
+        source="models/README.md",
         note="Of the LoRAs that come with Retort load on the embedded flow model, for 4 steps, "
         "digits_flow_dmd2_4step.safetensors; for 1 step digits_flow_dmd2_1step.safetensors, or digits_flow_js_1step, "
         "digits_flow_fkl_1step or digits_flow_di_star_1step.",
@@ -308,17 +307,17 @@ _ALL = (
     Preset(
         key="digits_flow_tdm", title="Embedded digits student, flow, TDM", family="flow",
         timesteps=((1000, 900, 750, 500),), mode="deterministic", shift=3.0, latent_channels=16, latent_dims=2,
-        lora_strength=1.0, source="models/README.md",
+        source="models/README.md",
         note="Load digits_flow_tdm_4step.safetensors, which comes with Retort, on the embedded flow model.",
     ),
     Preset(
         key="digits_eps", title="Embedded digits student, eps", family="eps", timesteps=((399,),), mode="renoise",
-        latent_channels=16, latent_dims=2, lora_strength=1.0, source="models/README.md",
+        latent_channels=16, latent_dims=2, source="models/README.md",
         note="Load digits_eps_dmd2_1step.safetensors, which comes with Retort, on the embedded eps model.",
     ),
     Preset(
         key="digits_eps_tdm", title="Embedded digits student, eps, TDM", family="eps", timesteps=(_QUARTERS,),
-        mode="deterministic", latent_channels=16, latent_dims=2, lora_strength=1.0, source="models/README.md",
+        mode="deterministic", latent_channels=16, latent_dims=2, source="models/README.md",
         note="Load digits_eps_tdm_4step.safetensors, which comes with Retort, on the embedded eps model.",
     ),
     Preset(
