@@ -28,7 +28,8 @@ TEMPLATE = """async ({ name, vue }) => {
   const quiet = () => document.querySelectorAll("[data-node-id]").length >= app.graph._nodes.length;
   for (let i = 0; i < 50 && vue && !quiet(); i++) await new Promise((done) => setTimeout(done, 100));
   await new Promise((done) => setTimeout(done, 350));
-  return { picture: picture.naturalWidth, file };
+  const { scale, offset } = app.canvas.ds;
+  return { picture: picture.naturalWidth, file, view: [scale, ...offset] };
 }"""
 NODES = """(vue) => app.graph._nodes.map((node) => {
   const shown = vue ? document.querySelector(`[data-node-id="${node.id}"]`) : null;

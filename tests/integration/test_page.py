@@ -91,6 +91,8 @@ def test_every_template_opens_whole(page, app, vue):
         seen = page("template", name=name, vue=vue)
         assert seen["picture"] > 200 and not seen["errors"], (name, seen["errors"])
         written = {str(node["id"]): node for node in seen["file"]["nodes"]}
+        # It can be read: at full size, where its note begins.
+        assert seen["view"] == [1, *seen["file"]["extra"]["ds"]["offset"]], (name, seen["view"])
         assert {str(node["id"]) for node in seen["nodes"]} == set(written)
         for node in seen["nodes"]:
             assert node["known"], (name, node["type"])
