@@ -11,7 +11,7 @@ from .inputs import number, schema
 CATEGORY = "model/sampling/retort"
 ALIASES = [
     "retort", "distil", "few step", "one step", "turbo", "lightning", "dmd", "dmd2", "tdm", "lcm", "diff-instruct",
-    "instarevive",
+    "instarevive", "sdxl lightning", "sdxl turbo", "sd turbo", "lcm lora",
 ]  # fmt: skip
 FROM_PRESET = "from preset"
 MODES = {"re-noise": "renoise", "deterministic": "deterministic", "single call": "single"}

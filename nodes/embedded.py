@@ -14,7 +14,7 @@ class RetortEmbeddedModel(CheckedNode):
     def define_schema(cls):
         return schema(
             node_id="RetortEmbeddedModel",
-            display_name="Embedded Model",
+            display_name="Retort Demo Model",
             category="model/loaders/retort",
             description=(
                 "A small text-to-image model that comes with Retort: handwritten digits at 64x64 from captions such as "

@@ -18,7 +18,7 @@ from ..trainers.watch import checkpoints, latest_preview, open_picture, read_pic
 from .checks import Asked, CheckedNode, at
 from .inputs import completed, number, schema
 from .preference import PREFERENCES, asked, check_pairs
-from .training import ALIASES, CATEGORY, NOTHING, check_training, config_of, one, read
+from .training import ALIASES, CATEGORY, NOTHING, TRAINER_ALIASES, check_training, config_of, one, read
 from .training_inputs import SETTINGS, common_inputs, image_inputs, method_input, offload_input, sources
 
 COMMANDS = [NOTHING, "sample", "save", "stop"]
@@ -67,7 +67,10 @@ class RetortTrainingJob(CheckedNode):
                 "Queue it again to go on with a job that was stopped. ComfyUI gives up what it "
                 "holds of the GPU when it starts."
             ),
-            search_aliases=[*ALIASES, "distil", "dmd2", "dpo", "background", "multi gpu", "accelerate"],
+            search_aliases=[
+                *TRAINER_ALIASES, "fine-tune", "dreambooth", "kohya", "distil", "dmd2", "dpo", "background",
+                "multi gpu", "accelerate",
+            ],
             is_input_list=True,
             is_output_node=True,
             inputs=[
@@ -85,7 +88,7 @@ class RetortTrainingJob(CheckedNode):
                 offload_input(),
             ],
             outputs=[
-                io.String.Output(id="run", display_name="run", tooltip="For Collect Job and Loss Chart."),
+                io.String.Output(id="run", display_name="run", tooltip="For Job Result and Loss Chart."),
                 io.String.Output(id="status", display_name="status", tooltip="Where the job stands."),
             ],
         )
@@ -141,7 +144,7 @@ class RetortCollectJob(CheckedNode):
     def define_schema(cls):
         return schema(
             node_id="RetortCollectJob",
-            display_name="Collect Job",
+            display_name="Job Result",
             category=CATEGORY,
             description=(
                 "Takes the LoRA of a job: the finished one, or the latest checkpoint while it goes on. Cancelling this "

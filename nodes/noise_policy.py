@@ -22,7 +22,7 @@ class RetortNoisePolicy(CheckedNode):
     def define_schema(cls):
         return schema(
             node_id="RetortNoisePolicy",
-            display_name="Noise Policy",
+            display_name="Learn Noise for a Prompt (FIND)",
             category=CATEGORY,
             description=(
                 "Learns, for one prompt, the Gaussian that its initial noise is drawn from, so that samples score "
@@ -68,12 +68,12 @@ class RetortPolicyNoise(CheckedNode):
     def define_schema(cls):
         return schema(
             node_id="RetortPolicyNoise",
-            display_name="Policy Noise",
+            display_name="Learned Noise",
             category=CATEGORY,
             description="Another seed's noise from a policy that was learnt, resumed or loaded.",
             search_aliases=[*ALIASES, "find", "noise", "seed"],
             inputs=[
-                SEARCH_TREE.Input("search", tooltip="From Noise Policy, Resume Search or Load Search."),
+                SEARCH_TREE.Input("search", tooltip="From Learn Noise for a Prompt, Resume Search or Load Search."),
                 seed_input("Draws the noise."),
             ],
             outputs=[_noise()],

@@ -128,7 +128,7 @@ class RetortPromptQueue(CheckedNode):
     def define_schema(cls):
         return schema(
             node_id="RetortPromptQueue",
-            display_name="Prompt Queue",
+            display_name="Next Prompt of a List",
             category=CATEGORY,
             description=(
                 "Gives one prompt of a list, the next one each time the workflow is queued. Preference Picker draws "

@@ -22,9 +22,8 @@ from ..trainers.methods import of_group
 from .checks import Asked, CheckedNode, at, is_empty
 from .inputs import completed, number, schema
 from .rewards import REWARD
-from .training import ALIASES as TRAINING_ALIASES
 from .training import CATEGORY as TRAINING
-from .training import NOTHING, TrainingNode, check_settings, config_of, outputs, run
+from .training import NOTHING, TRAINER_ALIASES, TrainingNode, check_settings, config_of, outputs, run
 from .training_inputs import common_inputs, image_inputs, method_input, offload_input
 
 CATEGORY = "model/preference/retort"
@@ -338,7 +337,7 @@ class RetortTrainPreference(TrainingNode):
                 "Teaches a LoRA to draw what wins and not what loses for a prompt: Diffusion-DPO, SmPO or MaPO. The "
                 "model that comes in, with its LoRAs, is what dpo and smpo stay close to."
             ),
-            search_aliases=[*TRAINING_ALIASES, *ALIASES[1:], "smpo", "mapo", "alignment"],
+            search_aliases=[*TRAINER_ALIASES, *ALIASES[1:], "dpo lora", "smpo", "mapo", "alignment"],
             is_output_node=True,
             inputs=[
                 io.Model.Input(

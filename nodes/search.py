@@ -145,7 +145,7 @@ class RetortTreeSearch(CheckedNode):
                 "the next calls where that pays. Diffusion Tree Search and its baselines; cancelling gives the best so "
                 "far."
             ),
-            search_aliases=[*ALIASES, "fk steering", "svdd", "reward"],
+            search_aliases=[*ALIASES, "better picture", "fk steering", "svdd", "reward"],
             is_output_node=True,
             inputs=[
                 *searched(

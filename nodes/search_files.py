@@ -26,7 +26,7 @@ class RetortSaveSearch(CheckedNode):
             search_aliases=[*ALIASES, "save", "noise policy"],
             is_output_node=True,
             inputs=[
-                SEARCH_TREE.Input("search", tooltip="From Tree Search, Resume Search or Noise Policy."),
+                SEARCH_TREE.Input("search", tooltip="From Tree Search, Resume Search or Learn Noise for a Prompt."),
                 io.String.Input("name", default="search", tooltip="The file's name; a number is added to a taken one."),
             ],
             outputs=[io.String.Output(id="file", display_name="file", tooltip="The file's name, for Load Search.")],
@@ -57,7 +57,7 @@ class RetortLoadSearch(CheckedNode):
             search_aliases=[*ALIASES, "load", "noise policy"],
             inputs=[io.String.Input("file", default="search", tooltip="The file's name in output/retort_searches.")],
             outputs=[
-                SEARCH_TREE.Output(id="search", display_name="search", tooltip="For Resume Search, Draw, Policy Noise.")
+                SEARCH_TREE.Output(id="search", display_name="search", tooltip="Resume Search, Draw, Learned Noise.")
             ],
         )
 

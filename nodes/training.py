@@ -30,6 +30,8 @@ from .training_inputs import (
 
 CATEGORY = "model/training/retort"
 ALIASES = ["retort", "train", "trainer", "lora"]
+# What people type who want to train.
+TRAINER_ALIASES = [*ALIASES, "train lora", "lora train", "lora training", "lora trainer"]
 OUTPUTS = (
     (io.LoraModel, "lora", "The LoRA, for Load LoRA Model; it is also written to models/loras."),
     (io.LossMap, "loss", "The student's loss at each step, for the core loss graph."),
@@ -54,7 +56,7 @@ def trainer_schema(inputs: list, aliases: Sequence[str], **facts: Any) -> io.Sch
     """The schema of a trainer with these inputs; facts: its id, name and description."""
     return schema(
         category=CATEGORY,
-        search_aliases=[*ALIASES, *aliases],
+        search_aliases=[*TRAINER_ALIASES, *aliases],
         is_input_list=True,
         is_output_node=True,
         inputs=[*inputs, offload_input()],
@@ -237,7 +239,7 @@ class RetortTrainDistillation(TrainingNode):
             ),
             aliases=[
                 "distil", "few step", "one step", "turbo", "lightning", "dmd", "dmd2", "tdm", "f-distill",
-                "diff-instruct", "lcm",
+                "diff-instruct", "lcm", "sdxl lightning", "sdxl turbo", "lcm lora", "train lcm", "speed up",
             ],
             inputs=[*sources(), io.Custom("REWARD").Input(
                 "reward", optional=True, tooltip="DI* only: a differentiable reward that the student learns to please."
@@ -258,12 +260,15 @@ class RetortTrainFlow(TrainingNode):
     def define_schema(cls):
         return trainer_schema(
             node_id="RetortTrainFlow",
-            display_name="Train Flow Matching",
+            display_name="Train LoRA on Images (Flow Matching)",
             description=(
                 "Fine-tunes a LoRA on images: flow matching for flow models, noise or velocity prediction for others, "
                 "in the network's own loss space and with the levels that suit it."
             ),
-            aliases=["fine-tune", "finetune", "flow matching", "lfm", "pfgm", "style", "character"],
+            aliases=[
+                "fine-tune", "finetune", "fine tune", "dreambooth", "kohya", "flow matching", "lfm", "pfgm", "style",
+                "character",
+            ],
             inputs=[
                 *sources(),
                 *inputs_of(METHODS["flow"].config),

@@ -116,7 +116,7 @@ class TrainingConfig(Settings):
         1, 1, 16, advanced=True,
         help="Above 1, images that are learnt slowly come so often in each round; 2 is USEFUL's. 1 is off.",
         page="Above 1, images or pairs that are learnt slowly come so often in each round, after a short run has found "
-        "them; see *Train Flow Matching*. 1 is off.",
+        "them; see *Train LoRA on Images*. 1 is off.",
     )
     slow_after: int = setting(
         100, 1, MOST_STEPS, advanced=True,
@@ -128,7 +128,7 @@ class TrainingConfig(Settings):
         help="Share of draws that go to images from which more is learnt, each at a weight that makes up for it. 0 "
         "draws them in turn.",
         page="Share of draws that go to images or pairs from which more is learnt, each at a weight that makes up for "
-        "it; see *Train Flow Matching*. 0 draws all in turn.",
+        "it; see *Train LoRA on Images*. 0 draws all in turn.",
     )
     offload: str = setting(
         AUTO, advanced=True,

@@ -156,7 +156,7 @@ class Picker {
     }
   }
 
-  /** Prompts that are still to come, null where no Prompt Queue tells. */
+  /** Prompts that are still to come, null where no Next Prompt of a List tells. */
   left() {
     const queue = [...upstream(this.node)].find((node) => node.comfyClass === QUEUE);
     if (!queue) return null;

@@ -125,7 +125,7 @@ def policy_noise(host: Host, saved: Saved, seed: int) -> PolicyNoise:
     if len(policies) < len(saved.states):
         raise ValueError(
             "search: only a noise policy can be drawn from, and this search is none, or was cancelled before all its "
-            "items were begun; connect Noise Policy"
+            "items were begun; connect Learn Noise for a Prompt"
         )
     return PolicyNoise(policies, host.random_noise, seed)
 

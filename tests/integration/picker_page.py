@@ -110,7 +110,7 @@ def main(url: str, workflow: Path, pictures: Path) -> None:
         one.shown()
         seen["hostile"] = one.text("prompt"), one.page.evaluate("[window.hurt ?? null, document.scripts.length]")[0]
         nodes = one.page.evaluate("app.graph._nodes.length")
-        one.press("Draw")
+        one.press("Generate")
         seen["chosen"] = picked(one, 9, 0)
         one.page.screenshot(path=pictures / "canvas_dark.png")
         # Taken back by key and chosen the other way round; the graph's own undo is not meant.
@@ -142,7 +142,7 @@ def main(url: str, workflow: Path, pictures: Path) -> None:
         one.open(document, **{"Comfy.VueNodes.Enabled": True, "Comfy.ColorPalette": "light"})
         one.until("after the reload", judged=11)
         seen["draws_after_reload"] = one.page.locator("button[aria-pressed='true']", has_text="Stop").count()
-        one.press("Draw")
+        one.press("Generate")
         seen["chosen"] += picked(one, 9, 11)
         one.shown()
         one.page.screenshot(path=pictures / "nodes2_light.png")
@@ -169,7 +169,7 @@ def main(url: str, workflow: Path, pictures: Path) -> None:
             one.page.keyboard.press("s")
             time.sleep(0.4)
         one.page.evaluate("app.graph._nodes.find((n) => n.type === 'RetortPromptQueue').widgets[0].value = ''")
-        one.press("Draw")
+        one.press("Generate")
         seen["failed"] = one.until("a failed run", note="failed")
         seen["draws_after_failure"] = one.page.locator("button[aria-pressed='true']", has_text="Stop").count()
         one.page.screenshot(path=pictures / "failed.png")
@@ -190,7 +190,7 @@ def main(url: str, workflow: Path, pictures: Path) -> None:
             "async () => Object.values(await (await fetch('/history')).json()).at(-1).status.status_str"
         )
         # Closed while it draws.
-        one.press("Draw")
+        one.press("Generate")
         time.sleep(1)
         seen["errors"] = one.errors
         browser.close()

@@ -1,4 +1,4 @@
-"""Preference Picker and Prompt Queue on the headless host: what waits, what is not asked twice, and bad input."""
+"""Preference Picker and Next Prompt of a List, headless: what waits, what is not asked twice, and bad input."""
 
 from __future__ import annotations
 

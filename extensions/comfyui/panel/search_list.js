@@ -171,7 +171,7 @@ export class SearchList {
     this.list = new List(root, {
       parts: ["searches"],
       label: "Searches",
-      empty: "No searches yet: queue Tree Search or Noise Policy.",
+      empty: "No searches yet: queue Tree Search or Learn Noise for a Prompt.",
       entries: ({ searches }) => {
         this.open ??= searches[0]?.name;
         return searches;

@@ -42,7 +42,7 @@ export class Drawing {
     this.before = null;
     if (desk.waiting >= this.keep) return false;
     if (left === 0) {
-      this.stop("All prompts have been drawn. Set index of Prompt Queue to 0 for another round.");
+      this.stop("All prompts have been drawn. Set index of Next Prompt of a List to 0 for another round.");
       return false;
     }
     this.before = total;
@@ -50,7 +50,7 @@ export class Drawing {
   }
 }
 
-/** Prompts that a Prompt Queue still gives; null where it begins again or its list comes from another node. */
+/** Prompts that *Next Prompt of a List* still gives; null where it begins again or its list comes from another node. */
 export function promptsLeft({ prompts, index, begin_again: again }) {
   if (typeof prompts !== "string" || typeof index !== "number" || again) return null;
   return Math.max(0, prompts.split(/\r\n|\r|\n/).filter((line) => line.trim()).length - index);

@@ -34,7 +34,7 @@ export class View {
       tie: this.button("Tie", "T", "They are equally good (T or 0)"),
       skip: this.button("Skip", "S", "Ask no more about these (S)"),
       undo: this.button("Undo", "U", "Take the last answer back (U or Ctrl+Z)"),
-      draw: this.button("Draw", "D", "Queue the workflow for this node whenever fewer than so many wait (D)"),
+      draw: this.button("Generate", "D", "Queue the workflow for this node whenever fewer than so many wait (D)"),
     };
     this.keep = make("input", "retort-picker-keep", { type: "number", min: 1, max: MOST, step: 1 });
     this.keep.setAttribute("aria-label", "How many sets are kept waiting");
@@ -58,7 +58,7 @@ export class View {
     const button = make("button", "", { type: "button", title, tabIndex: -1 });
     button.setAttribute("aria-keyshortcuts", key);
     button.append(text, make("kbd", "", { textContent: key }));
-    button.addEventListener("click", () => this.say({ Tie: "tie", Skip: "skip", Undo: "undo", Draw: "draw" }[text]));
+    button.addEventListener("click", () => this.say({ Tie: "tie", Skip: "skip", Undo: "undo", Generate: "draw" }[text]));
     return button;
   }
 
@@ -110,7 +110,7 @@ export class View {
     if (desk.current?.id !== this.shown?.id || this.shown === undefined) this.show(desk.current);
     for (const word of ["tie", "skip"]) this.buttons[word].disabled = !desk.current;
     this.buttons.undo.disabled = !canUndo;
-    this.buttons.draw.firstChild.data = drawing.on ? "Stop" : "Draw";
+    this.buttons.draw.firstChild.data = drawing.on ? "Stop" : "Generate";
     this.buttons.draw.setAttribute("aria-pressed", String(drawing.on));
     if (document.activeElement !== this.keep) this.keep.value = drawing.keep;
     const lost = desk.problems ? ` · ${desk.problems} unreadable` : "";
@@ -122,7 +122,7 @@ export class View {
     if (!desk.current) {
       this.prompt.textContent = drawn
         ? "The next candidates are being drawn."
-        : "Nothing waits. Press Draw, or queue the workflow.";
+        : "Nothing waits. Press Generate, or queue the workflow.";
     }
     // The next pictures are there when they are asked for.
     for (const id of desk.tickets[1]?.candidates ?? []) make("img", "", { src: this.picture(id) });

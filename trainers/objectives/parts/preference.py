@@ -27,7 +27,7 @@ class PairConfig(Settings):
     """How levels are drawn, as `flow_matching` draws them; steps and cfg are of the previews."""
 
     levels: Drawing = changed(FlowMatchingConfig, "levels", advanced=True,
-        help="How noise levels are drawn, as Train Flow Matching draws them.")
+        help="How noise levels are drawn, as Train LoRA on Images draws them.")
     steps: int = changed(FlowMatchingConfig, "steps")
     cfg: float = changed(FlowMatchingConfig, "cfg", help="Guidance of the previews.")
 
