@@ -1,8 +1,8 @@
 """The quick start, run and measured: a labelled contact sheet and a table of what each number of steps costs and gives.
 
-`python -m retort.benchmarks.demo [--quick] [--json FILE] [--out DIR]`. Runs the workflow of the quick start without
-ComfyUI, then measures the same model on prompts of its own. Fréchet distances of few images are high: the last row is
-what as many real digits get.
+`python -m retort.benchmarks.demo [--quick] [--json FILE] [--out DIR]`. Runs the workflow of the teacher and its three
+students without ComfyUI, then measures the same model on prompts of its own. Fréchet distances of few images are high:
+the last row is what as many real digits get.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..models import evaluate, loader
 from .distillation import RUNS
 from .report import Figure, Report, arguments
 
-WORKFLOW = Path(__file__).resolve().parents[1] / "workflows" / "1 Quick start - 4 steps instead of 50.json"
+WORKFLOW = Path(__file__).resolve().parents[1] / "workflows" / "Distil - A teacher and three students.json"
 # The workflow's rows, and which of the embedded students draws each.
 ROWS = (
     ("teacher", 50, ""),

@@ -15,6 +15,7 @@ pytest.importorskip("peft")
 # Searches and trainings turn on which of two near numbers is larger: `snapshots.py` alone runs them.
 QUICK = [
     "3 Teach it your taste", "Distil - A student by its parts", "1 Quick start - 4 steps instead of 50",
+    "Distil - A teacher and three students",
     "Distil - A noise-prediction model", "Reflect - Guided against unguided", "6 Reflect - More of what a LoRA adds",
     "Reflect - A model against an earlier one", "Restore - A caption for each tile", "Restore - Digits in one step",
     "Restore - Infrared with spectral guidance",
