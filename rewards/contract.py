@@ -41,3 +41,13 @@ class Holder(Protocol):
     def offload(self) -> None:
         """Take it off that device; the next `load` brings it back."""
         ...
+
+
+def require_differences(reward: Reward) -> None:
+    """ValueError for a reward whose range is one number, such as a combination of which every weight is 0."""
+    low, high = reward.range
+    if low == high:
+        raise ValueError(
+            f"the reward {reward.name} gives every picture the same score, {low:g}, so nothing can be learnt or found "
+            "by it: give it a weight, or connect another reward"
+        )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..restoration.hidden import filled
 from .contract import Reward
 
 
@@ -26,7 +27,7 @@ def checked(images: Tensor) -> Tensor:
             f"images have shape {tuple(images.shape)}: a reward takes (B, H, W, 3) with values from 0 to 1, as an "
             "IMAGE has them"
         )
-    return images[..., :3].float()
+    return filled(images)[..., :3].float()
 
 
 def score(reward: Reward, images: Tensor, prompts: str | Sequence[str], batch: int = 0) -> Tensor:

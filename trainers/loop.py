@@ -332,6 +332,12 @@ class Trainer:
                 f"({', '.join(f'{k} {v:g}' for k, v in numbers.items() if k.endswith('_loss'))}). {kept}. "
                 f"Lower learning_rate, set precision to fp32, or look at samples {self.order.rows[:16]}"
             )
+        if not step:
+            try:
+                self.objective.check_first(numbers)
+            except ValueError:
+                self._zero()
+                raise
         rate = settings.learning_rate * settings.rate(step)
         self._moving = True
         for name in moving:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ...models.layouts.lora_names import TEXT
 from ...models.loader import FOLDER
+from ...restoration.hidden import filled
 from ...sampling.path import NoisePath
 from ...trainers import export, sources
 from ...trainers.dataset import Dataset, Entry
@@ -118,7 +119,7 @@ class ComfyUI(Host):
 
     def encode_images(self, vae: VAE, images: Tensor) -> LATENT:
         with torch.inference_mode():
-            return {"samples": vae.encode(images[..., :3])}
+            return {"samples": vae.encode(filled(images)[..., :3])}
 
     def decode(self, vae: VAE, samples: Tensor) -> Tensor:
         # The VAE belongs to a node, and so to inference mode.

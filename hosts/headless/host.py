@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...files import weights as files
+from ...restoration.hidden import filled
 from ...sampling.path import NoisePath
 from ...sampling.schedule import FlowSchedule, FluxSchedule, Schedule
 from ...trainers import sources
@@ -81,7 +82,7 @@ class Headless(Host):
 
     @torch.no_grad()
     def encode_images(self, vae: Vae, images: Tensor) -> LATENT:
-        return {"samples": vae.encode(images)}
+        return {"samples": vae.encode(filled(images))}
 
     @torch.no_grad()
     def decode(self, vae: Vae, samples: Tensor) -> Tensor:

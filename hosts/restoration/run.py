@@ -17,6 +17,7 @@ from torch import Tensor
 from ...restoration.captions import per_image, per_tile
 from ...restoration.color_fix import Method as ColourFix
 from ...restoration.color_fix import color_fix
+from ...restoration.hidden import filled
 from ...restoration.one_step import MOST_AGAIN, SLOPES, OneStep, slope
 from ...restoration.resize import enlarged, region, source_box
 from ...restoration.tiles import Grid, Tiling
@@ -84,13 +85,13 @@ class RestorationRequest(Settings):
 
 
 def pictures(images: Tensor, name: str = "image") -> Tensor:
-    """IMAGE of 3 or 4 channels; grey ones become three. ValueError for what is none."""
+    """IMAGE of 3 or 4 channels; grey ones become three, colours under alpha 0 are `filled`. ValueError for others."""
     if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or 0 in images.shape:
         raise ValueError(
             f"{name} has shape {tuple(images.shape)}: an IMAGE is (pictures, height, width, channels) with 1, 3 or 4 "
             "channels, none of them 0"
         )
-    return images.expand(-1, -1, -1, 3) if images.shape[-1] == 1 else images
+    return images.expand(-1, -1, -1, 3) if images.shape[-1] == 1 else filled(images)
 
 
 def tiles_of(images: Tensor, size: Size) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...files.pictures import rounded
-from ...rewards.contract import Reward
+from ...rewards.contract import Reward, require_differences
 from ...rewards.scoring import score
 from ...sampling.accounts import Budget, Candidate, candidate_seed, seed_of
 from ...sampling.find import Find
@@ -69,6 +69,7 @@ def run(
         )
     # A host gives back the latent of an empty schedule without asking any sampler.
     require_steps(request.sigmas, "search")
+    require_differences(reward)
     samples = host.latents_of(guider, request.latent)
     states: list[State | None] = [None] * len(samples)
     if earlier is not None:

@@ -20,7 +20,7 @@ from ...files.atomic import check_writable, checked_name, write_json
 from ...files.folder import Inside, inside
 from ...files.log_file import METRICS, column
 from ...files.strangers import read_json
-from ...rewards.contract import Reward
+from ...rewards.contract import Reward, require_differences
 from ...trainers.checkpointing import units
 from ...trainers.config import RunConfig
 from ...trainers.dataset import Dataset
@@ -107,7 +107,10 @@ def run(
         config.method, reward is not None, second is not None, vae is not None, bool(request.dataset.prompts)
     )
     for each in (reward, second):
-        if each is not None and METHODS[config.method].objective.rewards == "differentiable":
+        if each is None:
+            continue
+        require_differences(each)
+        if METHODS[config.method].objective.rewards == "differentiable":
             _refuse_without_gradient(each, config.method)
     for needed in (folder, host.loras_folder()):
         check_writable(needed)

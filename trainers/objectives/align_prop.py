@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from ...sampling.path import broadcast
 from ...sampling.settings import setting
 from ...sampling.transition import Transition
-from .parts.contract import Batch, Draws, LatentReward, Loss, Tools, TrainableDenoiser, guided
+from .parts.contract import Batch, Draws, LatentReward, Loss, Tools, TrainableDenoiser, guided, slope_of
 from .parts.pareto import share
 from .parts.registry import Method, register
 from .parts.sampled import Sampled, SampledConfig, at_most
@@ -143,6 +143,7 @@ class AlignProp(Sampled):
             part = share(slope, beside)
             metrics["share"] = part.mean()
             loss, slope = part * loss + (1 - part) * other, beside + broadcast(part, slope) * (slope - beside)
+        metrics["reward_slope"] = slope.square().mean().sqrt()
         yield Loss("student", loss.mean() + (slope * (x - x.detach())).sum(), metrics)
 
     def _slope(self, reward: LatentReward, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,7 +151,7 @@ class AlignProp(Sampled):
         leaf = x.detach().requires_grad_()
         rewards = reward(leaf, batch.prompts, batch)
         each = (rewards - self.config.target).abs() if self.config.loss == "target" else -rewards
-        slope = torch.autograd.grad(each.mean(), leaf)[0]
+        slope = slope_of(each / len(each), leaf, self.name)
         return each.detach(), slope, rewards.detach().mean()
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ...sampling.path import broadcast
 from ...sampling.settings import changed, setting
-from .parts.contract import Asked, Batch, Cond, Tools, TrainableDenoiser, alpha_sigma, mean_each
+from .parts.contract import Asked, Batch, Cond, Tools, TrainableDenoiser, alpha_sigma, mean_each, slope_of
 from .parts.grids import student_sigmas
 from .parts.registry import Method, register
 from .parts.score_matching import MatchingConfig, ScoreMatching, StudentConfig
@@ -181,7 +181,7 @@ class DIStar(ScoreMatching):
             pull, reward = self._reward(x, batch)
             # The surrogate is a mean over a latent's numbers, the reward one number to a latent.
             g = g - settings.alpha_rew * x[0].numel() * pull
-            metrics["reward"] = reward.mean()
+            metrics |= {"reward": reward.mean(), "reward_slope": pull.square().mean().sqrt()}
         return torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0), metrics
 
     def _vjp(self, adapter: str | None, x: Tensor, sigma: Tensor, noise: Tensor, cond: Cond, weight: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ class DIStar(ScoreMatching):
         leaf = x.detach().requires_grad_()
         with torch.enable_grad():
             reward = self.reward(leaf, batch.prompts, batch)
-            return torch.autograd.grad(reward.sum(), leaf)[0], reward.detach()
+            return slope_of(reward, leaf, self.name), reward.detach()
 
 
 register(Method("di_star", DIStarConfig, DIStar, "distillation"))

@@ -324,6 +324,21 @@ class Objective(ABC):
     def after_step(self, metrics: Mapping[str, float], step: int) -> None:  # noqa: B027
         """Called when every player has moved, with the whole batch's mean metrics: running averages are kept here."""
 
+    def check_first(self, metrics: Mapping[str, float]) -> None:
+        """Called before the first step of a run moves anything. ValueError where the reward cannot teach anything.
+
+        metrics: means over the whole batch; reward_spread, the distance of the scores of what is compared, or
+        reward_slope, the size of the reward's gradient, where the method has one of them.
+        """
+        if metrics.get("reward_spread", 1.0) == 0:
+            raise ValueError(
+                f"the reward gives every picture of the first step the same score, {metrics['reward']:g}, so "
+                f"{self.name} has nothing to learn from: connect a reward that tells the pictures of a prompt apart, "
+                "or compare more of them at once (batch_size, candidates, group)"
+            )
+        if metrics.get("reward_slope", 1.0) == 0:
+            raise ValueError(_no_gradient(self.name))
+
     def buffers(self) -> dict[str, Tensor]:
         """Tensors, besides weights, that a resumed run needs; they are restored in place."""
         return {}
@@ -334,6 +349,21 @@ class Objective(ABC):
 
         A method that restores is given degraded latents instead.
         """
+
+
+def _no_gradient(method: str) -> str:
+    return (
+        f"the reward has no gradient with respect to the picture, so {method} has nothing to follow: give it a weight, "
+        "or connect a reward that no veto or limit holds at one score"
+    )
+
+
+def slope_of(rewards: Tensor, leaf: Tensor, method: str) -> Tensor:
+    """The derivative (B, ...) of the sum of rewards (B,) by `leaf`. ValueError where they do not depend on it."""
+    found = torch.autograd.grad(rewards.sum(), leaf, allow_unused=True)[0] if rewards.requires_grad else None
+    if found is None:
+        raise ValueError(_no_gradient(method))
+    return found
 
 
 def mean_each(x: Tensor) -> Tensor:
