@@ -113,7 +113,7 @@ def _from_api(document: dict[str, Any]) -> Graph:
         if not isinstance(inputs, dict):
             raise UsageError(f'node {id} "{node.title}": "inputs" must map names to values. Export the workflow again')
         for name, value in inputs.items():
-            if _is_link(value, document):
+            if _is_link(value):
                 node.inputs[name] = Link(str(value[0]), value[1])
                 continue
             holder, key = inputs, name
@@ -125,7 +125,7 @@ def _from_api(document: dict[str, Any]) -> Graph:
     return Graph(nodes)
 
 
-def _is_link(value: Any, document: dict[str, Any]) -> bool:
+def _is_link(value: Any) -> bool:
     if not isinstance(value, list) or len(value) != 2:
         return False
     source, slot = value
