@@ -56,6 +56,9 @@ app.registerExtension({
   name: "retort.errors",
   setup() {
     api.addEventListener("execution_start", clear);
+    api.addEventListener("retort.notice", ({ detail }) => {
+      app.extensionManager.toast.add({ severity: "warn", summary: "Retort", detail: detail.text, life: LIFE });
+    });
     api.addEventListener("execution_error", ({ detail }) => {
       if (!detail || !ours(detail)) return;
       const node = nodeOf(detail.node_id), text = detail.exception_message.trim();

@@ -8,6 +8,7 @@ raised on the node; the answer to the page, where it names the input, is changed
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -15,11 +16,14 @@ from aiohttp import web
 from comfy_execution.utils import get_executing_context
 
 from ..prompted import PROMPT, inputs_of
+from . import students
 
 PATHS = ("/prompt", "/api/prompt")
 REFUSED = ".nodes.checks.RefusedInput"
 # How the page calls an error of one input that it shows in full at once.
 SHOWN = "exception_during_inner_validation"
+NOTICE = "retort.notice"  # what the page shows as a warning
+_log = logging.getLogger("retort")
 
 
 def prompted() -> dict[str, Any] | None:
@@ -30,7 +34,16 @@ def prompted() -> dict[str, Any] | None:
 
 def listen(server: Any) -> None:
     """Hear of every prompt that a server is asked to run; server: its `PromptServer`."""
+
+    def warn(request: dict[str, Any]) -> dict[str, Any]:
+        prompt = request.get("prompt")
+        for text in students.warnings(prompt) if isinstance(prompt, dict) else ():
+            _log.warning("%s", text)
+            server.send_sync(NOTICE, {"text": text}, request.get("client_id"))
+        return request
+
     server.add_on_prompt_handler(_heard)
+    server.add_on_prompt_handler(warn)
     # A server that runs already takes no more.
     if not server.app.middlewares.frozen:
         server.app.middlewares.append(_marked)

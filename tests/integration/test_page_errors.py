@@ -207,6 +207,22 @@ def test_an_empty_mask_is_told_on_the_node(page, look):
     pytest.fail("the node said nothing")
 
 
+def test_a_student_that_is_sampled_with_guidance_is_warned_of(page, look):
+    nodes = {
+        "m": MODEL, "l": LATENT, "c": TEXT,
+        "a": node("LoraLoaderModelOnly", model=["m", 0], lora_name="there already.safetensors", strength_model=1.0),
+        "k": node("KSampler", model=["a", 0], positive=["c", 0], negative=["c", 0], latent_image=["l", 0], seed=0,
+                  steps=1, cfg=4.0, sampler_name="euler", scheduler="simple", denoise=1.0),
+        "p": node("PreviewAny", source=["k", 0]),
+    }  # fmt: skip
+    send = "async (output) => { await app.api.queuePrompt(0, { output, workflow: {} }); }"
+    nodes["k"]["inputs"]["cfg"] = 4.5 if look == "canvas" else 3.5
+    page("evaluate", code=send, given=nodes)
+    said = f"cfg is {nodes['k']['inputs']['cfg']}, and there already.safetensors makes a few-step student"
+    page("until", condition=f"({TOASTS}).includes(\"{said}\")", seconds=20)
+    page("shot", name=f"student {look}")
+
+
 def test_help_pages_are_there_under_the_address_that_is_asked_first(app):
     for language in ("en", "zh", "ja", "zh-TW"):
         text = app.get(f"/extensions/retort/docs/RetortRestore/{language}.md").decode("utf-8")
