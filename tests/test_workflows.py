@@ -88,3 +88,15 @@ def test_names_can_be_files_everywhere() -> None:
     for each in WORKFLOWS:
         assert re.fullmatch(r"[A-Za-z0-9,. -]+", each.stem), each.stem
     assert [each.stem[:2] for each in WORKFLOWS][:6] == [f"{number} " for number in range(1, 7)]
+
+
+def test_its_thumbnail_is_the_one_that_is_made_of_results(path) -> None:
+    """And says whether it needs files."""
+    image = pytest.importorskip("PIL.Image")
+    from retort.benchmarks.thumbnails import SIZE, thumbnail, words
+
+    assert ("needs" in words(path.stem)) == bool(re.match(r"SD|Flux|PixArt", path.stem))
+    with image.open(path.with_suffix(".jpg")) as kept:
+        assert kept.size == SIZE
+        made, found = (one.convert("L").resize((24, 18)).tobytes() for one in (thumbnail(path.stem), kept))
+    assert max(abs(a - b) for a, b in zip(made, found, strict=True)) < 12
