@@ -22,10 +22,12 @@ from rich.console import Console
 
 from ..hosts.contract import Host
 from ..trainers.counted import Counted
-from ..trainers.planning import CONTEXT, MEASURES, Forecast
+from ..trainers.planning import ALONE, CONTEXT, MEASURES, Forecast
 from .layouts import BF16, HALF, TRUE, Layout
 from .report import RESULTS, put
 
+# Earlier calls of a student of four steps, in the mean of the steps that are trained.
+EARLIER = 1.5
 KEPT = Path(__file__).with_name("memory.json")
 HELP = RESULTS.parents[1] / "extensions" / "comfyui" / "docs"
 CARDS = (8, 12, 16, 24)
@@ -77,11 +79,12 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo": ("dpo", {}),
 }
 # Counted on whole networks: a discriminator looks at a share of the depth.
-GAN = "dmd2 + GAN"
+GAN, F_DISTILL = "dmd2 + GAN", "f_distill"
 # Through SDXL's decoder and a CLIP ViT-H/14 in fp32, as rewards load it.
 ALIGN = "align_prop, ViT-H"
 MORE_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     GAN: ("dmd2", {"steps": 4, "ratio": 1, "gan_weight": 5e-3}),
+    F_DISTILL: ("f_distill", {"steps": 4, "ratio": 1}),
     ALIGN: ("align_prop", {"steps": 20, "last": 1, "truncation": "fixed"}),
 }
 # diffusers' own classes, for where there is no ComfyUI.
@@ -130,7 +133,7 @@ def rows(host: str) -> list[Row]:
                                              ("SD3.5-medium", "dpo"))]  # fmt: skip
     found = [Row(host, network, method) for network in NETWORKS for method in METHODS]
     more = [Row(host, "SDXL", "dmd2", 64), Row(host, "SDXL", ALIGN)]
-    more += [Row(host, network, GAN) for network in ("SDXL", "Flux.1 fp8")]
+    more += [Row(host, network, method) for network in ("SDXL", "Flux.1 fp8") for method in (GAN, F_DISTILL)]
     return [*found, *more, *(Row(host, n, "dmd2", optimiser="adamw8bit") for n in ("Flux.1", "Qwen-Image"))]
 
 
@@ -185,11 +188,21 @@ def count(row: Row, measures: tuple[str, ...] = (), whole: bool = False) -> Coun
     return replace(found, peaks=found.phases())
 
 
+def _waits(row: Row) -> bool:
+    from ..trainers.methods import METHODS as known
+    from ..trainers.methods import read_config
+
+    method, objective = (METHODS | MORE_METHODS)[row.method]
+    return known[method].objective.graphs_wait(read_config({"method": method, "objective": objective}).objective)
+
+
 # ---- what is kept ------------------------------------------------------------------------------------
 
 
 def read() -> dict[str, dict[str, Counted]]:
-    """The committed counts: by row, "plain" and with what may wait in host memory, "lean"."""
+    """The committed counts: by row, "plain", with one graph at a time, "alone", and with what may wait in host memory,
+    "lean".
+    """
     kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
     return {
         row: {name: Counted(**{**one, "blocks": tuple(one["blocks"])}) for name, one in counts.items()}
@@ -228,7 +241,7 @@ def _plans(both: Mapping[str, Counted]) -> list[Any]:
     from ..trainers.planning import on_cards
 
     training = TrainingConfig(gradient_checkpointing=True)
-    more = ((LEAN, both["lean"]),) if "lean" in both else ()
+    more = tuple((name, both[key]) for key, name in (("alone", (ALONE,)), ("lean", LEAN)) if key in both)
     return [plan for _, plan in on_cards(both["plain"], training, CARDS, more)]
 
 
@@ -257,7 +270,35 @@ def _cell(plan: Any) -> str:
     if not plan.fits:
         return "no"
     text = f"{plan.streamed} of {plan.blocks}" if plan.streamed else "resident"
-    return f"{text}, lean" if plan.measures else text
+    if plan.measures:
+        text += ", one graph" if plan.measures == (ALONE,) else ", lean"
+    return text
+
+
+def work(counts: Mapping[str, Mapping[str, Counted]]) -> str:
+    """Model x method: operations of a step over those of a plain one, in the mean of what draws decide."""
+    methods = [name for name in METHODS | MORE_METHODS if name != "flow"]
+    lines = [f"| model | TFLOP of a plain step, a forward pass's share | {' | '.join(methods)} |",
+             "|---" * (2 + len(methods)) + "|"]  # fmt: skip
+    for network in NETWORKS:
+        plain = counts.get(str(Row("comfyui", network, "flow")))
+        if plain is None:
+            continue
+        whole = plain["plain"].operations
+        cells = [f"{whole / 1e12:.0f}, {plain['plain'].flops['student forward'] / whole:.3f}"]
+        for method in methods:
+            both = counts.get(str(Row("comfyui", network, method)))
+            cells.append("" if both is None else f"{mean_work(both['plain'], method) / whole:.2f}")
+        lines.append(f"| {network} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def mean_work(counted: Counted, method: str) -> float:
+    """Operations of a step; of a few-step student's, with as many earlier calls as it has in the mean."""
+    if (METHODS | MORE_METHODS)[method][1].get("steps") != 4:
+        return counted.operations
+    one = counted.flops["student forward"] / counted.calls["student forward"]
+    return counted.operations - counted.flops.get("student pass", 0) + EARLIER * one
 
 
 def cards(counts: Mapping[str, Mapping[str, Counted]]) -> str:
@@ -295,12 +336,16 @@ def main(argv: Iterable[str] | None = None) -> int:
             continue
         began = time.process_time()
         both = {"plain": count(row)}
+        if given.comfyui and not given.whole and _waits(row) and _plans(both)[0].streamed:
+            both["alone"] = count(row, (ALONE,))
         aimed = row.optimiser != "adamw"  # aims are set for these with idle parts in host memory
         if given.comfyui and not given.whole and (aimed or not _plans(both)[0].fits):
             both["lean"] = count(row, LEAN)  # where streaming alone does not do on the smallest card
         seconds = time.process_time() - began
         streamed = len(both["plain"].blocks)
         said = f"{row}: resident {_peak(both['plain'], 0) / GB:.2f}, streamed {_peak(both['plain'], streamed) / GB:.2f}"
+        if "alone" in both:
+            said += f", one graph {_peak(both['alone'], 0) / GB:.2f}, {_peak(both['alone'], streamed) / GB:.2f}"
         if "lean" in both:
             said += f", lean {_peak(both['lean'], streamed) / GB:.2f}"
         if given.whole:
@@ -318,6 +363,7 @@ def main(argv: Iterable[str] | None = None) -> int:
             write(kept)
     if given.write and given.comfyui:
         put(RESULTS, "memory", table(kept))
+        put(RESULTS, "work", work(kept))
         put(RESULTS.parents[1] / "README.md", "cards", cards(kept))
         for page in HELP.glob("RetortTrain*.md"):
             if "<!-- cards -->" in page.read_text(encoding="utf-8"):

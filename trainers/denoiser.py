@@ -37,11 +37,13 @@ class Denoiser:
     """See `objectives.contract.TrainableDenoiser`; a host implements `call`, `join` and `together`.
 
     compute: precision of the network's arithmetic (autocast); None leaves it as the network is. most_places: the
-    largest call, in samples times places of a latent, that others may join; 0 lets none. host_inputs: keeps in host
-    memory what autograd needs of a call.
+    largest call, in samples times places of a latent, that others may join; 0 lets none. keeps_graphs: whether memory
+    was counted with graphs that wait, None where nobody has counted. host_inputs: keeps in host memory what autograd
+    needs of a call.
     """
 
     most_places = MOST_PLACES
+    keeps_graphs: bool | None = None
     host_inputs: HostInputs | None = None
 
     def __init__(
@@ -108,6 +110,10 @@ class Denoiser:
         """See the contract."""
         return checkpointing.enabled(self.network)
 
+    def may_wait(self, calls: int = 1) -> bool:
+        """See the contract."""
+        return calls == 1 and self.checkpointed if self.keeps_graphs is None else self.keeps_graphs
+
     def to_file(self, lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A LoRA under the names that a file has; here the network's own."""
         return dict(lora)
@@ -130,6 +136,10 @@ class Denoiser:
     def adapter(self, name: str | None) -> AbstractContextManager[None]:
         """See the contract."""
         return self.adapters.active(name)
+
+    def fitting(self, x: Tensor) -> int:
+        """See the contract."""
+        return max(1, self.most_places // (len(x) * math.prod(x.shape[2:])))
 
     def joined(self, asked: Sequence[Asked]) -> Asked | None:
         """See the contract."""
@@ -189,14 +199,24 @@ class Denoiser:
             self.predict_x0(x, sigma, cond)
         return [part.float() for part in seen]
 
+    def features_and_x0(self, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[list[Tensor], Tensor]:
+        """See the contract."""
+        # The hook of the last feature ends the graph; this brings gradients back.
+        with torch.set_grad_enabled(torch.is_grad_enabled()), self._watching(x, leave=False) as seen:
+            x0 = self.predict_x0(x, sigma, cond)
+        return [part.float() for part in seen], x0
+
     @torch.no_grad()
     def feature_widths(self, x: Tensor, sigma: Tensor, cond: Cond) -> list[int]:
         """See the contract."""
         return [f.shape[-1] if f.ndim == 3 else f.shape[1] for f in self.features(x, sigma, cond)]
 
     @contextmanager
-    def _watching(self, x: Tensor) -> Iterator[list[Tensor]]:
-        """Within it the network's features come into the list, and it is left by `_Left` when all are there."""
+    def _watching(self, x: Tensor, leave: bool = True) -> Iterator[list[Tensor]]:
+        """Within it the network's features come into the list; when all are there, it is left by `_Left`.
+
+        leave: else the rest of it runs without a graph.
+        """
         seen: list[Tensor] = []
         found = [module for _, module in checkpointing.blocks(self.network)]
         if not found:
@@ -215,7 +235,9 @@ class Denoiser:
             seen.append(max(reversed(image or parts), key=Tensor.numel))
             # Blocks are not always listed in the order in which they run.
             if len(seen) == len(chosen):
-                raise _Left
+                if leave:
+                    raise _Left
+                torch.set_grad_enabled(False)
 
         hooks = [found[i].register_forward_hook(keep) for i in chosen]
         try:

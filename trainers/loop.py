@@ -264,8 +264,8 @@ class Trainer:
                 metrics = offload.enough_room(self.step, self._spare, self._begin_again, self.watcher.says)
                 if self.done == self.begun + 1:
                     self.forecast = offload.corrected(
-                        self.forecast, self.denoiser.ring, self._spare(), self.truth.peak, metrics["seconds"],
-                        self.watcher.says,
+                        self.forecast, self.denoiser.ring, self._spare(),
+                        None if self.objective.varies else self.truth.peak, metrics["seconds"], self.watcher.says,
                     )  # fmt: skip
                 if log:
                     log.add(self.done, metrics)

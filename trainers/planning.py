@@ -16,9 +16,12 @@ from .streaming import BUFFERS, spread
 CONTEXT = int(0.8 * 2**30)
 # Of the free memory this share is left alone: the allocator cannot use every gap, and kernels want some room.
 MARGIN = 0.05
-# What may wait in host memory besides, in the order in which it is taken: neither changes a number of the run.
+# What may wait in host memory besides, and that no graph waits beside another (`Objective.graphs_wait`), at some calls.
 INPUTS, STATE = "block inputs", "idle optimiser states"
+ALONE = "one graph at a time"
+# In the order in which they are taken; none changes a number of the run.
 MEASURES = ((INPUTS,), (INPUTS, STATE))
+WITH_GRAPHS = ((ALONE,), *MEASURES, (ALONE, INPUTS, STATE))
 # Bytes a second over PCIe 4 x16 from pinned memory, as cards of that kind reach it; until a run has measured its own.
 BUS = 25e9
 
@@ -27,9 +30,10 @@ BUS = 25e9
 class Plan:
     """What a run takes with so many of its blocks streamed.
 
-    peak: bytes on the card; host: bytes of host memory that the streamed blocks take, and what else waits there
-    (`measures`). free, host_free: what there is, None where nobody knows. seconds: of a step, None where nobody knows
-    how fast the card is. waits: how many of them are spent on copies that the arithmetic does not hide, None likewise.
+    peak: bytes on the card; host: bytes of host memory that the streamed blocks take, and what else waits there.
+    measures: see `WITH_GRAPHS`. free, host_free: what there is, None where nobody knows. seconds: of a step, None where
+    nobody knows how fast the card is. waits: how many of them are spent on copies that the arithmetic does not hide,
+    None likewise.
     """
 
     streamed: int
@@ -63,7 +67,7 @@ class Plan:
             parts.append(f"{self.streamed} of {self.blocks} blocks streamed")
         else:
             parts.append("the base stays on the card")
-        parts += [f"{measure} in host memory" for measure in self.measures]
+        parts += [measure if measure == ALONE else f"{measure} in host memory" for measure in self.measures]
         if self.host:
             parts.append(f"{size(self.host)} of host memory")
         parts.append(f"peak about {size(self.peak)}")
@@ -110,17 +114,26 @@ class Forecast:
     def settled(self) -> Forecast:
         """With as few measures as fit: none, where streaming alone does; all of them, where nothing does.
 
-        Block inputs go first where the base then stays on the card: they are moved twice in a step, and a block thrice.
+        Those that move no states go first where the base then stays on the card: block inputs are moved twice in a
+        step, and a block thrice.
         """
-        plan = self.plan
-        if not self.more or (plan.on_card and not plan.streamed):
-            return self
-        (measures, counted), *rest = self.more
-        away = max(0, self.counted.beside - counted.beside)
-        further = replace(self, counted=counted, measures=measures, more=tuple(rest), waiting=self.waiting + away)
-        if not plan.on_card:
-            return further.settled
-        return further if measures == (INPUTS,) and not further.plan.streamed else self
+        able = [self, *self._further()]
+        resident = (one for one in able if STATE not in one.measures and one.plan.fits and not one.plan.streamed)
+        fitting = (one for one in able if one.plan.fits)
+        on_card = (one for one in able if one.plan.on_card)
+        return next(resident, None) or next(fitting, None) or next(on_card, able[-1])
+
+    def _further(self) -> list[Forecast]:
+        """The same run with each of the other measures."""
+        whole = {ALONE in measures: counted for measures, counted in [*self.more, (self.measures, self.counted)]
+                 if not {INPUTS, STATE} & {*measures}}  # fmt: skip
+        found = []
+        for measures, counted in self.more:
+            away = {INPUTS, STATE} & {*measures}
+            before = whole.get(ALONE in measures, self.counted).beside
+            waiting = max(0, before - counted.beside) if away else 0
+            found.append(replace(self, counted=counted, measures=measures, more=(), waiting=waiting))
+        return found
 
     def peak(self, streamed: int) -> int:
         """Bytes on the card at the most: what stays there, the buffers, and all beside the base."""

@@ -25,7 +25,7 @@ from ...trainers.denoiser import Denoiser
 from ...trainers.export import VERSION
 from ...trainers.loop import Trainer
 from ...trainers.methods import METHODS
-from ...trainers.planning import INPUTS, MEASURES, STATE, Forecast
+from ...trainers.planning import ALONE, INPUTS, MEASURES, STATE, WITH_GRAPHS, Forecast
 from ...trainers.weightless import META, weightless_copy
 from ..contract import MODEL, VAE, Host
 from .assembly import Assembly, precision
@@ -76,7 +76,8 @@ def counted(
     """A step of this run without its weights, as its largest picture and longest prompt make it.
 
     compute: precision of the arithmetic, where this machine's own is not meant. remembered: a file of earlier counts.
-    measures: of `planning.MEASURES`, what waits in host memory. whole: count every block, not shallow copies.
+    measures: one of `planning.WITH_GRAPHS`: what waits in host memory, and that graphs do not. whole: count every
+    block, not shallow copies.
     Not counted: a VAE and rewards that are asked without a gradient, which the host places and frees, and previews.
     Raises what the run itself would raise for settings that cannot be, and RuntimeError and the like for a network that
     cannot be run without numbers.
@@ -101,6 +102,7 @@ def counted(
         own = cast(HostDenoiser, denoiser)  # made by the host's outline
         assembly = Assembly(dry, own, config, vae, [each and weightless_reward(each) for each in rewards])
         objective, data = assembly.objective, assembly.data(sample)
+        objective.heaviest = ALONE not in measures
         if objective.pairs:
             each = torch.zeros(data.shape_of(0), dtype=torch.float16)
             data.pairs = {name: [each] * len(data) for name in ("noise", "target")}
@@ -120,14 +122,24 @@ def counted(
     return found
 
 
-def with_measures(*given: Any, **named: Any) -> tuple[tuple[tuple[str, ...], Counted], ...]:
-    """`counted` once more for each of `planning.MEASURES`, with what it is given."""
-    return tuple((measures, counted(*given, **{**named, "measures": measures})) for measures in MEASURES)
+def with_measures(
+    host: Host, model: MODEL, config: RunConfig, *given: Any, **named: Any
+) -> tuple[tuple[tuple[str, ...], Counted], ...]:
+    """`counted` once more for each measure that can make the run smaller, with what it is given."""
+    return tuple(
+        (measures, counted(host, model, config, *given, **{**named, "measures": measures})) for measures in able(config)
+    )
+
+
+def able(config: RunConfig) -> tuple[tuple[str, ...], ...]:
+    """The measures that can make a run smaller."""
+    return WITH_GRAPHS if METHODS[config.method].objective.graphs_wait(config.objective) else MEASURES
 
 
 def furnish_measures(trainer: Trainer, measures: Sequence[str]) -> None:
-    """Let a trainer keep these in host memory."""
+    """Let a trainer keep these in host memory, and graphs beside others unless they are to be alone."""
     trainer.host_inputs, trainer.host_state = INPUTS in measures, STATE in measures
+    trainer.denoiser.keeps_graphs = ALONE not in measures
 
 
 def largest(dataset: Dataset) -> Dataset:

@@ -35,10 +35,10 @@ def model():
     return outlines.model_of(outlines.FLUX, SMALL, real=True)
 
 
-def request(**training_settings):
+def request(method="flow", side=8, **training_settings):
     settings = {"steps": 1, "batch_size": 1, "gradient_checkpointing": True, "preview_every": 0, **training_settings}
-    config = read_config({"method": "flow", "training": settings, "lora": {"rank": 2}})
-    return training.Request("counted", config, outlines.dataset_of((16, 8, 8), (4, 64), 32))
+    config = read_config({"method": method, "training": settings, "lora": {"rank": 2}})
+    return training.Request("counted", config, outlines.dataset_of((16, side, side), (4, 64), 32))
 
 
 class Heard(Silent):
@@ -111,3 +111,29 @@ def test_a_network_that_cannot_be_run_dry_is_trained_all_the_same(model, monkeyp
     monkeypatch.setattr(dry_run, "count", fails)
     assert training.run(host, model, request(), watcher=Heard()).steps == 1
     assert "could not be counted beforehand: no numbers" in caplog.text
+
+
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_graphs_wait_only_where_the_card_has_room(model, tmp_path, monkeypatch, checkpoints):
+    asked = request("tdm", side=48, gradient_checkpointing=checkpoints)
+    given = host, model, asked.config, asked.dataset
+    kept, alone = (planning.counted(*given, measures=measures) for measures in ((), (planning.ALONE,)))
+    assert kept.beside > alone.beside and kept.calls["student forward"] == alone.calls["student forward"]
+    assert alone.calls["student pass"] == kept.calls.get("student pass", 0) + 1
+    found = []
+    for counted, words in ((kept, "the base stays on the card, peak"), (alone, "one graph at a time, peak")):
+        peak = planning.Forecast(counted, asked.config.training).peak(0)
+        monkeypatch.setattr(host, "free_memory", lambda peak=peak: int(peak / 0.94))
+        heard = Heard()
+        found.append(training.run(host, model, asked, watcher=heard, folder=tmp_path / words[:3]))
+        assert words in next(text for text in heard.said if text.startswith("memory: "))
+    one, other = (result.lora for result in found)
+    assert all(torch.equal(weight, other[key]) for key, weight in one.items())
+
+
+@pytest.mark.parametrize("method", ["f_distill", "di_star", "few_shot"])
+def test_methods_whose_graphs_wait_are_counted(model, method):
+    config = request(method).config
+    given = host, model, config, request().dataset
+    plain, alone = planning.counted(*given), planning.counted(*given, measures=planning.able(config)[0])
+    assert plain.operations and alone.operations

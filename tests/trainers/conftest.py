@@ -313,6 +313,12 @@ class TinyDenoiser(Denoiser):
             self.predict_x0(x, sigma, cond)
         return list(seen)
 
+    def features_and_x0(self, x, sigma, cond):
+        """In fp64 throughout."""
+        with torch.set_grad_enabled(torch.is_grad_enabled()), self._watching(x, leave=False) as seen:
+            x0 = self.predict_x0(x, sigma, cond)
+        return list(seen), x0
+
     def call(self, x, sigma, cond):
         """x0 by a mild residual."""
         x, sigma = x.double(), sigma.double()

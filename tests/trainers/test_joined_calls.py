@@ -9,14 +9,17 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from retort.sampling.path import FLOW
-from retort.sampling.schedule import FlowSchedule
+from retort.sampling.path import FLOW, VE
+from retort.sampling.schedule import DiscreteSchedule, FlowSchedule
 from retort.trainers import checkpointing
 from retort.trainers.adapters import LoraConfig
 from retort.trainers.denoiser import Denoiser
 from retort.trainers.objectives.align_prop import AlignProp, AlignPropConfig
+from retort.trainers.objectives.di_star import DIStar, DIStarConfig
 from retort.trainers.objectives.dmd2 import DMD2, DMD2Config
 from retort.trainers.objectives.dpo import DPO, DPOConfig
+from retort.trainers.objectives.fdistill import FDistill, FDistillConfig
+from retort.trainers.objectives.few_shot import FewShot, FewShotConfig
 from retort.trainers.objectives.flow_grpo import FlowGRPO, FlowGRPOConfig
 from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from retort.trainers.objectives.instarevive import InstaRevive, InstaReviveConfig
@@ -24,6 +27,7 @@ from retort.trainers.objectives.mapo import MaPO, MaPOConfig
 from retort.trainers.objectives.parts.contract import Asked, Batch, Draws
 from retort.trainers.objectives.parts.discriminator import Discriminator
 from retort.trainers.objectives.smpo import SmPO, SmPOConfig
+from retort.trainers.objectives.spo import SPO, SPOConfig
 from retort.trainers.objectives.tdm import TDM, TDMConfig
 from retort.trainers.streaming import Ring
 
@@ -79,12 +83,13 @@ class Transformer(nn.Module):
 
 
 class Tokens(Denoiser):
-    """A flow whose conditions are lists of prompts (1, L, C)."""
+    """A flow, or an eps network, whose conditions are lists of prompts (1, L, C)."""
 
-    def __init__(self, dtype=torch.float32, folded=False, blocks=8, adapters=("student", "fake")):
+    def __init__(self, dtype=torch.float32, folded=False, blocks=8, adapters=("student", "fake"), path=FLOW):
         torch.manual_seed(0)
         network = Transformer(folded, blocks).to(dtype)
-        super().__init__(network, FLOW, FlowSchedule(), "flow", torch.device("cpu"))
+        kind = (FLOW, FlowSchedule(), "flow") if path is FLOW else (VE, DiscreteSchedule(), "eps")
+        super().__init__(network, *kind, torch.device("cpu"))
         self.dtype, self.calls = dtype, 0
         for seed, name in enumerate(adapters):
             self.adapters.add(name, LoraConfig(rank=2, targets="blocks*"), seed)
@@ -106,9 +111,11 @@ class Tokens(Denoiser):
         return [cond[row] for row in rows]
 
     def call(self, x, sigma, cond):
-        """x0 of a flow."""
+        """x0 by what the network predicts."""
         self.calls += 1
-        v = self.network(x.to(self.dtype), sigma.to(self.dtype), torch.cat(cond).to(self.dtype))
+        shown = x if self.path is FLOW else x / (1 + sigma.square()).sqrt().view(-1, 1, 1, 1)
+        told = sigma if self.path is FLOW else sigma.log()
+        v = self.network(shown.to(self.dtype), told.to(self.dtype), torch.cat(cond).to(self.dtype))
         return x - sigma.view(-1, 1, 1, 1) * v
 
 
@@ -240,6 +247,32 @@ def test_features_leave_the_network_behind_the_last_one():
     assert not any(block._forward_hooks for block in blocks)
 
 
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_features_and_x0_of_one_pass_are_those_of_two(checkpoints):
+    denoiser = Tokens()
+    if checkpoints:
+        checkpointing.enable(denoiser.network)
+    x, sigma, cond = asked()[0]
+
+    def pulled(made):
+        leaf = x.clone().requires_grad_()
+        features = made(leaf)
+        return features, torch.autograd.grad(sum(part.square().sum() for part in features), leaf)[0]
+
+    with denoiser.adapter("fake"):
+        denoiser.network.visits = 0
+        both = []
+        found, pull = pulled(lambda leaf: both.append(denoiser.features_and_x0(leaf, sigma, cond)) or both[0][0])
+        assert denoiser.network.visits == 8 and torch.is_grad_enabled()
+        separate, wanted = pulled(lambda leaf: denoiser.features(leaf, sigma, cond))
+        assert not both[0][1].requires_grad and torch.equal(both[0][1], denoiser.predict_x0(x, sigma, cond))
+    assert all(torch.equal(one, other) for one, other in zip(found, separate, strict=True))
+    assert torch.equal(pull, wanted) and bool(pull.any())
+    with torch.no_grad():
+        denoiser.features_and_x0(x, sigma, cond)
+        assert not torch.is_grad_enabled()
+
+
 # ---- methods: as if every call were made by itself ----------------------------------------------------
 
 
@@ -252,26 +285,34 @@ METHODS = {
     "decoupled": (DMD2, DMD2Config(steps=2, cfg=3.0, ratio=1, decoupled=True), ()),
     "gan": (DMD2, DMD2Config(steps=4, cfg=3.0, ratio=1, gan_weight=0.1), ()),
     "gan on fake": (DMD2, DMD2Config(steps=4, cfg=3.0, ratio=1, gan_weight=0.1, gan_on="fake"), ()),
+    "f_distill": (FDistill, FDistillConfig(steps=4, cfg=3.0, ratio=1, gan_weight=0.1), ()),
+    "f_distill on fake": (FDistill, FDistillConfig(steps=4, ratio=1, gan_weight=0.1, gan_on="fake"), ()),
+    "f_distill decoupled": (FDistill, FDistillConfig(steps=4, ratio=1, gan_weight=0.1, decoupled=True), ()),
+    "di_star": (DIStar, DIStarConfig(steps=4, cfg=3.0, ratio=1, alpha_rew=0.1), ()),
     "tdm": (TDM, TDMConfig(steps=4), ()),
+    "few_shot": (FewShot, FewShotConfig(), ()),
     "dpo": (DPO, DPOConfig(beta=10.0), ("loser",)),
     "smpo": (SmPO, SmPOConfig(beta=1.0, inversion_steps=2), ("loser", "strength")),
     "mapo": (MaPO, MaPOConfig(scale=10.0), ("loser",)),
     "align_prop": (AlignProp, AlignPropConfig(steps=4, cfg=3.0, truncation="fixed", last=2), ()),
     "instarevive": (InstaRevive, InstaReviveConfig(cfg=3.0), ("degraded",)),
-    "flow_grpo": (FlowGRPO, FlowGRPOConfig(steps=3, cfg=3.0, group=2, clip=1.0, updates=1), ()),
+    "flow_grpo": (FlowGRPO, FlowGRPOConfig(steps=3, cfg=3.0, group=3, clip=1.0, updates=1), ()),
+    "spo": (SPO, SPOConfig(steps=6, cfg=3.0, step="sde", trained=2, beta=1.0), ()),
 }
 
 
-def trained(name, batch, joins, blocks=True, streamed=None):
+def trained(name, batch, joins, blocks=True, streamed=None, keeps=None, path=FLOW):
     """Gradients of every player, and the denoiser; streamed: how many of its blocks are."""
-    (kind, config, _), denoiser = METHODS[name], Tokens()
+    (kind, config, _), denoiser = METHODS[name], Tokens(path=path)
     if not joins:
         denoiser.most_places = 0
+    denoiser.keeps_graphs = keeps
     objective = kind(config, denoiser)
-    if kind in (AlignProp, FlowGRPO):
+    if kind in (AlignProp, FlowGRPO, SPO, DIStar):
         objective.reward = score
     objective.prepare([batch])
-    for head in [] if kind is not DMD2 or objective.discriminator is None else objective.discriminator.heads:
+    judge = objective.discriminator if isinstance(objective, DMD2) else None
+    for head in [] if judge is None else judge.heads:
         nn.init.normal_(head.whole[-1].weight, generator=torch.Generator().manual_seed(4))
     ring = Ring(denoiser.network, denoiser.device, streamed) if streamed else None
     if blocks:
@@ -295,7 +336,7 @@ def test_a_step_is_the_one_whose_calls_are_made_by_themselves(name):
     (joined, one), (apart, other), (plain, _) = (
         trained(name, batch, *how) for how in ((True, True), (False, True), (True, False))
     )
-    assert one.calls < other.calls
+    assert one.calls < other.calls or name == "few_shot"  # none of whose calls join
     assert any(gradient is not None and bool(gradient.any()) for gradient in joined.values())
     for key, gradient in joined.items():
         if gradient is None:
@@ -314,6 +355,63 @@ def test_a_streamed_base_gives_the_same_step_to_the_bit(name, streamed):
     (resident, _), (moved, _) = (trained(name, batch, True, streamed=count) for count in (None, streamed))
     for key, gradient in resident.items():
         assert moved[key] is gradient is None or torch.equal(moved[key], gradient)
+
+
+# Those whose graphs can wait.
+WAIT = [name for name, (kind, config, _) in METHODS.items() if kind.graphs_wait(config)]
+
+
+@pytest.mark.parametrize(("blocks", "streamed"), [(True, None), (True, 5), (False, None)])
+@pytest.mark.parametrize("path", [FLOW, VE], ids=["FLOW", "VE"])
+@pytest.mark.parametrize("name", WAIT)
+def test_graphs_that_wait_spare_calls_and_change_nothing(name, path, blocks, streamed):
+    batch = batch_of(columns=METHODS[name][2])
+    (kept, one), (again, other), (default, usual) = (
+        trained(name, batch, True, blocks, streamed, keeps, path) for keeps in (True, False, None)
+    )
+    if name == "align_prop":  # whose calls are checkpointed themselves: they are made again in the backward pass
+        assert one.calls < other.calls == usual.calls
+    else:
+        assert one.calls < other.calls and usual.calls == (one if blocks else other).calls
+    assert any(gradient is not None and bool(gradient.any()) for gradient in kept.values())
+    for key, gradient in kept.items():
+        for found in (again, default):
+            assert found[key] is gradient is None or torch.equal(found[key], gradient)
+
+
+def test_methods_whose_graphs_can_wait():
+    assert set(METHODS) - set(WAIT) == {
+        "dmd2", "decoupled", "dpo", "smpo", "mapo", "instarevive", "flow_grpo", "spo",
+    }  # fmt: skip
+    assert not AlignProp.graphs_wait(AlignPropConfig(truncation="fixed", last=1))
+    assert not AlignProp.graphs_wait(AlignPropConfig(checkpoint=False))
+    assert InstaRevive.graphs_wait(InstaReviveConfig(feature_weight=1.0))
+    assert not DIStar.graphs_wait(DIStarConfig(distance="kl"))
+
+
+class Apart(FDistill):
+    """One that lets the discriminator look by a pass of its own."""
+
+    def _pull(self, batch, x, sigma, noise, whole=False):
+        return super()._pull(batch, x, sigma, noise)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name.startswith("f_distill")])
+def test_the_discriminator_looks_at_the_pass_that_is_matched(monkeypatch, name):
+    found, operations = [], []
+    for kind in (FDistill, Apart):
+        monkeypatch.setitem(METHODS, name, (kind, *METHODS[name][1:]))
+        with counting() as counter:
+            found.append(trained(name, batch_of(), True)[0])
+        operations.append(counter.get_total_flops())
+    with counting() as counter, torch.no_grad():
+        Tokens().features(*asked()[0])
+    # The adapters' part is small.
+    assert operations[1] - operations[0] == pytest.approx(counter.get_total_flops(), rel=0.05)
+    for key, gradient in found[0].items():
+        if gradient is not None:
+            most = float(gradient.abs().max())
+            torch.testing.assert_close(found[1][key], gradient, rtol=0, atol=2e-4 * most + 1e-9)
 
 
 # ---- work --------------------------------------------------------------------------------------------
@@ -339,9 +437,13 @@ def test_visits_of_a_block_in_a_dmd2_step(length, most, visits):
     assert len(seen) == visits
 
 
+def counting():
+    return FlopCounterMode(display=False, custom_mapping=ATTENTION)
+
+
 def work(objective, batch):
     """Floating-point operations of a step."""
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+    with counting() as counter:
         for loss in objective.losses(batch, 0):
             with objective.denoiser.adapter(loss.player):
                 loss.value.backward()
@@ -351,7 +453,8 @@ def work(objective, batch):
 # (settings, limit, name of the draw that chooses the step of the student's grid)
 LIMITS = {
     "dmd2": (DMD2Config(steps=4, cfg=3.0, ratio=1), 3.5, "step of the grid"),
-    "gan": (DMD2Config(steps=4, cfg=3.0, ratio=1, gan_weight=0.01), 5.0, "step of the grid"),
+    "gan": (DMD2Config(steps=4, cfg=3.0, ratio=1, gan_weight=0.01), 4.6, "step of the grid"),
+    "f_distill": (FDistillConfig(steps=4, cfg=3.0, ratio=1, gan_weight=0.01), 4.4, "step of the grid"),
     "tdm": (TDMConfig(steps=4), 3.2, "pick"),
     "dpo": (DPOConfig(), 2.6, ""),
     "align_prop": (AlignPropConfig(steps=20, cfg=4.0, truncation="fixed", last=1), 13.7, ""),
@@ -384,14 +487,15 @@ def test_work_of_a_step_over_plain_fine_tunings(name):
     """Of the steps that a draw chooses the work is affine in their number, so the mean is that of first and last."""
     kind, _, columns = METHODS[name]
     config, most, draw = LIMITS[name]
-    denoiser = Tokens(blocks=16 if name == "gan" else 4)  # many, where the place of the features counts
+    judged = name in ("gan", "f_distill")
+    denoiser = Tokens(blocks=16 if judged else 4)  # many, where the place of the features counts
     checkpointing.enable(denoiser.network)
     plain = work(FlowMatching(FlowMatchingConfig(), denoiser), long_batch())
     objective = kind(config, denoiser)
     if name == "align_prop":
         objective.reward = score
     objective.prepare([long_batch(columns)])
-    if name == "gan":
+    if judged:
         # As small beside the network as they are beside one of true width.
         objective.discriminator = Discriminator([WIDTH, WIDTH], 0, hidden=8)
     found = [work(objective, long_batch(columns, last)) for last in ((False, True) if draw else (False,))]

@@ -128,3 +128,27 @@ def test_what_waits_in_host_memory_besides_is_taken_last_and_said():
     least = replace(forecast, free=6 * GB).settled
     assert least.measures == planning.MEASURES[1] and least.plan.streamed == 10 and least.plan.fits
     assert not replace(forecast, free=4 * GB).settled.plan.fits
+
+
+def test_graphs_wait_where_that_streams_no_block():
+    alone = replace(COUNTED, peaks={"student backward": 2 * GB, "optimiser": GB // 2})
+    inputs = replace(COUNTED, peaks={"student backward": GB, "optimiser": GB // 2})
+    least = replace(alone, peaks={"student backward": GB // 2, "optimiser": GB // 2})
+    more = (((planning.ALONE,), alone), ((planning.INPUTS,), inputs), ((planning.ALONE, planning.INPUTS), least))
+    forecast = Forecast(COUNTED, CHECKPOINTED, 17 * GB, more=more)
+    assert forecast.settled is forecast
+    # One call more in a step, and every block stays on the card.
+    found = replace(forecast, free=16 * GB).settled.plan
+    assert str(found) == "the base stays on the card, one graph at a time, peak about 15.0 GB"
+    assert found.measures == (planning.ALONE,) and not found.host
+    assert replace(forecast, free=15 * GB).settled.measures == (planning.INPUTS,)
+    # Where blocks are streamed in any case, the call is spared.
+    assert replace(forecast, free=12 * GB).settled.measures == ()
+    assert replace(forecast, free=8 * GB).settled.measures == (planning.ALONE,)
+    # Graphs that wait in host memory take room there.
+    little = replace(forecast, free=int(6.9 * GB))
+    assert little.settled.plan.host == 12 * GB and little.settled.measures == (planning.INPUTS,)
+    short = replace(little, host_free=int(11.7 * GB)).settled
+    assert short.plan.host == 9 * GB + 3 * GB // 2 and short.measures == (planning.ALONE, planning.INPUTS)
+    without = TrainingConfig(gradient_checkpointing=False)
+    assert replace(forecast, training=without, free=16 * GB).settled.measures == (planning.ALONE,)

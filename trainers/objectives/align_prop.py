@@ -6,7 +6,8 @@ holds the network's input as well: the gradient then passes from step to step th
 cannot explode in the network.
 
 Where the network's blocks are checkpointed themselves, the last step's calls are not checkpointed a second time: their
-backward pass is the first, so that no other step's blocks are kept beside theirs.
+backward pass is the first, so that no other step's blocks are kept beside theirs. Where there is memory for the graphs
+of all steps, none is: a checkpoint of a call computes it once more.
 
 Steps before the last K are sampled without a graph, which changes no gradient. The reward's graph (decoder and reward
 model) is freed before the network's backward pass begins: only d reward / d x0 is kept. With a second reward the two
@@ -91,6 +92,13 @@ def kept_steps(config: AlignPropConfig, draws: Draws, steps: int) -> int:
     return steps - min(max(int(first), 1), steps - 1)
 
 
+def most_kept(config: AlignPropConfig) -> int:
+    """The largest K that can be drawn."""
+    if config.truncation == "fixed":
+        return config.last
+    return max(1, config.steps - (config.truncation == "normal"))
+
+
 class AlignProp(Sampled):
     """See the module; `Objective` in `contract`. second: another reward that must not lose by the first."""
 
@@ -103,14 +111,25 @@ class AlignProp(Sampled):
         super().__init__(config, denoiser, tools)
         self._transition = Transition(config.sampler)
 
-    def _step(self, x: Tensor, index: int, batch: Batch, kept: bool) -> Tensor:
-        """x (B, ...) one level down; kept: with a graph."""
+    @classmethod
+    def graphs_wait(cls, config: AlignPropConfig) -> bool:
+        """See the contract: those of the steps with a gradient, where they may be several."""
+        return config.checkpoint and most_kept(config) > 1
+
+    @property
+    def varies(self) -> bool:
+        """See the contract."""
+        several = self.config.truncation != "fixed" and self.graphs_wait(self.config)
+        return several and self.denoiser.may_wait(most_kept(self.config))
+
+    def _step(self, x: Tensor, index: int, batch: Batch, kept: int) -> Tensor:
+        """x (B, ...) one level down; kept: how many steps have a graph, 0 for one that has none."""
         sigma, following = self.level(index, len(batch)), self.level(index + 1, len(batch))
         told = x.detach() if self.config.stopped else x
         last = index == len(self.sigmas) - 2
         if not kept:
             x0 = guided(self.denoiser, told, sigma, batch.cond, batch.uncond, self.cfg, joined=True)
-        elif self.config.checkpoint and not (last and self.denoiser.checkpointed):
+        elif self.config.checkpoint and not (last and self.denoiser.checkpointed or self.denoiser.may_wait(kept)):
             x0 = checkpoint(self.guided, told, sigma, batch.cond, batch.uncond, use_reentrant=False)
         else:
             x0 = self.guided(told, sigma, batch.cond, batch.uncond)
@@ -127,14 +146,14 @@ class AlignProp(Sampled):
             with torch.no_grad():
                 x = self.denoiser.path.unit_start(self.sigmas[0], batch.draws.normal("start", batch.shape))
                 for index in range(steps - kept):
-                    x = self._step(x, index, batch, kept=False)
+                    x = self._step(x, index, batch, kept=0)
             for index in range(steps - kept, steps):
-                x = self._step(x, index, batch, kept=True)
+                x = self._step(x, index, batch, kept)
         return x
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """One loss, whose gradient is the reward's through the last K steps."""
-        kept = kept_steps(self.config, batch.draws, len(self.sigmas) - 1)
+        kept = most_kept(self.config) if self.heaviest else kept_steps(self.config, batch.draws, len(self.sigmas) - 1)
         x = self.simulate(batch, kept)
         metrics: dict[str, Tensor | float] = {"kept": float(kept)}
         loss, slope, metrics["reward"] = self._slope(self.scored(), x, batch)

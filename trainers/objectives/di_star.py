@@ -123,7 +123,6 @@ class DIStar(ScoreMatching):
 
     name = "DI*"
     rewards = "differentiable"
-    matches_without_graph = False
     config: DIStarConfig
 
     def __init__(self, config: DIStarConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
@@ -148,6 +147,11 @@ class DIStar(ScoreMatching):
             f"alpha_rew is {config.alpha_rew}, and a job takes no reward: set it to 0, or train in the node Train "
             "Distillation"
         )
+
+    @classmethod
+    def graphs_wait(cls, config: DIStarConfig) -> bool:
+        """See the contract: the student's, beside those of the distance and the reward."""
+        return config.distance != "kl" or config.alpha_rew > 0
 
     def _gradient(self, batch: Batch, x: Tensor, level: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """What moves x (B, ...): the surrogate's gradient, guidance and the reward's, always added in this order."""

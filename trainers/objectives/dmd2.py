@@ -103,11 +103,13 @@ class DMD2(Adversarial):
         if config.gan_weight:
             yield from self._critics(batch, x)
 
-    def _distribution(self, batch: Batch, x: Tensor, level: float, x_t: Tensor, sigma: Tensor) -> Tensor:
+    def _distribution(
+        self, batch: Batch, x: Tensor, level: float, x_t: Tensor, sigma: Tensor, judged: Tensor | None = None
+    ) -> Tensor:
         """See the base; decoupled, guidance is compared at a level of its own."""
         config, denoiser = self.config, self.denoiser
         if not config.decoupled:
-            return super()._distribution(batch, x, level, x_t, sigma)
+            return super()._distribution(batch, x, level, x_t, sigma, judged)
         matched = Asked(x_t, sigma, batch.cond)
         # No noisier than the student's own input: there its picture is still open, and guidance is to decide it.
         low, high = self.scope
@@ -116,7 +118,7 @@ class DMD2(Adversarial):
         sigma = denoiser.levels.drawn(batch.draws.uniform("guidance level"), low, high, config.shift)
         x_t = denoiser.path.add_noise(x, sigma, batch.draws.normal("guidance noise", batch.shape))
         asked = [matched, matched, Asked(x_t, sigma, batch.cond), Asked(x_t, sigma, batch.uncond)]
-        fake, real, *guides = denoiser.predict_each(asked, ["fake", None, None, None])
+        fake, real, *guides = self._scores(asked, judged)
         guidance = (config.cfg - 1) * (guides[0] - guides[1])
         return self._normalised(fake - real, x, real) - self._normalised(guidance, x, guides[0] + guidance)
 

@@ -70,8 +70,9 @@ class Averages:
 
     def __init__(self, count: int, initial: float, ema: float):
         self.ema, self.initial = ema, initial
-        # Sum and number of samples, both decayed: their quotient is unbiased from the first step on.
-        self.state = torch.zeros(2, count)
+        # Sum and number of samples, both decayed: their quotient is unbiased from the first step on. They are numbers
+        # to calculate with wherever the network is, and where it has no numbers.
+        self.state = torch.zeros(2, count, device="cpu")
 
     def update(self, sums: Tensor, counts: Tensor) -> None:
         """Take in one step's; where nothing was seen nothing changes."""

@@ -17,6 +17,7 @@ Proposals here, since a run has a few target images and no source set:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +99,11 @@ class FewShot(Objective):
         self.embed: Embed | None = None
         self.direction: Tensor | None = None
 
+    @classmethod
+    def graphs_wait(cls, config: FewShotConfig) -> bool:
+        """See the contract: the student's, while the consistency is computed."""
+        return config.consistency > 0
+
     @torch.no_grad()
     def prepare(self, samples: Iterable[Batch]) -> None:
         """Make w from the target images and as many source samples, by the frozen model alone."""
@@ -148,20 +154,20 @@ class FewShot(Objective):
             raise ValueError("few_shot: `prepare` makes the direction from the target images before the first step")
         denoiser, path, cond = self.denoiser, self.denoiser.path, batch.cond
         x = path.add_noise(self._source(batch), sigma, batch.draws.normal("source noise", batch.shape))
-        with torch.no_grad():
-            with denoiser.adapter(None):
-                source = self._embed(denoiser.predict_x0(x, sigma, cond), batch)
-            with denoiser.adapter("student"):
-                adapted = denoiser.predict_x0(x, sigma, cond)
-        leaf = adapted.requires_grad_()
-        # E's graph and the student's are never alive together: the first gives a gradient, the second carries it on.
+        with torch.no_grad(), denoiser.adapter(None):
+            source = self._embed(denoiser.predict_x0(x, sigma, cond), batch)
+        with nullcontext() if denoiser.may_wait() else torch.no_grad(), denoiser.adapter("student"):
+            x0 = denoiser.predict_x0(x, sigma, cond)
+        leaf = x0.detach().requires_grad_()
+        # E's graph gives a gradient, and the student's carries it on: where that may not wait, it is made afterwards.
         # The frozen adapter stays on until backward is done, since checkpointing runs the forward again there.
         with torch.enable_grad(), denoiser.adapter(None):
             each = directional_consistency(self._embed(leaf, batch), source, self.direction)
             weight = content_weight(t) * content_share(t, self.config.phase) * self.config.consistency
             pull = torch.autograd.grad((weight * each).sum(), leaf)[0]
-        with denoiser.adapter("student"):
-            x0 = denoiser.predict_x0(x, sigma, cond)
+        if not x0.requires_grad:
+            with denoiser.adapter("student"):
+                x0 = denoiser.predict_x0(x, sigma, cond)
         # Worth the loss itself, with the loss's gradient.
         worth = weight * each.detach() + (pull * (x0 - x0.detach())).flatten(1).sum(1)
         return Loss("student", worth.mean(), {"consistency": each.detach().mean()}, worth)

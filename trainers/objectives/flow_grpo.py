@@ -16,15 +16,16 @@ that a resumed run draws the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...sampling.settings import changed, setting
 from ...sampling.transition import Transition
-from .parts.contract import Batch, Loss, Tools, TrainableDenoiser, guided, mean_each, swapped
+from .parts.contract import Batch, Loss, Tools, TrainableDenoiser, mean_each, swapped
 from .parts.registry import Method, register
 from .parts.sampled import Sampled, SampledConfig, at_most, chosen_steps, noise_level
 
@@ -86,6 +87,13 @@ def clipped(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
 
 
+class Trajectory(NamedTuple):
+    """A sample of each prompt: latents (B, ...) at all levels, x0 last, and log-densities (B,) of the steps between."""
+
+    latents: list[Tensor]
+    densities: list[Tensor]
+
+
 class FlowGRPO(Sampled):
     """See the module; `Objective` in `contract`."""
 
@@ -123,55 +131,67 @@ class FlowGRPO(Sampled):
                 self._policy[name].copy_(weight.detach())
 
     @torch.no_grad()
-    def trajectory(self, batch: Batch, member: int) -> tuple[list[Tensor], list[Tensor]]:
-        """One sample of each prompt by the policy that draws: its latents (B, ...) at all levels, x0 last, and the
-        log-densities (B,) of the steps between them.
-        """
-        draws = batch.draws
-        x = self.denoiser.path.unit_start(self.sigmas[0], draws.normal(f"start of {member}", batch.shape))
-        latents, densities = [x], []
+    def trajectories(self, batch: Batch) -> list[Trajectory]:
+        """The group's samples of each prompt, by the policy that draws."""
+        draws, members = batch.draws, range(self.config.group)
+        starts = [draws.normal(f"start of {member}", batch.shape) for member in members]
+        drawn = [Trajectory([self.denoiser.path.unit_start(self.sigmas[0], start)], []) for start in starts]
         with self.denoiser.adapter("student"), swapped(self._weights(), self._policy):
             for index in range(len(self.sigmas) - 1):
-                mean, std = self.moments(x, index, batch, "student")
-                x = mean + std * draws.normal(f"step {index} of {member}", batch.shape)
-                latents.append(x)
-                densities.append(log_density(x, mean, std))
-        return latents, densities
+                steps = self.moments([latents[-1] for latents, _ in drawn], index, batch, "student")
+                for member, (mean, std) in enumerate(steps):
+                    x = mean + std * draws.normal(f"step {index} of {member}", batch.shape)
+                    drawn[member].latents.append(x)
+                    drawn[member].densities.append(log_density(x, mean, std))
+        return drawn
 
-    def moments(self, x: Tensor, index: int, batch: Batch, adapter: str | None) -> tuple[Tensor, Tensor]:
-        """(mean, deviation) of the step from x (B, ...) at the grid's level `index`."""
+    def moments(
+        self, xs: Sequence[Tensor], index: int, batch: Batch, adapter: str | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """(mean, deviation) of the steps from several x (B, ...) at the grid's level `index`."""
         sigma, following = self.level(index, len(batch)), self.level(index + 1, len(batch))
         with self.denoiser.adapter(adapter):
-            x0 = guided(self.denoiser, x, sigma, batch.cond, batch.uncond, self.cfg, joined=True)
-            return self._transition.moments(self.denoiser.path, x, x0, sigma, following)
+            found = self.guided_each(xs, sigma, batch)
+        path = self.denoiser.path
+        return [self._transition.moments(path, x, x0, sigma, following) for x, x0 in zip(xs, found, strict=True)]
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
-        """One loss for each learnt step of each trajectory, together their mean."""
+        """One loss for each learnt step of the trajectories that go into one call, together their mean.
+
+        Without checkpoints a graph is large, and each trajectory learns by itself.
+        """
         reward, config = self.scored(), self.config
-        drawn = [self.trajectory(batch, member) for member in range(config.group)]
+        drawn = self.trajectories(batch)
         with torch.no_grad():
-            rewards = torch.stack([reward(latents[-1], batch.prompts, batch) for latents, _ in drawn])
+            rewards = torch.stack([reward(one.latents[-1], batch.prompts, batch) for one in drawn])
         gains = advantages(rewards)
+        count = self.together(drawn[0].latents[0]) if self.denoiser.checkpointed else 1
         learnt = chosen_steps(batch.draws, 0, len(self.sigmas) - 2, config.trained)
         share = 1 / (len(learnt) * config.group)
         first: dict[str, Tensor | float] = {
             "reward": rewards.mean(), "reward_spread": (rewards.amax(0) - rewards.amin(0)).mean(),
         }  # fmt: skip
-        for (latents, densities), gain in zip(drawn, gains, strict=True):
+        for start in range(0, config.group, count):
+            group, gain = drawn[start : start + count], gains[start : start + count].flatten()
             for index in learnt:
+                xs = [one.latents[index] for one in group]
                 with torch.no_grad():
-                    reference = self.moments(latents[index], index, batch, None)[0] if config.kl else None
-                mean, std = self.moments(latents[index], index, batch, "student")
-                ratio = (log_density(latents[index + 1], mean, std) - densities[index]).exp()
+                    references = self.moments(xs, index, batch, None) if config.kl else []
+                steps = self.moments(xs, index, batch, "student")
+                mean, std = (torch.cat(parts) for parts in zip(*steps, strict=True))
+                density = log_density(torch.cat([one.latents[index + 1] for one in group]), mean, std)
+                ratio = (density - torch.cat([one.densities[index] for one in group])).exp()
                 each = clipped(ratio, gain, config.clip)
-                metrics = {**first, "moved": share * (ratio.detach() - 1).abs().mean()}
-                if reference is not None:
+                part = share * len(group)
+                metrics = {**first, "moved": part * (ratio.detach() - 1).abs().mean()}
+                if references:
+                    reference = torch.cat([mean for mean, _ in references])
                     divergence = mean_each((mean - reference).square() / (2 * std.square()))
                     each = each + config.kl * divergence
-                    metrics["kl"] = share * divergence.detach().mean()
+                    metrics["kl"] = part * divergence.detach().mean()
                 first = {}
-                loss = share * each.mean()
-                del mean, ratio, each
+                loss = part * each.mean()
+                del steps, mean, density, ratio, each
                 yield Loss("student", loss, metrics)
                 del loss
 

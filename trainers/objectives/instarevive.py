@@ -111,7 +111,7 @@ class InstaRevive(Adversarial):
     def __init__(self, config: InstaReviveConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
         super().__init__(config, denoiser, student_sigmas(denoiser, 1, str(config.timestep)), tools)
         # Running means of the input's and the output's squared distance, and of how much of them was seen.
-        self.state = torch.zeros(3)
+        self.state = torch.zeros(3, device="cpu")
 
     @classmethod
     def asks_uncond(cls, config: Any) -> bool:
@@ -123,10 +123,10 @@ class InstaRevive(Adversarial):
         """See the contract."""
         return config.features if config.feature_weight else None
 
-    @property
-    def keeps_call(self) -> bool:
+    @classmethod
+    def graphs_wait(cls, config: InstaReviveConfig) -> bool:
         """See the base; the feature loss has a graph of its own."""
-        return super().keeps_call and not self.config.feature_weight
+        return super().graphs_wait(config) or config.feature_weight > 0
 
     @property
     def players(self) -> dict[str, Player]:

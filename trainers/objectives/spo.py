@@ -85,18 +85,21 @@ class SPO(Sampled):
         draws, last = batch.draws, len(self.sigmas) - 2
         judged = chosen_steps(draws, int(self.config.skipped * (last + 1)), last, self.config.trained)
         x = self.denoiser.path.unit_start(self.sigmas[0], draws.normal("start", batch.shape))
+        ahead: Tensor | None = None
         for index in range(last):
             if index > max(judged):
                 break
             sigma, following = self.level(index, len(batch)), self.level(index + 1, len(batch))
             if index not in judged:
-                with torch.no_grad(), self.denoiser.adapter("student"):
-                    x0 = self.guided(x, sigma, batch.cond, batch.uncond)
+                if ahead is None:
+                    with torch.no_grad(), self.denoiser.adapter("student"):
+                        ahead = self.guided_each([x], sigma, batch)[0]
+                x0, ahead = ahead, None
                 noise = draws.normal(f"step {index}", batch.shape)
                 x = self._transition.step(self.denoiser.path, x, x0, sigma, following, noise)
                 continue
             with torch.no_grad(), self.denoiser.adapter(None):
-                x0 = self.guided(x, sigma, batch.cond, batch.uncond)
+                x0 = self.guided_each([x], sigma, batch)[0]
                 reference, _ = self._transition.moments(self.denoiser.path, x, x0, sigma, following)
             with self.denoiser.adapter("student"):
                 x0 = self.guided(x, sigma, batch.cond, batch.uncond)
@@ -104,7 +107,9 @@ class SPO(Sampled):
             count = range(self.config.candidates)
             noises = [draws.normal(f"step {index} of {k}", batch.shape) for k in count]
             candidates = torch.stack([mean.detach() + std * noise for noise in noises])
-            scores = torch.stack([self._judged(candidate, following, batch) for candidate in candidates])
+            made = self._made(candidates, following, batch)
+            with torch.no_grad():
+                scores = torch.stack([self.scored()(x0, batch.prompts, batch) for x0 in made])
             rows = torch.arange(len(batch), device=x.device)
             best, worst = candidates[scores.argmax(0), rows], candidates[scores.argmin(0), rows]
             each = step_preference(mean, reference, std, best, worst, self.config.beta)
@@ -114,18 +119,19 @@ class SPO(Sampled):
                 "reward": scores.mean() / len(judged), "reward_spread": spread.mean() / len(judged),
             }  # fmt: skip
             # Before the engine's backward pass, since this generator rests within it.
-            x = candidates[draws.integers(f"onward {index}", 0, self.config.candidates), rows]
+            onward = draws.integers(f"onward {index}", 0, self.config.candidates)
+            # What the student makes of it is known: the next step is made of it, unless it is to be learnt.
+            x, ahead = candidates[onward, rows], made[onward, rows]
             loss = each.mean() / len(judged)
             del x0, mean, each
             yield Loss("student", loss, metrics)
             del loss
 
     @torch.no_grad()
-    def _judged(self, x: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
-        """The reward (B,) of what the student makes of x (B, ...) at sigma (B,) in one step."""
+    def _made(self, candidates: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+        """x0 (K, B, ...) that the student makes of candidates (K, B, ...) at sigma (B,) in one step."""
         with self.denoiser.adapter("student"):
-            x0 = self.guided(x, sigma, batch.cond, batch.uncond)
-        return self.scored()(x0, batch.prompts, batch)
+            return torch.stack(self.guided_each(list(candidates), sigma, batch))
 
 
 register(Method("spo", SPOConfig, SPO, "reward"))

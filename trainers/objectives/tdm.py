@@ -156,6 +156,11 @@ class TDM(Objective):
         """See the contract."""
         return config.cfg != 1
 
+    @classmethod
+    def graphs_wait(cls, config: TDMConfig) -> bool:
+        """See the contract: the student's, while the fake score learns."""
+        return True
+
     @property
     def players(self) -> dict[str, Player]:
         """Both move every step; the fake score is told apart by its learning rate alone."""
@@ -217,8 +222,8 @@ class TDM(Objective):
         The authors' trainer updates the fake score first, and draws step, noise and tau again for the student; one
         x_tau for both spares a rollout and a call.
 
-        With checkpoints the student's call is made once and waits for its loss: two graphs exist while the fake score
-        learns, each a row of block inputs. Without them a graph is too large to wait, and the call is made twice.
+        Where there is memory for it the student's call is made once and its graph waits for the loss: two graphs exist
+        while the fake score learns. Else the call is made twice.
         """
         config, denoiser, path, draws = self.config, self.denoiser, self.denoiser.path, batch.draws
         choices = config.choices
@@ -230,7 +235,7 @@ class TDM(Objective):
             pick = draws.integers("pick", 0, steps)
         fake = self.fake(steps, int(pick[0]))
         x, sigma = self.rollout(batch, sigmas, pick), sigmas[pick]
-        with nullcontext() if denoiser.checkpointed else torch.no_grad(), denoiser.adapter("student"):
+        with nullcontext() if denoiser.may_wait() else torch.no_grad(), denoiser.adapter("student"):
             made = denoiser.predict_x0(x, sigma, batch.cond)
         x0 = made.detach()
         sigma_mid, sigma_tau = self.levels(batch, sigmas, pick)

@@ -10,7 +10,7 @@ import torch
 from retort.sampling.levels import Parametrisation
 from retort.sampling.path import FLOW, VE, VP
 from retort.trainers import checkpointing
-from retort.trainers.objectives.align_prop import AlignProp, AlignPropConfig, kept_steps
+from retort.trainers.objectives.align_prop import AlignProp, AlignPropConfig, kept_steps, most_kept
 from retort.trainers.objectives.parts.contract import Batch, Draws
 
 STD, STEPS, THETA = 0.5, 20, 0.3
@@ -60,6 +60,22 @@ class Setting:
         with self.denoiser.adapter("student"):
             self.loss().value.backward()
         return -float((row.grad[0, STEPS:].double() * self.push).sum())
+
+
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [({"truncation": "fixed", "last": 3}, 3), ({}, STEPS), ({"truncation": "normal"}, STEPS - 1), ({"steps": 1}, 1)],
+)
+def test_memory_is_counted_for_the_most_steps_that_can_be_drawn(affine, config, most):
+    setting = Setting(affine, VE, **config)
+    setting.objective.heaviest = True
+    assert setting.loss().metrics["kept"] == most == most_kept(setting.objective.config)
+    drawn = {kept_steps(setting.objective.config, Draws(3, step, (0,)), STEPS) for step in range(200)}
+    assert config == {"steps": 1} or max(drawn) <= most
+    # Steps differ in what waits where graphs may wait, and the first of a run says nothing of the next.
+    assert not setting.objective.varies
+    setting.denoiser.keeps_graphs = True
+    assert setting.objective.varies is (config.get("truncation") != "fixed" and most > 1)
 
 
 @pytest.mark.parametrize("path", [VE, FLOW, VP], ids=["VE", "FLOW", "VP"])

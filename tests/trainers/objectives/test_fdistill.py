@@ -44,6 +44,11 @@ SETTLES_AT = {
 class Exact(FDistill):
     """With the true density ratio in the discriminator's place."""
 
+    def critic_and_x0(self, batch, x_t, sigma):
+        with torch.no_grad():
+            x0 = self.denoiser.predict_x0(x_t, sigma, batch.cond)
+        return self.critic(batch, x_t, sigma), x0
+
     def critic(self, batch, x_t, sigma):
         return self.denoiser.log_ratio(x_t, sigma)
 

@@ -45,7 +45,7 @@ def _gradient(objective, batch, step=0):
 
 def test_density_of_the_step_is_the_normals(affine):
     objective, batch = _setting(affine)
-    latents, densities = objective.trajectory(batch, 1)
+    latents, densities = objective.trajectories(batch)[1]
     for index in (0, 1):
         t, dt, a = LEVELS[index], LEVELS[index + 1] - LEVELS[index], 0.7
         x, after = latents[index], latents[index + 1]
@@ -64,15 +64,15 @@ def test_ratio_is_one_before_the_student_moves_and_its_own_after(affine):
     _, losses = _gradient(objective, batch)
     assert all(float(loss.metrics["moved"]) == 0 for loss in losses)
     # The second update of two: trajectories are still the old policy's.
-    before, _ = objective.trajectory(batch, 0)
+    before, _ = objective.trajectories(batch)[0]
     objective.after_step({}, 0)
     objective.denoiser.set_affine("student", 0.1, -0.25)
-    again, _ = objective.trajectory(batch, 0)
+    again, _ = objective.trajectories(batch)[0]
     assert all(torch.equal(a, b) for a, b in zip(before, again, strict=True))
     _, losses = _gradient(objective, batch, 1)
     assert all(float(loss.metrics["moved"]) > 1e-5 for loss in losses)
     objective.after_step({}, 1)
-    now, _ = objective.trajectory(batch, 0)
+    now, _ = objective.trajectories(batch)[0]
     assert not torch.equal(now[-1], before[-1])
 
 
@@ -81,7 +81,7 @@ def test_policy_gradient_is_its_closed_form(affine, path):
     objective, batch = _setting(affine, path)
     got, losses = _gradient(objective, batch)
     assert len(losses) == 4 * 2
-    drawn = [objective.trajectory(batch, k)[0] for k in range(4)]
+    drawn = [latents for latents, _ in objective.trajectories(batch)]
     gains = advantages(torch.stack([_mean(latents[-1], None, None) for latents in drawn]))
     expected = torch.zeros(6)
     for k, latents in enumerate(drawn):

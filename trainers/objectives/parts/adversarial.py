@@ -66,16 +66,16 @@ class Adversarial(ScoreMatching):
         """See the contract."""
         return config.gan_weight > 0
 
+    @classmethod
+    def graphs_wait(cls, config: Any) -> bool:
+        """See the contract: the student's, while the discriminator pulls at its sample."""
+        return config.gan_weight > 0
+
     @property
     def players(self) -> dict[str, Player]:
         """The student, and the fake score with the discriminator."""
         fake = Player("fake", rate=self.config.fake_rate, modules=self.discriminator)
         return {"student": Player("student"), "fake": fake}
-
-    @property
-    def keeps_call(self) -> bool:
-        """See the base."""
-        return super().keeps_call and not self.config.gan_weight
 
     def prepare(self, samples: Iterable[Batch]) -> None:
         """The discriminator's heads are made to measure."""
@@ -94,48 +94,82 @@ class Adversarial(ScoreMatching):
         uniform = draws.uniform("matching level")
         sigma = self.denoiser.levels.drawn(uniform, *self.scope, config.shift)
         noise = draws.normal("matching noise", batch.shape)
+        judged = pull = logits = None
+        if config.gan_weight and self.judges_matched:
+            pull, logits, judged = self._pull(batch, x, sigma, noise, whole=True)
         with torch.no_grad():
-            g = self._distribution(batch, x, level, self.denoiser.path.add_noise(x, sigma, noise), sigma)
+            g = self._distribution(batch, x, level, self.denoiser.path.add_noise(x, sigma, noise), sigma, judged)
         metrics: dict[str, Tensor | float] = {"matching_norm": g.square().flatten(1).mean(1).sqrt().mean()}
         if not config.gan_weight:
             return g, metrics
-        if not self.judges_matched:
+        if pull is None or logits is None:
             sigma, noise = self._levels(batch, "gan level"), draws.normal("gan noise", batch.shape)
-        pull, logits = self._pull(batch, x, sigma, noise)
+            pull, logits, _ = self._pull(batch, x, sigma, noise)
         g, more = self.weighted(g, logits, uniform)
         metrics["gan_loss"] = functional.softplus(-logits).mean()
         # The GAN's loss is a mean over samples, the matching one over their elements besides.
         return g + config.gan_weight * pull * x[0].numel(), metrics | more
 
-    def _distribution(self, batch: Batch, x: Tensor, level: float, x_t: Tensor, sigma: Tensor) -> Tensor:
-        """Fake score less guided teacher at x_t (B, ...), the student's sample x noised to sigma (B,)."""
-        config, denoiser = self.config, self.denoiser
+    def _distribution(
+        self, batch: Batch, x: Tensor, level: float, x_t: Tensor, sigma: Tensor, judged: Tensor | None = None
+    ) -> Tensor:
+        """Fake score less guided teacher at x_t (B, ...), the student's sample x noised to sigma (B,).
+
+        judged: x0 (B, ...) of x_t by the network that the discriminator looks at, where it has been computed.
+        """
+        config = self.config
         matched = Asked(x_t, sigma, batch.cond)
         guiding = [Asked(x_t, sigma, batch.uncond)] if config.cfg != 1 else []
         asked = [matched, matched, *guiding]
-        fake, real, *guides = denoiser.predict_each(asked, ["fake", *[None] * (len(asked) - 1)])
+        fake, real, *guides = self._scores(asked, judged)
         # Taken apart, so that matching is zero while the fake score is the teacher.
         guidance = (config.cfg - 1) * (real - guides[0]) if guides else torch.zeros_like(real)
         return self._normalised(fake - real - guidance, x, real + guidance)
+
+    def _scores(self, asked: list[Asked], judged: Tensor | None) -> list[Tensor]:
+        """x0 of each call: the fake score's first, then the teacher's; judged: see `_distribution`."""
+        names = ["fake", *[None] * (len(asked) - 1)]
+        if judged is None:
+            return self.denoiser.predict_each(asked, names)
+        known = 0 if self.config.gan_on == "fake" else 1
+        found = self.denoiser.predict_each(asked[:known] + asked[known + 1 :], names[:known] + names[known + 1 :])
+        return [*found[:known], judged, *found[known:]]
 
     # ---- the discriminator -----------------------------------------------------------------------
 
     def critic(self, batch: Batch, x_t: Tensor, sigma: Tensor) -> Tensor:
         """The discriminator's logits (B,) of x_t, with gradients to it; the judged network's adapter is on."""
+        return self._heads(self.denoiser.features(x_t, sigma, batch.cond))
+
+    def critic_and_x0(self, batch: Batch, x_t: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and the judged network's x0 (B, ...) of the same pass, which has no gradient."""
+        features, x0 = self.denoiser.features_and_x0(x_t, sigma, batch.cond)
+        return self._heads(features), x0
+
+    def _heads(self, features: list[Tensor]) -> Tensor:
         if self.discriminator is None:
             raise ValueError("the discriminator has no heads yet: call prepare with a batch of the run first")
-        return self.discriminator(self.denoiser.features(x_t, sigma, batch.cond))
+        return self.discriminator(features)
 
     def _judging(self) -> AbstractContextManager[None]:
         return self.denoiser.adapter("fake" if self.config.gan_on == "fake" else None)
 
-    def _pull(self, batch: Batch, x: Tensor, sigma: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """(d softplus(-D) / dx (B, ...), logits (B,)): the generator's half of the GAN, by a product with x a leaf."""
+    def _pull(
+        self, batch: Batch, x: Tensor, sigma: Tensor, noise: Tensor, whole: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(d softplus(-D) / dx (B, ...), logits (B,), x0 (B, ...) of the judged network where `whole`).
+
+        The generator's half of the GAN, by a product with x a leaf.
+        """
         leaf = x.detach().requires_grad_()
         with torch.enable_grad(), self._judging():
-            logits = self.critic(batch, self.denoiser.path.add_noise(leaf, sigma, noise), sigma)
+            x_t = self.denoiser.path.add_noise(leaf, sigma, noise)
+            if whole:
+                logits, x0 = self.critic_and_x0(batch, x_t, sigma)
+            else:
+                logits, x0 = self.critic(batch, x_t, sigma), None
             (pull,) = torch.autograd.grad(functional.softplus(-logits).sum(), leaf)
-        return pull, logits.detach()
+        return pull, logits.detach(), x0
 
     def weighted(self, g: Tensor, logits: Tensor, uniform: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
         """g (B, ...) times a weight of each sample, from its logit and its place between low and high; here 1."""

@@ -2,7 +2,7 @@
 
 An objective is the maths of one paper. Each step it gets the same `Batch` for all its losses and yields them one by
 one; the engine runs each backward pass before it asks for the next, so that one network's graph is alive at a time. A
-student's checkpointed graph, which is a row of block inputs, may wait beside it where that spares a call.
+graph may wait beside it where that spares a call and there is memory for it (`TrainableDenoiser.may_wait`).
 """
 
 from __future__ import annotations
@@ -63,12 +63,23 @@ class TrainableDenoiser(Protocol):
         """See the class."""
         ...
 
+    def may_wait(self, calls: int = 1) -> bool:
+        """Whether graphs of so many calls may wait for their backward pass beside another's, which spares calls.
+
+        As memory was counted; where nobody has counted it, one call's, if its blocks are checkpointed.
+        """
+        ...
+
     def predict_x0(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """x (B, C, ...) at sigma (B,) -> x0 in fp32, with gradients wherever they are on; no guidance inside."""
         ...
 
     def joined(self, asked: Sequence[Asked]) -> Asked | None:
         """Several calls as one of all their samples; None where they do not fit, or are large enough by themselves."""
+        ...
+
+    def fitting(self, x: Tensor) -> int:
+        """How many calls on samples like x (B, ...) together are no larger than a picture of 1024 px; at least 1."""
         ...
 
     def predict_each(self, asked: Sequence[Asked], adapters: Sequence[str | None] | None = None) -> list[Tensor]:
@@ -85,6 +96,10 @@ class TrainableDenoiser(Protocol):
 
     def features(self, x: Tensor, sigma: Tensor, cond: Cond) -> list[Tensor]:
         """What middle blocks put out, (B, C, ...) in a UNet, (B, N, C) in a DiT; blocks behind them are not run."""
+        ...
+
+    def features_and_x0(self, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[list[Tensor], Tensor]:
+        """Features and x0 of one pass; x0 is without a gradient."""
         ...
 
     def feature_widths(self, x: Tensor, sigma: Tensor, cond: Cond) -> list[int]:
@@ -236,6 +251,8 @@ class Objective(ABC):
     losses are means over samples (`Loss.each`), so that some may come more often.
     needs_latents, needs_uncond - whether images, and the empty prompt, are asked for: of the class with every config,
     of the object with its own (`asks_latents`, `asks_uncond`).
+    heaviest, of the object - whether draws that decide how many graphs wait fall on the most of them, as memory has to
+    be counted.
     """
 
     name: ClassVar[str]
@@ -245,6 +262,7 @@ class Objective(ABC):
     of_samples: ClassVar[bool] = False
     needs_latents: bool = False
     needs_uncond: bool = False
+    heaviest: bool = False
 
     def __init__(self, config: Any, denoiser: TrainableDenoiser, tools: Tools | None = None):
         self.config, self.denoiser = config, denoiser
@@ -286,6 +304,11 @@ class Objective(ABC):
         """Whether its memory depends on blocks in the middle of the network, so that all of them are to be counted."""
         return False
 
+    @classmethod
+    def graphs_wait(cls, config: Any) -> bool:
+        """Whether graphs of its calls can wait beside others, which spares calls and takes memory."""
+        return False
+
     @property
     def players(self) -> dict[str, Player]:
         """Who is trained; every name that `losses` yields. The one called "student" becomes the LoRA."""
@@ -295,6 +318,11 @@ class Objective(ABC):
     def pairs(self) -> int:
         """How many teacher pairs the run needs (0 = none); they arrive as columns "pair_noise" and "pair_target"."""
         return 0
+
+    @property
+    def varies(self) -> bool:
+        """Whether steps differ in how many graphs wait, so that the first says nothing of the memory of others."""
+        return False
 
     @property
     def student_levels(self) -> list[Tensor]:
@@ -406,10 +434,20 @@ def guided(
     if cfg == 1.0:
         return denoiser.predict_x0(x, sigma, cond)
     if joined:
-        x0, without = denoiser.predict_each([Asked(x, sigma, cond), Asked(x, sigma, uncond)])
-    else:
-        x0, without = (denoiser.predict_x0(x, sigma, told) for told in (cond, uncond))
+        return guided_each(denoiser, [x], sigma, cond, uncond, cfg)[0]
+    x0, without = (denoiser.predict_x0(x, sigma, told) for told in (cond, uncond))
     return without + cfg * (x0 - without)
+
+
+def guided_each(
+    denoiser: TrainableDenoiser, xs: Sequence[Tensor], sigma: Tensor, cond: Cond, uncond: Cond, cfg: float
+) -> list[Tensor]:
+    """`guided` x0 of several x (B, ...) at one sigma (B,), in as few passes of the network as there can be."""
+    told = [cond] if cfg == 1.0 else [cond, uncond]
+    found = denoiser.predict_each([Asked(x, sigma, each) for each in told for x in xs])
+    if cfg == 1.0:
+        return found
+    return [without + cfg * (x0 - without) for x0, without in zip(found[: len(xs)], found[len(xs) :], strict=True)]
 
 
 def sample_guided(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,7 +10,19 @@ from torch import Tensor
 
 from ....sampling.grids import simple
 from ....sampling.settings import Settings, setting
-from .contract import Cond, Draws, LatentReward, Objective, Rewards, Tools, TrainableDenoiser, guided, sample_guided
+from .contract import (
+    Batch,
+    Cond,
+    Draws,
+    LatentReward,
+    Objective,
+    Rewards,
+    Tools,
+    TrainableDenoiser,
+    guided,
+    guided_each,
+    sample_guided,
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,17 @@ class Sampled(Objective):
     def guided(self, x: Tensor, sigma: Tensor, cond: Cond, uncond: Cond) -> Tensor:
         """x0 (B, ...) of x at sigma (B,) with this method's guidance, by whichever adapter is on."""
         return guided(self.denoiser, x, sigma, cond, uncond, self.cfg)
+
+    def guided_each(self, xs: Sequence[Tensor], sigma: Tensor, batch: Batch) -> list[Tensor]:
+        """The same of several x (B, ...) at one level, in calls as large as one picture of 1024 px."""
+        count = self.together(xs[0])
+        groups = [xs[first : first + count] for first in range(0, len(xs), count)]
+        given = sigma, batch.cond, batch.uncond, self.cfg
+        return [x0 for group in groups for x0 in guided_each(self.denoiser, group, *given)]
+
+    def together(self, x: Tensor) -> int:
+        """How many guided calls on samples like x (B, ...) make one of that size; at least 1."""
+        return max(1, self.denoiser.fitting(x) // (1 if self.cfg == 1 else 2))
 
     def level(self, index: int, count: int) -> Tensor:
         """(count,) times the grid's level."""

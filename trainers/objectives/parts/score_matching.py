@@ -79,8 +79,6 @@ class Call(NamedTuple):
 class ScoreMatching(Objective):
     """A student and a fake score. sigmas: (steps + 1,) levels of the student's grid, descending to 0."""
 
-    # Whether no graph is made between a student's call and its backward pass.
-    matches_without_graph = True
     config: MatchingConfig
 
     def __init__(
@@ -108,8 +106,8 @@ class ScoreMatching(Objective):
 
     @property
     def keeps_call(self) -> bool:
-        """Whether the student's call keeps its graph until it learns, which spares a second: never beside others."""
-        return self.matches_without_graph
+        """Whether the student's call keeps its graph until it learns, which spares a second one."""
+        return not self.graphs_wait(self.config) or self.denoiser.may_wait()
 
     @property
     def scope(self) -> tuple[float, float]:
