@@ -12,7 +12,7 @@ from retort.trainers.adapters import LoraConfig
 from retort.trainers.config import RunConfig, TrainingConfig
 from retort.trainers.data import Data
 from retort.trainers.loop import Trainer
-from retort.trainers.objectives.parts.contract import Loss, Player
+from retort.trainers.objectives.parts.contract import Loss, Objective, Player
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class TwoConfig:
 PLAIN, RANK_ONE = TwoConfig(), LoraConfig(rank=1)
 
 
-class Two:
+class Two(Objective):
     """Student regresses on latents, the fake on the student's result: two players, a module, a buffer."""
 
-    name, needs_latents, needs_uncond, pairs = "two", True, False, 0
+    name = "two"
 
     def __init__(self, config, denoiser):
-        self.config, self.denoiser = config, denoiser
+        super().__init__(config, denoiser)
         self.level = torch.zeros(1)
         self.head = None
 

@@ -29,7 +29,7 @@ def ask(tmp_path):
     def one(method, path, **options):
         async def whole():
             table = web.RouteTableDef()
-            run_routes.add(table, lambda: tmp_path / "runs")
+            run_routes.add(table, lambda: tmp_path / "runs", lambda: tmp_path / "loras")
             search_routes.add(table, *(lambda name=name: tmp_path / name for name in ("records", "saved", "input")))
             app = web.Application(client_max_size=2**27)
             app.add_routes(table)

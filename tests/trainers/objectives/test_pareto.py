@@ -63,7 +63,7 @@ def test_two_quadratic_rewards_end_between_their_optima(affine, path):
     assert below == pytest.approx(-2 * 6, rel=1e-4) and float(metrics["share"]) == 0
     above, _ = slope(7.0 - float(spread.mean()))
     assert above == pytest.approx(2 * 5, rel=1e-4)
-    assert {"reward", "reward_2", "kept", "share"} == set(metrics)
+    assert {"reward", "reward_2", "reward_slope", "kept", "share"} == set(metrics)
     # Samples that are all alike: between the optima nothing moves.
     objective.simulate = lambda batch, kept: _same(denoiser, batch)
     assert slope(1.4)[0] == pytest.approx(0.0, abs=1e-5)
