@@ -161,7 +161,7 @@ def main(url: str, workflow: Path, pictures: Path) -> None:
         seen["slower_counts"] = two.until("the slower tab", judged=21)
         two.page.close()
 
-        # A run that fails ends the drawing.
+        # A prompt that is refused ends the drawing.
         for _ in range(8):
             if one.text("counts").split(" · ")[1].startswith("0"):
                 break
@@ -170,7 +170,7 @@ def main(url: str, workflow: Path, pictures: Path) -> None:
             time.sleep(0.4)
         one.page.evaluate("app.graph._nodes.find((n) => n.type === 'RetortPromptQueue').widgets[0].value = ''")
         one.press("Generate")
-        seen["failed"] = one.until("a failed run", note="failed")
+        seen["failed"] = one.until("a refused prompt", note="could not be queued")
         seen["draws_after_failure"] = one.page.locator("button[aria-pressed='true']", has_text="Stop").count()
         one.page.screenshot(path=pictures / "failed.png")
         one.page.keyboard.press("Escape")

@@ -58,7 +58,7 @@ def test_pick_train_compare(browser_python, server, folder, tmp_path):
     assert len({p.prompt for p in found.pairs}) >= 10
     assert seen["on_disk"] == 10 and "Your choices are kept" in seen["unsent"]
     assert "answered already" in seen["slower"]
-    assert "prompts is empty" in seen["failed"] and seen["draws_after_reload"] == seen["draws_after_failure"] == 0
+    assert "ComfyUI says why" in seen["failed"] and seen["draws_after_reload"] == seen["draws_after_failure"] == 0
     # It was trained and compared.
     assert seen["history"] == "success", server.text()[-3000:]
     assert (server.base / "models" / "loras" / "bold_by_hand.safetensors").is_file()
