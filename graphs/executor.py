@@ -12,7 +12,7 @@ import torch
 
 from ..files.errors import NodeError
 from ..hosts.headless import progress
-from .api.schema import ComfyNode, Hidden, HiddenHolder, NodeOutput, Schema
+from .api.schema import ComfyNode, ExecutionBlocker, Hidden, HiddenHolder, NodeOutput, Schema
 from .dynamic import fold
 from .graph import Graph, Link, Node
 from .registry import Registry
@@ -107,6 +107,12 @@ async def _run(
     returned = []
     for call in [given] if schema.is_input_list else _calls(given):
         arguments = fold(schema, call)
+        blocked = next((a for items in call.values() for a in _each(items) if isinstance(a, ExecutionBlocker)), None)
+        if blocked is not None:
+            if blocked.message is not None:
+                raise NodeError(node, f"it does not run: {blocked.message}")
+            returned.append(NodeOutput(*[ExecutionBlocker(None)] * len(schema.outputs)))
+            continue
         try:
             with torch.inference_mode():
                 out = running.execute(**arguments)
@@ -119,7 +125,12 @@ async def _run(
             raise NodeError(
                 node, f"it failed with {type(error).__name__}: {error}", remedy="--debug shows where"
             ) from error
-    return _collected(node, schema, [_normal(node, r) for r in returned])
+    return _collected(node, schema, [_normal(node, r, len(schema.outputs)) for r in returned])
+
+
+def _each(value: Any) -> list[Any]:
+    """What a node is given by one input: itself, or the items of a list that it takes whole."""
+    return value if isinstance(value, list) else [value]
 
 
 def _calls(given: dict[str, list[Any]]) -> list[dict[str, Any]]:
@@ -130,7 +141,7 @@ def _calls(given: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return [{k: items[min(i, len(items) - 1)] for k, items in given.items()} for i in range(n)]
 
 
-def _normal(node: Node, returned: Any) -> NodeOutput:
+def _normal(node: Node, returned: Any, outputs: int) -> NodeOutput:
     if isinstance(returned, NodeOutput):
         out = returned
     elif returned is None:
@@ -141,8 +152,10 @@ def _normal(node: Node, returned: Any) -> NodeOutput:
         out = NodeOutput(*returned.get("result", ()), ui=returned.get("ui"))
     else:
         raise NodeError(node, f"it returned a {type(returned).__name__}", remedy="A node returns io.NodeOutput")
-    if out.expand is not None or out.block_execution is not None:
-        raise NodeError(node, "it unfolds or blocks the graph, which needs ComfyUI", remedy="Run the workflow there")
+    if out.block_execution is not None:
+        out = NodeOutput(*[ExecutionBlocker(out.block_execution)] * outputs, ui=out.ui)
+    if out.expand is not None:
+        raise NodeError(node, "it unfolds the graph, which needs ComfyUI", remedy="Run the workflow there")
     return out
 
 
@@ -158,7 +171,8 @@ def _collected(node: Node, schema: Schema, outs: list[NodeOutput]) -> tuple[Valu
                     f"it returned {len(out.args)} of its {len(schema.outputs)} outputs",
                     remedy="This is a mistake in the node; please report it",
                 )
-            items += out.args[slot] if declared.is_output_list else [out.args[slot]]
+            value = out.args[slot]
+            items += value if declared.is_output_list and not isinstance(value, ExecutionBlocker) else [value]
         for item in items:
             _check_finite(node, declared.get_io_type(), item)
         values.append(items)

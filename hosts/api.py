@@ -1,6 +1,7 @@
 """What nodes import of `hosts`: the host that runs us, its node API, and the code that both hosts share.
 
-`io`, `ui` and `ComfyExtension` are the names of `comfy_api.latest`; `host` is a `hosts.contract.Host`.
+`io`, `ui` and `ComfyExtension` are the names of `comfy_api.latest`, `ExecutionBlocker` is that of `comfy_execution`;
+`host` is a `hosts.contract.Host`.
 """
 
 from __future__ import annotations
@@ -27,15 +28,18 @@ IN_COMFYUI = "comfy_api" in sys.modules
 if TYPE_CHECKING or not IN_COMFYUI:
     from ..graphs.api import io, ui
     from ..graphs.api.io import ComfyExtension
+    from ..graphs.api.schema import ExecutionBlocker
     from .headless.host import host as own
 else:
     from comfy_api.latest import ComfyExtension, io, ui
+    from comfy_execution.graph_utils import ExecutionBlocker
 
     from .comfyui.host import host as own
 
 host: Host = own
 
 __all__ = [
-    "IN_COMFYUI", "ComfyExtension", "Link", "captions", "compare", "host", "io", "methods", "noise", "picture_compare",
-    "plans", "reflection", "restoration", "rewards", "search", "starter", "statistics", "training", "ui",
+    "IN_COMFYUI", "ComfyExtension", "ExecutionBlocker", "Link", "captions", "compare", "host", "io", "methods", "noise",
+    "picture_compare", "plans", "reflection", "restoration", "rewards", "search", "starter", "statistics", "training",
+    "ui",
 ]  # fmt: skip

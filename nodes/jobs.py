@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from ..files.atomic import checked_name
-from ..files.folder import Inside, inside
+from ..files.folder import inside
 from ..files.log_file import METRICS, column, thinned
-from ..hosts.api import host, io, starter, ui
+from ..hosts.api import ExecutionBlocker, host, io, starter, ui
 from ..trainers.chart import draw
 from ..trainers.export import read_lora
 from ..trainers.job import refuse_reward
@@ -147,8 +147,8 @@ class RetortCollectJob(CheckedNode):
             display_name="Job Result",
             category=CATEGORY,
             description=(
-                "Takes the LoRA of a job: the finished one, or the latest checkpoint while it goes on. Cancelling this "
-                "node ends the waiting, not the job."
+                "Takes the LoRA of a job: the finished one, or the latest checkpoint while it goes on; before the first "
+                "one the nodes that need the LoRA are left out. Cancelling this node ends the waiting, not the job."
             ),
             search_aliases=[*ALIASES, "job", "status", "stop"],
             is_output_node=True,
@@ -208,10 +208,25 @@ class RetortCollectJob(CheckedNode):
         if status.state in ("failed", "died"):
             raise ValueError(f"run {run!r} {status}\n{status.log}".rstrip())
         finished = status.state == "finished"
-        lora = read_lora(_finished(status.lora, run) if finished else _checkpoint(folder, run).checked())
-        losses = column(inside(folder) / METRICS, "student_loss")
-        image = read_picture(latest_preview(folder))
         text = f"{run}: {status}"
+        log = inside(folder) / METRICS
+        if not finished and not checkpoints(folder):
+            if not status.going:
+                raise ValueError(
+                    f"run {run!r} {status}, and there is no checkpoint of it: queue Training Job again to go on, with "
+                    "`keep` above 0"
+                )
+            # Nothing to hand on yet, which is no mistake: what needs the LoRA waits for the next time.
+            nothing = ExecutionBlocker(None)
+            text += "\nThere is no checkpoint yet, so the nodes behind this one were left out: press Run again later"
+            latest = latest_preview(folder)
+            return io.NodeOutput(
+                nothing, nothing, "", nothing if latest is None else read_picture(latest), text,
+                run if log.is_file() else nothing, ui=ui.PreviewText(text),
+            )  # fmt: skip
+        lora = read_lora(_finished(status.lora, run) if finished else checkpoints(folder)[-1].checked())
+        losses = column(log, "student_loss")
+        image = read_picture(latest_preview(folder))
         return io.NodeOutput(lora, {"loss": losses}, status.lora, image, text, run, ui=ui.PreviewText(text))
 
 
@@ -226,13 +241,6 @@ def _finished(name: str, run: str) -> Path:
             "Start the job again to go on"
         ) from None
     return host.loras_folder() / name
-
-
-def _checkpoint(folder: Path, run: str) -> Inside:
-    found = checkpoints(folder)
-    if not found:
-        raise ValueError(f"run {run!r} has no checkpoint yet: wait, or send it the command save")
-    return found[-1]
 
 
 class RetortLossChart(CheckedNode):

@@ -28,6 +28,13 @@ class HiddenHolder:
     dynprompt: dict | None = None
 
 
+class ExecutionBlocker:
+    """An output that is not there: nodes that need it do not run. message: said as an error by them; None: silently."""
+
+    def __init__(self, message: str | None):
+        self.message = message
+
+
 @dataclass
 class Schema:
     """A node's declaration, with the field names of `comfy_api.latest`. Errors: `validate` raises ValueError."""

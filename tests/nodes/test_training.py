@@ -122,6 +122,10 @@ def test_a_job_is_started_looked_at_and_collected(run, where, monkeypatch):
     monkeypatch.setattr(starter, "start", lambda folder, arguments, processes: started.append((folder, processes)))
     monkeypatch.setattr(jobs, "read_status", lambda folder: job_watch.Status("queued"))
     assert run(jobs.RetortTrainingJob, "tdm", name="job", steps=6, save_every=2)[0] == "job"
+    # Before its first checkpoint there is nothing to hand on: what needs the LoRA is left out, and nothing fails.
+    *parts, text, name = jobs.RetortCollectJob.execute("job", wait=False).args
+    assert [part for part in parts if not isinstance(part, api.ExecutionBlocker)] == [""]
+    assert isinstance(name, api.ExecutionBlocker) and "press Run again later" in text
     monkeypatch.undo()
     folder = where.output / "retort" / "job"
     assert started == [(folder, 1)]

@@ -91,6 +91,8 @@ def shortened(document: dict[str, Any], name: str) -> dict[str, Any]:
             for key, value in QUICK.items():
                 if key in widgets:
                     node["widgets_values"][widgets.index(key)] = value
+        if node["type"] == "RetortCollectJob":  # so that there is a LoRA to sample with
+            node["widgets_values"][1] = True
     return document
 
 

@@ -13,6 +13,7 @@ from retort.files import pictures as images
 from retort.files.errors import NodeError, UsageError
 from retort.graphs import workflow
 from retort.graphs.api import io
+from retort.graphs.api.schema import ExecutionBlocker
 from retort.graphs.graph import Link
 
 
@@ -215,3 +216,37 @@ def test_transparency_becomes_a_mask(where):
     image, mask = images.load_image(where.image("clear.png"))
     assert image.shape == (1, 4, 8, 3) and mask.shape == (1, 4, 8)
     assert torch.allclose(mask, torch.tensor(1 - 64 / 255))
+
+
+def test_a_blocked_output_leaves_out_what_needs_it(go):
+    ran = []
+
+    class Source(io.ComfyNode):
+        @classmethod
+        def define_schema(cls):
+            return io.Schema(node_id="Source", outputs=[io.Int.Output(), io.Int.Output()])
+
+        @classmethod
+        def execute(cls):
+            return io.NodeOutput(ExecutionBlocker(None), 3)
+
+    class Shows(io.ComfyNode):
+        @classmethod
+        def define_schema(cls):
+            return io.Schema(
+                node_id="Shows", inputs=[io.Int.Input("value")], outputs=[io.Int.Output()], is_output_node=True
+            )
+
+        @classmethod
+        def execute(cls, value):
+            ran.append(value)
+            return io.NodeOutput(value)
+
+    prompt = {
+        "1": {"class_type": "Source", "inputs": {}},
+        "2": {"class_type": "Shows", "inputs": {"value": ["1", 0]}},
+        "3": {"class_type": "Shows", "inputs": {"value": ["2", 0]}},
+        "4": {"class_type": "Shows", "inputs": {"value": ["1", 1]}},
+    }
+    go(prompt, Source, Shows)
+    assert ran == [3]
