@@ -147,8 +147,9 @@ class RetortCollectJob(CheckedNode):
             display_name="Job Result",
             category=CATEGORY,
             description=(
-                "Takes the LoRA of a job: the finished one, or the latest checkpoint while it goes on; before the first "
-                "one the nodes that need the LoRA are left out. Cancelling this node ends the waiting, not the job."
+                "Takes the LoRA of a job: the finished one, or the latest checkpoint while it goes on; before the "
+                "first one the nodes that need the LoRA are left out. Cancelling this node ends the waiting, not the "
+                "job."
             ),
             search_aliases=[*ALIASES, "job", "status", "stop"],
             is_output_node=True,

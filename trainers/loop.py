@@ -261,7 +261,9 @@ class Trainer:
         try:
             self.truth.begin()
             while self.done < settings.steps:
-                metrics = offload.enough_room(self.step, self._spare, self._begin_again, self.watcher.says)
+                metrics = offload.enough_room(
+                    self.step, self._spare, self._one_graph, self._begin_again, self.watcher.says
+                )
                 if self.done == self.begun + 1:
                     self.forecast = offload.corrected(
                         self.forecast, self.denoiser.ring, self._spare(),
@@ -289,10 +291,24 @@ class Trainer:
 
     def _spare(self) -> Ring | None:
         """What can make room for a step to begin again: not where weights have moved, nor where others wait."""
-        can = self.settings.gradient_checkpointing and self.settings.offload != NONE and self.reducer.world == 1
-        return self.denoiser.ring if can and not self._moving else None
+        can = self.settings.gradient_checkpointing and self.settings.offload != NONE and self._repeatable
+        return self.denoiser.ring if can else None
+
+    def _one_graph(self) -> bool:
+        """Let no graph wait beside another from now on; False where none waited, or a step cannot begin again."""
+        waited = self.objective.graphs_wait(self.config.objective) and self.denoiser.keeps_graphs is not False
+        if not (waited and self._repeatable):
+            return False
+        self.denoiser.keeps_graphs = False
+        return True
+
+    @property
+    def _repeatable(self) -> bool:
+        """Whether a step can begin again: weights have not moved, and no other process waits."""
+        return not self._moving and self.reducer.world == 1
 
     def _begin_again(self) -> None:
+        offload.forget_unused(self.denoiser.device)
         self._zero()
         if self.done > self.begun:
             self.save()

@@ -30,26 +30,33 @@ def blocks_to_stream(config: TrainingConfig, blocks: int, weights: int, free: in
 def enough_room(
     work: Callable[[], Outcome],
     spare: Callable[[], Ring | None],
+    graphs: Callable[[], bool],
     before_again: Callable[[], None],
     says: Callable[[str], None],
 ) -> Outcome:
-    """Do something; whenever memory ends meanwhile, once more, with a quarter of the blocks streamed besides.
+    """Do something; whenever memory ends meanwhile, once more with less of it taken.
 
-    spare: the ring, None when nothing can be begun again. before_again: lets go of what was left. Raises what `work`
-    does where no more can be streamed.
+    First graphs no longer wait beside others, then a quarter of the blocks is streamed besides; neither changes a
+    number. spare: the ring, None when nothing can be begun again. graphs: lets no graph wait from now on; False where
+    none did, or nothing can be begun again. before_again: lets go of what was left. Raises what `work` does where no
+    more room can be made.
     """
     while True:
         try:
             return work()
         except (RuntimeError, MemoryError) as error:
-            ring = spare()
-            if ring is None or not ran_out(error) or ring.count == len(ring.blocks):
+            if not ran_out(error):
+                raise
+            alone, ring = graphs(), spare()
+            if not alone and (ring is None or ring.count == len(ring.blocks)):
                 raise
         # By now nothing refers to the error, which held on to all that was being computed.
         before_again()
-        forget_unused(ring.device)
-        ring.more()
-        says(f"memory ran out: {ring.count} of {len(ring.blocks)} blocks are streamed from host memory from now on")
+        if alone:
+            says(f"memory ran out: {planning.ALONE} is kept from now on")
+        elif ring is not None:
+            ring.more()
+            says(f"memory ran out: {ring.count} of {len(ring.blocks)} blocks are streamed from host memory from now on")
 
 
 def corrected(

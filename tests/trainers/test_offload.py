@@ -140,6 +140,25 @@ def test_when_memory_ends_more_is_streamed_and_nothing_is_lost(trainer):
         trainer("none", 0, steps=4, offload="none", watcher=Interrupted(errors={2: MemoryError()})).train()
 
 
+def test_when_memory_ends_graphs_wait_no_longer_before_more_is_streamed(trainer):
+    expected = trainer("whole", None, "dmd2", steps=4).train()
+    for offloaded in ("auto", "none"):
+        watcher = Interrupted(errors={2: MemoryError("here")})
+        run = trainer(f"short_{offloaded}", 0, "dmd2", steps=4, offload=offloaded, watcher=watcher)
+        run.denoiser.keeps_graphs = True
+        same(run.train(), expected)
+        assert run.denoiser.ring.count == 0 and run.denoiser.keeps_graphs is False
+        assert watcher.said[0] == "memory ran out: one graph at a time is kept from now on"
+    watcher = Interrupted(errors={2: MemoryError("here"), 3: MemoryError("and here")})
+    run = trainer("shorter", 0, "dmd2", steps=4, watcher=watcher)
+    same(run.train(), expected)
+    assert run.denoiser.ring.count == 1 and len(watcher.said) == 2
+    # A method whose graphs never wait has none to let go.
+    watcher = Interrupted(errors={2: MemoryError("here")})
+    trainer("flow", 0, steps=4, watcher=watcher).train()
+    assert watcher.said[0].startswith("memory ran out: 1 of 4 blocks")
+
+
 def test_auto_streams_what_does_not_fit(trainer, monkeypatch):
     settings = TrainingConfig(gradient_checkpointing=True)
     assert offload.blocks_to_stream(settings, 57, 12 * GB, None) == 0
