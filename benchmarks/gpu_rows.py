@@ -322,7 +322,7 @@ class Bench:
         (guider,) = custom.BasicGuider.execute(model, positive).args
         (noise,) = custom.RandomNoise.execute(0).args
         (core,) = custom.KSamplerSelect.execute("lcm").args
-        ours = self.host.method_sampler(Distilled(preset.mode, preset.start, preset))
+        ours = self.host.method_sampler(Distilled(preset.rule, preset.start, preset))
 
         def run(sampler: Any) -> Callable[[], None]:
             def once() -> None:

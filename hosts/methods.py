@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..restoration import one_step
 from ..sampling import presets
-from ..sampling.distilled import Mode, Start, sample_distilled, start
+from ..sampling.distilled import Rule, Start, sample_distilled, start
 from ..sampling.dopri5 import Dopri5Config, sample_dopri5
 from ..sampling.prior import Prior
 from ..sampling.reflection import Keep, ReflectionConfig, sample_reflection
@@ -85,11 +85,11 @@ def sampled(method: Method, run: Run) -> Tensor:
 class Distilled(Method):
     """`sampling.distilled`: few steps, from the start that the student was trained on.
 
-    preset: tells the level that the student itself starts from; a grid that begins below it, or below the model's own
-    highest level where there is no preset, means image to image.
+    rule: what happens between the levels. preset: tells the level that the student itself starts from; a grid that
+    begins below it, or below the model's own highest level where there is no preset, means image to image.
     """
 
-    mode: Mode
+    rule: Rule
     start: Start
     preset: presets.Preset | None = None
 
@@ -98,7 +98,7 @@ class Distilled(Method):
         own = None if self.preset is None else presets.start_level(self.preset, run.schedule, run.path)
         x = start(run.path, run.sigmas[0], run.noise, run.latent, self.start, run.top, own)
         x = sample_distilled(
-            run.model, x, run.sigmas, run.extra_args, run.callback, run.disable, path=run.path, mode=self.mode
+            run.model, x, run.sigmas, run.extra_args, run.callback, run.disable, path=run.path, rule=self.rule
         )
         return run.finished(x)
 

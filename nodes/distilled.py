@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..hosts.api import host, io, methods
 from ..sampling import presets
+from ..sampling.distilled import Rule
 from ..sampling.presets import PRESETS, Preset
 from .checks import Asked, CheckedNode
 from .inputs import number, schema
@@ -62,7 +63,7 @@ def _check(given: Asked) -> None:
         # As far as any model goes; whether this one is a flow is not known yet.
         preset = presets.custom(given["timesteps"], highest=1000)
     if given.knows("steps"):
-        presets.timesteps(preset, given["steps"] or None)
+        presets.count(preset, given["steps"] or None)
 
 
 def _grid(model, preset: Preset, steps: int, denoise: float):
@@ -149,9 +150,10 @@ class RetortDistilledSampler(CheckedNode):
     @classmethod
     def execute(cls, preset, mode=FROM_PRESET, start=FROM_PRESET):
         chosen = PRESETS[preset]
-        mode = chosen.mode if mode == FROM_PRESET else MODES[mode]
+        rule = chosen.rule if mode == FROM_PRESET else Rule(MODES[mode])
         start = chosen.start if start == FROM_PRESET else STARTS[start]
-        return io.NodeOutput(host.method_sampler(methods.Distilled(mode, start, chosen if chosen.timesteps else None)))
+        known = chosen if chosen.step_counts else None
+        return io.NodeOutput(host.method_sampler(methods.Distilled(rule, start, known)))
 
 
 class RetortDistilledSetup(CheckedNode):
@@ -200,6 +202,6 @@ class RetortDistilledSetup(CheckedNode):
         return io.NodeOutput(
             model,
             host.cfg_guider(model, positive, negative, chosen.cfg),
-            host.method_sampler(methods.Distilled(chosen.mode, chosen.start, chosen)),
+            host.method_sampler(methods.Distilled(chosen.rule, chosen.start, chosen)),
             _grid(model, chosen, steps, denoise),
         )

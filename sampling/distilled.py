@@ -8,6 +8,8 @@ The contract of the sampler is that of `standard`; `start` makes its first laten
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -21,6 +23,35 @@ Mode = Literal["renoise", "deterministic", "single"]
 Start = Literal["unit", "noised", "latent"]
 MODES: tuple[str, ...] = get_args(Mode)
 STARTS: tuple[str, ...] = get_args(Start)
+
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a student does between its levels. Raises ValueError naming the field when a value makes no sense.
+
+    mode: one of MODES. eta: how much of the noise a stochastic step draws afresh, 0 .. 1. label_scale: the network is
+    told the timestep of its level times this. noise_scale: standard deviation of the noise that is added, where it is
+    not the model's own. clip: fresh noise is cut off at this many standard deviations; None cuts nothing.
+    """
+
+    mode: Mode = "renoise"
+    eta: float = 1.0
+    label_scale: float = 1.0
+    noise_scale: float | None = None
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode {self.mode!r} is not known; use one of {', '.join(MODES)}")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta is {self.eta!r}; use 0 .. 1, where 1 draws the most noise afresh")
+        if not 0 < self.label_scale <= 1:
+            raise ValueError(f"label_scale is {self.label_scale!r}; use a number above 0, and at most 1")
+        for name, value in (("noise_scale", self.noise_scale), ("clip", self.clip)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value!r}; use a positive number, or leave it out")
+
 
 # Two levels this close are one (core's own tolerance for "starts at sigma_max").
 _SAME_LEVEL = 1e-5
@@ -78,16 +109,15 @@ def sample_distilled(
     disable=None,
     *,
     path: NoisePath,
-    mode: Mode = "renoise",
+    rule: Rule | None = None,
     noise_sampler: NoiseSampler | None = None,
 ):
     """One call of the model per level; see the module for the modes and `standard` for arguments, shapes and errors.
 
-    A step to level zero returns the model's x0 itself. Raises ValueError for an unknown mode and for "single" on a
-    grid of more than one step.
+    rule: None re-noises. A step to level zero returns the model's x0 itself. Raises ValueError for "single" on a grid
+    of more than one step.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode {mode!r} is not known; use one of {', '.join(MODES)}")
+    mode = "renoise" if rule is None else rule.mode
     if mode == "single" and len(sigmas) > 2:
         raise ValueError(
             f"mode 'single' makes one call, and the sigmas ask for {len(sigmas) - 1} steps; "

@@ -1,128 +1,98 @@
-"""What each published few-step student needs: integer timesteps, mode, start, cfg, shift and which models it fits.
+"""The presets of published few-step students: their levels on a model's schedule, and which models they fit.
 
-A preset holds the numbers that a student was trained with; `sigmas` turns them into a grid whose every level gives the
-network exactly that integer timestep, and `check` says what is wrong when a model cannot be the preset's. Papers and
-repositories are named per preset in `source`. Facts that no primary source confirms say so in `note`.
+Each is a JSON file in `students`, whose form `students/form.py` describes and whose fields `Preset` does. `sigmas`
+turns a preset into a grid whose every level gives the network exactly what it was trained with, and `check` says what
+is wrong when a model cannot be the preset's. Papers and repositories are named per preset in `source`; how sure its
+numbers are is its `certainty`, and what no primary source confirms its `note` says.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .distilled import MODES, STARTS, Mode, Start
-from .path import KINDS, NoisePath
+from .distilled import Mode, Start
+from .path import NoisePath
 from .schedule import Schedule
+from .students.form import from_json
+from .students.preset import Preset, PresetMismatch, tokens_of
 
-Family = Literal["eps", "v", "flow", "any"]
-FAMILIES: tuple[str, ...] = get_args(Family)
-_PATHS = {"eps": ("VE",), "v": ("VE", "VP"), "flow": ("FLOW",), "any": KINDS}
+__all__ = [
+    "PRESETS", "Preset", "PresetMismatch", "check", "count", "custom", "parse_timesteps", "sigmas", "start_level",
+    "timesteps",
+]  # fmt: skip
+
 _EXAMPLES = {"eps": "an eps model (SD1.5, SDXL)", "v": "a v-prediction model", "flow": "a flow model (SD3, Flux)"}
+# Of a picture whose size nobody says, in pixels.
+SIZE = (1024, 1024)
+_NAMED = 8  # presets in a message
 
 
-class PresetMismatch(ValueError):
-    """The preset cannot be used as asked; the message names the value at fault and the remedy."""
-
-
-@dataclass(frozen=True)
-class Preset:
-    """One published student. Raises ValueError naming the field when a value makes no sense.
-
-    timesteps: one tuple of descending network timesteps (0 .. 1000) per step count, the default first; only the custom
-    preset has none. family: what the network predicts. paths: the NoisePath kinds it runs on, by default those of the
-    family. shift: flow shift to set on the model. latent_channels, latent_dims (2 image, 3 video): None where any
-    fits. note: which published file, and where it goes.
-    """
-
-    key: str
-    title: str
-    family: Family
-    timesteps: tuple[tuple[int, ...], ...]
-    mode: Mode
-    start: Start = "unit"
-    cfg: float = 1.0
-    paths: tuple[str, ...] = ()
-    shift: float | None = None
-    latent_channels: int | None = None
-    latent_dims: int | None = None
-    note: str = ""
-    source: str = ""
-
-    def __post_init__(self) -> None:
-        def require(ok: bool, field: str, remedy: str) -> None:
-            if not ok:
-                raise ValueError(f"Preset {self.key!r}: {field} is {vars(self)[field]!r}; {remedy}")
-
-        require(self.family in FAMILIES, "family", f"use one of {', '.join(FAMILIES)}")
-        require(self.mode in MODES, "mode", f"use one of {', '.join(MODES)}")
-        require(self.start in STARTS, "start", f"use one of {', '.join(STARTS)}")
-        require(self.cfg > 0, "cfg", "use a positive number, 1 for a student without guidance")
-        require(self.shift is None or self.shift > 0, "shift", "use a positive number or None")
-        require(self.latent_dims in (None, 2, 3), "latent_dims", "use 2 (image), 3 (video) or None")
-        require(self.latent_channels is None or self.latent_channels > 0, "latent_channels", "use a count or None")
-        if not self.paths:
-            object.__setattr__(self, "paths", _PATHS[self.family])
-        allowed = _PATHS[self.family]
-        require(all(p in allowed for p in self.paths), "paths", f"family {self.family!r} runs on {', '.join(allowed)}")
-        require(all(self.timesteps), "timesteps", "every step count needs at least one timestep")
-        for grid in self.timesteps:
-            require(all(0 <= t <= 1000 for t in grid), "timesteps", "the network's timesteps lie in 0 .. 1000")
-            require(_descending(grid), "timesteps", "list each step count's timesteps from high to low")
-            require(self.mode != "single" or len(grid) == 1, "timesteps", "mode 'single' makes exactly one call")
-        counts = self.step_counts
-        require(len(set(counts)) == len(counts), "timesteps", "give each step count once")
-
-    @property
-    def step_counts(self) -> tuple[int, ...]:
-        """The step counts that the preset knows, the default first; empty for the custom preset."""
-        return tuple(len(grid) for grid in self.timesteps)
-
-
-def _descending(grid: tuple[int, ...]) -> bool:
-    return all(a > b for a, b in zip(grid, grid[1:], strict=False))
-
-
-def timesteps(preset: Preset, steps: int | None = None) -> tuple[int, ...]:
-    """The integers that the network receives, one per step; steps None takes the preset's default count.
+def count(preset: Preset, steps: int | None = None) -> int:
+    """How many calls a run makes; steps None takes the preset's default count.
 
     Raises PresetMismatch for zero or fewer steps and for a count that the student was not trained for.
     """
-    if not preset.timesteps:
+    if not preset.step_counts:
         raise PresetMismatch(
             f"preset {preset.title!r} has no timesteps of its own; type them, from high to low, such as "
             "999, 749, 499, 249"
         )
     if steps is None:
-        return preset.timesteps[0]
+        return preset.step_counts[0]
     known = ", ".join(str(n) for n in sorted(preset.step_counts))
     if steps < 1:
         raise PresetMismatch(f"steps is {steps}, so nothing would be sampled; preset {preset.title!r} takes {known}")
-    for grid in preset.timesteps:
-        if len(grid) == steps:
-            return grid
+    if steps in preset.step_counts:
+        return steps
     raise PresetMismatch(
         f"steps is {steps}, and {preset.title!r} was trained for {known}; "
         "use that, or the custom preset with timesteps of your own"
     )
 
 
-def sigmas(preset: Preset, steps: int | None, schedule: Schedule, path: NoisePath) -> Tensor:
-    """The levels of the preset's timesteps on this model's schedule and path: float32 (steps + 1,), descending to 0.
+def timesteps(preset: Preset, steps: int | None = None) -> tuple[int, ...]:
+    """The integers that the network receives, one per step, of a preset that has `timesteps`; errors as `count`'s."""
+    return preset.timesteps[preset.step_counts.index(count(preset, steps))]
 
-    Every level s satisfies schedule.timestep(s) == t, so the network is told the integer it was trained with (t / 1000
-    where a flow counts in units of one; of 1 .. 1000 ten have no float32 level, and no preset here uses those: they are
-    met within 1.2e-7). Raises PresetMismatch where the schedule has no such level.
+
+def levels(preset: Preset, steps: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
+    """The levels of a flow's preset that has no timesteps: float32 (steps,), descending; errors as `count`'s.
+
+    size: (width, height) of the picture in pixels, which matters where `preset.sized`; None: 1024 x 1024.
     """
+    calls = count(preset, steps)
+    row = preset.step_counts.index(calls)
+    if preset.levels:
+        return torch.tensor(preset.levels[row])
+    return preset.shifted(torch.tensor(preset.unshifted[row]), calls, tokens_of(*(size or SIZE)))
+
+
+def sigmas(
+    preset: Preset, steps: int | None, schedule: Schedule, path: NoisePath, size: tuple[int, int] | None = None
+) -> Tensor:
+    """The preset's levels on this model's schedule and path: float32 (steps + 1,), descending to 0.
+
+    Of integers every level s satisfies schedule.timestep(s) == t, so the network is told the integer it was trained
+    with (t / 1000 where a flow counts in units of one; of 1 .. 1000 ten have no float32 level, and no preset here uses
+    those: they are met within 1.2e-7). A flow's levels are what its network is told, whatever the model's own shift is.
+    size: see `levels`. Raises PresetMismatch where the schedule has no such level.
+    """
+    if preset.levels or preset.unshifted:
+        return torch.cat([levels(preset, steps, size), torch.zeros(1)])
     return torch.tensor([_level(t, preset, schedule, path) for t in timesteps(preset, steps)] + [0.0])
 
 
 def start_level(preset: Preset, schedule: Schedule, path: NoisePath) -> float:
     """The highest level that the student starts from, over its step counts; a grid below it is a part of one."""
-    return max(_level(grid[0], preset, schedule, path) for grid in preset.timesteps)
+    if preset.timesteps:
+        return max(_level(grid[0], preset, schedule, path) for grid in preset.timesteps)
+    return max(float(levels(preset, n)[0]) for n in preset.step_counts)
 
 
 def _level(t: int, preset: Preset, schedule: Schedule, path: NoisePath) -> float:
@@ -155,6 +125,8 @@ def check(preset: Preset, path_kind: str, prediction: str, latent_channels: int,
     if wrong is None:
         return
     fit = [p.key for p in PRESETS.values() if _mismatch(p, path_kind, prediction, latent_channels, latent_dims) is None]
+    if len(fit) > _NAMED:  # the custom preset, which always fits, is the last
+        fit = [*fit[: _NAMED - 1], fit[-1]]
     where = f" {preset.note}" if preset.note else ""
     raise PresetMismatch(
         f"preset {preset.title!r} {wrong}. Load the model that it was made for, or choose a preset that fits this "
@@ -200,130 +172,12 @@ def custom(text: str, mode: Mode = "renoise", start: Start = "unit", highest: in
     return replace(PRESETS["custom"], timesteps=(parse_timesteps(text, highest),), mode=mode, start=start)
 
 
-_QUARTERS = (999, 749, 499, 249)
-_EIGHTHS = (999, 874, 749, 624, 499, 374, 249, 124)
-# LCMScheduler's grids: every 20th timestep is the teacher's, spread over the step count.
-_LCM = (
-    (999, 759, 499, 259),
-    (999,),
-    (999, 499),
-    (999, 679, 339),
-    (999, 799, 599, 399, 199),
-    (999, 839, 679, 499, 339, 179),
-    (999, 859, 719, 579, 439, 299, 159),
-    (999, 879, 759, 639, 499, 379, 259, 139),
-)
-_DMD2 = "Yin et al. 2024, arXiv 2405.14867; github.com/tianweiy/DMD2"
-_TDM = "Luo et al. 2025, arXiv 2503.06674; github.com/Luo-Yihong/TDM"
+def _read() -> dict[str, Preset]:
+    """Our own rows by their keys, and last the custom preset."""
+    files = sorted((Path(__file__).parent / "students").glob("*.json"))
+    rows = {path.stem: from_json(json.loads(path.read_text(encoding="utf-8")), path.stem) for path in files}
+    note = "Type the network's timesteps from high to low."
+    return {**rows, "custom": Preset(key="custom", title="Custom timesteps", family="any", note=note)}
 
-_ALL = (
-    Preset(
-        key="dmd2_sdxl_4step", title="DMD2, SDXL, 4 steps", family="eps", timesteps=(_QUARTERS,), mode="renoise",
-        latent_channels=4, latent_dims=2, source=_DMD2,
-        note="Put dmd2_sdxl_4step_lora_fp16.safetensors (huggingface.co/tianweiy/DMD2) into models/loras and load it "
-        "on an SDXL checkpoint, or dmd2_sdxl_4step_unet_fp16.bin into models/diffusion_models.",
-    ),
-    Preset(
-        key="dmd2_sdxl_1step", title="DMD2, SDXL, 1 step", family="eps", timesteps=((399,),), mode="single",
-        latent_channels=4, latent_dims=2, source=_DMD2,
-        note="Put dmd2_sdxl_1step_unet_fp16.bin (huggingface.co/tianweiy/DMD2) into models/diffusion_models; "
-        "no LoRA of it was published.",
-    ),
-    Preset(
-        key="dmd2_sd15_1step", title="DMD2, SD1.5, 1 step", family="eps", timesteps=((999,),), mode="single",
-        latent_channels=4, latent_dims=2, source=_DMD2,
-        note="The student (pytorch_model.bin in model/sdv1.5 of huggingface.co/tianweiy/DMD2) is a diffusers UNet: put "
-        "it into models/diffusion_models.",
-    ),
-    Preset(
-        key="f_distill", title="f-distill, SD1.5 and SDXL", family="eps", timesteps=(_QUARTERS, (999,), (999, 499)),
-        mode="renoise", latent_channels=4, latent_dims=2,
-        source="Xu et al. 2025, arXiv 2502.15681; github.com/NVlabs/FastGen",
-        note="No text-to-image student is published yet: for students that FastGen trained. Its levels (linspace from "
-        "0.999) are 999, 749.25, 499.5 and 249.75, here the nearest trained integers.",
-    ),
-    Preset(
-        key="di_star_sdxl_1step", title="Diff-Instruct*, SDXL, 1 step", family="eps", timesteps=((399,),),
-        mode="single", latent_channels=4, latent_dims=2,
-        source="Luo et al. 2024, arXiv 2410.20898; github.com/pkulwj1994/diff_instruct_star",
-        note="Put the UNet of huggingface.co/XDG-XHS/distar_long_1step (unet/diffusion_pytorch_model.fp16.safetensors) "
-        "into models/diffusion_models. The short, SIM, DI and DI++ students of the same author take this preset too.",
-    ),
-    Preset(
-        key="tdm_sd3", title="TDM, SD3 medium, 4 steps", family="flow", timesteps=((999, 947, 856, 666),),
-        mode="deterministic", shift=6.0, latent_channels=16, latent_dims=2, source=_TDM,
-        note="Put the LoRA of huggingface.co/Luo-Yihong/TDM_sd3_lora into models/loras and load it on SD3 medium at "
-        "strength 0.125 (the file stores no alpha).",
-    ),
-    Preset(
-        key="tdm_sd15", title="TDM, SD1.5 (Dreamshaper 7), 4 steps", family="eps", timesteps=((999, 749, 500, 250),),
-        mode="deterministic", latent_channels=4, latent_dims=2, source=_TDM,
-        note="Put tdm_dreamshaper.pt (huggingface.co/Luo-Yihong/TDM_dreamshaper_LoRA) into models/loras and load it on "
-        "Dreamshaper 7. Its strength is not published; 1 is how its README loads it.",
-    ),
-    Preset(
-        key="tdm_cogvideox_2b", title="TDM, CogVideoX-2B, 4 steps", family="v", paths=("VP",),
-        timesteps=((999, 856, 665, 399),), mode="deterministic", latent_channels=16, latent_dims=3,
-        source=_TDM,
-        note="Put the LoRA of huggingface.co/Luo-Yihong/TDM_CogVideoX-2B_LoRA into models/loras and load it on "
-        "CogVideoX-2B. Its strength is not published; 1 is how its README loads it.",
-    ),
-    Preset(
-        key="instarevive", title="InstaRevive, 1 step", family="eps", timesteps=((400,),), mode="single",
-        start="latent", latent_channels=4, latent_dims=2,
-        source="Zhu et al. 2025, arXiv 2504.15513; github.com/EternalEvan/InstaRevive",
-        note="InstaRevive_v1.ckpt is a PixArt-alpha 512 transformer (betas linear from 1e-4 to 0.02): put it into "
-        "models/diffusion_models. The latent image is the degraded picture, encoded; no noise is added.",
-    ),
-    Preset(
-        key="lcm", title="LCM and LCM-LoRA", family="eps", timesteps=_LCM, mode="renoise", latent_channels=4,
-        latent_dims=2,
-        source="Luo et al. 2023, arXiv 2310.04378 and 2311.05556; github.com/luosiallen/latent-consistency-model",
-        note="Put the LoRA of huggingface.co/latent-consistency/lcm-lora-sdxl (or -sdv1-5) into models/loras. "
-        "cfg 1 to 2.",
-    ),
-    Preset(
-        key="turbo", title="SDXL Turbo and SD Turbo", family="eps", timesteps=((999,), (999, 499), _QUARTERS),
-        mode="renoise", latent_channels=4, latent_dims=2,
-        source="Sauer et al. 2023, arXiv 2311.17042",
-        note="Put sd_xl_turbo_1.0_fp16.safetensors or sd_turbo.safetensors into models/checkpoints. The timesteps are "
-        "ADD's as generally reported, not confirmed in code; ComfyUI's own SDTurboScheduler takes 999, 899, 799, 699.",
-    ),
-    Preset(
-        key="lightning_sdxl", title="SDXL Lightning", family="eps", timesteps=(_QUARTERS, (999, 499), _EIGHTHS),
-        mode="deterministic", latent_channels=4, latent_dims=2,
-        source="Lin et al. 2024, arXiv 2402.13929; huggingface.co/ByteDance/SDXL-Lightning",
-        note="Take the file for your step count: sdxl_lightning_4step_lora.safetensors into models/loras, or "
-        "sdxl_lightning_4step.safetensors into models/checkpoints.",
-    ),
-    Preset(
-        key="digits_flow", title="Embedded digits students, flow", family="flow",
-        timesteps=((1000,), (1000, 900, 750, 500)), mode="renoise", shift=3.0, latent_channels=16, latent_dims=2,
-        source="models/README.md",
-        note="Of the LoRAs that come with Retort load on the embedded flow model, for 4 steps, "
-        "digits_flow_dmd2_4step.safetensors; for 1 step digits_flow_dmd2_1step.safetensors, or digits_flow_js_1step, "
-        "digits_flow_fkl_1step or digits_flow_di_star_1step.",
-    ),
-    Preset(
-        key="digits_flow_tdm", title="Embedded digits student, flow, TDM", family="flow",
-        timesteps=((1000, 900, 750, 500),), mode="deterministic", shift=3.0, latent_channels=16, latent_dims=2,
-        source="models/README.md",
-        note="Load digits_flow_tdm_4step.safetensors, which comes with Retort, on the embedded flow model.",
-    ),
-    Preset(
-        key="digits_eps", title="Embedded digits student, eps", family="eps", timesteps=((399,),), mode="renoise",
-        latent_channels=16, latent_dims=2, source="models/README.md",
-        note="Load digits_eps_dmd2_1step.safetensors, which comes with Retort, on the embedded eps model.",
-    ),
-    Preset(
-        key="digits_eps_tdm", title="Embedded digits student, eps, TDM", family="eps", timesteps=(_QUARTERS,),
-        mode="deterministic", latent_channels=16, latent_dims=2, source="models/README.md",
-        note="Load digits_eps_tdm_4step.safetensors, which comes with Retort, on the embedded eps model.",
-    ),
-    Preset(
-        key="custom", title="Custom timesteps", family="any", timesteps=(), mode="renoise",
-        note="Type the network's timesteps from high to low.",
-    ),
-)  # fmt: skip
 
-PRESETS: dict[str, Preset] = {preset.key: preset for preset in _ALL}
+PRESETS: dict[str, Preset] = _read()

@@ -131,7 +131,7 @@ def test_dmd2_four_steps_are_core_s_lcm_on_simple(comfy, ours, pair, latent):
     x = theirs.noise_scaling(sigmas[0], n.clone(), z, True)
     expected = import_module("comfy.k_diffusion.sampling").sample_lcm(model, x, sigmas, {"seed": 7}, disable=True)
     x = distilled.start(path, sigmas[0], n, z, preset.start, True, float(sigmas[0]))
-    got = distilled.sample_distilled(model, x, sigmas, {"seed": 7}, disable=True, path=path, mode=preset.mode)
+    got = distilled.sample_distilled(model, x, sigmas, {"seed": 7}, disable=True, path=path, rule=preset.rule)
     assert torch.equal(got, expected)
 
 
@@ -150,7 +150,7 @@ def test_image_to_image_starts_and_steps_as_core(ours, pair, kind, settings, mod
     model = Wrapped(theirs, kind != "discrete")
     sampler = core.sample_lcm if mode == "renoise" else core.sample_euler
     expected = sampler(model, x, sigmas, {"seed": 7}, disable=True)
-    got = distilled.sample_distilled(model, x, sigmas, {"seed": 7}, disable=True, path=path, mode=mode)
+    got = distilled.sample_distilled(model, x, sigmas, {"seed": 7}, disable=True, path=path, rule=distilled.Rule(mode))
     if mode == "renoise":
         assert torch.equal(got, expected)
     else:  # core's last step to zero is x - (x - x0), ours x0

@@ -62,10 +62,10 @@ def test_denoise_keeps_the_end_of_the_grid(denoise, left):
 def test_sampler_follows_the_preset_unless_told_otherwise():
     for key, preset in PRESETS.items():
         sampler = RetortDistilledSampler.execute(key).args[0]
-        assert (sampler.mode, sampler.start) == (preset.mode, preset.start)
+        assert (sampler.rule, sampler.start) == (preset.rule, preset.start)
         assert sampler.preset is (preset if key != "custom" else None)
     sampler = RetortDistilledSampler.execute("tdm_sd3", "re-noise", "noised latent").args[0]
-    assert (sampler.mode, sampler.start) == ("renoise", "noised")
+    assert (sampler.rule.mode, sampler.start) == ("renoise", "noised")
 
 
 def test_setup_samples_as_the_preset_says():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from retort.sampling import presets
-from retort.sampling.distilled import sample_distilled, start
+from retort.sampling.distilled import Rule, sample_distilled, start
 from retort.sampling.grids import simple
 from retort.sampling.path import FLOW, VE, VP, NoisePath
 from retort.sampling.presets import PRESETS
@@ -38,7 +38,7 @@ def run(model, preset, sigmas, path, noise, latent, fresh=None):
     x = start(path, sigmas[0], noise, latent, preset.start, start_sigma=float(sigmas[0]))
     sampler = iter(fresh).__next__ if fresh else None
     return sample_distilled(
-        model, x, sigmas, {"seed": 7}, disable=True, path=path, mode=preset.mode,
+        model, x, sigmas, {"seed": 7}, disable=True, path=path, rule=preset.rule,
         noise_sampler=(lambda *_: sampler()) if sampler else None,
     )  # fmt: skip
 
@@ -101,14 +101,14 @@ def test_deterministic_steps_are_euler_but_for_the_last(path, gaussian, noise):
     sigmas = torch.tensor([0.95, 0.8, 0.5, 0.2])
     x = noise(IMAGE)
     euler = SAMPLERS["euler"](gaussian(path), x, sigmas, disable=True, path=path)
-    ours = sample_distilled(gaussian(path), x, sigmas, disable=True, path=path, mode="deterministic")
+    ours = sample_distilled(gaussian(path), x, sigmas, disable=True, path=path, rule=Rule("deterministic"))
     if path is VP:
         torch.testing.assert_close(ours, euler, rtol=1e-5, atol=1e-5)
     else:
         assert torch.equal(ours, euler)
     ended = torch.cat([sigmas, torch.zeros(1)])
     model = gaussian(path)
-    ours = sample_distilled(model, x, ended, disable=True, path=path, mode="deterministic")
+    ours = sample_distilled(model, x, ended, disable=True, path=path, rule=Rule("deterministic"))
     torch.testing.assert_close(ours, SAMPLERS["euler"](model, x, ended, disable=True, path=path), rtol=1e-5, atol=1e-5)
 
 
@@ -178,8 +178,9 @@ def test_batch_of_eight_is_eight_batches_of_one(path, mode, shape, gaussian, noi
         stream = iter(fresh)
         x = start(path, sigmas[0], noise(shape)[rows], None)
         return sample_distilled(
-            gaussian(path), x, sigmas, disable=True, path=path, mode=mode, noise_sampler=lambda *_: next(stream)[rows]
-        )
+            gaussian(path), x, sigmas, disable=True, path=path, rule=Rule(mode),
+            noise_sampler=lambda *_: next(stream)[rows],
+        )  # fmt: skip
 
     together = sample(slice(None))
     for k in range(8):
@@ -240,9 +241,9 @@ class TestStart:
 def test_bad_modes(gaussian):
     x = torch.zeros(IMAGE)
     with pytest.raises(ValueError, match="mode 'twice' is not known"):
-        sample_distilled(gaussian(VE), x, torch.tensor([1.0, 0.0]), path=VE, mode="twice")
+        sample_distilled(gaussian(VE), x, torch.tensor([1.0, 0.0]), path=VE, rule=Rule("twice"))
     with pytest.raises(ValueError, match="makes one call, and the sigmas ask for 2 steps"):
-        sample_distilled(gaussian(VE), x, torch.tensor([1.0, 0.5, 0.0]), path=VE, mode="single")
+        sample_distilled(gaussian(VE), x, torch.tensor([1.0, 0.5, 0.0]), path=VE, rule=Rule("single"))
 
 
 @pytest.mark.parametrize("mode", ["renoise", "deterministic"])
@@ -251,7 +252,7 @@ def test_divergence_is_named(mode, noise):
         return x / 0 if float(sigma[0]) < 1 else x
 
     with pytest.raises(SamplingDiverged, match=r"step 2 of 2 \(sigma 0.5\)"):
-        sample_distilled(model, noise(IMAGE), torch.tensor([1.0, 0.5, 0.0]), disable=True, path=VE, mode=mode)
+        sample_distilled(model, noise(IMAGE), torch.tensor([1.0, 0.5, 0.0]), disable=True, path=VE, rule=Rule(mode))
 
 
 def test_callback_is_k_diffusion_s(gaussian, noise):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from retort.sampling.distilled import sample_distilled
+from retort.sampling.distilled import Rule, sample_distilled
 from retort.sampling.presets import PRESETS, PresetMismatch
 from retort.sampling.reflection import ReflectionConfig, sample_reflection
 
@@ -93,7 +93,7 @@ def test_a_flow_student_starts_from_the_noise_itself(host, script) -> None:
         torch.tensor([1.0, 0.75, 0.5, 0.0]),
         disable=True,
         path=path,
-        mode="deterministic",
+        rule=Rule("deterministic"),
     )
     assert torch.allclose(out, alone, atol=1e-6)
 

@@ -203,7 +203,7 @@ class DistilledSampler(RetortSampler):
             callback,
             disable,
             path=path,
-            mode=preset.mode,
+            rule=preset.rule,
             # The host's generators: one per image, so that a batch gives what single images give.
             noise_sampler=lambda *_: self.p.rng.next().to(x),
         )

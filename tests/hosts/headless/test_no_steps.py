@@ -15,6 +15,7 @@ from retort.nodes.noise_policy import RetortNoisePolicy
 from retort.nodes.reflection import RetortReflectionCompare, RetortReflectionSetup
 from retort.nodes.search import METHODS, RetortTreeSearch
 from retort.sampling.accounts import Budget
+from retort.sampling.distilled import Rule
 from retort.sampling.dopri5 import Dopri5Config
 from retort.sampling.particles import BestOfConfig
 from retort.sampling.reflection import ReflectionConfig
@@ -43,9 +44,9 @@ def ours(guider):
     """Every SAMPLER of ours, as the nodes make it by default."""
     statistics = low_rank(random(8, 4, 8, 8, seed=5))
     return {
-        "fresh noise": methods.Distilled("renoise", "unit"),
-        "predicted noise": methods.Distilled("deterministic", "noised"),
-        "single": methods.Distilled("single", "unit"),
+        "fresh noise": methods.Distilled(Rule("renoise"), "unit"),
+        "predicted noise": methods.Distilled(Rule("deterministic"), "noised"),
+        "single": methods.Distilled(Rule("single"), "unit"),
         "teleport": methods.Teleported(StandardSampler("euler"), Teleport(statistics)),
         "reflection": methods.Reflected(guider, ReflectionConfig()),
         "dopri5": methods.Dopri5(Dopri5Config()),

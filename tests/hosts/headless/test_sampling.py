@@ -12,6 +12,7 @@ from retort.hosts.headless.host import host
 from retort.hosts.headless.noise import NoNoise, RandomNoise, prepare_noise
 from retort.hosts.headless.samplers import StandardSampler
 from retort.hosts.methods import Distilled
+from retort.sampling.distilled import Rule
 from retort.sampling.grids import GRIDS
 from retort.sampling.presets import PRESETS
 from retort.sampling.standard import SAMPLERS
@@ -203,7 +204,7 @@ def test_a_students_first_input_is_the_seeds_noise_below_the_top_too(tiny, kind)
     t.model.source._loaded[()] = Spy(t.network, entered)
     preset = PRESETS["dmd2_sdxl_1step"] if kind == "eps" else None
     sigmas = t.model.schedule.sigma(torch.tensor([399.0])) if kind == "eps" else torch.tensor([0.4])
-    sampler = host.method_sampler(Distilled("single", "unit", preset))
+    sampler = host.method_sampler(Distilled(Rule("single"), "unit", preset))
     guider = host.cfg_guider(t.model, t.clip.encode("one"), None, 1.0)
     sample_latent(guider, RandomNoise(5), sampler, torch.cat([sigmas, torch.zeros(1)]), empty(), 5)
     assert torch.allclose(entered[0], prepare_noise(torch.zeros(1, 4, 8, 8), 5), atol=1e-5)
