@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..sampling.distilled import Mode, sample_distilled, start
+from ..sampling.distilled import Mode, Rule, sample_distilled, start
 from ..sampling.grids import simple
 from ..sampling.path import FLOW, VE, NoisePath
 from ..sampling.schedule import DiscreteSchedule, FlowSchedule, Schedule
@@ -136,4 +136,4 @@ def study(denoiser: Denoiser, noise: torch.Tensor, steps: int, mode: Mode = "ren
     """Model latents (B, 16, h, w) of a student in 1 or 4 calls from unit noise."""
     sigmas = denoiser.levels(STUDENT_STEPS[denoiser.kind][steps])
     x = start(denoiser.path, sigmas[0], noise, None)
-    return sample_distilled(denoiser, x, sigmas, {}, disable=True, path=denoiser.path, mode=mode)
+    return sample_distilled(denoiser, x, sigmas, {}, disable=True, path=denoiser.path, rule=Rule(mode))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..hosts.api import host, io, methods
 from ..sampling import presets
-from ..sampling.distilled import Rule
+from ..sampling.distilled import Mode, Rule
 from ..sampling.presets import PRESETS, Preset
 from .checks import Asked, CheckedNode
 from .inputs import number, schema
@@ -15,7 +15,7 @@ ALIASES = [
     "instarevive", "sdxl lightning", "sdxl turbo", "sd turbo", "lcm lora",
 ]  # fmt: skip
 FROM_PRESET = "from preset"
-MODES = {"re-noise": "renoise", "deterministic": "deterministic", "single call": "single"}
+MODES: dict[str, Mode] = {"re-noise": "renoise", "deterministic": "deterministic", "single call": "single"}
 STARTS = {"unit noise": "unit", "noised latent": "noised", "clean latent": "latent"}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ..sampling import presets
-from ..sampling.distilled import sample_distilled
+from ..sampling.distilled import Rule, sample_distilled
 from ..sampling.path import NoisePath
 from ..sampling.schedule import Schedule
 from ..sampling.settings import Settings, setting
@@ -59,7 +59,7 @@ def restore(
     model: the Denoiser contract. sigmas: (2,), of `OneStep.sigmas`. Raises what `sampling.standard` raises.
     """
     x = path.unit_input(sigmas[0], latent)
-    return sample_distilled(model, x, sigmas, extra_args, callback, disable, path=path, mode="single")
+    return sample_distilled(model, x, sigmas, extra_args, callback, disable, path=path, rule=Rule("single"))
 
 
 def slope(latent: Tensor, restored: Tensor) -> float:

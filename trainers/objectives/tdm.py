@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...sampling.distilled import sample_distilled
+from ...sampling.distilled import Rule, sample_distilled
 from ...sampling.path import NoisePath, broadcast
 from ...sampling.settings import changed, setting
 from .parts.contract import (
@@ -294,7 +294,7 @@ class TDM(Objective):
             return denoiser.predict_x0(x, sigma, cond)
 
         start = denoiser.path.unit_start(sigmas[0], noise)
-        return sample_distilled(model, start, sigmas, disable=True, path=denoiser.path, mode="deterministic")
+        return sample_distilled(model, start, sigmas, disable=True, path=denoiser.path, rule=Rule("deterministic"))
 
 
 register(Method("tdm", TDMConfig, TDM, "distillation"))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ....sampling.distilled import sample_distilled
+from ....sampling.distilled import Rule, sample_distilled
 from ....sampling.path import broadcast
 from ....sampling.settings import Settings, setting
 from ....sampling.standard import default_noise_sampler
@@ -188,7 +188,7 @@ class ScoreMatching(Objective):
             sigmas,
             disable=True,
             path=self.denoiser.path,
-            mode="renoise",
+            rule=Rule("renoise"),
             noise_sampler=default_noise_sampler(noise, seed=0),
         )
 
