@@ -3,7 +3,8 @@
 `python -m retort.benchmarks.memory_table --comfyui DIR [--only TEXT] [--whole] [--write]`, in ComfyUI's environment,
 counts ComfyUI's own classes at their published sizes; without --comfyui it counts diffusers' classes of SDXL,
 SD3.5-medium and Flux.1, as CI does. No weights, no GPU, some seconds a row. --whole counts whole networks besides, with
-which shallow copies are compared. --write keeps the counts in `memory.json` and the tables of RESULTS.md and README.
+which shallow copies are compared. --write keeps the counts in `memory.json` and the tables of RESULTS.md and
+docs/training.md.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .report import RESULTS, put
 # Earlier calls of a student of four steps, in the mean of the steps that are trained.
 EARLIER = 1.5
 KEPT = Path(__file__).with_name("memory.json")
-HELP = RESULTS.parents[1] / "extensions" / "comfyui" / "docs"
+TRAINING = RESULTS.parents[1] / "docs" / "training.md"
 CARDS = (8, 12, 16, 24)
 GB = 2**30
 CHANGE = 0.02  # of a peak, beyond which CI fails
@@ -364,10 +365,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     if given.write and given.comfyui:
         put(RESULTS, "memory", table(kept))
         put(RESULTS, "work", work(kept))
-        put(RESULTS.parents[1] / "README.md", "cards", cards(kept))
-        for page in HELP.glob("RetortTrain*.md"):
-            if "<!-- cards -->" in page.read_text(encoding="utf-8"):
-                put(page, "cards", cards(kept))
+        put(TRAINING, "cards", cards(kept))
     return 1 if worst and not given.write else 0
 
 

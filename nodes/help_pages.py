@@ -1,7 +1,8 @@
-"""The tables of settings on the help pages: `python -m retort.nodes.help_pages` writes them from the declarations.
+"""The lists of settings on help pages and in docs/: `python -m retort.nodes.help_pages` writes them as declared.
 
-A table stands between `<!-- settings KEY -->` and `<!-- end -->`. KEY is one of `SHOWN` (settings that the page's node
+A list stands between `<!-- settings KEY -->` and `<!-- end -->`. KEY is one of `SHOWN` (settings that the page's node
 offers itself), "options" (what each option of its choice offers), the name of a training method, or a group of those.
+Lists and no tables: ComfyUI shows a help page in a column of 238 pixels.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from . import NODES
 from .inputs import CHOICE, inputs_of
 from .restoration import SETTINGS as RESTORATION
 
-PAGES = Path(__file__).resolve().parent.parent / "extensions" / "comfyui" / "docs"
+_ROOT = Path(__file__).resolve().parent.parent
+HELP = _ROOT / "extensions" / "comfyui" / "docs"
+DETAILS = _ROOT / "docs"
 BLOCK = re.compile(r"(<!-- settings (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # What a page says of settings by their key.
 SHOWN: dict[str, Mapping[str, Setting]] = {
@@ -41,37 +44,37 @@ OPTIONS = {
 }
 
 
-def table(inputs: Iterable[Any], settings: Mapping[str, Setting]) -> str:
-    """A row for each input: its name, default, range or options, and what it means, its tooltip unless declared."""
-    rows = ["| setting | default | range | meaning |", "|---|---|---|---|"]
+def listed(inputs: Iterable[Any], settings: Mapping[str, Setting]) -> str:
+    """A line for each input: name, default, range or other options, and its meaning: the tooltip unless declared."""
+    lines = []
     for one in inputs:
         said = settings.get(one.id)
         meaning = said and said.page or one.tooltip
-        rows.append(f"| {one.id} | {_value(one.default)} | {_range(one)} | {meaning} |")
-    return "\n".join(rows)
+        lines.append(f"- **{one.id}** ({'; '.join(filter(None, (_value(one.default), _range(one))))}): {meaning}")
+    return "\n".join(lines)
 
 
-def method_table(name: str) -> str:
+def method_list(name: str) -> str:
     """The settings of a method."""
     config = METHODS[name].config
-    return table(inputs_of(config), declared(config))
+    return listed(inputs_of(config), declared(config))
 
 
 def written(text: str, node: str) -> str:
-    """A page's text with its tables as they are now. ValueError for a key that nothing has."""
+    """A page's text with its lists as they are now. ValueError for a key that nothing has."""
     inputs: Iterable[Any] = next(each.GET_SCHEMA().inputs for each in NODES if each.__name__ == node)
 
     def block(found: re.Match[str]) -> str:
         key = found[2]
         if key in SHOWN:
-            made = table((one for one in inputs if one.id in SHOWN[key]), SHOWN[key])
+            made = listed((one for one in inputs if one.id in SHOWN[key]), SHOWN[key])
         elif key == "options":
             options = (option for one in inputs if one.get_io_type() == CHOICE for option in one.options)
-            made = _titled({option.key: table(option.inputs, OPTIONS) for option in options if option.inputs})
+            made = _titled({option.key: listed(option.inputs, OPTIONS) for option in options if option.inputs})
         elif key in METHODS:
-            made = method_table(key)
+            made = method_list(key)
         elif methods := of_group(key):
-            made = _titled({name: method_table(name) for name in methods})
+            made = _titled({name: method_list(name) for name in methods})
         else:
             known = ", ".join([*SHOWN, "options"])
             raise ValueError(f"settings {key} on the page of {node}: it must be {known}, a method, or a group of them")
@@ -80,27 +83,32 @@ def written(text: str, node: str) -> str:
     return BLOCK.sub(block, text)
 
 
-def _titled(tables: Mapping[str, str]) -> str:
-    return "\n\n".join(f"Settings of {name}:\n\n{made}" for name, made in tables.items())
+def _titled(lists: Mapping[str, str]) -> str:
+    return "\n\n".join(f"Settings of {name}:\n\n{made}" for name, made in lists.items())
 
 
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    return f"{value:.12g}" if isinstance(value, float) else str(value).replace("*", r"\*")
+    return f"{value:.12g}" if isinstance(value, float) else str(value).replace("*", r"\*") or "empty"
 
 
 def _range(one: Any) -> str:
     if options := getattr(one, "options", None):
-        return ", ".join(options)
+        return "or " + ", ".join(option for option in options if option != one.default)
     if getattr(one, "max", None) is None:
-        return "on, off" if isinstance(one.default, bool) else ""
+        return ""
     return f"{_value(one.min)} to {_value(one.max)}"
 
 
+def pages() -> list[Path]:
+    """The English help pages, and those in docs/ that say more of a node."""
+    return sorted([*HELP.glob("*.md"), *DETAILS.glob("Retort*.md")])
+
+
 def main() -> None:
-    """Write the tables of every page."""
-    for path in PAGES.glob("*.md"):
+    """Write the lists of every page."""
+    for path in pages():
         text = path.read_text(encoding="utf-8")
         path.write_text(written(text, path.stem), encoding="utf-8")
 

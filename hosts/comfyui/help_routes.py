@@ -1,6 +1,7 @@
-"""The help pages under the address that ComfyUI's page asks first, which names a language: no 404 in the console.
+"""The help pages under the address that ComfyUI's page asks first, which names a language, and what they link to.
 
-A page in that language is docs/NAME/LANGUAGE.md; where there is none, the English docs/NAME.md is given.
+A page in that language is docs/NAME/LANGUAGE.md; where there is none, the English docs/NAME.md is given. The panel
+opens links as they stand, so one that leads to docs/ in the repository is made to lead to our route for it.
 """
 
 from __future__ import annotations
@@ -10,23 +11,41 @@ from pathlib import Path
 
 from aiohttp import web
 
-PAGE = Path(__file__).resolve().parents[2] / "extensions" / "comfyui"
-DOCS = PAGE / "docs"
+from .guard import HEADERS, ROOT
+
+_ROOT = Path(__file__).resolve().parents[2]
+PAGE = _ROOT / "extensions" / "comfyui"
+HELP = PAGE / "docs"
+DETAILS = _ROOT / "docs"
 NAMES = "{node:Retort[A-Za-z]+}/{language:[A-Za-z-]+}.md"
 
 
 def add(table: web.RouteTableDef) -> None:
-    """Add the route."""
+    """Add the routes."""
 
-    async def page(request: web.Request) -> web.FileResponse:
+    async def page(request: web.Request) -> web.Response:
         node, language = request.match_info["node"], request.match_info["language"]
-        found = [path for path in (DOCS / node / f"{language}.md", DOCS / f"{node}.md") if path.is_file()]
+        found = [path for path in (HELP / node / f"{language}.md", HELP / f"{node}.md") if path.is_file()]
         if not found:
             raise web.HTTPNotFound
-        headers = {"Content-Type": "text/markdown; charset=utf-8", "Cache-Control": "no-cache"}
-        return web.FileResponse(found[0], headers=headers)
+        text = found[0].read_text(encoding="utf-8")
+        for there in ("../../../docs/", "../../../../docs/"):
+            text = text.replace(f"]({there}", f"]({ROOT}/docs/")
+        return _sent(text, "text/markdown")
+
+    async def details(request: web.Request) -> web.Response:
+        path = DETAILS / f"{request.match_info['name']}.md"
+        if not path.is_file():
+            raise web.HTTPNotFound
+        # A browser shows plain text, and would save Markdown.
+        return _sent(path.read_text(encoding="utf-8"), "text/plain")
 
     # By our folder's own name: an address with a placeholder in its place would come after ComfyUI's for the folder.
     for name, folder in import_module("nodes").EXTENSION_WEB_DIRS.items():
         if Path(folder).resolve() == PAGE:
             table.get(f"/extensions/{name}/docs/{NAMES}")(page)
+    table.get(f"{ROOT}/docs/{{name:[A-Za-z]+}}.md")(details)
+
+
+def _sent(text: str, kind: str) -> web.Response:
+    return web.Response(text=text, content_type=kind, charset="utf-8", headers=HEADERS)

@@ -71,10 +71,10 @@ def test_nodes_offer_its_settings(node):
     assert place.advanced and place.optional
 
 
-def test_the_page_has_its_table():
+def test_the_page_has_its_list():
     text = help_pages.written("<!-- settings distillation -->\n<!-- end -->", "RetortTrainDistillation")
     assert "Settings of guidance:" in text
-    assert "| place | 0.5 | 0.1 to 0.9 | Where on the schedule it is learnt. |" in text
+    assert "- **place** (0.5; 0.1 to 0.9): Where on the schedule it is learnt." in text
 
 
 def test_its_memory_is_estimated():

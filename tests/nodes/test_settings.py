@@ -176,14 +176,15 @@ def test_a_declaration_becomes_inputs_in_the_order_that_nodes_show():
     assert strength.display_name == "force" and strength.tooltip == "How strong here." and on.default is True
 
 
-def test_a_declaration_becomes_a_row_of_a_page():
-    found = help_pages.table(inputs_of(Derived), dict(declared(Derived)))
-    assert "| strength | 0.5 | 0 to 2 | How strong here. |" in found
-    assert "| kind | soft | soft, hard | Which kind. |" in found and "hidden" not in found
-    assert "More of it." in help_pages.table(inputs_of(Base), dict(declared(Base)))
+def test_a_declaration_becomes_a_line_of_a_page():
+    found = help_pages.listed(inputs_of(Derived), dict(declared(Derived)))
+    assert "- **strength** (0.5; 0 to 2): How strong here." in found
+    assert "- **kind** (soft; or hard): Which kind." in found and "hidden" not in found
+    assert "- **on** (off): Whether." in found
+    assert "More of it." in help_pages.listed(inputs_of(Base), dict(declared(Base)))
 
 
-@pytest.mark.parametrize("path", sorted(help_pages.PAGES.glob("*.md")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", help_pages.pages(), ids=lambda path: f"{path.parent.parent.name}/{path.stem}")
 def test_pages_are_as_declared(path):
     text = path.read_text(encoding="utf-8")
     assert help_pages.written(text, path.stem) == text, "run `python -m retort.nodes.help_pages`"
