@@ -12,6 +12,7 @@ from torch import Tensor
 from ..rewards.comparison import Comparison, compare
 from ..rewards.contract import Reward
 from ..rewards.scoring import score
+from ..sampling.parts import parts_of
 from ..sampling.prior import require_steps
 from .contract import CLIP, LATENT, SAMPLER, VAE, Host
 from .rewards.sheet import pairs_sheet
@@ -84,10 +85,11 @@ def run(
         for which, model in enumerate(models):
             host.check_cancelled()
             guider = host.cfg_guider(model, encoded, without, sampling.cfg)
-            shape = host.latents_of(guider, sampling.latent).shape[1:]
-            noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-            empty = {"samples": torch.zeros_like(noise)}
-            samples = host.sample(guider, sampling.sampler, sampling.sigmas, empty, seeds[0], noise)
+            parts = parts_of(host.latents_of(guider, sampling.latent))
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            noise = [torch.stack([torch.randn(part.shape[1:], generator=g) for g in generators]) for part in parts]
+            empty = {"samples": host.nested([torch.zeros_like(part) for part in noise])}
+            samples = host.sample(guider, sampling.sampler, sampling.sigmas, empty, seeds[0], host.nested(noise))
             images = host.decode(vae, samples)
             # A video's frames stand in a row; its score is their mean.
             frames = images.view(len(seeds), -1, *images.shape[1:])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..rewards.contract import Holder
 from ..sampling.levels import Prediction
+from ..sampling.parts import Parts
 from ..sampling.path import NoisePath
 from ..sampling.schedule import Schedule
 from ..trainers.dataset import Dataset, Entry
@@ -96,8 +97,11 @@ class Pictures(Protocol):
         """IMAGE (B, H, W, C) as VAE Encode encodes it."""
         ...
 
-    def decode(self, vae: VAE, samples: Tensor) -> Tensor:
-        """IMAGE (B, H, W, 3) in [0, 1], fp32 on the CPU, of LATENT samples; a video's frames come in one row."""
+    def decode(self, vae: VAE, samples: Any) -> Tensor:
+        """IMAGE (B, H, W, 3) in [0, 1], fp32 on the CPU, of LATENT samples; a video's frames come in one row.
+
+        Of several parts the first is decoded.
+        """
         ...
 
     def differentiable_decoder(self, vae: VAE) -> Decoder:
@@ -143,20 +147,27 @@ class Sampling(Protocol):
         ...
 
     def sample(
-        self, guider: GUIDER, sampler: SAMPLER, sigmas: Tensor, latent: LATENT, seed: int, noise: Tensor | None = None
-    ) -> Tensor:
+        self, guider: GUIDER, sampler: SAMPLER, sigmas: Tensor, latent: LATENT, seed: int, noise: Any = None
+    ) -> Any:
         """LATENT samples of one run, as SamplerCustomAdvanced makes them.
 
         noise: unit noise of the latents' shape; RandomNoise's of the seed where it is not given.
         """
         ...
 
-    def latents_of(self, guider: GUIDER, latent: LATENT) -> Tensor:
-        """A LATENT's samples (B, C, ...), an empty one with the channels of the guider's model."""
+    def latents_of(self, guider: GUIDER, latent: LATENT) -> Any:
+        """A LATENT's samples (B, C, ...), an empty one with the channels of the guider's model.
+
+        `sampling.parts.parts_of` takes apart those of several parts, such as video with sound; `nested` makes them.
+        """
         ...
 
-    def latents_out(self, guider: GUIDER, x0: Tensor) -> Tensor:
-        """LATENT samples of the model's own latents (B, C, ...)."""
+    def nested(self, parts: Sequence[Tensor]) -> Any:
+        """LATENT samples of these parts (B, C, ...); a single one as it is. ValueError on a host without such."""
+        ...
+
+    def latents_out(self, guider: GUIDER, x0: Tensor, parts: Parts) -> Any:
+        """LATENT samples of the model's own latents (B, C, ...), which may be packed."""
         ...
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..sampling.find import Policy
+from ..sampling.parts import Parts, parts_of
 from ..sampling.student_t import check_aug_dim, quantiles, student_t
 
 Plain = Callable[[int], Any]
@@ -34,7 +35,7 @@ class StudentTNoise:
         """Noise for a LATENT; an item keeps its radius in whatever part of a batch it stands."""
         noise = self.plain(self.seed).generate_noise(latent)
         # Several latents in one (video with sound) are one sample, and have one radius.
-        parts = noise.unbind() if noise.is_nested else [noise]
+        parts = parts_of(noise)
         items = latent.get("batch_index")
         radii = quantiles(self.seed, range(parts[0].shape[0]) if items is None else items)
         scaled = [student_t(part, radii, self.aug_dim) for part in parts]
@@ -51,12 +52,14 @@ class PolicyNoise:
 
     def generate_noise(self, latent: dict[str, Any]) -> Tensor:
         """Noise (B, ...) for a LATENT. ValueError for latents of another shape than the policies were learnt for."""
-        shape = tuple(latent["samples"].shape[1:])
-        learnt = tuple(self.policies[0].mean.shape)
+        unit = self.plain(self.seed).generate_noise(latent)
+        packing = Parts.of(parts_of(unit))
+        rows = packing.pack(parts_of(unit))
+        shape, learnt = tuple(rows.shape[1:]), tuple(self.policies[0].mean.shape)
         if shape != learnt:
             raise ValueError(
                 f"noise: the policy was learnt for latents of shape {learnt} and this one has {shape}; sample at the "
                 "size that it was learnt at"
             )
-        unit = self.plain(self.seed).generate_noise(latent)
-        return torch.stack([self.policies[i % len(self.policies)].noise(row) for i, row in enumerate(unit)])
+        moved = torch.stack([self.policies[i % len(self.policies)].noise(row) for i, row in enumerate(rows)])
+        return type(unit)(packing.unpack(moved)) if unit.is_nested else moved

@@ -120,7 +120,7 @@ def compare(
         host.check_cancelled()
         out = host.sample(who, how, levels, latent, seed)
         images = host.decode(vae, out)
-        columns.append(images.view(len(out), -1, *images.shape[1:])[:, 0])
+        columns.append(images.view(out.shape[0], -1, *images.shape[1:])[:, 0])
         labels.append(f"{name}: {calls} calls")
         bar.step(i + 1)
     assert out is not None

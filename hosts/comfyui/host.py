@@ -18,12 +18,14 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
+from comfy.nested_tensor import NestedTensor
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor, nn
 
 from ...models.layouts.lora_names import TEXT
 from ...models.loader import FOLDER
 from ...restoration.hidden import filled
+from ...sampling.parts import Parts, parts_of
 from ...sampling.path import NoisePath
 from ...trainers import export, sources
 from ...trainers.dataset import Dataset, Entry
@@ -49,6 +51,7 @@ from . import (
 )
 from .guiders import branches, cfgs, unconditional
 from .outline import Outline, outlined_decoder
+from .parts import packed
 from .rewards import Held
 from .sampler import MethodSampler
 
@@ -121,10 +124,10 @@ class ComfyUI(Host):
         with torch.inference_mode():
             return {"samples": vae.encode(filled(images)[..., :3])}
 
-    def decode(self, vae: VAE, samples: Tensor) -> Tensor:
+    def decode(self, vae: VAE, samples: Any) -> Tensor:
         # The VAE belongs to a node, and so to inference mode.
         with torch.inference_mode():
-            images = vae.decode(samples)
+            images = vae.decode(parts_of(samples)[0])
         images = images.reshape(-1, *images.shape[-3:])
         with torch.inference_mode(False):
             return images.float().cpu().clone().clamp(0, 1)
@@ -179,8 +182,8 @@ class ComfyUI(Host):
         return made
 
     def sample(
-        self, guider: GUIDER, sampler: SAMPLER, sigmas: Tensor, latent: LATENT, seed: int, noise: Tensor | None = None
-    ) -> Tensor:
+        self, guider: GUIDER, sampler: SAMPLER, sigmas: Tensor, latent: LATENT, seed: int, noise: Any = None
+    ) -> Any:
         samples = self.latents_of(guider, latent)
         if noise is None:
             noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
@@ -190,16 +193,18 @@ class ComfyUI(Host):
         )  # fmt: skip
         return found.to(comfy.model_management.intermediate_device())
 
-    def latents_of(self, guider: GUIDER, latent: LATENT) -> Tensor:
-        samples = latent["samples"]
-        if samples.is_nested:
-            raise ValueError("latent holds several latents in one (video with sound), which a search cannot branch on")
+    def latents_of(self, guider: GUIDER, latent: LATENT) -> Any:
         spacial, temporal = latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal")
-        return comfy.sample.fix_empty_latent_channels(guider.model_patcher, samples, spacial, temporal)
+        return comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent["samples"], spacial, temporal)
 
-    def latents_out(self, guider: GUIDER, x0: Tensor) -> Tensor:
-        out = guider.model_patcher.model.process_latent_out(x0.float())
-        return out.to(comfy.model_management.intermediate_device())
+    def nested(self, parts: Sequence[Tensor]) -> Any:
+        return parts[0] if len(parts) == 1 else NestedTensor(parts)
+
+    def latents_out(self, guider: GUIDER, x0: Tensor, parts: Parts) -> Any:
+        model = guider.model_patcher.model
+        with packed(model, parts):
+            out = model.process_latent_out(x0.float()).to(comfy.model_management.intermediate_device())
+        return self.nested(parts.unpack(out))
 
     def trainable(self, model: MODEL, compute: torch.dtype | None = None) -> training.ComfyDenoiser:
         return training.trainable(model, compute)

@@ -13,6 +13,7 @@ from comfy.samplers import CFGGuider
 from ...sampling.prior import identity
 from ..methods import Run
 from .guiders import branches, parts
+from .parts import one_at_a_time
 
 _log = logging.getLogger("retort.search")
 # With these in a condition core looks at the first level of a batch only.
@@ -22,8 +23,9 @@ _LEVEL_BOUND = {"control", "hooks", "timestep_start", "timestep_end", "gligen", 
 def as_prior(run: Run, model_wrap: Any, options: dict[str, Any]) -> Run:
     """The run with what a search asks: how many latents at once, at which levels, of what, and how often it counts."""
     network, device = model_wrap.inner_model, run.noise.device
-    shape = (run.batch, *run.shape)
-    needed = network.memory_required([2 * run.batch, *run.shape])
+    batch = 1 if one_at_a_time(network) else run.batch
+    shape = (batch, *run.shape)
+    needed = network.memory_required([2 * batch, *run.shape])
     least = network.memory_required(list(shape))
 
     def again() -> None:

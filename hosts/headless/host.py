@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...files import weights as files
 from ...restoration.hidden import filled
+from ...sampling.parts import Parts
 from ...sampling.path import NoisePath
 from ...sampling.schedule import FlowSchedule, FluxSchedule, Schedule
 from ...trainers import sources
@@ -129,7 +130,12 @@ class Headless(Host):
     def latents_of(self, guider: Guider, latent: LATENT) -> Tensor:
         return guider.model.latent.fitted(latent["samples"])
 
-    def latents_out(self, guider: Guider, x0: Tensor) -> Tensor:
+    def nested(self, parts: Sequence[Tensor]) -> Tensor:
+        if len(parts) > 1:
+            raise ValueError("the latent holds several latents in one (video with sound), which only ComfyUI samples")
+        return parts[0]
+
+    def latents_out(self, guider: Guider, x0: Tensor, parts: Parts) -> Tensor:
         return guider.model.latent.process_out(x0.float())
 
     def trainable(self, model: Model, compute: torch.dtype | None = None) -> training.HeadlessDenoiser:

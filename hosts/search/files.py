@@ -1,7 +1,7 @@
 """A search in a file: what is searched and what it knows of each item, so that another session can go on with it.
 
-One safetensors file: tensors `sigmas`, `latent.*` and `item.N.*`, and everything else as JSON in its header. A file may
-be a stranger's: names, types and ranges are checked.
+One safetensors file: tensors `sigmas`, `latent.*` (`latent.*/I` of a latent of several parts) and `item.N.*`, and
+everything else as JSON in its header. A file may be a stranger's: names, types and ranges are checked.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ...files.folder import Inside, inside
 from ...files.strangers import parse
 from ...sampling.find import Find, FindConfig
 from ...sampling.particles import BestOf, BestOfConfig, Steering, SteeringConfig, ValueConfig, Values
+from ...sampling.parts import parts_of
 from ...sampling.search import State
 from ...sampling.transition import Transition
 from ...sampling.tree import Tree, TreeConfig
@@ -39,6 +40,7 @@ METHODS: dict[str, tuple[type, type[State]]] = {
     )
 }  # fmt: skip
 MOST_STEPS, HEADER_BYTES = 100_000, 100_000_000
+PARTED = ("samples", "noise_mask")  # what of a LATENT may have several parts
 
 
 def folder(host: Host) -> Path:
@@ -49,8 +51,12 @@ def folder(host: Host) -> Path:
 def save(host: Host, saved: Saved, name: str) -> Path:
     """Write a search under a name that no file has yet; its path. ValueError for a name that cannot be a file's."""
     request = saved.request
-    latent = {k: v for k, v in request.latent.items() if isinstance(v, Tensor)}
-    state = {"sigmas": request.sigmas, **{f"latent.{k}": v for k, v in latent.items()}}
+    state = {"sigmas": request.sigmas}
+    for key, value in request.latent.items():
+        if isinstance(value, Tensor):
+            state[f"latent.{key}"] = value
+        elif key in PARTED:
+            state |= {f"latent.{key}/{i}": part for i, part in enumerate(parts_of(value))}
     items: list[dict[str, Any] | None] = []
     for i, item in enumerate(saved.states):
         if item is None:
@@ -101,12 +107,12 @@ def load(host: Host, name: str) -> Saved:
                 raise ValueError("it is no search that this version wrote")
             found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         refuse_types(found)
-        return _saved(parse(metadata["search"].encode(), HEADER_BYTES, finite=False), found)
+        return _saved(host, parse(metadata["search"].encode(), HEADER_BYTES, finite=False), found)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError, SafetensorError) as error:
         raise ValueError(f"file: {path.name} cannot be used ({error}); start a new search") from error
 
 
-def _saved(header: Mapping[str, Any], found: Mapping[str, Tensor]) -> Saved:
+def _saved(host: Host, header: Mapping[str, Any], found: dict[str, Tensor]) -> Saved:
     method, items, seed, keep, noise = (header[name] for name in ("method", "items", "seed", "keep", "noise"))
     if method not in METHODS:
         raise ValueError(f"method {method!r:.80} is not known; this version has {', '.join(METHODS)}")
@@ -115,15 +121,12 @@ def _saved(header: Mapping[str, Any], found: Mapping[str, Tensor]) -> Saved:
             raise ValueError(f"{name} {value!r:.80} is out of range")
     config, state = METHODS[method]
     settings: Any = read(config, header["config"], "config")
-    sigmas, samples = found["sigmas"], found["latent.samples"]
+    sigmas, latent = found["sigmas"], _latent(host, header, found)
     if sigmas.ndim != 1 or not 2 <= len(sigmas) <= MOST_STEPS or not bool(torch.isfinite(sigmas).all()):
         raise ValueError("its sigmas are no schedule")
-    if samples.ndim not in (4, 5) or not bool(torch.isfinite(samples).all()) or len(items) != len(samples):
-        raise ValueError("its latents do not fit its items")
-    latent: LATENT = {
-        k: v for k, v in header["latent"].items() if isinstance(k, str) and isinstance(v, int | float | str)
-    }
-    latent |= {k.removeprefix("latent."): v for k, v in found.items() if k.startswith("latent.")}
+    for part in parts_of(latent["samples"]):
+        if part.ndim not in (4, 5) or not bool(torch.isfinite(part).all()) or len(items) != len(part):
+            raise ValueError("its latents do not fit its items")
     request = SearchRequest(
         sigmas, latent, str(header["prompt"]), settings, read(Transition, header["transition"], "transition"), seed,
         None if noise is None else Absent(noise), keep,
@@ -133,3 +136,16 @@ def _saved(header: Mapping[str, Any], found: Mapping[str, Tensor]) -> Saved:
         own = {k.removeprefix(f"item.{i}."): v for k, v in found.items() if k.startswith(f"item.{i}.")}
         states.append(None if item is None else state.from_file(own, item, settings))
     return Saved(request, tuple(states))
+
+
+def _latent(host: Host, header: Mapping[str, Any], found: Mapping[str, Tensor]) -> LATENT:
+    """The LATENT that was searched from. KeyError where it is not whole."""
+    latent: LATENT = {
+        k: v for k, v in header["latent"].items() if isinstance(k, str) and isinstance(v, int | float | str)
+    }
+    for name in PARTED:
+        count = sum(key.startswith(f"latent.{name}/") for key in found)
+        if count:
+            latent[name] = host.nested([found[f"latent.{name}/{i}"] for i in range(count)])
+    names = [key.removeprefix("latent.") for key in found if key.startswith("latent.") and "/" not in key]
+    return {**latent, **{name: found[f"latent.{name}"] for name in names}}

@@ -45,7 +45,7 @@ class Record:
             "prompt": prompt, "reward": reward, "begun": time.time(), "pid": os.getpid(), "going": True,
             "items": [None] * items,
         }  # fmt: skip
-        self._fresh: tuple[Tensor, Tensor, list[float]] | None = None
+        self._fresh: tuple[Tensor, Sequence[Tensor], list[float]] | None = None
         self._kept: list[dict[int, float]] = [{} for _ in range(items)]
         self._states: list[State | None] = [None] * items
         self._written = 0.0
@@ -61,8 +61,8 @@ class Record:
         except (OSError, LinkError) as error:
             self._lose(error)
 
-    def scored(self, images: Tensor, samples: Tensor, rewards: Tensor) -> None:
-        """Pictures (B, H, W, 3), or (B, T, H, W, 3) of videos, their LATENT samples and rewards (B,)."""
+    def scored(self, images: Tensor, samples: Sequence[Tensor], rewards: Tensor) -> None:
+        """Pictures (B, H, W, 3), or (B, T, H, W, 3) of videos, the parts of their LATENT samples, rewards (B,)."""
         if self.folder is not None:
             self._fresh = images, samples, rewards.tolist()
 
@@ -106,10 +106,10 @@ class Record:
         self._written = time.monotonic()
 
     def _keep(
-        self, folder: Inside, kept: dict[int, float], numbers: Sequence[int], images: Tensor, samples: Tensor,
+        self, folder: Inside, kept: dict[int, float], numbers: Sequence[int], images: Tensor, samples: Sequence[Tensor],
         rewards: Sequence[float],
     ) -> None:  # fmt: skip
-        for number, image, sample, reward in zip(numbers, images, samples, rewards, strict=True):
+        for number, image, sample, reward in zip(numbers, images, zip(*samples, strict=True), rewards, strict=True):
             if len(kept) >= KEPT:
                 worst = min(kept, key=kept.__getitem__)
                 if kept[worst] >= reward:
@@ -119,8 +119,10 @@ class Record:
                     (folder / f"{worst}.{ending}").remove()
             kept[number] = reward
             (folder / f"{number}.jpg").write(_small(image), synced=False)
-            single = sample.detach().float().unsqueeze(0)
-            latent = {"latent_tensor": single, "latent_format_version_0": torch.tensor([])}
+            # Core reads the first alone; what sounds beside a video stands in the file all the same.
+            names = ("latent_tensor", *(f"latent_tensor_{i}" for i in range(1, len(sample))))
+            single = (part.detach().float().unsqueeze(0) for part in sample)
+            latent = {**dict(zip(names, single, strict=True)), "latent_format_version_0": torch.tensor([])}
             (folder / f"{number}.latent").write(tensors(latent), synced=False)
 
 

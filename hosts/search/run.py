@@ -22,6 +22,7 @@ from ...rewards.scoring import score
 from ...sampling.accounts import Budget, Candidate, candidate_seed, seed_of
 from ...sampling.find import Find
 from ...sampling.particles import Steering
+from ...sampling.parts import Parts, parts_of
 from ...sampling.prior import require_steps
 from ...sampling.search import State, search
 from ...sampling.tree import Tree
@@ -70,17 +71,18 @@ def run(
     # A host gives back the latent of an empty schedule without asking any sampler.
     require_steps(request.sigmas, "search")
     require_differences(reward)
-    samples = host.latents_of(guider, request.latent)
-    states: list[State | None] = [None] * len(samples)
+    parts = parts_of(host.latents_of(guider, request.latent))
+    packing, count = Parts.of(parts), len(parts[0])
+    states: list[State | None] = [None] * count
     if earlier is not None:
         states = [None if s is None else _copy(s) for s in earlier.states]
-    watch = _Watch(host, budget, len(samples))
+    watch = _Watch(host, budget, count)
     rows: list[tuple[Tensor, _Item]] = []
-    with Record(host.search_records(), request.prompt, reward.name, len(samples)) as record:
-        for i in range(len(samples)):
-            item = _Item(host, vae, reward, request, budget, batch, i, len(samples), states[i], watch, record)
+    with Record(host.search_records(), request.prompt, reward.name, count) as record:
+        for i in range(count):
+            item = _Item(host, vae, reward, request, budget, batch, i, packing, states[i], watch, record)
             try:
-                latents = item.search(guider, samples[i : i + 1])
+                latents = item.search(guider, [part[i : i + 1] for part in parts])
             except host.CANCELLED:
                 # Nothing was found for this item, but what others found stays.
                 if not rows:
@@ -101,7 +103,7 @@ def run(
             rows.append((latents, item))
             if item.stopped == CANCELLED:
                 break
-    return _found(request, rows, tuple(states))
+    return _found(host, request, packing, rows, tuple(states))
 
 
 def _kept(host: Host, saved: Saved) -> str:
@@ -146,7 +148,8 @@ def draw_from(host: Host, guider: GUIDER, saved: Saved, count: int, seed: int, g
         else:
             method = "not begun" if state is None else state.method
             raise ValueError(f"search: item {i + 1} is {method}, with nothing to draw from; search with dts or fk")
-    return {"samples": host.latents_out(guider, torch.cat(found))}
+    packing = Parts.of(parts_of(host.latents_of(guider, saved.request.latent)))
+    return {"samples": host.latents_out(guider, torch.cat(found), packing)}
 
 
 class _Item(Method):
@@ -156,12 +159,11 @@ class _Item(Method):
 
     def __init__(
         self, host: Host, vae: VAE, reward: Reward, request: SearchRequest, budget: Budget, batch: int, index: int,
-        count: int,
-        state: State | None, watch: _Watch, record: Record,
+        packing: Parts, state: State | None, watch: _Watch, record: Record,
     ):  # fmt: skip
         self.host, self.vae, self.reward, self.request = host, vae, reward, request
         self.watch, self.record = watch, record
-        self.budget, self.batch, self.index, self.count = budget, batch, index, count
+        self.budget, self.batch, self.index, self.packing = budget, batch, index, packing
         self.state, self.stopped = state, ""
         # Latents that were decoded last, with their pictures, and what of them belongs to the best.
         self._decoded: tuple[Tensor, Tensor] | None = None
@@ -169,8 +171,8 @@ class _Item(Method):
         seed = request.seed if request.noise is None else int(request.noise.seed)
         self.seed = seed if index == 0 else seed_of(seed, "item", index)
 
-    def search(self, guider: GUIDER, sample: Tensor) -> Tensor:
-        """LATENT samples (K, ...) of the best, best first."""
+    def search(self, guider: GUIDER, sample: list[Tensor]) -> Tensor:
+        """LATENT samples (K, ...) of the best, best first, packed; sample: the item's parts (1, ...)."""
         unit = self._units(sample)
         if self.request.noise is not None and torch.equal(unit(0), unit(1)):
             raise ValueError(
@@ -178,35 +180,46 @@ class _Item(Method):
                 "nothing"
             )
         mask = self.request.latent.get("noise_mask")
-        # Rows of a video's mask are frames.
-        if mask is not None and sample.ndim == 4 and len(mask) > 1:
-            mask = mask[self.index % len(mask)].unsqueeze(0)
+        if mask is not None:
+            mask = self.host.nested([self._mask(*both) for both in zip(parts_of(mask), sample, strict=False)])
 
         # As many rows as are searched at once, by which the host judges what memory it needs.
-        rows = (self.batch, *(1,) * (sample.ndim - 1))
-        latent = {"samples": sample.repeat(rows), "noise_mask": mask}
-        self._unit = None if self.request.noise is None else lambda number: unit(number)[0]
-        return self.host.sample(
-            guider, self.host.method_sampler(self), self.request.sigmas, latent, self.seed % (1 << 64),
-            unit(0).repeat(rows),
-        )  # fmt: skip
+        def rows(parts: list[Tensor]) -> Any:
+            return self.host.nested([part.repeat(self.batch, *(1,) * (part.ndim - 1)) for part in parts])
 
-    def _units(self, sample: Tensor) -> Callable[[int], Tensor]:
-        """Candidate's number -> its unit noise (1, ...)."""
-        noise = self.request.noise
+        latent = {"samples": rows(sample), "noise_mask": mask}
+        # The noise of one tensor is drawn by the search as core draws it; of parts core draws one after another.
+        own = self.request.noise is None and not self.packing.shapes
+        self._unit = None if own else lambda number: unit(number)[0]
+        found = self.host.sample(
+            guider, self.host.method_sampler(self), self.request.sigmas, latent, self.seed % (1 << 64),
+            rows(self.packing.unpack(unit(0))),
+        )  # fmt: skip
+        return self.packing.pack(parts_of(found))
+
+    def _mask(self, mask: Tensor, part: Tensor) -> Tensor:
+        """The item's own of a batch of masks; rows of a video's mask without channels are frames."""
+        if len(mask) > 1 and (part.ndim == 4 or mask.ndim == part.ndim):
+            return mask[self.index % len(mask)].unsqueeze(0)
+        return mask
+
+    def _units(self, sample: list[Tensor]) -> Callable[[int], Tensor]:
+        """Candidate's number -> its unit noise (1, ...), packed."""
+        noise, shapes = self.request.noise, [part.shape for part in sample]
 
         def unit(number: int) -> Tensor:
             seed = candidate_seed(self.seed, number)
             if noise is None:
                 generator = torch.Generator().manual_seed(seed % (1 << 64))
-                return torch.randn(sample.shape, generator=generator)
+                return self.packing.pack([torch.randn(shape, generator=generator) for shape in shapes])
             drawn = copy.copy(noise)
             # A NOISE has nothing but its seed to tell one draw from another; headless ones are frozen.
             vars(drawn)["seed"] = seed
-            found = drawn.generate_noise({"samples": sample})
-            if found.shape != sample.shape:
-                raise ValueError(f"noise has shape {tuple(found.shape)} for a latent of {tuple(sample.shape)}")
-            return found
+            found = parts_of(drawn.generate_noise({"samples": self.host.nested(sample)}))
+            if [part.shape for part in found] != shapes:
+                has, needs = (" and ".join(str(tuple(part.shape)) for part in each) for each in (found, sample))
+                raise ValueError(f"noise has shape {has} for a latent of {needs}")
+            return self.packing.pack(found)
 
         return unit
 
@@ -215,8 +228,8 @@ class _Item(Method):
         request, host = self.request, self.host
 
         def evaluate(x0: Tensor) -> Tensor:
-            stored = run.latents_out(x0)
-            images = host.decode(self.vae, stored)
+            stored = self.packing.unpack(run.latents_out(x0))
+            images = host.decode(self.vae, stored[0])
             if len(images) != len(x0):  # a video's frames come in one row
                 images = images.view(len(x0), -1, *images.shape[1:])
             rewards = score(self.reward, images, request.prompt)
@@ -270,7 +283,7 @@ class _Item(Method):
         found = [self._picture_of(candidate) for candidate in self.state.best.found]
         missing = [i for i, picture in enumerate(found) if picture is None]
         if missing:
-            images = self.host.decode(self.vae, latents[missing])
+            images = self.host.decode(self.vae, self.packing.first(latents[missing]))
             for i, image in zip(missing, images.view(len(missing), -1, *images.shape[1:]), strict=True):
                 found[i] = thumbnail(image)
         return [picture for picture in found if picture is not None]
@@ -324,12 +337,15 @@ def _copy(state: State) -> State:
     return type(state).from_file(*state.to_file(), state.config)
 
 
-def _found(request: SearchRequest, rows: list[tuple[Tensor, _Item]], states: tuple) -> Found:
+def _found(
+    host: Host, request: SearchRequest, packing: Parts, rows: list[tuple[Tensor, _Item]], states: tuple
+) -> Found:
     kept = {k: v for k, v in request.latent.items() if not k.startswith("downscale_ratio") and k != "batch_index"}
-    best = {**kept, "samples": torch.cat([latents[:1] for latents, *_ in rows])}
-    if len(rows) < len(states) and "noise_mask" in best and len(best["noise_mask"]) == len(states):
-        best["noise_mask"] = best["noise_mask"][: len(rows)]
-    top = {"samples": torch.cat([latents for latents, *_ in rows])}
+    best = {**kept, "samples": host.nested(packing.unpack(torch.cat([latents[:1] for latents, *_ in rows])))}
+    if len(rows) < len(states) and "noise_mask" in best:
+        masks = [mask[: len(rows)] if len(mask) == len(states) else mask for mask in parts_of(best["noise_mask"])]
+        best["noise_mask"] = host.nested(masks)
+    top = {"samples": host.nested(packing.unpack(torch.cat([latents for latents, *_ in rows])))}
     lines, reports = [], []
     height = -(-max(len(latents) for latents, *_ in rows) // 4)
     for i, (latents, item) in enumerate(rows):

@@ -28,7 +28,7 @@ def searched(record, config, calls=60, item=0, reward=lambda x0: -x0.flatten(1).
 
     def evaluate(x0):
         rewards = reward(x0)
-        record.scored(x0.movedim(1, -1)[..., :3].clamp(0, 1), x0, rewards)
+        record.scored(x0.movedim(1, -1)[..., :3].clamp(0, 1), [x0], rewards)
         return rewards
 
     prior = Prior(lambda x, sigma: x * 0.5, FLOW, SIGMAS, (4, 8, 8), batch=4)
