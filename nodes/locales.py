@@ -2,6 +2,7 @@
 
 English comes from the schemas alone, another language from a catalogue, extensions/comfyui/locales/LANGUAGE.json, which
 gives a translation for each English text. A changed text is thus one without a translation: none outlives what it says.
+The page's own words are what its modules give to `t("...")`.
 The command adds such texts to the catalogues with nothing beside them, and takes out those that no node says any more.
 
 locales/LANGUAGE/nodeDefs.json holds names only. ComfyUI sends that of every language to every page; tooltips and
@@ -11,6 +12,7 @@ descriptions, three times as long, go to those who read the language, by extensi
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LANGUAGES = ("zh", "ja")
 # Parts of categories that ComfyUI translates itself, and our name, which stays.
 OF_COMFYUI = {"model", "sampling", "training", "loaders", "image", "upscaling", "conditioning", "text", "retort"}
+PAGE = ROOT / "extensions" / "comfyui"
+# t("...") in a module of the page; the text itself is JSON as well as JavaScript.
+CALL = re.compile(r'\bt\(\s*("(?:[^"\\]|\\.)*")')
 Say = Callable[[str, str, str], str]
 
 
@@ -38,7 +43,7 @@ def categories_path(language: str) -> Path:
 
 def catalogue_path(language: str) -> Path:
     """The file that translators write."""
-    return ROOT / "extensions" / "comfyui" / "locales" / f"{language}.json"
+    return PAGE / "locales" / f"{language}.json"
 
 
 def inputs_of(schema: io.Schema) -> Iterator[tuple[str, str, Any]]:
@@ -87,20 +92,27 @@ def texts(nodes: Sequence[type[io.ComfyNode]]) -> Iterator[str]:
         yield from (part.tooltip or "" for part in schema.outputs)
 
 
+def page_texts() -> Iterator[str]:
+    """Every text that the page shows in the user's language."""
+    for path in sorted(PAGE.rglob("*.js")):
+        for found in CALL.findall(path.read_text(encoding="utf-8")):
+            yield json.loads(found)
+
+
 def english(section: str, text: str, place: str) -> str:
     """What the schemas say."""
     return text
 
 
 class Catalogue:
-    """Of one language: sections "nodes", "categories", "names" and "texts" of {English: translated}.
+    """Of one language: sections "nodes", "categories", "names", "texts" and "page" of {English: translated}.
 
     A name that means something else in one place stands there as "NodeId.input" or "NodeId.number of the output".
     """
 
     def __init__(self, sections: dict[str, dict[str, str]]):
         self.sections = sections
-        self.used: dict[str, dict[str, str]] = {"nodes": {}, "categories": {}, "names": {}, "texts": {}}
+        self.used: dict[str, dict[str, str]] = {"nodes": {}, "categories": {}, "names": {}, "texts": {}, "page": {}}
 
     def __call__(self, section: str, text: str, place: str) -> str:
         known = self.sections.get(section, {})
@@ -128,6 +140,8 @@ def files(nodes: Sequence[type[io.ComfyNode]], language: str) -> tuple[dict[Path
     found = {names_path(language): names(nodes, said), categories_path(language): categories(nodes, said)}
     for text in texts(nodes):
         said("texts", text, "")
+    for text in page_texts():
+        said("page", text, "")
     return {**found, catalogue_path(language): said.used}, said.missing
 
 

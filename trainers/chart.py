@@ -12,7 +12,7 @@ from ..files.pictures import as_image
 
 # The order in which panels appear; everything else in the log follows by name.
 FIRST = ("student_loss", "fake_loss")
-LEFT_OUT = {"step", "seconds", "data", "memory", "rate"}
+LEFT_OUT = {"step", "seconds", "data", "memory", "card", "rate"}
 WIDTH, HEIGHT, MARGIN, TITLE = 480, 220, 48, 22
 PAPER, GRID, INK = (24, 26, 30), (58, 62, 70), (205, 210, 218)
 COLOURS = ((110, 180, 255), (255, 150, 90), (130, 215, 140), (225, 130, 220), (240, 210, 100), (150, 160, 255))

@@ -63,7 +63,8 @@ class Status:
     """Where a job stands.
 
     rate: steps a second; eta: seconds left of the steps, or of the phase, None where unknown. phase: what goes on
-    before the steps, "" during them; part, parts: how far it has come. pid, machine: of the process. time: when it was
+    before the steps, "" during them; part, parts: how far it has come. memory: the most bytes that torch has held on
+    the card so far, card: all that it has; 0 where nothing is measured. pid, machine: of the process. time: when it was
     written (seconds since 1970). lora: the finished file's name in the loras folder. preview: the latest, inside the
     folder. "died" and log (the log's last lines, for "failed" too) are what `read_status` finds; no process writes
     them.
@@ -84,6 +85,8 @@ class Status:
     phase: str = ""
     part: int = 0
     parts: int = 0
+    memory: int = 0
+    card: int = 0
 
     @property
     def going(self) -> bool:
@@ -129,8 +132,8 @@ def read_status(folder: Path | Inside) -> Status:
 
 def _checked(status: Status) -> Status:
     """A status with numbers that processes and clocks have, and texts as long as one is shown. ValueError names one."""
-    bounds = {"pid": MOST_PID, "step": MOST_NUMBER, "steps": MOST_NUMBER, "part": MOST_NUMBER,
-              "parts": MOST_NUMBER, "rate": 1e12, "eta": math.inf, "time": 1e12}
+    numbers = dict.fromkeys(("step", "steps", "part", "parts", "memory", "card"), MOST_NUMBER)
+    bounds = {"pid": MOST_PID, **numbers, "rate": 1e12, "eta": math.inf, "time": 1e12}
     for name, most in bounds.items():
         value = getattr(status, name)
         if value is not None and not 0 <= value <= most:
@@ -327,7 +330,8 @@ class FileWatcher:
             rate = 0.9 * rate + 0.1 * latest if rate else latest
         self._stepped = now
         eta = (total - done) / rate if rate else None
-        self.status = replace(self.status, step=done, steps=total, rate=rate, eta=eta, message="", **_NO_PHASE)
+        held: dict[str, Any] = {name: int(metrics[name]) for name in ("memory", "card") if name in metrics}
+        self.status = replace(self.status, step=done, steps=total, rate=rate, eta=eta, message="", **held, **_NO_PHASE)
         if now - self._logged > LOG_EVERY or done == total:
             self._logged = now
             _log.info("step %d of %d, loss %.6g, %.3g steps/s", done, total, metrics.get("student_loss", 0.0), rate)

@@ -30,10 +30,11 @@ from .players import Runner
 from .processes import Alone, Reducer
 from .seeded import seeded
 from .streaming import Ring
-from .watch import METRICS, Metrics, Silent, Watcher, checkpoints, save_sheet
+from .watch import METRICS, Metrics, Silent, Watcher, checkpoints, columns_of, save_sheet
 
 STATE = "state.safetensors"
 CONFIG = "config.json"
+SHEET = "previews.json"  # what the previews' contact sheets hold
 PREPARED = 64  # samples, at most, that an objective sees before its first step
 
 
@@ -372,7 +373,7 @@ class Trainer:
         numbers |= {f"{name}_grad": value for name, value in norms.items()}
         numbers |= {"rate": rate, "seconds": spent, "data": data_seconds / spent}
         if (highest := self.truth.highest) is not None:
-            numbers["memory"] = float(highest)
+            numbers |= {"memory": float(highest), "card": float(self.truth.size)}
         return numbers
 
     def _losses(self, batch: Batch, step: int) -> Iterator[Loss]:
@@ -415,4 +416,8 @@ class Trainer:
             images = previews.draw(self.denoiser, self.objective, self.data, self.settings, self.decode)
         path = self.files / "previews" / f"step_{self.done:07d}.png"
         save_sheet(images, path)
+        rows = previews.rows_of(self.data, self.settings)
+        frames = len(images) // len(rows)
+        prompts = [self.data.prompts[i] if self.data.prompts else "" for i in rows for _ in range(frames)]
+        write_json(self.files / SHEET, {"columns": columns_of(len(images)), "prompts": prompts})
         self.watcher.preview(images, self.done, path)

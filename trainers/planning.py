@@ -244,6 +244,12 @@ class Truth:
         self._module = module if module is not None and all(hasattr(module, name) for name in names) else None
         self._before = self._module.memory_allocated(device) if self._module else 0
 
+    @property
+    def size(self) -> int:
+        """All bytes of the device; 0 where torch does not say."""
+        can = self._module is not None and hasattr(self._module, "mem_get_info")
+        return int(self._module.mem_get_info(self._device)[1]) if can else 0  # type: ignore[union-attr]
+
     def begin(self) -> None:
         """Forget the peak so far."""
         if self._module:

@@ -17,6 +17,13 @@ from .objectives.parts.contract import Draws, Objective
 FRAMES = 4
 
 
+def rows_of(data: Data, settings: TrainingConfig) -> list[int]:
+    """The samples that a preview shows: the first ones of one size, from the beginning again where there are few."""
+    rows = [i % len(data) for i in range(settings.previews)]
+    shape = data.shape_of(rows[0])
+    return [i for i in rows if data.shape_of(i) == shape]
+
+
 @torch.no_grad()
 def draw(
     denoiser: Denoiser, objective: Objective, data: Data, settings: TrainingConfig, decode: Callable[[Tensor], Tensor]
@@ -24,9 +31,8 @@ def draw(
     """Pictures (B, H, W, 3) in [0, 1] of the first prompts; B is settings.previews, fewer where sizes differ, and
     FRAMES of each for videos, whose frames `decode` gives one after another.
     """
-    rows = [i % len(data) for i in range(settings.previews)]
+    rows = rows_of(data, settings)
     shape = data.shape_of(rows[0])
-    rows = [i for i in rows if data.shape_of(i) == shape]
     pictures = []
     with denoiser.adapter(objective.players["student"].adapter), without_dropout(denoiser.network):
         for begin in range(0, len(rows), settings.batch_size):

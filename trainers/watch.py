@@ -121,13 +121,18 @@ def read_metrics(path: Path | Inside) -> list[Row]:
     return list(read_rows(path))
 
 
+def columns_of(count: int) -> int:
+    """How many of so many pictures stand in a row of their contact sheet: about as many as there are rows."""
+    least = math.ceil(math.sqrt(count))
+    # Whole rows, where that makes none of more than twice as many as there are rows.
+    return next((n for n in range(least, math.isqrt(4 * count) + 1) if count % n == 0), least)
+
+
 def save_sheet(images: Tensor, path: Path | Inside) -> None:
-    """A contact sheet of pictures (B, H, W, 3) in [0, 1], about as many in a row as there are rows, as PNG."""
+    """A contact sheet of pictures (B, H, W, 3) in [0, 1], `columns_of(B)` in a row, as PNG."""
     from PIL import Image
 
-    least = math.ceil(math.sqrt(len(images)))
-    # Whole rows, where that makes none of more than twice as many as there are rows.
-    columns = next((n for n in range(least, math.isqrt(4 * len(images)) + 1) if len(images) % n == 0), least)
+    columns = columns_of(len(images))
     rows = [images[i : i + columns] for i in range(0, len(images), columns)]
     b, h, w = len(images), *images.shape[1:3]
     sheet = images.new_zeros(len(rows) * h, columns * w, 3)

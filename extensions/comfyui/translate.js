@@ -2,6 +2,7 @@
 // asked for in one language only, and reach what its lookup passes over: inputs inside a choice, text boxes, the help table.
 import { app } from "../../scripts/app.js";
 import { translate } from "./locales/translate.js";
+import { learn } from "./locales/words.js";
 
 const LANGUAGES = ["zh", "ja"];
 const asked = {};
@@ -17,7 +18,10 @@ app.registerExtension({
     if (texts[language]) return translate(def, texts[language]);
     asked[language] ??= fetch(new URL(`./locales/${language}.json`, import.meta.url))
       .then((answer) => answer.json())
-      .then((catalogue) => (texts[language] = catalogue.texts));
+      .then((catalogue) => {
+        learn(catalogue.page);
+        return (texts[language] = catalogue.texts);
+      });
     return asked[language].then((said) => translate(def, said));
   },
 });

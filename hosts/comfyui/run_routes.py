@@ -27,6 +27,15 @@ def add(table: web.RouteTableDef, runs: Callable[[], Path], loras: Callable[[], 
             return None
         return run_view.log(found, whole("offset", offset), whole("step", step))
 
+    def about(run: str) -> dict[str, Any]:
+        return run_view.about(run_view.run_folder(runs(), run))
+
+    def keep(run: str, body: dict[str, Any]) -> dict[str, Any]:
+        wanted = body.get("name")
+        if not isinstance(wanted, str):
+            raise ValueError("the body must give the LoRA's name as a text")
+        return {"lora": manage.keep(runs(), loras(), run, whole("step", str(body.get("step", ""))), wanted)}
+
     def picture(run: str, picture: str) -> Path:
         return run_view.picture(run_view.run_folder(runs(), run), picture)
 
@@ -52,6 +61,8 @@ def add(table: web.RouteTableDef, runs: Callable[[], Path], loras: Callable[[], 
     table.post(f"{ROOT}/runs/{{run}}/delete")(guarded(delete))
     table.post(f"{ROOT}/runs/{{run}}/rename")(guarded(rename))
     table.get(f"{ROOT}/runs/{{run}}/export.zip")(handed_out(export, "application/zip"))
+    table.get(f"{ROOT}/runs/{{run}}/about")(guarded(about))
+    table.post(f"{ROOT}/runs/{{run}}/keep")(guarded(keep))
     table.get(f"{ROOT}/runs/{{run}}/log")(guarded(log))
     table.get(f"{ROOT}/runs/{{run}}/previews/{{picture}}")(guarded(picture))
     table.post(f"{ROOT}/runs/{{run}}/command")(guarded(command))

@@ -45,6 +45,21 @@ def rename(folder: Path, name: str, wanted: str) -> None:
     os.rename(run, target)
 
 
+def keep(folder: Path, loras: Path, name: str, step: int, wanted: str) -> str:
+    """Copy a run's checkpoint to the LoRAs, whole or not at all, and return the file's name there.
+
+    ValueError for a name that cannot be or is taken, FileNotFoundError where the run has no such checkpoint.
+    """
+    run = run_folder(folder, name)
+    source = inside(run) / "checkpoints" / f"step_{step:07d}.safetensors"
+    if not source.is_file():
+        raise FileNotFoundError(f"the run {run.name} has kept no checkpoint of step {step}")
+    file = f"{checked_name(wanted)}.safetensors"
+    if inside(loras).write_first([file], source.read()) is None:
+        raise ValueError(f"there is a LoRA called {wanted!r:.140} already: choose another name")
+    return file
+
+
 def export(folder: Path, loras: Path, name: str) -> BinaryIO:
     """A zip of a run, to be read from its beginning: LoRA, settings, log, previews and a model card."""
     run = run_folder(folder, name)

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,8 @@ from ...files.strangers import read_json
 from ...trainers.chart import LEFT_OUT
 from ...trainers.job import JOB
 from ...trainers.job_watch import COMMANDS, MOST_MESSAGE, STATUS, has_status, read_status, send
-from ...trainers.loop import CONFIG
+from ...trainers.loop import CONFIG, SHEET
+from ...trainers.watch import columns_of
 from ..training.run import RESULT
 
 MOST_RUNS = 200
@@ -34,6 +35,7 @@ CHUNK, MOST_NUMBERS = 1 << 19, 36_000
 LONG, MOST_ROWS = 1 << 22, 2000
 MOST_FILES = 1000  # save points and pictures that are named
 MOST_TEXT, MOST_TIMESTEPS = 255, 100
+MOST_SETTINGS, MOST_ON_SHEET = 200, 256
 _NUMBERED = re.compile(r"step_(\d{1,12})\.(?:png|safetensors)")
 _PICTURE = re.compile(r"step_\d{1,12}\.png")
 
@@ -172,8 +174,57 @@ def log(run: Path, offset: int, step: int) -> dict[str, Any]:
         "hidden": sorted(LEFT_OUT & set(names)),
         "saves": _numbers(inside(run) / "checkpoints"),
         "pictures": _numbers(inside(run) / "previews"),
+        "phases": _phases(_object(inside(run) / CONFIG)),
         "status": summary(run),
     }
+
+
+def about(run: Path) -> dict[str, Any]:
+    """What a page asks of a run once: its settings by name, and what its previews' contact sheets hold.
+
+    settings: {"training.steps": 280}, numbers, texts and truth values as they are, others as JSON. sheet: `columns`
+    pictures in a row, and the prompt of each, "" where it is not known; None where the run says nothing of it.
+    """
+    files = inside(run)
+    config, told = _object(files / CONFIG), _object(files / SHEET)
+    training = config.get("training")
+    count = training.get("previews", 0) if isinstance(training, dict) else 0
+    prompts = told.get("prompts")
+    if not isinstance(prompts, list):
+        # A run of an earlier version.
+        prompts = [""] * count if isinstance(count, int) else []
+    prompts = [str(prompt)[:MOST_TEXT] for prompt in prompts[:MOST_ON_SHEET]]
+    columns = told.get("columns")
+    if not isinstance(columns, int) or not 0 < columns <= len(prompts):
+        columns = columns_of(len(prompts)) if prompts else 0
+    return {
+        "settings": dict(islice(_settings(config), MOST_SETTINGS)),
+        "sheet": {"columns": columns, "prompts": prompts} if prompts else None,
+    }
+
+
+def _settings(config: Mapping[str, Any], inside: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        path = f"{inside}{name}"[:MOST_TEXT]
+        if isinstance(value, dict) and not inside:
+            yield from _settings(value, f"{path}.")
+        elif value is None or isinstance(value, bool) or _is_number(value):
+            yield path, value
+        else:
+            yield path, (value if isinstance(value, str) else json.dumps(value))[:MOST_TEXT]
+
+
+def _phases(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The parts of a run whose losses are no numbers of one kind: `from`, the first step, and `name`.
+
+    A student that first copies pairs is told by a regression's loss, and from then on by its method's.
+    """
+    objective = config.get("objective")
+    copies = objective.get("regression_steps", 0) if isinstance(objective, dict) else 0
+    if not _is_number(copies) or copies <= 0:
+        return []
+    method = str(config.get("method", ""))[:MOST_TEXT]
+    return [{"from": 0, "name": "copies pairs"}, {"from": copies + 1, "name": method}]
 
 
 def _part(handle: BinaryIO, start: int) -> tuple[list[Row], int, bool]:

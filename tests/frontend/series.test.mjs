@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { Series, bounds, counted, duration, going, nearest, short, smooth, standing, thin, ticks } from "../../extensions/comfyui/panel/series.js";
+import { Series, bounds, counted, csv, differing, duration, evenly, going, nearest, short, smooth, split, standing, thin, ticks } from "../../extensions/comfyui/panel/series.js";
 
 const answer = (steps, values, more = {}) =>
   ({ restart: false, steps, values, hidden: [], saves: [], pictures: [], offset: steps.length, ...more });
@@ -88,4 +88,38 @@ test("words", () => {
   assert.deepEqual(counted(drawing), [48, 280]);
   assert.deepEqual(counted(status), [5, 10]);
   assert.ok(going(status) && going({ state: "queued" }) && !going({ state: "died" }));
+});
+
+test("of a long list its first, its last and as many as wanted are taken", () => {
+  const list = Array.from({ length: 1000 }, (_, i) => i);
+  const some = evenly(list, 48);
+  assert.equal(some.length, 48);
+  assert.deepEqual([some[0], some.at(-1)], [0, 999]);
+  assert.ok(some.every((one, i) => !i || one > some[i - 1]));
+  assert.deepEqual(evenly([1, 2], 48), [1, 2]);
+});
+
+test("phases split a run's points where they begin, and those without a point are none", () => {
+  const phases = [{ from: 0, name: "copies pairs" }, { from: 4, name: "dmd2" }];
+  assert.deepEqual(split([1, 2, 3, 4, 6], phases), [
+    { begin: 0, end: 3, name: "copies pairs" }, { begin: 3, end: 5, name: "dmd2" },
+  ]);
+  assert.deepEqual(split([4, 6], phases), [{ begin: 0, end: 2, name: "dmd2" }]);
+  assert.deepEqual(split([1, 2], []), [{ begin: 0, end: 2, name: "" }]);
+  assert.deepEqual(split([], phases), []);
+});
+
+test("a table has a row for each step of each run, gaps for what a run lacks, and no formula", () => {
+  const [one, two] = [new Series(), new Series()];
+  one.add(answer([1, 2], { student_loss: [3, 4] }, { restart: true }));
+  two.add(answer([1], { winner: [5] }, { restart: true }));
+  const text = csv([{ name: "=A1, \"x\"", series: one }, { name: "b", series: two }]);
+  assert.deepEqual(text.split("\n"), [
+    "run,step,student_loss,winner", "\"'=A1, \"\"x\"\"\",1,3,", "\"'=A1, \"\"x\"\"\",2,4,", "b,1,,5", "",
+  ]);
+});
+
+test("only settings that differ are listed, with what a run lacks", () => {
+  assert.deepEqual(differing([{ a: 1, b: 2, c: 3 }, { a: 1, b: 3 }]), [["b", 2, 3], ["c", 3, undefined]]);
+  assert.deepEqual(differing([{ a: 1 }, { a: 1 }]), []);
 });

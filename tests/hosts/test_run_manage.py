@@ -93,3 +93,35 @@ def test_a_card_says_base_steps_and_prompt_on_one_line():
     text = manage.card("mine", told, {})
     assert 'base_model: "sd.safetensors"' in text and "in 2 steps, at the timesteps 999, 499.5" in text
     assert "> a zero > not a quote\n" in text
+
+
+def test_a_checkpoint_is_kept_among_the_loras(runs):
+    """It is copied whole, under a name that nothing has; the run keeps its own."""
+    loras = runs.parent / "loras"
+    assert manage.keep(runs, loras, "mine", 1, "the best") == "the best.safetensors"
+    assert (loras / "the best.safetensors").read_bytes() == b"large"
+    assert (runs / "mine" / "checkpoints" / "step_0000001.safetensors").is_file()
+    with pytest.raises(ValueError, match="there is a LoRA called 'mine' already"):
+        manage.keep(runs, loras, "mine", 1, "mine")
+    assert (loras / "mine.safetensors").read_bytes() == b"lora"
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 7"):
+        manage.keep(runs, loras, "mine", 7, "another")
+    assert sorted(path.name for path in loras.iterdir()) == ["mine.safetensors", "the best.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "/etc/x", "a/b", "", "C:\\x", "\0", "con"])
+def test_a_checkpoint_is_kept_nowhere_else(runs, name):
+    with pytest.raises(ValueError, match="name"):
+        manage.keep(runs, runs.parent / "loras", "mine", 1, name)
+    with pytest.raises((ValueError, FileNotFoundError)):
+        manage.keep(runs, runs.parent / "loras", name, 1, "x")
+
+
+def test_a_checkpoint_that_is_a_link_is_not_followed(runs):
+    secret = runs.parent / "secret"
+    secret.write_text("secret")
+    link = runs / "mine" / "checkpoints" / "step_0000002.safetensors"
+    link.symlink_to(secret)
+    with pytest.raises((ValueError, OSError)):
+        manage.keep(runs, runs.parent / "loras", "mine", 2, "x")
+    assert not (runs.parent / "loras" / "x.safetensors").exists()

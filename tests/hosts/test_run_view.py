@@ -214,3 +214,39 @@ def test_commands_go_to_a_run_that_goes_on(run):
         run_view.command(run, "../../x")
     run_view.command(run, "sample")
     assert [path.name for path in (run / COMMANDS_FOLDER).iterdir()] == ["sample"]
+
+
+def test_a_page_is_told_of_settings_and_of_the_sheets_layout(run):
+    """Settings by their path; the layout as the run wrote it, or as its number of previews makes it."""
+    assert run_view.about(run) == {"settings": {}, "sheet": None}
+    config = {"method": "dmd2", "objective": {"steps": 4, "timesteps": ""}, "training": {"previews": 8, "ema": None}}
+    (run / "config.json").write_text(json.dumps(config))
+    found = run_view.about(run)
+    assert found["settings"] == {
+        "method": "dmd2", "objective.steps": 4, "objective.timesteps": "", "training.previews": 8, "training.ema": None,
+    }  # fmt: skip
+    assert found["sheet"] == {"columns": 4, "prompts": [""] * 8}
+    (run / "previews.json").write_text(json.dumps({"columns": 2, "prompts": ["a", "b", "c"]}))
+    assert run_view.about(run)["sheet"] == {"columns": 2, "prompts": ["a", "b", "c"]}
+
+
+@pytest.mark.parametrize("told", [[], {"columns": 0, "prompts": ["a"]}, {"columns": "x", "prompts": ["a"]},
+                                  {"columns": 10**9, "prompts": ["a"]}, {"prompts": ["x" * 10**5] * 2000}])  # fmt: skip
+def test_a_strangers_layout_is_bounded(run, told):
+    (run / "previews.json").write_text(json.dumps(told))
+    (run / "config.json").write_text(json.dumps({"training": {"previews": 10**12}, "x": {"y": {"z": ["w" * 10**4]}}}))
+    found = run_view.about(run)
+    assert len(json.dumps(found)) < 200_000
+    if found["sheet"]:
+        assert 1 <= found["sheet"]["columns"] <= len(found["sheet"]["prompts"]) <= 256
+
+
+def test_a_run_that_copies_pairs_first_has_two_phases(run):
+    """The second begins at the first step whose loss is the method's."""
+    assert run_view.log(run, 0, 0)["phases"] == []
+    (run / "config.json").write_text(json.dumps({"method": "dmd2", "objective": {"regression_steps": 180}}))
+    expected = [{"from": 0, "name": "copies pairs"}, {"from": 181, "name": "dmd2"}]
+    assert run_view.log(run, 0, 0)["phases"] == expected
+    for strange in (True, "9", -1, None, [4]):
+        (run / "config.json").write_text(json.dumps({"objective": {"regression_steps": strange}}))
+        assert run_view.log(run, 0, 0)["phases"] == []

@@ -16,7 +16,7 @@ from playwright.sync_api import Page, sync_playwright
 
 SET = "async (all) => { for (const [k, v] of Object.entries(all)) await app.extensionManager.setting.set(k, v); }"
 # What is on the page that is ours.
-ROOTS = ".retort-run, .retort-panel, .retort-picker, .retort-compare, .retort-lightbox"
+ROOTS = ".retort-run, .retort-panel, .retort-picker, .retort-compare, .retort-lightbox, .retort-window, .retort-toast"
 # As the template browser opens one: its thumbnail, its file, its place among the templates.
 TEMPLATE = """async ({ name, vue }) => {
   const at = `/api/workflow_templates/retort/${name}`;
@@ -147,6 +147,18 @@ class Driver:
         self.page.wait_for_function("window.app?.vueAppReady && app.graph && app.extensionManager", timeout=120_000)
         self.page.wait_for_selector(".side-bar-button, .side-tool-bar-container", timeout=60_000)
         time.sleep(1.5)
+
+    def size(self, width: int, height: int) -> None:
+        """The page's, in pixels."""
+        self.page.set_viewport_size({"width": width, "height": height})
+        time.sleep(0.3)
+
+    def saved(self, where: str, text: str) -> list[Any]:
+        """Press a button that gives a file: its name, and its beginning."""
+        with self.page.expect_download(timeout=20_000) as waited:
+            self.page.locator(where, has_text=text).first.click()
+        data = Path(waited.value.path()).read_bytes()
+        return [waited.value.suggested_filename, data[:4000].decode("latin-1")]
 
     def look(self, vue: bool, theme: str) -> None:
         """Choose renderer and theme."""

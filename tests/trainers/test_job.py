@@ -278,6 +278,16 @@ def test_commands_arrive_once_and_a_stop_before_the_first_step_ends_the_run(fold
     assert not [p for p in (folder / "commands").iterdir()]
 
 
+def test_the_status_says_how_full_the_card_was(folder):
+    """As the step before the last look measured it; a step that measured nothing does not empty the card."""
+    with FileWatcher(folder) as watcher:
+        watcher.step(1, 10, {"memory": 5e9, "card": 8e9})
+        watcher.step(2, 10, {})
+        watcher.end("stopped")
+    status = read_status(folder)
+    assert (status.memory, status.card) == (5_000_000_000, 8_000_000_000)
+
+
 def test_the_status_is_written_while_a_step_takes_long(folder, monkeypatch):
     monkeypatch.setattr(job_watch, "WRITE_EVERY", 0.01)
     monkeypatch.setattr(job_watch, "BEAT_EVERY", 0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -118,6 +119,16 @@ def test_previews_are_drawn_from_fixed_noise(make):
     trainer.decode = lambda x: x.mean(1)[..., None].expand(-1, -1, -1, 3).sigmoid()
     trainer.train()
     assert sorted(p.name for p in (trainer.folder / "previews").iterdir()) == ["step_0000006.png", "step_0000012.png"]
+
+
+def test_a_run_says_what_its_previews_sheets_hold(make):
+    """As many prompts as the sheet has pictures, in its order, from the beginning again where there are few."""
+    trainer = make("run", preview_every=12, previews=3)
+    trainer.data.prompts = [f"prompt {i}" for i in range(len(trainer.data))]
+    trainer.decode = lambda x: x.mean(1)[..., None].expand(-1, -1, -1, 3).sigmoid()
+    trainer.train()
+    told = json.loads((trainer.folder / loop.SHEET).read_text())
+    assert told == {"columns": 3, "prompts": [f"prompt {i % len(trainer.data)}" for i in range(3)]}
 
 
 def test_a_videos_preview_is_a_few_of_its_frames(make):

@@ -1,9 +1,9 @@
-// A chart of one number of a run: raw values pale, their running mean strong, save points on the axis.
-import { bounds, nearest, short, smooth, thin, ticks } from "./series.js";
-import { colours, pen as penOf } from "./drawing.js";
-import { element } from "./page.js";
-
-const LEFT = 44, RIGHT = 8, TOP = 6, BOTTOM = 18;
+// A chart of one number of a run: raw values pale, their running mean strong, phases apart, save points on the axis.
+import { LEFT, RIGHT, pictureOf, plot } from "./curves.js";
+import { colours } from "./drawing.js";
+import { button, download, element } from "./page.js";
+import { bounds, csv, nearest, short, smooth, split } from "./series.js";
+import { t } from "../locales/words.js";
 
 export class Chart {
   /** settings: {shown, window, log}, kept by whoever owns the chart; changed() is called when the user changed them. */
@@ -11,18 +11,24 @@ export class Chart {
     this.settings = settings;
     this.changed = changed;
     this.cursor = null;
-    this.select = element("select", { "aria-label": "Number shown" });
-    this.slider = element("input", { type: "range", min: 0, max: 100, "aria-label": "Smoothing, in steps" });
+    this.select = element("select", { "aria-label": t("Number shown") });
+    this.slider = element("input", { type: "range", min: 0, max: 100, "aria-label": t("Smoothing, in steps") });
     this.slider.value = String(Math.round(25 * Math.log10(settings.window)));
     this.log = element("input", { type: "checkbox" });
     this.log.checked = settings.log;
     this.canvas = element("canvas", { tabindex: 0, role: "img" });
     this.note = element("output", { class: "retort-note" });
-    const smoothing = element("label", { title: "Steps that the strong line averages" }, "smooth ", this.slider);
-    const scale = element("label", { title: "Logarithmic, where all values are positive" }, this.log, " log");
+    const smoothing = element("label", { title: t("Steps that the strong line averages") }, `${t("smooth")} `, this.slider);
+    const scale = element("label", { title: t("Logarithmic, where all values are positive") }, this.log, " log");
+    const failed = (error) => (this.note.textContent = error.message);
+    const exports = [
+      button("CSV", t("All numbers of this run as a table"), () => this.export("csv"), failed),
+      button("PNG", t("This chart as a picture"), () => this.export("png"), failed),
+    ];
+    exports[0].classList.add("retort-apart");
     this.root = element(
       "div", { class: "retort-chart" },
-      element("div", { class: "retort-row" }, this.select, smoothing, scale), this.canvas, this.note,
+      element("div", { class: "retort-row" }, this.select, smoothing, scale, ...exports), this.canvas, this.note,
     );
     this.select.addEventListener("change", () => this.set("shown", this.select.value));
     this.slider.addEventListener("input", () => this.set("window", 10 ** (Number(this.slider.value) / 25)));
@@ -40,9 +46,10 @@ export class Chart {
     this.prepare();
   }
 
-  /** Take what the series holds now. */
-  show(series) {
+  /** Take what the series holds now; run: whose it is. */
+  show(series, run) {
     this.series = series;
+    this.run = run;
     const names = series.names;
     if (names.join() !== [...this.select.options].map((option) => option.value).join()) {
       this.select.replaceChildren(...names.map((name) => element("option", { value: name }, name.replaceAll("_", " "))));
@@ -58,12 +65,14 @@ export class Chart {
     this.select.value = name;
     const { steps, values } = this.series.points(name);
     this.logged = this.settings.log && values.every((value) => value > 0);
-    const mean = smooth(values, this.settings.window);
+    const parts = split(steps, this.series.phases);
+    // What one phase calls its loss is another number than the next one's.
+    const mean = parts.flatMap(({ begin, end }) => smooth(values.slice(begin, end), this.settings.window));
     const scaled = (list) => (this.logged ? list.map(Math.log10) : list);
-    this.data = { name, steps, values, mean, raw: scaled(values), line: scaled(mean) };
-    this.range = bounds(this.data.raw);
+    const raw = scaled(values);
+    for (const part of parts) part.range = bounds(raw.slice(part.begin, part.end));
+    this.data = { name, steps, values, mean, raw, line: scaled(mean), parts };
     this.canvas.title = this.series.thinned ? "A long log: of its older part, some of the steps are shown" : "";
-    this.thinned = null;
     const last = values.length - 1;
     this.canvas.setAttribute(
       "aria-label",
@@ -82,53 +91,26 @@ export class Chart {
 
   draw() {
     if (!this.data?.steps.length) return;
-    const found = penOf(this.canvas);
-    if (!found) return;
-    const { pen, width, height } = found;
     const colour = colours(this.root);
-    const { steps, raw, line } = this.data;
-    const columns = Math.max(1, Math.floor(width - LEFT - RIGHT));
-    if (this.thinned?.columns !== columns) {
-      this.thinned = { columns, raw: thin(steps, raw, columns), line: thin(steps, line, columns) };
-    }
+    const { name, steps, values, raw, line, parts } = this.data;
     const first = steps[0], last = Math.max(steps[steps.length - 1], first + 1);
-    const [low, high] = this.range;
-    const x = (step) => LEFT + ((step - first) / (last - first)) * (width - LEFT - RIGHT);
-    const y = (value) => height - BOTTOM - Math.min(1, Math.max(0, (value - low) / (high - low))) * (height - TOP - BOTTOM);
-
-    pen.lineWidth = 1;
-    pen.fillStyle = colour("ink");
-    pen.strokeStyle = colour("grid");
-    pen.textBaseline = "middle";
-    pen.textAlign = "right";
-    for (const tick of ticks(low, high, height < 130 ? 2 : 4)) {
-      pen.beginPath();
-      pen.moveTo(LEFT, y(tick));
-      pen.lineTo(width - RIGHT, y(tick));
-      pen.stroke();
-      pen.fillText(short(this.logged ? 10 ** tick : tick), LEFT - 5, y(tick));
-    }
-    pen.textBaseline = "bottom";
-    pen.textAlign = "center";
-    for (const tick of ticks(first, last, Math.max(1, Math.floor(width / 90)))) {
-      pen.fillText(String(tick), Math.min(width - 14, Math.max(LEFT, x(tick))), height - 2);
-    }
-    const trace = (points, stroke, thickness) => {
-      pen.beginPath();
-      points.steps.forEach((step, i) => pen.lineTo(x(step), y(points.values[i])));
-      pen.strokeStyle = stroke;
-      pen.lineWidth = thickness;
-      pen.stroke();
-    };
-    trace(this.thinned.raw, colour("pale"), 1);
-    trace(this.thinned.line, colour("line"), 2);
+    const spans = parts.map((part) => {
+      const [low, high] = part.range;
+      const of = (list, stroke, width) =>
+        ({ steps: steps.slice(part.begin, part.end), values: list.slice(part.begin, part.end), stroke, width });
+      const lines = [of(raw, colour("pale"), 1), of(line, colour("line"), 2)];
+      return { name: part.name, from: steps[part.begin], low, high, lines };
+    });
+    const drawn = plot(this.canvas, colour, { first, last, spans, logged: this.logged, axis: name.replaceAll("_", " ") });
+    if (!drawn) return;
+    const { pen, x, y, bottom, top } = drawn;
     pen.fillStyle = colour("mark");
     for (const step of this.series.saves) {
       if (step < first || step > last) continue;
       pen.beginPath();
-      pen.moveTo(x(step), height - BOTTOM - 6);
-      pen.lineTo(x(step) - 4, height - BOTTOM);
-      pen.lineTo(x(step) + 4, height - BOTTOM);
+      pen.moveTo(x(step), bottom - 6);
+      pen.lineTo(x(step) - 4, bottom);
+      pen.lineTo(x(step) + 4, bottom);
       pen.fill();
     }
     if (this.cursor !== null) {
@@ -136,14 +118,21 @@ export class Chart {
       pen.strokeStyle = colour("ink");
       pen.lineWidth = 1;
       pen.beginPath();
-      pen.moveTo(x(steps[i]), TOP);
-      pen.lineTo(x(steps[i]), height - BOTTOM);
+      pen.moveTo(x(steps[i]), top);
+      pen.lineTo(x(steps[i]), bottom);
       pen.stroke();
       pen.fillStyle = colour("line");
       pen.beginPath();
-      pen.arc(x(steps[i]), y(line[i]), 3, 0, 7);
+      pen.arc(x(steps[i]), y(line[i], spans[parts.findIndex((part) => i < part.end)]), 3, 0, 7);
       pen.fill();
     }
+  }
+
+  /** Give the user the numbers, or the picture. */
+  async export(kind) {
+    const name = this.run || "run";
+    if (kind === "csv") download(`${name}.csv`, new Blob([csv([{ name, series: this.series }])], { type: "text/csv" }));
+    else download(`${name}.png`, await pictureOf([this.canvas], colours(this.root)("back")));
   }
 
   point(event) {

@@ -1,4 +1,6 @@
 // Pieces of a page. Text goes in as text: nothing here reads HTML.
+import { t } from "../locales/words.js";
+
 const style = document.createElement("link");
 style.rel = "stylesheet";
 style.href = new URL("./panel.css", import.meta.url).href;
@@ -28,29 +30,60 @@ export function button(text, title, work, failed) {
   return made;
 }
 
-/** One of several pictures, large; arrow keys go through them, Escape closes. pictures: [{source, text}]. */
-export function lightbox(pictures, index) {
-  const image = element("img");
-  const caption = element("p");
-  const close = element("button", { type: "button", "aria-label": "Close" }, "×");
-  const dialog = element("dialog", { class: "retort-lightbox" }, close, image, caption);
-  const show = (to) => {
-    index = Math.min(pictures.length - 1, Math.max(0, to));
-    image.src = pictures[index].source;
-    image.alt = caption.textContent = pictures[index].text;
-  };
-  dialog.addEventListener("keydown", (event) => {
-    if (event.key === "ArrowLeft") show(index - 1);
-    if (event.key === "ArrowRight") show(index + 1);
-    // The canvas behind has shortcuts of its own.
-    event.stopPropagation();
-  });
+/** A dialog over the page, open; Escape, its cross and a click beside it close it. */
+function modal(kind, ...children) {
+  const close = element("button", { type: "button", class: "retort-close", "aria-label": t("Close") }, "×");
+  const dialog = element("dialog", { class: kind }, close, ...children);
+  // The canvas behind has shortcuts of its own.
+  dialog.addEventListener("keydown", (event) => event.stopPropagation());
   close.addEventListener("click", () => dialog.close());
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
-  show(index);
   dialog.showModal();
+  return dialog;
+}
+
+/** A window over the page: {dialog, body}. */
+export function openWindow(title, kind = "") {
+  const body = element("div", { class: "retort-window-body" });
+  const dialog = modal(`retort-window ${kind}`, element("h3", {}, title), body);
+  dialog.setAttribute("aria-label", title);
+  return { dialog, body };
+}
+
+/**
+ * One of several pictures, large; arrow keys go through them, Escape closes. pictures: [{source, text}], a source being
+ * an address or a function that promises one; in rows of `across`, which up and down go through.
+ */
+export function lightbox(pictures, index, across = pictures.length) {
+  const image = element("img");
+  const caption = element("p");
+  const dialog = modal("retort-lightbox", image, caption);
+  const show = async (to) => {
+    if (to < 0 || to >= pictures.length) return;
+    index = to;
+    const { source, text } = pictures[to];
+    const found = typeof source === "string" ? source : await source();
+    if (index !== to) return;
+    image.src = found;
+    image.alt = caption.textContent = text;
+  };
+  dialog.addEventListener("keydown", (event) => {
+    const place = index % across;
+    if (event.key === "ArrowLeft" && place > 0) show(index - 1);
+    if (event.key === "ArrowRight" && place < across - 1) show(index + 1);
+    if (event.key === "ArrowUp") show(index - across);
+    if (event.key === "ArrowDown") show(index + across);
+  });
+  show(index);
+}
+
+/** Give the user a file. */
+export function download(name, blob) {
+  const link = element("a", { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
 /** Whether a node's input comes from another node; older frontends do not say so by a method. */

@@ -1,11 +1,13 @@
 // Training runs in the panel: what goes on, what is finished, and one of them open.
 import { address, tell } from "./client.js";
 import { List } from "./list.js";
+import { Compared, MOST } from "./compared.js";
 import { openLora } from "./new_workflow.js";
 import { notifySwitch } from "./notice.js";
 import { button, element } from "./page.js";
 import { RunView } from "./run_view.js";
 import { counted, going, standing } from "./series.js";
+import { t } from "../locales/words.js";
 
 const settings = { shown: "student_loss", window: 25, log: false };
 
@@ -17,7 +19,20 @@ export class RunList {
       empty: "No runs yet: queue a training node, and it appears here.",
       row: (name) => this.row(name),
     });
+    this.ticked = new Set();
+    this.compare = button("", t("Curves, settings that differ and previews of the ticked runs"), () => new Compared([...this.ticked]),
+      (error) => this.list.say(error.message));
+    this.compare.classList.add("retort-wide");
+    root.prepend(this.compare);
     root.append(notifySwitch(element));
+    this.offer();
+  }
+
+  /** The button that compares, where there is something to compare. */
+  offer() {
+    this.compare.hidden = this.ticked.size < 2;
+    this.compare.textContent = t("Compare {count} runs", { count: this.ticked.size });
+    for (const box of this.list.list.querySelectorAll(".retort-tick")) box.disabled = !box.checked && this.ticked.size >= MOST;
   }
 
   close() {
@@ -41,7 +56,13 @@ export class RunList {
     let run;
     const open = button("Open LoRA", "The LoRA in a new workflow", () => openLora(run), failed);
     const more = this.menu(name, failed);
-    const root = element("li", {}, title, state, bar, commands, element("div", { class: "retort-row" }, open, more));
+    const tick = element("input", { type: "checkbox", class: "retort-tick", title: t("Tick two or more runs to compare them"), "aria-label": t("Compare {run}", { run: name }) });
+    tick.addEventListener("change", () => {
+      tick.checked ? this.ticked.add(name) : this.ticked.delete(name);
+      this.offer();
+    });
+    const head = element("div", { class: "retort-row retort-head" }, title, tick);
+    const root = element("li", {}, head, state, bar, commands, element("div", { class: "retort-row" }, open, more));
     title.addEventListener("click", () => this.toggle(name, title, root));
     const show = (now) => {
       run = now;
@@ -90,6 +111,8 @@ export class RunList {
   /** After a run has another name, or is gone. */
   changed(name) {
     if (this.view?.name === name) this.view.close();
+    this.ticked.delete(name);
+    this.offer();
     this.list.look();
   }
 

@@ -1,10 +1,13 @@
 // A training run as it goes on: where it stands, its chart, its previews, and what it can be told.
-import { address, ask, tell } from "./client.js";
+import { ask, tell } from "./client.js";
 import { Chart } from "./chart.js";
+import { Gallery, previewOf } from "./gallery.js";
 import { tellEnd, wanted } from "./notice.js";
 import { button, element, lightbox } from "./page.js";
 import { Series, counted, going, standing } from "./series.js";
+import { t } from "../locales/words.js";
 
+const GB = 2 ** 30;
 const EVERY = 1000, AGAIN = 3000, MOST_PICTURES = 48;
 // How long an answer to a button stays before the line says again where the run stands.
 const NOTED = 5000;
@@ -17,6 +20,7 @@ export class RunView {
     this.chart = new Chart(settings, changed);
     this.line = element("div", { class: "retort-line", role: "status" });
     this.bar = element("progress", { "aria-label": "Steps done" });
+    this.memory = element("div", { class: "retort-memory" });
     const failed = (error) => this.say(error.message);
     const command = (wish, text, title) =>
       button(text, title, async () => {
@@ -31,7 +35,11 @@ export class RunView {
     );
     this.buttons.lastChild.classList.add("retort-apart");
     this.strip = element("div", { class: "retort-strip", role: "group", "aria-label": "Previews" });
-    this.root = element("div", { class: "retort-run" }, this.line, this.bar, this.buttons, this.chart.root, this.strip);
+    const all = button(t("Over time"), t("All previews: a row for each prompt, a column for each step"), () => {
+      this.gallery = new Gallery(this.name, this.series.pictures);
+    }, failed);
+    this.previews = element("div", { class: "retort-previews" }, this.strip, all);
+    this.root = element("div", { class: "retort-run" }, this.line, this.bar, this.memory, this.buttons, this.chart.root, this.previews);
     this.root.hidden = true;
     // A node's own gestures must not begin on our controls.
     for (const kind of ["pointerdown", "wheel"]) this.root.addEventListener(kind, (event) => event.stopPropagation());
@@ -126,20 +134,31 @@ export class RunView {
     this.bar.setAttribute("aria-label", status.phase || "Steps done");
     this.bar.hidden = this.buttons.hidden = !going(status);
     this.chart.root.hidden = !this.series.steps.length;
-    this.chart.show(this.series);
-    this.previews();
+    this.chart.show(this.series, this.name);
+    this.held(status);
+    this.pictures();
     if (this.root.hidden) {
       this.root.hidden = false;
       this.changed();
     }
   }
 
-  previews() {
+  /** How full the card has been. */
+  held({ memory, card }) {
+    this.memory.hidden = !(memory && card);
+    if (this.memory.hidden) return;
+    const text = t("{used} of {all} GB on the card", { used: (memory / GB).toFixed(1), all: (card / GB).toFixed(0) });
+    if (this.memory.textContent === text) return;
+    this.memory.replaceChildren(element("meter", { min: 0, max: card, value: memory, "aria-label": t("Memory of the card") }), text);
+  }
+
+  pictures() {
     const steps = this.series.pictures.slice(-MOST_PICTURES);
+    if (this.gallery?.open && this.gallery.run === this.name) this.gallery.update(this.series.pictures);
     if (steps.join() === this.shown) return;
     this.shown = steps.join();
     const pictures = steps.map((step) => ({
-      source: address(["runs", this.name, "previews", `step_${String(step).padStart(7, "0")}.png`]),
+      source: previewOf(this.name, step),
       text: `step ${step}`,
     }));
     this.strip.replaceChildren(
@@ -150,7 +169,7 @@ export class RunView {
         return made;
       }),
     );
-    this.strip.hidden = !steps.length;
+    this.previews.hidden = !steps.length;
     this.strip.scrollLeft = this.strip.scrollWidth;
   }
 }

@@ -14,6 +14,7 @@ export class Series {
     this.hidden = new Set();
     this.saves = [];
     this.pictures = [];
+    this.phases = [];
     this.offset = 0;
     this.thinned = false;
   }
@@ -44,6 +45,7 @@ export class Series {
     for (const name of answer.hidden) this.hidden.add(name);
     this.saves = answer.saves;
     this.pictures = answer.pictures;
+    this.phases = answer.phases ?? [];
     this.offset = answer.offset;
     this.thinned ||= answer.thinned > 0;
   }
@@ -59,6 +61,43 @@ export class Series {
     }
     return { steps, values };
   }
+}
+
+/** At most so many of a list, evenly, its first and last with them. */
+export function evenly(list, most) {
+  if (list.length <= most) return list;
+  return Array.from({ length: most }, (_, i) => list[Math.round((i * (list.length - 1)) / (most - 1))]);
+}
+
+/** [{begin, end, name}]: the points of each phase that has any, as indices. phases: [{from: its first step, name}]. */
+export function split(steps, phases) {
+  const found = [];
+  const all = phases.length ? phases : [{ from: -Infinity, name: "" }];
+  all.forEach(({ name }, i) => {
+    const begin = found.at(-1)?.end ?? 0;
+    let end = begin;
+    while (end < steps.length && steps[end] < (all[i + 1]?.from ?? Infinity)) end++;
+    if (end > begin) found.push({ begin, end, name });
+  });
+  return found;
+}
+
+/** Runs as a table with commas: run, step and every number. runs: [{name, series}]. */
+export function csv(runs) {
+  const names = [...new Set(runs.flatMap(({ series }) => series.names))];
+  // A program that opens the table must not take a name for a formula.
+  const plain = (text) => text.replace(/^[=+\-@\t\r]/, "'$&");
+  const quoted = (text) => (/[",\n\r]/.test(text) ? `"${plain(text).replaceAll('"', '""')}"` : plain(text));
+  const rows = runs.flatMap(({ name, series }) => series.steps.map((step, i) =>
+    [quoted(name), step, ...names.map((each) => series.values.get(each)?.[i] ?? "")].join(",")));
+  return `${["run", "step", ...names.map(quoted)].join(",")}\n${rows.join("\n")}\n`;
+}
+
+/** The settings in which runs differ: [name, value of each run], undefined where a run has none. all: [settings]. */
+export function differing(all) {
+  const names = [...new Set(all.flatMap(Object.keys))].sort();
+  return names.map((name) => [name, ...all.map((settings) => settings[name])])
+    .filter(([, first, ...rest]) => rest.some((value) => value !== first));
 }
 
 /** Running mean with a memory of `window` points, unbiased at the beginning. */
