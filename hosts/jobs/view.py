@@ -192,7 +192,7 @@ def about(run: Path) -> dict[str, Any]:
     prompts = told.get("prompts")
     if not isinstance(prompts, list):
         # A run of an earlier version.
-        prompts = [""] * count if isinstance(count, int) else []
+        prompts = [""] * min(count, MOST_ON_SHEET) if isinstance(count, int) else []
     prompts = [str(prompt)[:MOST_TEXT] for prompt in prompts[:MOST_ON_SHEET]]
     columns = told.get("columns")
     if not isinstance(columns, int) or not 0 < columns <= len(prompts):
