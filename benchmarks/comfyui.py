@@ -17,6 +17,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ STEPS = 20
 class Server:
     """A ComfyUI server on a free port, with this plugin in its custom_nodes or without; a context manager."""
 
-    def __init__(self, checkout: Path, plugin: bool = True):
+    def __init__(self, checkout: Path, plugin: bool = True, arguments: Sequence[str] = ("--disable-api-nodes",)):
         self._temporary = tempfile.TemporaryDirectory()
         self.folder = Path(self._temporary.name)
         (self.folder / "custom_nodes").mkdir()
@@ -38,8 +39,8 @@ class Server:
             self.url = f"http://127.0.0.1:{probe.getsockname()[1]}"
         port = self.url.rsplit(":")[-1]
         self._command = [
-            sys.executable, str(checkout / "main.py"), "--cpu", "--port", port, "--disable-api-nodes",
-            "--base-directory", str(self.folder), "--database-url", "sqlite:///:memory:", "--disable-auto-launch",
+            sys.executable, str(checkout / "main.py"), "--cpu", "--port", port, "--base-directory", str(self.folder),
+            "--database-url", "sqlite:///:memory:", "--disable-auto-launch", *arguments,
         ]  # fmt: skip
 
     def __enter__(self) -> Server:
@@ -53,7 +54,7 @@ class Server:
         limit = time.monotonic() + 300
         while True:
             try:
-                self._ask("/system_stats")
+                self.ask("/system_stats")
                 return
             except urllib.error.URLError as error:
                 if self._process.poll() is not None or time.monotonic() > limit:
@@ -71,7 +72,8 @@ class Server:
         self._process.wait(30)
         self._temporary.cleanup()
 
-    def _ask(self, path: str, content: Any = None) -> Any:
+    def ask(self, path: str, content: Any = None) -> Any:
+        """Its answer to a request; `content` is posted."""
         data = None if content is None else json.dumps(content).encode()
         with urllib.request.urlopen(urllib.request.Request(self.url + path, data), timeout=60) as answer:
             return json.load(answer)
@@ -87,11 +89,11 @@ class Server:
 
     def queue(self, prompt: dict[str, Any]) -> str:
         """Queue a prompt in API format; its id."""
-        return self._ask("/prompt", {"prompt": prompt})["prompt_id"]
+        return self.ask("/prompt", {"prompt": prompt})["prompt_id"]
 
     def wait(self, key: str, what: str) -> None:
         """Wait for what was queued; RuntimeError when it fails."""
-        while key not in (history := self._ask(f"/history/{key}")):
+        while key not in (history := self.ask(f"/history/{key}")):
             time.sleep(0.005)
         if history[key]["status"]["status_str"] != "success":
             raise RuntimeError(f"{what} failed in ComfyUI: {history[key]['status']}")

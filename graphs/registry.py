@@ -13,6 +13,9 @@ from .graph import Node
 class Registry:
     """Node classes by id, each with its schema as of now (file lists included)."""
 
+    # What is said of a class that is not there, and what to do about it.
+    unknown = ("is not known to the headless host", "`retort nodes` lists those that are; other nodes need ComfyUI")
+
     def __init__(self, classes: Iterable[type[ComfyNode]]):
         self._classes: dict[str, type[ComfyNode]] = {}
         self._schemas: dict[str, Schema] = {}
@@ -30,16 +33,17 @@ class Registry:
 
     def schema(self, node: Node) -> Schema:
         """The schema of a node; NodeError for an unknown class, with the nearest known ones."""
-        schema = self._schemas.get(node.class_type)
+        schema = self.find(node.class_type)
         if schema is None:
-            near = difflib.get_close_matches(node.class_type, self._schemas, n=2)
+            near = difflib.get_close_matches(node.class_type, self.names(), n=2)
             hint = f"Did you mean {' or '.join(near)}? " if near else ""
-            raise NodeError(
-                node,
-                f"the class {node.class_type!r} is not known to the headless host",
-                remedy=f"{hint}`retort nodes` lists those that are; other nodes need ComfyUI",
-            )
+            said, remedy = self.unknown
+            raise NodeError(node, f"the class {node.class_type!r} {said}", remedy=f"{hint}{remedy}")
         return schema
+
+    def names(self) -> list[str]:
+        """The ids of all classes."""
+        return list(self._schemas)
 
     def cls(self, node: Node) -> type[ComfyNode]:
         """The class of a node that `schema` knows."""

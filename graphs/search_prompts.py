@@ -16,7 +16,8 @@ from ..hosts.headless import folders, progress
 from ..hosts.headless.folders import Folders
 from . import registry, workflow
 from .graph import Graph, Link
-from .run import run
+from .registry import Registry
+from .run import Runner, run
 
 SEARCHES = ("RetortTreeSearch", "RetortNoisePolicy")
 RESULT = "result.json"
@@ -46,16 +47,19 @@ def read_prompts(path: Path) -> list[str]:
 def search_prompts(
     source: Path, prompts: Sequence[str], *, where: Folders, at: Sequence[str] = (), sets: Sequence[str] = (),
     seed: int | None = None, share: tuple[int, int] = (0, 1), watcher: progress.Watcher | None = None,
+    known: Registry | None = None, runner: Runner = run,
 ) -> Iterator[Row]:  # fmt: skip
     """Run a workflow for each prompt, into the folders 0000, 0001, ... of `where.output`.
 
     at: NODE.INPUT that get the prompt; empty: the String node that a search's `prompt` comes from. share: (rank,
     processes); a process takes each prompt whose number is its rank modulo their number, and the result does not depend
-    on which one does. A prompt with a result of the same settings is left alone. Raises UsageError, as `run.run` does.
+    on which one does. A prompt with a result of the same settings is left alone. runner: what runs the workflow, and
+    known: the nodes that it knows; the built-in host and its nodes by default. A run that is cancelled ends the search
+    by KeyboardInterrupt. Raises UsageError, as `run.run` does.
     """
     rank, world = share
     with folders.use(where):
-        known = asyncio.run(registry.everything())
+        known = known or asyncio.run(registry.everything())
         graph = workflow.read(source, known)
     places = list(at) or _places(graph)
     for number in range(rank, len(prompts), world):
@@ -65,7 +69,9 @@ def search_prompts(
         if _done(folder / RESULT, asked):
             continue
         started = time.monotonic()
-        outcome = run(source, where=replace(where, output=folder), sets=changes, seed=seed, watcher=watcher)
+        outcome = runner(source, where=replace(where, output=folder), sets=changes, seed=seed, watcher=watcher)
+        if outcome.cancelled:
+            raise KeyboardInterrupt
         images = [path.relative_to(folder).as_posix() for path in outcome.saved]
         found = {"texts": outcome.texts, "images": images, "seconds": time.monotonic() - started}
         # Written last: a prompt counts as done when all its files are there.

@@ -30,6 +30,18 @@ def validate(graph: Graph, registry: Registry) -> list[str]:
 
     Raises NodeError at the first mistake, UsageError when there is nothing to run.
     """
+    outputs, order = needed(graph, registry)
+    for id in order:
+        _node(graph, graph.nodes[id], registry)
+    return order
+
+
+def needed(graph: Graph, registry: Registry) -> tuple[list[str], list[str]]:
+    """The outputs that can run, and all nodes that they need in run order; nodes that are not known here are removed.
+
+    What is left out is noted. Raises NodeError for a class that is not known and that an output needs, for a ring and
+    for a missing source; UsageError when there is nothing to run.
+    """
     known = [n.id for n in graph.nodes.values() if (schema := registry.find(n.class_type)) and schema.is_output_node]
     outputs = [id for id in known if not _unfed(graph, id, registry)] or known
     graph.notes += [
@@ -50,8 +62,8 @@ def validate(graph: Graph, registry: Registry) -> list[str]:
         )
         del graph.nodes[node.id]
     for id in order:
-        _node(graph, graph.nodes[id], registry)
-    return order
+        registry.schema(graph.nodes[id])
+    return outputs, order
 
 
 def _unfed(graph: Graph, id: str, registry: Registry) -> bool:

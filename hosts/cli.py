@@ -6,8 +6,10 @@ Mistakes that the user can mend are one message on stderr and exit code 2; --deb
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import os
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from rich.table import Column, Table
 
 from ..files.errors import UsageError
 from ..graphs import registry
+from ..graphs.run import Runner
 from ..graphs.run import run as run_workflow
 from ..graphs.search_prompts import read_prompts, search_prompts
 from ..trainers import job_watch
@@ -28,18 +31,21 @@ from ..trainers.job import checked_folder
 from ..trainers.loop import TrainingFailed
 from ..trainers.parallel import place
 from ..trainers.watch import Silent
+from . import workflow_doctor
 from .contract import Host
 from .headless import device, extra_paths, folders
 from .headless import doctor as headless_doctor
 from .headless.folders import Folders
 from .headless.host import host
+from .inprocess.find import find as find_comfyui
+from .inprocess.session import Session
 from .job import enter_comfyui
 from .jobs.process import run_job
 from .terminal import Plain, cell
 from .training import plan_report
 
 app = typer.Typer(
-    help="Run ComfyUI workflows without ComfyUI, on the embedded model or on real checkpoints.",
+    help="Run ComfyUI workflows from the command line: by a ComfyUI that is there, or without one.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -54,6 +60,10 @@ Models = Annotated[
 ]
 
 
+Inputs = Annotated[
+    list[Path] | None,
+    typer.Option("--input", help="Folder of images; the built-in host takes several. ComfyUI's own is the default."),
+]
 Configs = Annotated[
     list[Path] | None,
     typer.Option(
@@ -62,6 +72,19 @@ Configs = Annotated[
         "a --models folder is read too. May be given more than once.",
     ),
 ]
+
+
+ComfyUI = Annotated[
+    Path | None,
+    typer.Option(
+        "--comfyui",
+        help="Folder of the ComfyUI to run on, with all its nodes; else that of COMFYUI_PATH, or the one whose "
+        "custom_nodes holds Retort.",
+    ),
+]
+BuiltIn = Annotated[bool, typer.Option("--built-in", help="Run without ComfyUI, even where there is one.")]
+Theirs = Annotated[list[str] | None, typer.Argument(metavar="[-- ARGUMENTS]", help="ComfyUI's own arguments.")]
+CANCELLED = 130  # as shells say it of a program that Ctrl-C ended
 
 
 def _folders(models: list[Path] | None, configs: list[Path] | None, **more: Any) -> Folders:
@@ -111,17 +134,31 @@ class Bars:
 
 @contextmanager
 def _bars(mistake: type[ValueError], debug: bool) -> Iterator[Bars]:
-    """Bars that are closed in the end; a mistake ends the command with its message, and with debug its traceback."""
+    """Bars that are closed in the end; a mistake ends the command with its message, and with debug its traceback.
+
+    Ctrl-C ends it at once, whatever is in files by then.
+    """
     bars = Bars()
+    # In place of Python's own handler, which asyncio would replace by one that waits for nodes to end.
+    before = signal.signal(signal.SIGINT, _interrupted)
     try:
         yield bars
+    except KeyboardInterrupt:
+        bars.close()
+        _err.print("cancelled", style="yellow")
+        raise typer.Exit(CANCELLED) from None
     except mistake as error:
         bars.close()
         if debug:
             _err.print_error()
         _fail(str(error))
     finally:
+        signal.signal(signal.SIGINT, before)
         bars.close()
+
+
+def _interrupted(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
 @app.command()
@@ -135,16 +172,20 @@ def run(
     seed: Annotated[int | None, typer.Option("--seed", help="Give every seed this value.")] = None,
     models: Models = None,
     configs: Configs = None,
-    inputs: Annotated[
-        list[Path] | None, typer.Option("--input", help="Folder of images; may be given more than once.")
-    ] = None,
+    inputs: Inputs = None,
+    comfyui: ComfyUI = None,
+    built_in: BuiltIn = False,
+    arguments: Theirs = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose.")] = False,
 ) -> None:
-    """Run a workflow and save its images."""
-    where = _folders(models, configs, inputs=tuple(inputs or _inputs_beside(workflow)), output=out)
+    """Run a workflow and save its images; Ctrl-C ends it and keeps those that are finished."""
     started = time.monotonic()
     with _bars(UsageError, debug) as bars:
-        outcome = run_workflow(workflow, where=where, sets=set_ or (), seed=seed, watcher=bars)
+        runner, session = _runner(comfyui, built_in, arguments, models, configs)
+        # ComfyUI has an input folder of its own.
+        beside = _inputs_beside(workflow) if session is None else ()
+        where = _folders(models, configs, inputs=tuple(inputs or beside), output=out)
+        outcome = runner(workflow, where=where, sets=set_ or (), seed=seed, watcher=bars)
     for note in outcome.notes:
         _err.print(note, style="yellow", markup=False, highlight=False)
     for text in outcome.texts:
@@ -152,7 +193,27 @@ def run(
     for path in outcome.saved:
         _out.print(str(path), markup=False, highlight=False)
     seconds = time.monotonic() - started
-    _err.print(f"{len(outcome.saved)} images in {seconds:.1f} s", style="dim", highlight=False)
+    stopped = ", then cancelled" if outcome.cancelled else ""
+    _err.print(f"{len(outcome.saved)} images in {seconds:.1f} s{stopped}", style="dim", highlight=False)
+    if outcome.cancelled:
+        raise typer.Exit(CANCELLED)
+
+
+def _runner(
+    comfyui: Path | None, built_in: bool, arguments: list[str] | None, models: list[Path] | None,
+    configs: list[Path] | None,
+) -> tuple[Runner, Session | None]:  # fmt: skip
+    """What runs workflows, and ComfyUI, where it is that."""
+    folder = None if built_in else find_comfyui(comfyui)
+    if folder is None:
+        if arguments:
+            raise UsageError(f"{' '.join(arguments)}: these would be ComfyUI's arguments, and none is used here")
+        return run_workflow, None
+    session = Session(folder, arguments or (), _folders(models, configs))
+    # It imports ComfyUI's modules, which can be imported now.
+    from .inprocess.run import run as run_there
+
+    return functools.partial(run_there, session), session
 
 
 def _inputs_beside(workflow: Path) -> tuple[Path, ...]:
@@ -172,16 +233,23 @@ def search(
     seed: Annotated[int | None, typer.Option("--seed", help="Give every seed this value.")] = None,
     models: Models = None,
     configs: Configs = None,
+    comfyui: ComfyUI = None,
+    built_in: BuiltIn = False,
+    arguments: Theirs = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose.")] = False,
 ) -> None:
     """Search for each prompt of a list; under `accelerate launch` processes share the list. Goes on where it ended."""
-    where = _folders(models, configs, inputs=_inputs_beside(workflow), output=out)
     with _bars(ValueError, debug) as bars:
         listed, share = read_prompts(prompts), place()
-        device.take(int(os.environ.get("LOCAL_RANK", "0")))
+        runner, session = _runner(comfyui, built_in, arguments, models, configs)
+        if session is None:
+            device.take(int(os.environ.get("LOCAL_RANK", "0")))
+        beside = _inputs_beside(workflow) if session is None else ()
+        where = _folders(models, configs, inputs=beside, output=out)
         for row in search_prompts(
-            workflow, listed, where=where, at=at or (), sets=set_ or (), seed=seed, share=share, watcher=bars
-        ):
+            workflow, listed, where=where, at=at or (), sets=set_ or (), seed=seed, share=share, watcher=bars,
+            known=None if session is None else session.known, runner=runner,
+        ):  # fmt: skip
             text = "\n".join(row.texts)
             _out.print(f"{row.folder}: {row.prompt}\n{text}".rstrip(), markup=False, highlight=False)
 
@@ -201,10 +269,27 @@ def nodes(models: Models = None, configs: Configs = None) -> None:
 
 
 @app.command()
-def doctor(models: Models = None, configs: Configs = None) -> None:
-    """Show what is installed, what is missing and how to get it."""
-    with folders.use(_folders(models, configs)):
-        findings = headless_doctor.examine()
+def doctor(
+    workflow: Annotated[Path | None, typer.Argument(help="Workflow whose nodes and files are looked for.")] = None,
+    arguments: Theirs = None,
+    models: Models = None,
+    configs: Configs = None,
+    inputs: Inputs = None,
+    comfyui: ComfyUI = None,
+    built_in: BuiltIn = False,
+) -> None:
+    """Show what is installed, what is missing and how to get it; of a workflow, what it runs on and lacks there."""
+    beside = () if workflow is None else _inputs_beside(workflow)
+    where = _folders(models, configs, inputs=tuple(inputs or beside))
+    with _bars(UsageError, False), folders.use(where):
+        if workflow is None:
+            findings = headless_doctor.examine()
+        else:
+            _, session = _runner(comfyui, built_in, arguments, models, configs)
+            known = asyncio.run(registry.everything()) if session is None else session.known
+            host = "the built-in host" if session is None else f"the ComfyUI in {session.folder}"
+            kind = (lambda options: "of its kind") if session is None else session.folder_of
+            findings = workflow_doctor.examine(workflow, known, host, kind)
     table = Table(*(Column(overflow="fold") for _ in range(4)), show_header=False, box=None)
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[yellow]--[/]"
@@ -356,10 +441,5 @@ def _fail(message: str) -> None:
     raise typer.Exit(2)
 
 
-def main() -> None:
-    """Entry point of the `retort` command."""
-    app()
-
-
 if __name__ == "__main__":
-    main()
+    app()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from ...files.errors import UsageError
+from ..inprocess.find import find
 from . import embedded, extra_paths, folders
 
 # Package, what it is for, the extra that brings it.
@@ -56,17 +56,17 @@ def _system() -> list[Finding]:
 
 
 def _host() -> Finding:
-    own = folders.EMBEDDED.parent
-    around = own.parent.parent if own.parent.name == "custom_nodes" else None
-    given = os.environ.get("COMFYUI_PATH")
-    for root in (around, Path(given) if given else None):
-        if root is not None and (root / "comfy" / "samplers.py").is_file():
-            return Finding("ComfyUI", True, f"{root.resolve()}; this command runs without it")
+    try:
+        root = find()
+    except UsageError as error:
+        return Finding("ComfyUI", False, str(error), "workflows run on the built-in host")
+    if root is not None:
+        return Finding("ComfyUI", True, f"{root}; workflows run on it, unless --built-in is given")
     return Finding(
         "ComfyUI",
         False,
-        "not found; workflows run on the headless host",
-        "`python install.py link PATH` puts Retort into an existing ComfyUI",
+        "not found; workflows run on the built-in host",
+        "name its folder by --comfyui or COMFYUI_PATH; `python install.py link PATH` puts Retort into it",
     )
 
 

@@ -90,6 +90,12 @@ class TinyLoader(io.ComfyNode):
         return io.NodeOutput(tiny.model, tiny.clip, tiny.vae)
 
 
+@pytest.fixture(autouse=True)
+def without_comfyui(monkeypatch):
+    """Workflows run on the built-in host, whatever ComfyUI the integration tests are given."""
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+
+
 @pytest.fixture
 def tiny():
     """tiny(kind) -> Tiny, kind "flow", "eps", "v" or "x0"."""

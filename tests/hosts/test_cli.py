@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -77,12 +80,43 @@ def test_nodes_lists_ours_and_core(command):
         assert name in result.stdout
 
 
-def test_doctor_says_what_is_there_and_how_to_get_the_rest(command, where, monkeypatch):
-    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+def test_doctor_says_what_is_there_and_how_to_get_the_rest(command, where):
     result = command("doctor")
     assert result.exit_code == 0
     for word in ("Python", "torch", "device", "diffusers", "embedded model", "install.py link", "0 checkpoints"):
         assert word in " ".join(result.stdout.split())
+
+
+def test_ctrl_c_ends_a_run_at_once_and_keeps_what_is_finished(command, written, api, tmp_path, monkeypatch):
+    """The first picture is saved when the second sampler is interrupted, in the middle of its node."""
+    from retort.graphs.core import sampling
+
+    drawn, plain = [], sampling.KSampler.execute
+
+    def execute(**inputs):
+        drawn.append(inputs["seed"])
+        if len(drawn) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        return plain(**inputs)
+
+    monkeypatch.setattr(sampling.KSampler, "execute", execute)
+    second = {"8": {**api["5"], "inputs": {**api["5"]["inputs"], "seed": 6}, "_meta": {"title": "Again"}},
+              "9": {**api["6"], "inputs": {"samples": ["8", 0], "vae": ["1", 2]}},
+              "10": {"class_type": "SaveImage", "inputs": {"images": ["9", 0], "filename_prefix": "late"}}}  # fmt: skip
+    written.write_text(json.dumps(api | second))
+    started = time.monotonic()
+    result = command("run", written, "--out", tmp_path / "out")
+    assert result.exit_code == 130 and "cancelled" in result.stderr and "Traceback" not in result.stderr
+    assert time.monotonic() - started < 50 and drawn == [5, 6]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tiny_00001_.png"]
+
+
+def test_arguments_of_comfyui_need_one(command, written, tmp_path):
+    result = command("run", written, "--out", tmp_path / "out", "--", "--lowvram")
+    assert result.exit_code == 2 and "--lowvram" in result.stderr
+    wrong = command("run", written, "--comfyui", tmp_path)
+    assert wrong.exit_code == 2 and "is no ComfyUI" in wrong.stderr
 
 
 def test_usage_mistakes_exit_with_2(command):
