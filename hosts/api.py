@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from ..models import demo_photographs
 from . import compare, methods, noise, reflection, statistics
 from .contract import Host
 from .jobs import starter
@@ -39,7 +40,7 @@ else:
 host: Host = own
 
 __all__ = [
-    "IN_COMFYUI", "ComfyExtension", "ExecutionBlocker", "Link", "captions", "compare", "host", "io", "methods", "noise",
-    "picture_compare", "plans", "reflection", "restoration", "rewards", "search", "starter", "statistics", "training",
-    "ui",
+    "IN_COMFYUI", "ComfyExtension", "ExecutionBlocker", "Link", "captions", "compare", "demo_photographs", "host",
+    "io", "methods", "noise", "picture_compare", "plans", "reflection", "restoration", "rewards", "search", "starter",
+    "statistics", "training", "ui",
 ]  # fmt: skip

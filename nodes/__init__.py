@@ -27,6 +27,7 @@ from . import (
 
 NODES: list[type[io.ComfyNode]] = [
     embedded.RetortEmbeddedModel,
+    embedded.RetortDemoPhotograph,
     distilled.RetortDistilledSetup,
     distilled.RetortDistilledSigmas,
     distilled.RetortDistilledSampler,

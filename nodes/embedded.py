@@ -1,8 +1,8 @@
-"""The model that comes with Retort."""
+"""The model and the photographs that come with Retort."""
 
 from __future__ import annotations
 
-from ..hosts.api import host, io
+from ..hosts.api import demo_photographs, host, io
 from .checks import CheckedNode
 from .inputs import schema
 
@@ -44,3 +44,33 @@ class RetortEmbeddedModel(CheckedNode):
     @classmethod
     def execute(cls, variant):
         return io.NodeOutput(*host.embedded(variant))
+
+
+class RetortDemoPhotograph(CheckedNode):
+    """A photograph to try restoration on."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="RetortDemoPhotograph",
+            display_name="Retort Demo Photograph",
+            category="image/restoration/retort",
+            description=(
+                "A photograph that comes with Retort, to try restoration on without a file of your own. None of them "
+                "was used in training."
+            ),
+            search_aliases=["retort", "test image", "sample image", "example photo", "demo picture"],
+            inputs=[
+                io.Combo.Input(
+                    "photograph",
+                    options=list(demo_photographs.NAMES),
+                    default="cat",
+                    tooltip="cat: the face of a cat, 451 x 300 pixels. coffee: a cup on a table, 600 x 400 pixels.",
+                ),
+            ],
+            outputs=[io.Image.Output(tooltip="The photograph.")],
+        )
+
+    @classmethod
+    def execute(cls, photograph="cat"):
+        return io.NodeOutput(demo_photographs.photograph(photograph))

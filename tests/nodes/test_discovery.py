@@ -67,6 +67,7 @@ WORDS = {
     "ilvr": "RetortStructureSampler",
     "rk45": "RetortDopri5Sampler",
     "demo model": "RetortEmbeddedModel",
+    "test image": "RetortDemoPhotograph",
     "upscale": "RetortRestore",
     "super resolution": "RetortRestore",
     "deblur": "RetortRestore",

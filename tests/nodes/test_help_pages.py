@@ -32,7 +32,7 @@ WITHOUT_PAPER = {
     "RetortEmbeddedModel", "RetortCollectJob", "RetortLossChart", "RetortCombineRewards", "RetortScoreImages",
     "RetortCompareModels", "RetortPreferenceSet", "RetortLabelPairs", "RetortSaveSearch", "RetortLoadSearch",
     "RetortLoadGaussianStatistics", "RetortPreferencePicker", "RetortPromptQueue", "RetortCaption",
-    "RetortCompareImages",
+    "RetortCompareImages", "RetortDemoPhotograph",
 }  # fmt: skip
 
 

@@ -32,8 +32,8 @@ DOWNLOADS = {
     "SDXL - Reflect Juggernaut against its base", "SDXL - MaPO with pairs that PickScore labels",
     "SD3 - TDM in 4 steps", "Flux - Reflect guidance", "PixArt - Restore with InstaRevive",
 }  # fmt: skip
-# Works on a photograph of one's own, and samples nothing.
-OWN_PICTURE = "5 Restore a photograph"
+# Restores a photograph, and samples nothing.
+RESTORES = "5 Restore a photograph"
 # They train for minutes: here two steps of everything.
 TRAINERS = {
     "2 Train a student that draws in 1 step": ("RetortTrainDistillation",),
@@ -130,7 +130,7 @@ def same(found: dict[str, Any], kept: dict[str, Any]) -> bool:
 
 def names() -> list[str]:
     """Workflows that run anywhere and sample."""
-    return sorted({path.stem for path in WORKFLOWS.glob("*.json")} - DOWNLOADS - {OWN_PICTURE})
+    return sorted({path.stem for path in WORKFLOWS.glob("*.json")} - DOWNLOADS - {RESTORES})
 
 
 def fingerprints(chosen: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
