@@ -65,8 +65,15 @@ class Models(Protocol):
         """(channels, dimensions) of its latents: 2 dimensions for images, 3 for video."""
         ...
 
-    def with_shift(self, model: MODEL, shift: float) -> MODEL:
-        """A clone of a flow model with this timestep shift; ValueError for a model that has none to set."""
+    def with_shift(self, model: MODEL, shift: float, audio_shift: float | None = None) -> MODEL:
+        """A clone of a flow model with this timestep shift; ValueError for a model that has none to set.
+
+        audio_shift: the sound's own, for a model of video with sound; None leaves it.
+        """
+        ...
+
+    def with_noise_scale(self, model: MODEL, noise_scale: float) -> MODEL:
+        """A clone of a flow model whose noise has this deviation; ValueError for a model that has none to set."""
         ...
 
     def with_x0_patch(self, model: MODEL, patch: Callable[[Tensor, Tensor], Tensor]) -> MODEL:
@@ -129,9 +136,13 @@ class Sampling(Protocol):
         ...
 
     def cfg_guider(
-        self, model: MODEL, positive: CONDITIONING, negative: CONDITIONING | None, cfg: float
+        self, model: MODEL, positive: CONDITIONING, negative: CONDITIONING | None, cfg: float, lowest: float = 0.0
     ) -> GUIDER:
-        """GUIDER with classifier-free guidance; ValueError where cfg is not 1 and `negative` is None."""
+        """GUIDER with classifier-free guidance; ValueError where cfg is not 1 and `negative` is None.
+
+        lowest: the lowest level that its model is for. With sigmas that go on below, which is another model's part, it
+        refuses every SAMPLER that does not hand on to another GUIDER (`Method.relays`).
+        """
         ...
 
     def branches(self, guider: GUIDER, leg: bool = False) -> int:

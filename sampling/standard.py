@@ -247,16 +247,32 @@ def sample_euler_ancestral(
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
         if flow and numbers[i + 1] != 0:
-            ratio = down[i] / sigma
-            x = ratio * x + (1 - ratio) * denoised
-            if eta > 0:
-                x = keep[i] * x + noise_sampler(sigma, sigma_next) * s_noise * up[i]
+            fresh = noise_sampler(sigma, sigma_next) * s_noise if eta > 0 else None
+            x = ancestral_step(x, denoised, sigma, down[i], up[i], fresh, keep[i])
         elif flow or ends[i]:
             x = denoised
         else:
-            d = (x - denoised) / sigma
-            x = x + d * (down[i] - sigma) + noise_sampler(sigma, sigma_next) * s_noise * up[i]
+            x = ancestral_step(x, denoised, sigma, down[i], up[i], noise_sampler(sigma, sigma_next) * s_noise)
     return watch.checked(x)
+
+
+def ancestral_step(
+    x: Tensor, denoised: Tensor, sigma: Tensor, down: Tensor, up: Tensor, noise: Tensor | None,
+    keep: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """An Euler step from level sigma to `down`, and noise (None: none) of deviation `up` on top.
+
+    keep: FLOW only, the factor that restores the clean part; None on VE. Levels: 0-d, or of a shape that broadcasts.
+    """
+    if keep is None:
+        d = (x - denoised) / sigma
+        x = x + d * (down - sigma)
+    else:
+        ratio = down / sigma
+        x = ratio * x + (1 - ratio) * denoised
+    if noise is None:
+        return x
+    return (x if keep is None else keep * x) + noise * up
 
 
 def ancestral_levels(here: Tensor, there: Tensor, eta: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -270,8 +286,14 @@ def ancestral_levels(here: Tensor, there: Tensor, eta: float = 1.0) -> tuple[Ten
 def flow_ancestral_levels(here: Tensor, there: Tensor, eta: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """(sigma_down, factor that restores the clean part, standard deviation of the fresh noise) of steps of a flow."""
     down = there * (1 + (there / here - 1) * eta)
+    return down, *flow_noise(down, there)
+
+
+def flow_noise(down: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """(factor of the latent, standard deviation of fresh noise) that lead from level `down` up to `there` in a flow."""
     clean, clean_down = 1 - there, 1 - down
-    return down, clean / clean_down, (there**2 - down**2 * clean**2 / clean_down**2) ** 0.5
+    # Where the levels are equal, rounding may leave less than nothing.
+    return clean / clean_down, (there**2 - down**2 * clean**2 / clean_down**2).clamp_min(0) ** 0.5
 
 
 @torch.no_grad()

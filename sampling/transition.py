@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .path import NoisePath, broadcast, vp_scale
-from .standard import ancestral_levels, flow_ancestral_levels
+from .standard import ancestral_levels, ancestral_step, flow_ancestral_levels
 
 Kind = Literal["ancestral", "sde", "ode"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -107,13 +107,9 @@ class Transition:
 
 
 def _ancestral(x: Tensor, x0: Tensor, here: Tensor, there: Tensor, noise: Tensor) -> Tensor:
-    down, up = ancestral_levels(here, there)
-    d = (x - x0) / here
-    return x + d * (down - here) + noise * up
+    return ancestral_step(x, x0, here, *ancestral_levels(here, there), noise)
 
 
 def _flow_ancestral(path: NoisePath, x: Tensor, x0: Tensor, here: Tensor, there: Tensor, noise: Tensor) -> Tensor:
     down, keep, up = flow_ancestral_levels(here, there)
-    ratio = down / here
-    x = ratio * x + (1 - ratio) * x0
-    return keep * x + noise * path.noise_scale * up
+    return ancestral_step(x, x0, here, down, up, noise * path.noise_scale, keep)

@@ -53,12 +53,26 @@ def prediction_of(model_sampling) -> Prediction:
     raise ValueError(f"{type(model_sampling).__mro__[1].__name__} is not a parametrisation that Retort knows")
 
 
-def with_shift(model, shift: float):
-    """A clone of a flow MODEL with SD3's timestep shift; ValueError for a model that has none to set."""
+def with_shift(model, shift: float, audio_shift: float | None = None):
+    """A clone of a flow MODEL with SD3's timestep shift; ValueError for a model that has none to set.
+
+    audio_shift: that of the sound, for a model of video with sound (MiniMax-H3); None leaves it as it is.
+    """
     old = model.get_model_object("model_sampling")
-    new = copy.deepcopy(old)
+    new, clone = copy.deepcopy(old), model.clone()
     if isinstance(old, ModelSamplingAV):
-        new.set_parameters(shift=shift, audio_shift=old.audio_shift, multiplier=old.multiplier)
+        sound = old.audio_shift if audio_shift is None else audio_shift
+        new.set_parameters(shift=shift, audio_shift=sound, multiplier=old.multiplier)
+        # The network computes the sound's levels itself, from both.
+        inner = clone.model_options["transformer_options"] = dict(clone.model_options["transformer_options"])
+        inner["minimax_h3_sigma_shift_video"] = shift
+        if sound is not None:
+            inner["minimax_h3_sigma_shift_audio"] = sound
+    elif audio_shift is not None:
+        raise ValueError(
+            f"audio_shift {audio_shift:g} cannot be set: only models of video with sound whose sound has a timestep "
+            "shift of its own have one (MiniMax-H3); load such a model"
+        )
     elif isinstance(old, ModelSamplingDiscreteFlow):
         new.set_parameters(shift=shift, multiplier=old.multiplier)
     elif isinstance(old, ModelSamplingFlux):
@@ -69,7 +83,20 @@ def with_shift(model, shift: float):
             f"shift {shift:g} cannot be set: only flow models have a timestep shift, and this one predicts "
             f"{prediction_of(old)}; load a flow model such as SD3, Flux or Wan"
         )
-    clone = model.clone()
+    clone.add_object_patch("model_sampling", new)
+    return clone
+
+
+def with_noise_scale(model, noise_scale: float):
+    """A clone of a flow MODEL whose noise has this standard deviation; ValueError for a model that has none to set."""
+    old = model.get_model_object("model_sampling")
+    if not isinstance(old, ModelSamplingDiscreteFlow):
+        raise ValueError(
+            f"noise_scale {noise_scale:g} cannot be set: this model's noise has no scale (HiDream-O1's has); load the "
+            "flow model that the preset is for"
+        )
+    new, clone = copy.deepcopy(old), model.clone()
+    new.set_noise_scale(noise_scale)
     clone.add_object_patch("model_sampling", new)
     return clone
 

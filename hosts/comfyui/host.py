@@ -53,7 +53,7 @@ from .guiders import branches, cfgs, unconditional
 from .outline import Outline, outlined_decoder
 from .parts import packed
 from .rewards import Held
-from .sampler import MethodSampler
+from .sampler import FirstOfTwo, MethodSampler
 
 # Folders below models that are ours, which extra_model_paths.yaml can add to.
 STATISTICS, REWARDS, CAPTIONERS = "gaussian_statistics", "rewards", "captioners"
@@ -78,8 +78,11 @@ class ComfyUI(Host):
         form = model.get_model_object("latent_format")
         return form.latent_channels, form.latent_dimensions
 
-    def with_shift(self, model: MODEL, shift: float) -> MODEL:
-        return coordinates.with_shift(model, shift)
+    def with_shift(self, model: MODEL, shift: float, audio_shift: float | None = None) -> MODEL:
+        return coordinates.with_shift(model, shift, audio_shift)
+
+    def with_noise_scale(self, model: MODEL, noise_scale: float) -> MODEL:
+        return coordinates.with_noise_scale(model, noise_scale)
 
     def with_x0_patch(self, model: MODEL, patch: Callable[[Tensor, Tensor], Tensor]) -> MODEL:
         clone = model.clone()
@@ -156,9 +159,9 @@ class ComfyUI(Host):
         return Noise_RandomNoise(seed)
 
     def cfg_guider(
-        self, model: MODEL, positive: CONDITIONING, negative: CONDITIONING | None, cfg: float
+        self, model: MODEL, positive: CONDITIONING, negative: CONDITIONING | None, cfg: float, lowest: float = 0.0
     ) -> GUIDER:
-        guider = comfy.samplers.CFGGuider(model)
+        guider = FirstOfTwo(model, lowest) if lowest else comfy.samplers.CFGGuider(model)
         if negative is None:
             if cfg != 1:
                 raise ValueError(f"cfg {cfg:g} compares with a negative prompt: connect `negative`")

@@ -1,33 +1,26 @@
 """What reflection needs: further guiders run inside the sampling of the one that samples.
 
-A leg's guider samples for real, inside the strong one's sampling, and lends its denoiser instead of sampling: so its
-loading, hooks, ControlNets, areas and percentages are core's own. Clones of a ModelPatcher share one network, and
-preparing one puts its patches into the other's; a leg whose weights differ gets a network of its own, read again
-from its file, or where no file is known the patches are swapped before each leg, which core undoes exactly.
+A leg's guider lends its denoiser (`lending`). Clones of a ModelPatcher share one network, and preparing one puts its
+patches into the other's; a leg whose weights differ gets a network of its own, read again from its file, or where no
+file is known the patches are swapped before each leg, which core undoes exactly.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.model_management
-import comfy.nested_tensor
-import comfy.utils
 import torch
-from comfy.samplers import Sampler
 from torch import Tensor
 
 from ...sampling.path import NoisePath, vp_scale
 from ...sampling.reflection import Keep
 from ...sampling.standard import Model
 from ..methods import Beside
-from ..reflection import check_pair
-from .coordinates import path_of
-from .guiders import unconditional
-from .masks import masked
+from .lending import Lent, Outer, check, hooked
 from .work import say
 
 _log = logging.getLogger("retort")
@@ -39,8 +32,8 @@ def beside(
 ) -> Tensor:  # fmt: skip
     """See `hosts.methods.Run.beside`; copies: networks that were read again, kept by the SAMPLER."""
     placement = _Placement()
-    run = _Run(strong, path, sigmas, extra_args, noise, latent, mask, placement)
-    own = _Leg(run, strong, extra_args)
+    outer = Outer(strong, path, sigmas, extra_args, noise, latent, mask)
+    own = _Leg(outer, strong, extra_args, placement)
     prepared = _prepared(strong, guiders, placement, copies)
 
     def nested(waiting: list[str], legs: dict[str, Model]) -> Tensor:
@@ -48,7 +41,11 @@ def beside(
             placement.settle()
             return job(own, legs)
         name, *others = waiting
-        return run.within(prepared[name], lambda leg: nested(others, {**legs, name: leg}))
+
+        def lent(guider: Any, extra: dict[str, Any]) -> Tensor:
+            return nested(others, {**legs, name: _Leg(outer, guider, extra, placement)})
+
+        return outer.within(prepared[name], lent)
 
     return nested(list(prepared), {})
 
@@ -78,7 +75,7 @@ def _prepared(strong: Any, guiders: Mapping[str, Any], placement: _Placement, co
     """Copies of the guiders, on networks that can stand beside the others."""
     made: dict[str, Any] = {}
     for name, guider in guiders.items():
-        _check(strong, guider, name)
+        check(strong, guider, name)
         # A copy, since the same guider may be strong too, and a guider holds its run's state.
         mine = made[name] = copy.copy(guider)
         others = [strong, *(other for key, other in made.items() if key != name)]
@@ -95,7 +92,7 @@ def _own(guider: Any, sharing: list[Any], placement: _Placement, copies: dict[in
     """The guider's patcher on a network of its own, or the same to be swapped."""
     patcher = guider.model_patcher
     if patcher.cached_patcher_init is None:
-        if any(map(_hooked, [guider, *sharing])):
+        if any(map(hooked, [guider, *sharing])):
             raise ValueError(
                 "a conditioning of the pair carries hooks (a LoRA on the prompt), and the pair shares a network "
                 "that cannot be read a second time: load the weak model with a loader of its own, or take the "
@@ -147,77 +144,18 @@ class _Placement:
             self._there = leg
 
 
-class _Run:
-    """What all legs of a run share: levels, noise, picture and mask are the strong guider's."""
+class _Leg(Lent):
+    """A guider's denoiser, whose network is fetched where it had to leave."""
 
-    def __init__(
-        self, strong: Any, path: NoisePath, sigmas: Tensor, extra_args: dict[str, Any], noise, latent, mask,
-        placement: _Placement,
-    ):  # fmt: skip
-        self.network, self.path, self.placement = strong.inner_model, path, placement
-        self.sigmas, self.noise, self.latent, self.mask = sigmas, noise, latent, mask
-        # None, or what makes the mask another at each level: a property of the run, whichever model it was set on.
-        self.mask_function = extra_args["model_options"].get("denoise_mask_function")
-        self._seed = extra_args.get("seed")
-
-    def within(self, guider: Any, job: Callable[[_Leg], Tensor]) -> Tensor:
-        """What `job` makes of the guider's leg, inside a sampling of the guider."""
-        shapes = self.network.latent_shapes
-        latent = self.latent
-        if torch.count_nonzero(latent):  # the guider processes it again
-            latent = self.network.process_latent_out(latent)
-        mask = self.mask
-        if mask is not None and len(shapes) == 1:
-            mask = mask[:, :1]  # core takes the channels of a picture's mask for a batch
-        sampler = _LegSampler(self, job)
-        guider.sample(
-            _apart(self.noise, shapes), _apart(latent, shapes), sampler, self.sigmas,
-            denoise_mask=None if mask is None else _apart(mask, shapes), disable_pbar=True, seed=self._seed,
-        )  # fmt: skip
-        assert sampler.made is not None
-        return sampler.made
-
-
-class _LegSampler(Sampler):
-    """A SAMPLER that gives the guider's denoiser to a job."""
-
-    def __init__(self, run: _Run, job: Callable[[_Leg], Tensor]):
-        self.run, self.job = run, job
-        self.made: Tensor | None = None
-
-    def sample(
-        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
-    ):
-        """What the leg's guider calls; its own answer is not used."""
-        conds = model_wrap.conds
-        if unconditional(model_wrap):
-            # Core would run the positive branch and multiply it by zero.
-            model_wrap.conds = {name: conds[name] for name in conds if name != "positive"}
-        try:
-            self.made = self.job(_Leg(self.run, model_wrap, extra_args))
-        finally:
-            model_wrap.conds = conds
-        return noise
-
-
-class _Leg:
-    """A guider's denoiser: (x, sigma (B,)) -> x0, masked as core masks."""
-
-    def __init__(self, run: _Run, guider: Any, extra_args: dict[str, Any]):
-        self.guider, self.network, self.patcher = guider, guider.inner_model, guider.model_patcher
-        options = {k: v for k, v in extra_args["model_options"].items() if k != "denoise_mask_function"}
-        if run.mask_function is not None:
-            options["denoise_mask_function"] = run.mask_function
-        self._placement, self._extra = run.placement, {**extra_args, "model_options": options, "denoise_mask": run.mask}
-        self._model = masked(guider, run.sigmas, run.path, run.latent, run.noise)
-        self._shape = list(run.noise.shape)
-        run.placement.legs.append(self)
+    def __init__(self, outer: Outer, guider: Any, extra_args: dict[str, Any], placement: _Placement):
+        super().__init__(outer, guider, extra_args)
+        self._placement = placement
+        self._shape = list(outer.noise.shape)
+        placement.legs.append(self)
 
     def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
         self._placement.enter(self)
-        # Guiders on one network differ in their callbacks, which core finds here.
-        self.network.current_patcher = self.patcher
-        return self._model(x, sigma, **self._extra)
+        return super().__call__(x, sigma)
 
     def loaded(self) -> bool:
         """Whether the network lies on its device, at least in part with the rest streamed, or pages by itself."""
@@ -238,22 +176,9 @@ class _Leg:
         )
 
 
-def _check(strong: Any, guider: Any, name: str) -> None:
-    """ValueError unless the guider's model shares latents and coordinates with the strong one's."""
-    mine, theirs = (type(g.model_patcher.get_model_object("latent_format")).__name__ for g in (guider, strong))
-    own, other = (path_of(g.model_patcher.get_model_object("model_sampling")) for g in (guider, strong))
-    check_pair(
-        name,
-        empty=[branch for branch, entries in guider.original_conds.items() if not entries]
-        or ([] if guider.original_conds else ["positive"]),
-        formats=(mine, theirs),
-        paths=(own, other),
-    )
-
-
 def _same(one: Any, other: Any) -> bool:
     """Whether two guiders on one network want the same of it."""
-    if _hooked(one) or _hooked(other):
+    if hooked(one) or hooked(other):
         return False
     a, b = one.model_patcher, other.model_patcher
     written = ("object_patches", "weight_wrapper_patches", "wrappers", "callbacks", "injections")
@@ -270,16 +195,3 @@ def _lean(guider: Any, patcher: Any) -> None:
         extra = own.model_patches_models()
         if extra:
             comfy.model_management.load_models_gpu([patcher, *extra])
-
-
-def _hooked(guider: Any) -> bool:
-    """Whether conditions bring weights of their own, which are written into the network when they are asked."""
-    entries = [entry for conds in guider.original_conds.values() for entry in conds]
-    return any("hooks" in e or ("control" in e and e["control"].get_extra_hooks()) for e in entries)
-
-
-def _apart(packed: Tensor, shapes: Sequence[Any]) -> Any:
-    """Latents that core has packed into one, as a guider takes them."""
-    if len(shapes) < 2:
-        return packed
-    return comfy.nested_tensor.NestedTensor(comfy.utils.unpack_latents(packed, shapes))

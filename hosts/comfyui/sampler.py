@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
-from comfy.samplers import Sampler
+from comfy.samplers import CFGGuider, Sampler
 
-from ..methods import Method, Run, later, reporter, sampled
-from . import work
+from ..methods import Method, Run, check_lowest, later, reporter, sampled
+from . import lending, work
 from .coordinates import path_of
+from .labels import relabelled
 from .masks import masked
 from .reflection import beside, keeping
 from .search import as_prior
@@ -49,6 +51,25 @@ class MethodSampler(Sampler):
         def with_guiders(guiders, job):
             return beside(self._copies, model_wrap, path, sigmas, extra_args, *rows, guiders, job)
 
+        def labelled(scale):
+            options = relabelled(extra_args["model_options"], scale, path)
+            return lambda x, sigma, **extra: run.model(x, sigma, **{**extra, "model_options": options})
+
+        def relay(guider, x, sigma, job, label_scale=1.0):
+            lending.check(model_wrap, guider, "second")
+            # The two may share a network: what conditions have written into it goes with the first.
+            model_wrap.model_patcher.clean_hooks()
+            outer = lending.Outer(model_wrap, path, sigmas, extra_args, *rows)
+            between = network.process_latent_out(run.carried(x, sigma).float())
+
+            def lent(second, extra):
+                latent = second.inner_model.process_latent_in(between)
+                there = path.add_noise(latent, sigma, torch.zeros_like(latent))
+                return job(lending.Lent(outer, second, extra, label_scale), there)
+
+            # A copy, since the same guider may be first too, and a guider holds its run's state.
+            return outer.within(copy.copy(guider), lent)
+
         run = Run(
             model=masked(model_wrap, sigmas, path, latent_image, noise),
             path=path,
@@ -67,6 +88,8 @@ class MethodSampler(Sampler):
             keep=None if denoise_mask is None else keeping(model_wrap, path, sigmas, extra_args, *rows),
             other=other,
             beside=with_guiders,
+            labelled=labelled,
+            relay=relay,
             again=lambda: None,
             callback=reporter(callback, steps),
             disable=disable_pbar,
@@ -74,3 +97,16 @@ class MethodSampler(Sampler):
         if self.method.searches:
             run = as_prior(run, model_wrap, extra_args["model_options"])
         return sampled(self.method, run).to(noise.device)
+
+
+class FirstOfTwo(CFGGuider):
+    """Core's guider around the first of two networks, each of which is for a part of the levels."""
+
+    def __init__(self, model_patcher: Any, lowest: float):
+        super().__init__(model_patcher)
+        self.lowest = lowest
+
+    def sample(self, noise, latent_image, sampler, sigmas, *given, **named):
+        """As core's. ValueError where another network would be needed and the SAMPLER has none."""
+        check_lowest(self.lowest, sigmas, sampler.method if isinstance(sampler, MethodSampler) else None)
+        return super().sample(noise, latent_image, sampler, sigmas, *given, **named)

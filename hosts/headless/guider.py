@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...files.errors import UsageError
+from ...sampling.between import told
 from ...sampling.levels import Parametrisation
 from ...sampling.prior import identity
 from ...sampling.schedule import Schedule
-from ..methods import Beside, Method, Run, later, reporter, sampled
+from ..methods import Beside, Method, Run, check_lowest, later, reporter, sampled
 from ..reflection import check_pair
 from .model import Conditioning, Model, Network
 from .samplers import Masked
@@ -24,10 +26,16 @@ _UNSUPPORTED = ("area", "mask", "control", "gligen", "hooks", "start_percent", "
 
 
 class Guider:
-    """GUIDER: a model and its conditions. cfg 1, or no negative, runs the positive branch alone, cfg 0 the negative."""
+    """GUIDER: a model and its conditions. cfg 1, or no negative, runs the positive branch alone, cfg 0 the negative.
 
-    def __init__(self, model: Model, positive: Conditioning, negative: Conditioning | None = None, cfg: float = 1.0):
-        self.model, self.positive, self.negative, self.cfg = model, positive, negative, cfg
+    lowest: the lowest level that the model is for, see `hosts.contract`.
+    """
+
+    def __init__(
+        self, model: Model, positive: Conditioning, negative: Conditioning | None = None, cfg: float = 1.0,
+        lowest: float = 0.0,
+    ):  # fmt: skip
+        self.model, self.positive, self.negative, self.cfg, self.lowest = model, positive, negative, cfg, lowest
 
     def branches(self) -> list[Conditioning]:
         """The conditions that are run; two at once, negative first, as ComfyUI batches them."""
@@ -35,19 +43,21 @@ class Guider:
             return [self.positive]
         return [self.negative] if self.cfg == 0 else [self.negative, self.positive]
 
-    def denoiser(self, shape: torch.Size) -> Callable[..., Tensor]:
+    def denoiser(self, shape: torch.Size, label_scale: float = 1.0) -> Callable[..., Tensor]:
         """`model(x, sigma, **extra_args) -> x0` for latents of this shape, guidance inside (the Denoiser contract).
 
-        More or fewer latents at once are taken too.
+        More or fewer latents at once are taken too. label_scale: see `sampling.between.told`.
         """
         branches = self.branches()
         known = {shape[0]: _batched(self.model.network, branches, shape)}
         source, loras, patches = self.model.source, self.model.loras, self.model.patches
-        timestep, cfg, guided = self.model.schedule.timestep, self.cfg, len(branches) == 2
-        parametrisation = Parametrisation(self.model.prediction, self.model.path)
+        schedule, path, cfg, guided = self.model.schedule, self.model.path, self.cfg, len(branches) == 2
+        timestep, parametrisation = schedule.timestep, Parametrisation(self.model.prediction, path)
 
         def denoise(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
             network, b = source(loras), len(x)
+            if label_scale != 1.0:
+                x, sigma = told(x, sigma, label_scale, schedule, path)
             if b not in known:
                 known[b] = _batched(network, branches, x.shape)
             x_in = parametrisation.shown(x, sigma)
@@ -92,6 +102,7 @@ class Guider:
         sigmas 1-D and descending (empty: nothing to do); denoise_mask 1 where the latent may change; callback gets
         (step, x0, x, steps).
         """
+        check_lowest(self.lowest, sigmas, sampler)
         if sigmas.shape[-1] == 0:
             return latent_image
         model = self.model
@@ -120,8 +131,8 @@ class Guider:
         if sampler.searches:  # all rows are one picture's
             noise, latent, mask = noise[:1], latent[:1], None if mask is None else mask[:1]
 
-        def masked(guider: Guider) -> Callable[..., Tensor]:
-            denoiser = guider.denoiser(noise.shape)
+        def masked(guider: Guider, label_scale: float = 1.0) -> Callable[..., Tensor]:
+            denoiser = guider.denoiser(noise.shape, label_scale)
             return denoiser if mask is None else Masked(denoiser, model.path, latent, noise, mask)
 
         def keep(x: Tensor, sigma: Tensor) -> Tensor:
@@ -135,16 +146,27 @@ class Guider:
             x, rest = run.carried(x, sigmas[done]), later(callback, done, steps)
             return self._sampled(torch.zeros_like(x), x, sampler, sigmas[done:], None, rest, seed)
 
+        def check(guider: Guider, name: str) -> None:
+            branches = {"positive": guider.positive, "negative": guider.negative}
+            check_pair(
+                name,
+                [branch for branch, entries in branches.items() if entries is not None and not entries],
+                (guider.model.latent, model.latent),
+                (guider.model.path, model.path),
+            )
+
         def beside(guiders: Mapping[str, Guider], job: Beside) -> Tensor:
             for name, guider in guiders.items():
-                branches = {"positive": guider.positive, "negative": guider.negative}
-                check_pair(
-                    name,
-                    [branch for branch, entries in branches.items() if entries is not None and not entries],
-                    (guider.model.latent, model.latent),
-                    (guider.model.path, model.path),
-                )
+                check(guider, name)
+                check_lowest(guider.lowest, sigmas, None)
             return job(run.model, {name: masked(guider) for name, guider in guiders.items()})
+
+        def relay(
+            guider: Guider, x: Tensor, sigma: Tensor, job: Callable[..., Tensor], label_scale: float = 1.0
+        ) -> Tensor:
+            check(guider, "second")
+            handed = guider.model.latent.process_in(model.latent.process_out(run.carried(x, sigma)))
+            return job(masked(guider, label_scale), model.path.add_noise(handed, sigma, torch.zeros_like(handed)))
 
         run = Run(
             model=masked(self),
@@ -167,6 +189,8 @@ class Guider:
             keep=None if mask is None else keep,
             other=other,
             beside=beside,
+            labelled=partial(masked, self),
+            relay=relay,
             again=lambda: None,
             callback=reporter(callback, steps),
         )

@@ -50,7 +50,9 @@ class Headless(Host):
     def latent_format(self, model: Model) -> tuple[int, int]:
         return model.latent.channels, model.latent.dims
 
-    def with_shift(self, model: Model, shift: float) -> Model:
+    def with_shift(self, model: Model, shift: float, audio_shift: float | None = None) -> Model:
+        if audio_shift is not None:
+            raise ValueError(f"audio_shift {audio_shift:g} cannot be set: this model has no sound; load it in ComfyUI")
         old = model.schedule
         if isinstance(old, FlowSchedule):
             return replace(model, schedule=replace(old, shift=shift))
@@ -61,6 +63,15 @@ class Headless(Host):
             f"shift {shift:g} cannot be set: only flow models have a timestep shift, and this one predicts "
             f"{model.prediction}; load a flow model such as SD3 or Flux"
         )
+
+    def with_noise_scale(self, model: Model, noise_scale: float) -> Model:
+        if not isinstance(model.schedule, FlowSchedule):
+            raise ValueError(
+                f"noise_scale {noise_scale:g} cannot be set: this model's noise has no scale; load the flow model that "
+                "the preset is for"
+            )
+        schedule = replace(model.schedule, noise_scale=noise_scale)
+        return replace(model, schedule=schedule, path=NoisePath("FLOW", noise_scale))
 
     def with_x0_patch(self, model: Model, patch: Callable[[Tensor, Tensor], Tensor]) -> Model:
         return replace(model, patches=(*model.patches, patch))
@@ -104,10 +115,12 @@ class Headless(Host):
     def random_noise(self, seed: int) -> RandomNoise:
         return RandomNoise(seed)
 
-    def cfg_guider(self, model: Model, positive: Conditioning, negative: Conditioning | None, cfg: float) -> Guider:
+    def cfg_guider(
+        self, model: Model, positive: Conditioning, negative: Conditioning | None, cfg: float, lowest: float = 0.0
+    ) -> Guider:
         if negative is None and cfg != 1:
             raise ValueError(f"cfg {cfg:g} compares with a negative prompt: connect `negative`")
-        return Guider(model, positive, negative, cfg)
+        return Guider(model, positive, negative, cfg, lowest)
 
     def branches(self, guider: Guider, leg: bool = False) -> int:
         # The same wherever the guider stands: at cfg 0 the negative branch runs alone here.
@@ -117,7 +130,7 @@ class Headless(Host):
         return cfgs(guiders)
 
     def at_cfg(self, guider: Guider, cfg: float) -> Guider:
-        return Guider(guider.model, guider.positive, guider.negative, cfg)
+        return Guider(guider.model, guider.positive, guider.negative, cfg, guider.lowest)
 
     def sample(
         self, guider: Guider, sampler: Method, sigmas: Tensor, latent: LATENT, seed: int, noise: Tensor | None = None
