@@ -14,12 +14,13 @@ from torch import Tensor
 
 from ..restoration import one_step
 from ..sampling import presets
+from ..sampling.between import handover
 from ..sampling.distilled import Rule, Start, sample_distilled, start
 from ..sampling.dopri5 import Dopri5Config, sample_dopri5
 from ..sampling.prior import Prior
 from ..sampling.reflection import Keep, ReflectionConfig, sample_reflection
 from ..sampling.schedule import Schedule
-from ..sampling.standard import Model
+from ..sampling.standard import Model, default_noise_sampler
 from ..sampling.structure import StructureConfig, sample_structure
 from ..sampling.teleport import Teleport
 
@@ -43,6 +44,11 @@ class Run(Prior):
     beside(guiders, job): what the job makes of the models of further guiders by name, each of which is inside a
     sampling run of its own meanwhile; ValueError for guiders that cannot stand beside this run's. again: to be called
     when other networks may have taken the model's place on the GPU.
+
+    labelled(scale): the run's model, whose network is told timesteps times a factor (`sampling.between.told`).
+    relay(guider, x, sigma, job, label_scale=1): what job(model, x) makes of another guider's model, labelled so, from x
+    at level sigma (0-d) on, which it gets as a LATENT goes from sampler to sampler. The guider is inside a sampling run
+    of its own; this run's model is not asked again, and may leave memory. ValueError as for `beside`.
     """
 
     latent: Tensor
@@ -55,6 +61,8 @@ class Run(Prior):
     keep: Keep | None
     other: Callable[..., Tensor]
     beside: Callable[[Mapping[str, Any], Beside], Tensor]
+    labelled: Callable[[float], Model]
+    relay: Callable[..., Tensor]
     again: Callable[[], None]
     callback: Callable[[dict[str, Any]], None] | None = None
     disable: bool = True
@@ -68,6 +76,11 @@ class Method(ABC):
     """
 
     searches: ClassVar[bool] = False
+
+    @property
+    def relays(self) -> bool:
+        """Whether it hands a run on to another guider, where the levels of the run's own end."""
+        return False
 
     @abstractmethod
     def sample(self, run: Run) -> Tensor:
@@ -86,20 +99,38 @@ class Distilled(Method):
     """`sampling.distilled`: few steps, from the start that the student was trained on.
 
     rule: what happens between the levels. preset: tells the level that the student itself starts from; a grid that
-    begins below it, or below the model's own highest level where there is no preset, means image to image.
+    begins below it, or below the model's own highest level where there is no preset, means image to image. second: the
+    GUIDER of a second network, for the levels below `boundary` (Wan 2.2).
     """
 
     rule: Rule
     start: Start
     preset: presets.Preset | None = None
+    second: Any = None
+    boundary: float = 0.0
+
+    @property
+    def relays(self) -> bool:
+        """See Method."""
+        return self.second is not None
 
     def sample(self, run: Run) -> Tensor:
         """See Method."""
         own = None if self.preset is None else presets.start_level(self.preset, run.schedule, run.path)
-        x = start(run.path, run.sigmas[0], run.noise, run.latent, self.start, run.top, own)
-        x = sample_distilled(
-            run.model, x, run.sigmas, run.extra_args, run.callback, run.disable, path=run.path, rule=self.rule
-        )
+        path, scale, total = self.rule.noised(run.path), self.rule.label_scale, len(run.sigmas) - 1
+        x = start(path, run.sigmas[0], run.noise, run.latent, self.start, run.top, own)
+        fresh = default_noise_sampler(x, run.extra_args.get("seed"))
+
+        def sampled(steps: range, model: Model, x: Tensor) -> Tensor:
+            return sample_distilled(
+                model, x, run.sigmas, run.extra_args, run.callback, run.disable, path=path, rule=self.rule,
+                schedule=run.schedule, noise_sampler=fresh, steps=steps,
+            )  # fmt: skip
+
+        first = handover(run.sigmas, self.boundary) if self.relays else total
+        x = sampled(range(first), run.labelled(scale), x)
+        if first < total:
+            x = run.relay(self.second, x, run.sigmas[first], partial(sampled, range(first, total)), scale)
         return run.finished(x)
 
 
@@ -198,6 +229,18 @@ class Dopri5(Method):
             report=lambda spent: run.tell(str(spent)),
         )
         return run.finished(x)
+
+
+def check_lowest(lowest: float, sigmas: Tensor, method: Method | None) -> None:
+    """ValueError where a guider's model, which is for the levels from `lowest` up, would be asked below them.
+
+    method: the SAMPLER's; None for one that is not of ours.
+    """
+    if handover(sigmas, lowest) < len(sigmas) - 1 and not (method is not None and method.relays):
+        raise ValueError(
+            f"sigmas go below {lowest:g}, where the guider's model ends and its second one begins: sample with the "
+            "SAMPLER of the same Distilled Setup, or split the sigmas there for two samplers, each with its model"
+        )
 
 
 def check_range(start_percent: float, end_percent: float) -> None:

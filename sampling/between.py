@@ -1,10 +1,10 @@
-"""What a student does between its levels besides keeping or renewing all of its noise, and what its network is told.
+"""What a student does between its levels besides keeping or renewing all its noise, and what its network is told.
 
-`Partly` renews a part of the noise. ancestral: DDIM's with eta (Song et al. 2020, arXiv 2010.02502, eq. 16), on FLOW the
-rectified-flow form of `standard`. tcd: strategic stochastic sampling (Zheng et al. 2024, arXiv 2402.19159, algorithm 2,
-with the paper's gamma as eta): down to timestep s = (1 - eta) t', and from there noised up to t'.
-`told`: a network that was trained to be told an earlier timestep than its latent's (NitroFusion, Chen et al. 2024, arXiv
-2412.02030). `handover`: the step at which a second network goes on (Wan 2.2).
+`Partly` renews a part of the noise. ancestral: DDIM's with eta (Song et al. 2020, arXiv 2010.02502, eq. 16), on FLOW
+the rectified-flow form of `standard`. tcd: strategic stochastic sampling (Zheng et al. 2024, arXiv 2402.19159,
+algorithm 2, with the paper's gamma as eta): down to timestep s = (1 - eta) t', and from there noised up to t'.
+`told`: a network that was trained to be told an earlier timestep than its latent's (NitroFusion, Chen et al. 2024,
+arXiv 2412.02030). `handover`: the step at which a second network goes on (Wan 2.2).
 """
 
 from __future__ import annotations

@@ -3,36 +3,39 @@
 renoise: x0, then fresh noise up to the next level - DMD2 (Yin et al. 2024, arXiv 2405.14867, section 4.4), LCM (Luo et
 al. 2023, arXiv 2310.04378, algorithm 3), f-distill. deterministic: the predicted noise is kept (DDIM with eta 0, flow
 Euler) - TDM (Luo et al. 2025, arXiv 2503.06674), Lightning. single: one call - DMD2 and DI* at t = 399, InstaRevive.
+ancestral, tcd: a part of the noise is renewed (see `between`) - SDXL Turbo, LTX-2.5's first stage; TCD, Hyper-SD.
 The contract of the sampler is that of `standard`; `start` makes its first latent.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from tqdm.auto import trange
+from tqdm.auto import tqdm
 
+from .between import SAME_LEVEL, Partly, ancestral, clipped, tcd
 from .path import NoisePath
+from .schedule import Schedule
 from .standard import FiniteWatch, NoiseSampler, default_noise_sampler
 
-Mode = Literal["renoise", "deterministic", "single"]
+Mode = Literal["renoise", "deterministic", "single", "ancestral", "tcd"]
 Start = Literal["unit", "noised", "latent"]
 MODES: tuple[str, ...] = get_args(Mode)
 STARTS: tuple[str, ...] = get_args(Start)
-
 
 
 @dataclass(frozen=True)
 class Rule:
     """What a student does between its levels. Raises ValueError naming the field when a value makes no sense.
 
-    mode: one of MODES. eta: how much of the noise a stochastic step draws afresh, 0 .. 1. label_scale: the network is
-    told the timestep of its level times this. noise_scale: standard deviation of the noise that is added, where it is
-    not the model's own. clip: fresh noise is cut off at this many standard deviations; None cuts nothing.
+    mode: one of MODES. eta: how much of the noise "ancestral" and "tcd" renew in a step, 0 .. 1. label_scale: the
+    network is told the timestep of its level times this (`between.told`). noise_scale: standard deviation of the noise
+    that is added, where it is not the model's own. clip: fresh noise is cut off at so many of its own standard
+    deviations; None cuts nothing.
     """
 
     mode: Mode = "renoise"
@@ -53,8 +56,19 @@ class Rule:
                 raise ValueError(f"{name} is {value!r}; use a positive number, or leave it out")
 
 
-# Two levels this close are one (core's own tolerance for "starts at sigma_max").
-_SAME_LEVEL = 1e-5
+    def noised(self, path: NoisePath) -> NoisePath:
+        """The model's path with this rule's noise; ValueError where it has a scale and the path has none."""
+        return path if self.noise_scale is None else replace(path, noise_scale=self.noise_scale)
+
+    def partly(self, path: NoisePath, schedule: Schedule | None, sigmas: Tensor) -> Partly | None:
+        """What renews a part of the noise along sigmas (steps + 1,); None in the other modes."""
+        if self.mode == "ancestral":
+            return ancestral(path, sigmas, self.eta)
+        if self.mode != "tcd":
+            return None
+        if schedule is None:
+            raise ValueError("mode 'tcd' counts in the model's timesteps: give its schedule")
+        return tcd(path, schedule, sigmas, self.eta)
 
 
 def start(
@@ -90,7 +104,7 @@ def start(
             raise ValueError("start 'latent' feeds the latent image itself to the network: connect one")
         return path.unit_input(sigma, latent)
     if start == "unit" and latent is not None:
-        below = not max_denoise if start_sigma is None else float(sigma) < start_sigma * (1 - _SAME_LEVEL)
+        below = not max_denoise if start_sigma is None else float(sigma) < start_sigma * (1 - SAME_LEVEL)
         if below and bool(torch.count_nonzero(latent)):
             start = "noised"
     if start == "noised":
@@ -110,14 +124,19 @@ def sample_distilled(
     *,
     path: NoisePath,
     rule: Rule | None = None,
+    schedule: Schedule | None = None,
     noise_sampler: NoiseSampler | None = None,
+    steps: range | None = None,
 ):
     """One call of the model per level; see the module for the modes and `standard` for arguments, shapes and errors.
 
-    rule: None re-noises. A step to level zero returns the model's x0 itself. Raises ValueError for "single" on a grid
-    of more than one step.
+    path: `rule.noised` of the model's own. model: is told what `rule.label_scale` says by whoever gives it. rule: None
+    re-noises. schedule: the model's, which only "tcd" asks for. steps: those of the grid that are made, all by default;
+    x is then at the first one's level. A step to level zero returns the model's x0 itself. Raises ValueError for
+    "single" on a grid of more than one step.
     """
-    mode = "renoise" if rule is None else rule.mode
+    rule = Rule() if rule is None else rule
+    mode = rule.mode
     if mode == "single" and len(sigmas) > 2:
         raise ValueError(
             f"mode 'single' makes one call, and the sigmas ask for {len(sigmas) - 1} steps; "
@@ -129,7 +148,8 @@ def sample_distilled(
     s_in = x.new_ones([x.shape[0]])
     # Arithmetic on the 0-d tensors, as core does it; decisions on the numbers, which leave the device once.
     watch, levels, numbers = FiniteWatch(x, sigmas), sigmas.unbind(), sigmas.tolist()
-    for i in trange(len(levels) - 1, disable=disable):
+    partly = rule.partly(path, schedule, sigmas)
+    for i in tqdm(range(len(levels) - 1) if steps is None else steps, disable=disable):
         sigma = levels[i]
         denoised = model(x, sigma * s_in, **extra_args)
         watch.saw(i, denoised)
@@ -140,5 +160,9 @@ def sample_distilled(
         elif mode == "deterministic":
             x = path.move(x, denoised, sigma, levels[i + 1])
         else:
-            x = path.add_noise(denoised, levels[i + 1], noise_sampler(sigma, levels[i + 1]))
+            fresh = clipped(noise_sampler(sigma, levels[i + 1]), rule.clip)
+            if partly is None:
+                x = path.add_noise(denoised, levels[i + 1], fresh)
+            else:
+                x = partly.step(i, x, denoised, sigma, levels[i + 1], fresh)
     return watch.checked(x)

@@ -77,7 +77,7 @@ class Host:
         out = sampler.sample(
             Run(model=model, path=self.path, sigmas=sigmas, shape=z.shape[1:], latent=z, noise=z, mask=None,
                 schedule=self._schedule, latents_in=lambda s: s, latents_out=lambda s: s, tell=self.said.append,
-                keep=None, other=unasked, beside=unasked, again=unasked)
+                keep=None, other=unasked, beside=unasked, labelled=unasked, relay=unasked, again=unasked)
         )  # fmt: skip
         return out / self.scale
 
