@@ -1,0 +1,290 @@
+"""Two networks in one sampling run, as Wan 2.2 has them: who is asked where, and that nothing else changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.integration
+
+
+def shifted(shift, steps):
+    t = torch.arange(steps, 0, -1) / steps
+    return torch.cat([shift * t / (1 + (shift - 1) * t), torch.zeros(1)])
+
+
+@pytest.fixture(scope="module")
+def relay(ours):
+    """relay(second guider, boundary, mode, **rule) -> SAMPLER that goes on with it."""
+    host, distilled = ours("hosts.comfyui.host").host, ours("sampling.distilled")
+
+    def make(second, boundary=0.875, mode="deterministic", **rule):
+        found = distilled.Rule(mode, **rule)
+        return host.method_sampler(ours("hosts.methods").Distilled(found, "unit", None, second, boundary))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def pair(networks):
+    """pair(kind) -> two MODELs of one class with weights of their own."""
+    made = {}
+
+    def make(kind):
+        if kind not in made:
+            one, other = networks(kind), networks(kind)
+            generator = torch.Generator().manual_seed(3)
+            for weight in other.model.diffusion_model.parameters():
+                if weight.ndim > 1:
+                    weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
+            made[kind] = one, other
+        return made[kind]
+
+    return make
+
+
+GRIDS = {"wan": shifted(5, 4), "flow": shifted(3, 4), "eps": None, "cog": None}
+
+
+def grid(comfy, model, kind):
+    """(sigmas, a boundary between its second and third level)."""
+    found = GRIDS[kind]
+    if found is None:
+        found = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 4)
+    return found, float(found[1] + found[2]) / 2
+
+
+@pytest.mark.parametrize(
+    ("boundary", "shift", "counts"),
+    [(0.875, 5, (2, 3, 4)), (0.875, 8, (3, 4, 5)), (0.9, 5, (2, 3, 3)), (0.9, 8, (2, 3, 4))],
+)
+def test_wans_networks_are_each_asked_at_their_own_levels(
+    tiny, pair, guided, sample, relay, recording, boundary, shift, counts
+):
+    high, low = pair("wan")
+    _, positive, negative, latent = tiny("wan")
+    for steps, first in zip((4, 6, 8), counts, strict=True):
+        sigmas = shifted(shift, steps)
+        second = guided(low, positive, negative)
+        with recording(high) as above, recording(low) as below:
+            sample(guided(high, positive, negative), relay(second, boundary), sigmas, latent)
+        asked = [[float(t) for call in seen.timesteps for t in call.unique()] for seen in (above, below)]
+        assert asked[0] == pytest.approx([1000 * float(s) for s in sigmas[:first]], rel=1e-6)
+        assert asked[1] == pytest.approx([1000 * float(s) for s in sigmas[first:-1]], rel=1e-6)
+        assert min(asked[0]) >= 1000 * boundary > max(asked[1])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_it_is_two_samplers_by_hand_to_the_bit(comfy, tiny, pair, guided, sample, relay, batch):
+    """KSamplerAdvanced with leftover noise, then another; core's last step to zero is x - (x - x0), ours is x0."""
+    high, low = pair("wan")
+    _, positive, negative, latent = tiny("wan", batch)
+    core = comfy.nodes
+    high, low = _sd3(high, 5.0), _sd3(low, 5.0)
+    advanced = core.KSamplerAdvanced()
+    last = {}
+    with torch.inference_mode():
+        begun = advanced.sample(
+            high, "enable", 7, 4, 1.0, "euler", "simple", positive, negative, latent, 0, 2, "enable"
+        )[0]  # fmt: skip
+        ended = advanced.sample(
+            low, "disable", 7, 4, 1.0, "euler", "simple", positive, negative, begun, 2, 10000, "disable"
+        )[0]["samples"]  # fmt: skip
+        simple = comfy.samplers.calculate_sigmas(low.get_model_object("model_sampling"), "simple", 4)
+        comfy.sample.sample(
+            low, torch.zeros_like(begun["samples"]), 4, 1.0, "euler", "simple", positive, negative, begun["samples"],
+            start_step=2, disable_noise=True, force_full_denoise=True, seed=7,
+            callback=lambda step, x0, x, total: last.update(x0=x0),
+        )  # fmt: skip
+        expected = low.model.process_latent_out(last["x0"].float())
+    found = sample(guided(high, positive, negative), relay(guided(low, positive, negative)), simple, latent)
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(found, ended, rtol=1e-5, atol=1e-5)
+
+
+def _sd3(model, shift):
+    import comfy_extras.nodes_model_advanced as advanced
+
+    return advanced.ModelSamplingSD3().patch(model, shift)[0]
+
+
+@pytest.mark.parametrize("kind", ["wan", "flow", "eps", "cog"])
+@pytest.mark.parametrize(
+    ("mode", "rule"),
+    [
+        ("renoise", {}), ("deterministic", {}), ("ancestral", {}), ("tcd", {"eta": 0.3}),
+        ("renoise", {"label_scale": 0.5}),
+    ],
+)  # fmt: skip
+def test_one_network_twice_is_the_network_once(comfy, ours, tiny, guided, sample, relay, kind, mode, rule):
+    """Fresh noise and steps go on where they were; in a batch; up to the rounding of a LATENT between two samplers."""
+    model, positive, negative, latent = tiny(kind, 2)
+    sigmas, boundary = grid(comfy, model, kind)
+    guider = guided(model, positive, negative, 2.0)
+    once = sample(guider, relay(None, 0.0, mode, **rule), sigmas, latent)
+    twice = sample(guider, relay(guider, boundary, mode, **rule), sigmas, latent)
+    torch.testing.assert_close(twice, once, rtol=1e-3, atol=1e-3 * float(once.abs().max()))
+    assert torch.equal(sample(guider, relay(guider, 1e-3, mode, **rule), sigmas, latent), once)  # nothing below it
+
+
+@pytest.mark.parametrize("kind", ["wan", "flow", "eps", "cog"])
+def test_a_masked_area_stays_and_the_rest_does_not_notice_the_handover(comfy, tiny, guided, sample, relay, kind):
+    model, positive, negative, latent = tiny(kind, 2)
+    sigmas, boundary = grid(comfy, model, kind)
+    shape = latent["samples"].shape
+    picture = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    mask = torch.zeros(1, 1, *shape[-2:])
+    mask[..., : shape[-1] // 2] = 1.0
+    latent = {"samples": picture, "noise_mask": mask}
+    guider = guided(model, positive, negative)
+    once, twice = (sample(guider, relay(*at), sigmas, latent) for at in ((None, 0.0), (guider, boundary)))
+    torch.testing.assert_close(twice, once, rtol=1e-3, atol=1e-3 * float(once.abs().max()))
+    kept = twice[..., shape[-1] // 2 :] - picture[..., shape[-1] // 2 :]
+    assert float(kept.abs().max()) < 1e-4 and float((twice - picture).abs().max()) > 0.1
+
+
+def bumped(model, strength, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    clone = model.clone()
+    clone.add_patches(
+        {
+            name: ("diff", (torch.randn(weight.shape, generator=generator) * 0.1,))
+            for name, weight in model.model.state_dict().items()
+            if weight.ndim >= 2 and name.startswith("diffusion_model.")
+        },
+        strength,
+    )
+    return clone
+
+
+def test_two_loras_on_one_network_are_two_networks_and_neither_is_left_behind(
+    comfy, tiny, networks, guided, sample, relay
+):
+    _, positive, negative, latent = tiny("wan")
+    base, other = networks("wan"), networks("wan")
+    sigmas, boundary = grid(comfy, base, "wan")
+    first, second, apart = (
+        guided(bumped(*of), positive, negative) for of in ((base, 0.8), (base, -1.5), (other, -1.5))
+    )
+    plain = relay(None, 0.0)
+    before = [sample(guider, plain, sigmas, latent) for guider in (first, second)]
+    found = sample(first, relay(second, boundary), sigmas, latent)
+    assert torch.equal(found, sample(first, relay(apart, boundary), sigmas, latent))
+    for guider, was in zip((first, second), before, strict=True):
+        assert torch.equal(sample(guider, plain, sigmas, latent), was) and not torch.equal(found, was)
+
+
+def test_each_guider_keeps_its_own_prompts_cfg_and_times(comfy, tiny, pair, guided, sample, relay):
+    """By hand again, with core's SamplerCustomAdvanced on either side of the boundary and a split of the sigmas."""
+    high, low = pair("wan")
+    _, positive, negative, latent = tiny("wan")
+    sigmas, boundary = grid(comfy, high, "wan")
+    late = [[t, {**e, "start_percent": 0.3}] for t, e in negative]
+    first, second = guided(high, positive, negative, 3.0), guided(low, late + positive, positive, 1.5)
+    begun = sample(first, relay(None, 0.0), sigmas[:3], latent)
+    noise = comfy.custom.Noise_EmptyNoise()
+    noise.seed = 7
+    with torch.inference_mode():
+        ended = comfy.custom.SamplerCustomAdvanced.execute(
+            noise, second, relay(None, 0.0), sigmas[2:], {"samples": begun}
+        )[0]["samples"]
+    assert torch.equal(sample(first, relay(second, boundary), sigmas, latent), ended)
+
+
+def test_hooks_of_the_second_prompt_are_its_own(comfy, tiny, pair, guided, sample, relay):
+    from comfy import hooks as core
+
+    high, low = pair("wan")
+    _, positive, negative, latent = tiny("wan")
+    sigmas, boundary = grid(comfy, high, "wan")
+    name = "diffusion_model.blocks.0.self_attn.q.weight"
+    stem, generator = name.removesuffix(".weight"), torch.Generator().manual_seed(4)
+    down, up = (torch.randn(shape, generator=generator) * 0.3 for shape in ((2, 128), (128, 2)))
+    lora = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
+    hooks = core.create_hook_lora(lora=lora, strength_model=1.0, strength_clip=0.0)
+    hooked = core.set_hooks_for_conditioning(positive, hooks)
+    for network in (low, high):  # the same one too
+        first, second = guided(high, positive, negative), guided(network, hooked, negative)
+        plain = sample(first, relay(guided(network, positive, negative), boundary), sigmas, latent)
+        found = sample(first, relay(second, boundary), sigmas, latent)
+        begun = sample(first, relay(None, 0.0), sigmas[:3], latent)
+        noise = comfy.custom.Noise_EmptyNoise()
+        noise.seed = 7
+        with torch.inference_mode():
+            ended = comfy.custom.SamplerCustomAdvanced.execute(
+                noise, second, relay(None, 0.0), sigmas[2:], {"samples": begun}
+            )[0]["samples"]
+        assert torch.equal(found, ended) and not torch.equal(found, plain)
+
+
+def test_steps_are_counted_through_and_a_user_can_stop_in_either_part(comfy, tiny, pair, guided, relay):
+    high, low = pair("wan")
+    _, positive, negative, latent = tiny("wan")
+    sigmas, boundary = grid(comfy, high, "wan")
+    first, second = guided(high, positive, negative), guided(low, positive, negative)
+    seen = []
+    noise = comfy.sample.prepare_noise(latent["samples"], 7)
+
+    def run(callback):
+        with torch.inference_mode():
+            return first.sample(noise, latent["samples"], relay(second, boundary), sigmas, callback=callback, seed=7)
+
+    whole = run(lambda step, x0, x, total: seen.append((step, total)))
+    assert seen == [(i, 4) for i in range(4)]
+    for stop in (0, 1, 2, 3):
+
+        def stopping(step, x0, x, total, stop=stop):
+            if step == stop:
+                raise comfy.model_management.InterruptProcessingException
+
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            run(stopping)
+    assert torch.equal(run(None), whole)
+
+
+def test_the_second_network_is_loaded_when_it_is_needed_and_the_first_only_before(
+    comfy, tiny, pair, guided, sample, relay, monkeypatch
+):
+    high, low = pair("wan")
+    _, positive, negative, latent = tiny("wan")
+    sigmas, boundary = grid(comfy, high, "wan")
+    events = []
+    load = comfy.model_management.load_models_gpu
+    monkeypatch.setattr(
+        comfy.model_management, "load_models_gpu",
+        lambda models, *given, **named: (events.append(("load", models[0] is low)), load(models, *given, **named))[1],
+    )
+    handles = [
+        model.model.diffusion_model.register_forward_pre_hook(
+            lambda module, given, second=model is low: events.append(("call", second))
+        )
+        for model in (high, low)
+    ]
+    sample(guided(high, positive, negative), relay(guided(low, positive, negative), boundary), sigmas, latent)
+    for handle in handles:
+        handle.remove()
+    calls = [[("load", second), ("call", second), ("call", second)] for second in (False, True)]
+    assert events == calls[0] + calls[1]
+
+
+def test_a_guider_of_the_first_network_refuses_whoever_does_not_hand_on(comfy, ours, tiny, pair, guided, sample, relay):
+    host = ours("hosts.comfyui.host").host
+    high, low = pair("wan")
+    _, positive, negative, latent = tiny("wan")
+    sigmas, boundary = grid(comfy, high, "wan")
+    first, second = host.cfg_guider(high, positive, negative, 1.0, boundary), guided(low, positive, negative)
+    assert first.model_patcher is high and first.model_options is high.model_options
+    expected = sample(guided(high, positive, negative), relay(second, boundary), sigmas, latent)
+    assert torch.equal(sample(first, relay(second, boundary), sigmas, latent), expected)
+    euler = comfy.samplers.sampler_object("euler")
+    with pytest.raises(ValueError, match="sigmas go below 0.885.*SAMPLER of the same Distilled Setup"):
+        sample(first, euler, sigmas, latent)
+    assert torch.isfinite(sample(first, euler, sigmas[:3], latent)).all()
+
+
+def test_a_second_model_of_another_kind_is_refused(comfy, tiny, pair, guided, sample, relay):
+    high, _ = pair("wan")
+    _, positive, negative, latent = tiny("wan")
+    other, positive2, negative2, _ = tiny("flow")
+    with pytest.raises(ValueError, match="the second guider's model has latents of another format"):
+        sample(guided(high, positive, negative), relay(guided(other, positive2, negative2)), shifted(5, 4), latent)
