@@ -157,6 +157,39 @@ def test_image_to_image_starts_and_steps_as_core(ours, pair, kind, settings, mod
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize(("kind", "settings"), [CASES[0], CASES[4], CASES[6], CASES[7]])
+@pytest.mark.parametrize("shape", [IMAGE, VIDEO], ids=["image", "video"])
+def test_ancestral_is_core_s_to_the_bit_with_its_own_draws(ours, pair, kind, settings, eta, shape):
+    theirs, mine, path = pair(kind, settings)
+    distilled = ours("sampling.distilled")
+    sigmas = ours("sampling.grids").simple(mine, 4)
+    model, x = Wrapped(theirs, kind != "discrete"), draw(shape, 1)
+    core = import_module("comfy.k_diffusion.sampling")
+    expected = core.sample_euler_ancestral(model, x, sigmas, {"seed": 7}, disable=True, eta=eta)
+    got = distilled.sample_distilled(
+        model, x, sigmas, {"seed": 7}, disable=True, path=path, rule=distilled.Rule("ancestral", eta)
+    )
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 7.5])
+def test_noise_of_another_scale_that_is_cut_is_core_s_lcm_to_the_bit(ours, pair, scale):
+    """As HiDream-O1 takes it: core's node sets the scale on the model, and its LCM cuts at 2.5 deviations."""
+    theirs, mine, path = pair("flow", {"shift": 3.0, "noise_scale": scale})
+    distilled = ours("sampling.distilled")
+    rule = distilled.Rule(noise_scale=scale, clip=2.5)
+    sigmas, n = ours("sampling.grids").simple(mine, 6), draw(IMAGE, 1)
+    model, core = Wrapped(theirs, True), import_module("comfy.k_diffusion.sampling")
+    x = theirs.noise_scaling(sigmas[0], n.clone(), torch.zeros(IMAGE), True)
+    expected = core.sample_lcm(model, x, sigmas, {"seed": 7}, disable=True, noise_clip_std=2.5)
+    found = rule.noised(ours("sampling.path").FLOW)
+    assert found == path
+    x = distilled.start(found, sigmas[0], n, None)
+    got = distilled.sample_distilled(model, x, sigmas, {"seed": 7}, disable=True, path=found, rule=rule)
+    assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("kind", ["discrete", "flow"])
 def test_presets_read_core_s_schedules(ours, pair, kind):
     presets = ours("sampling.presets")

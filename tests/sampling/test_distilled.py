@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from retort.sampling import presets
-from retort.sampling.distilled import Rule, sample_distilled, start
+from retort.sampling.distilled import MODES, Rule, sample_distilled, start
 from retort.sampling.grids import simple
 from retort.sampling.path import FLOW, VE, VP, NoisePath
 from retort.sampling.presets import PRESETS
@@ -32,6 +32,11 @@ def setting(preset):
     if preset.family == "v":
         return VP, "v", COG
     return VE, "eps", PIXART if preset.key == "instarevive" else SD
+
+
+def table(path):
+    """A schedule of a model on this path."""
+    return FlowSchedule() if path.kind == "FLOW" else COG if path is VP else SD
 
 
 def run(model, preset, sigmas, path, noise, latent, fresh=None):
@@ -168,7 +173,7 @@ def test_a_trained_student_gives_the_data(noise):
 
 
 @pytest.mark.parametrize("shape", [(8, 4, 5, 6), (8, 4, 3, 5, 6)], ids=["image", "video"])
-@pytest.mark.parametrize("mode", ["renoise", "deterministic", "single"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("path", PATHS)
 def test_batch_of_eight_is_eight_batches_of_one(path, mode, shape, gaussian, noise):
     fresh = [noise(shape, 10 + k) for k in range(3)]
@@ -178,7 +183,7 @@ def test_batch_of_eight_is_eight_batches_of_one(path, mode, shape, gaussian, noi
         stream = iter(fresh)
         x = start(path, sigmas[0], noise(shape)[rows], None)
         return sample_distilled(
-            gaussian(path), x, sigmas, disable=True, path=path, rule=Rule(mode),
+            gaussian(path), x, sigmas, disable=True, path=path, rule=Rule(mode, 0.4), schedule=table(path),
             noise_sampler=lambda *_: next(stream)[rows],
         )  # fmt: skip
 
@@ -236,6 +241,65 @@ class TestStart:
             start(VE, 0.5, self.n, None, "latent")
         with pytest.raises(ValueError, match=r"latent image has shape \(1, 4, 5, 6\)"):
             start(VE, 0.5, self.n, self.z[:1])
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "single"])
+def test_a_run_in_two_parts_is_the_run(path, mode, gaussian, noise):
+    """Steps count through, in the callback too, and fresh noise goes on."""
+    sigmas, x = torch.tensor([0.9, 0.6, 0.3, 0.1, 0.0]), noise(IMAGE)
+    rule, fresh, seen = Rule(mode, 0.4), [noise(IMAGE, 10 + k) for k in range(3)], []
+
+    def sample(x, steps, stream):
+        return sample_distilled(
+            gaussian(path), x, sigmas, {}, lambda info: seen.append(info["i"]), True, path=path, rule=rule,
+            schedule=table(path), noise_sampler=lambda *_: next(stream), steps=steps,
+        )  # fmt: skip
+
+    whole, stream = sample(x, None, iter(fresh)), iter(fresh)
+    assert torch.equal(sample(sample(x, range(2), stream), range(2, 4), stream), whole)
+    assert seen == [0, 1, 2, 3] * 2
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("mode", ["renoise", "ancestral", "tcd"])
+def test_how_much_of_the_noise_is_renewed_is_what_eta_says(path, mode, gaussian, noise):
+    """The output is affine in the fresh noise: its factor grows with eta, up to the marginal's deviation."""
+    sigmas, x = torch.tensor([0.9, 0.6, 0.3]).double(), noise(IMAGE, 1, torch.float64)
+    unit = torch.ones(IMAGE, dtype=torch.float64)
+
+    def sample(eta, fresh):
+        return sample_distilled(
+            gaussian(path), x, sigmas, disable=True, path=path, rule=Rule(mode, eta), schedule=table(path),
+            noise_sampler=lambda *_: fresh, steps=range(1, 2),
+        )  # fmt: skip
+
+    factors = [float((sample(eta, unit) - sample(eta, 0 * unit)).mean()) for eta in (0.0, 0.4, 1.0)]
+    marginal = path.noise_scale * 0.3 if path.kind == "FLOW" else 0.3 / (1.09**0.5 if path is VP else 1.0)
+    if mode == "renoise":
+        assert factors == pytest.approx([marginal] * 3)
+    else:
+        assert factors[0] == 0 < factors[1] < factors[2] <= marginal * (1 + 1e-6)
+
+
+def test_a_rule_has_noise_of_its_own_scale_and_cuts_it(noise):
+    rule = Rule(noise_scale=7.5, clip=2.5)
+    path = rule.noised(FLOW)
+    assert path == NoisePath("FLOW", 7.5) and Rule().noised(VE) is VE
+    x0, fresh = noise((2, 4, 64, 64), 1), noise((2, 4, 64, 64), 2)
+    out = sample_distilled(
+        lambda x, sigma: x0, x0, torch.tensor([0.9, 0.5]), disable=True, path=path, rule=rule,
+        noise_sampler=lambda *_: fresh,
+    )  # fmt: skip
+    limit = 2.5 * fresh.std()
+    torch.testing.assert_close(out, 0.5 * 7.5 * fresh.clamp(-limit, limit) + 0.5 * x0)
+    with pytest.raises(ValueError, match="noise_scale 7.5 only has a meaning for FLOW"):
+        rule.noised(VE)
+
+
+def test_tcd_needs_the_models_timesteps(gaussian):
+    with pytest.raises(ValueError, match="give its schedule"):
+        sample_distilled(gaussian(VE), torch.zeros(IMAGE), torch.tensor([1.0, 0.5, 0.0]), path=VE, rule=Rule("tcd"))
 
 
 def test_bad_modes(gaussian):
