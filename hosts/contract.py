@@ -283,6 +283,10 @@ class Files(Protocol):
         """The tensors of one of them; ValueError for a file that cannot be read."""
         ...
 
+    def lora_metadata(self, name: str) -> dict[str, str]:
+        """Its metadata; ValueError likewise."""
+        ...
+
     def add_model_folders(self) -> None:
         """Shows the embedded weights, and folders of ours below models, to the host's own loaders."""
         ...

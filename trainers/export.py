@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -91,3 +91,12 @@ def read_lora(path: Path) -> dict[str, Tensor]:
                 f"the LoRA {path} holds {name!r:.80} of {tensor.dtype}, which are no weights; get it again"
             )
     return found
+
+
+def lora_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a LoRA file. ValueError when it cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"the LoRA {path} cannot be read: {error}; get it again") from error

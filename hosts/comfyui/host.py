@@ -9,20 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import comfy.cli_args
-import comfy.lora
-import comfy.lora_convert
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
-import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
 from comfy.nested_tensor import NestedTensor
-from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor, nn
 
-from ...models.layouts.lora_names import TEXT
 from ...models.loader import FOLDER
 from ...restoration.hidden import filled
 from ...sampling.parts import Parts, parts_of
@@ -40,6 +35,7 @@ from . import (
     guard,
     help_routes,
     job_base,
+    loras,
     model_files,
     picker_routes,
     preference_routes,
@@ -92,24 +88,8 @@ class ComfyUI(Host):
     def with_lora(self, model: MODEL, name: str, strength: float) -> MODEL:
         if strength == 0:
             return model
-        lora = self.read_lora(name)
-        given = comfy.lora_convert.convert_lora(lora)
-        found = comfy.lora.load_lora(given, comfy.lora.model_lora_keys_unet(model.model, {}), log_missing=False)
-        if not found:
-            raise ValueError(
-                f"none of the {len(lora)} tensors of the LoRA {name}, such as {min(lora, default='')!r:.100}, belongs "
-                "to this model: choose one that was made for it"
-            )
-        adapters = [one for one in found.values() if isinstance(one, WeightAdapterBase)]
-        unread = sorted(set(given).difference(*(one.loaded_keys for one in adapters)))
-        unread = [key for key in unread if not key.startswith(TEXT)]
-        if unread and len(adapters) == len(found):
-            self.say(
-                f"{len(unread)} of the {len(given)} tensors of the LoRA {name}, such as {unread[0]!r:.100}, do not "
-                "belong to this model and are left out",
-                warn=True,
-            )
-        return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
+        lora, metadata = self.read_lora(name), self.lora_metadata(name)
+        return loras.applied(model, lora, metadata, strength, self.say, what=f"the LoRA {name}")
 
     def embedded(self, variant: str) -> tuple[MODEL, CLIP, VAE]:
         return embedded.load(variant)
@@ -278,6 +258,9 @@ class ComfyUI(Host):
     def read_lora(self, name: str) -> dict[str, Tensor]:
         with torch.inference_mode(False):
             return export.read_lora(model_files.path_of("loras", name))
+
+    def lora_metadata(self, name: str) -> dict[str, str]:
+        return export.lora_metadata(model_files.path_of("loras", name))
 
     def add_model_folders(self) -> None:
         embedded.add_model_folders()

@@ -18,7 +18,7 @@ from ...restoration.hidden import filled
 from ...sampling.parts import Parts
 from ...sampling.path import NoisePath
 from ...sampling.schedule import FlowSchedule, FluxSchedule, Schedule
-from ...trainers import sources
+from ...trainers import export, sources
 from ...trainers.dataset import Dataset, Entry
 from ...trainers.decoder import Decoder
 from .. import prompted
@@ -224,6 +224,9 @@ class Headless(Host):
     def read_lora(self, name: str) -> dict[str, Tensor]:
         with torch.inference_mode(False):
             return files.load(folders.current().model("loras", name))
+
+    def lora_metadata(self, name: str) -> dict[str, str]:
+        return export.lora_metadata(folders.current().model("loras", name))
 
     def add_model_folders(self) -> None:
         """The headless loaders know the embedded weights already."""

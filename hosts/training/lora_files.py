@@ -18,23 +18,25 @@ from torch import Tensor, nn
 from ...files.errors import UsageError
 from ...models.layouts import dit as layout_dit
 from ...models.layouts import unet as layout_unet
-from ...models.layouts.lora_names import TEXT, Note, for_network, pairs, tell_unused
+from ...models.layouts.lora_keys import is_text
+from ...models.layouts.lora_names import Note, for_network, pairs, tell_unused
+from ...models.layouts.lora_places import Names, Place, of_table
+from ...models.layouts.lora_state import fused_pairs
 from ...models.layouts.renames import Layout
 
 Kind = Literal["unet", "transformer", "plain"]
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 # ComfyUI calls this one by its old name only, and diffusers reads that too.
 _UNET_OWN = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
-_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.")
 
 
-def _layers(network: nn.Module) -> dict[str, int]:
-    """Rows of every layer's output, by its name without adapters."""
-    rows = {}
+def _layers(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shape of every layer's weight, by its name without adapters."""
+    shapes = {}
     for name, parameter in network.named_parameters():
         if name.endswith(".weight") and ".lora_" not in name:
-            rows[name.removesuffix(".weight").removesuffix(".base_layer")] = parameter.shape[0]
-    return rows
+            shapes[name.removesuffix(".weight").removesuffix(".base_layer")] = tuple(parameter.shape)
+    return shapes
 
 
 def published_kind(network: nn.Module) -> tuple[Kind, Layout]:
@@ -58,13 +60,13 @@ def published_kind(network: nn.Module) -> tuple[Kind, Layout]:
 class LoraNames:
     """How the layers of one network are called in files.
 
-    kind and table: its family's. layers: name -> rows of its output. published: its names are the published layout's
+    kind and table: its family's. layers: name -> shape of its weight. published: its names are the published layout's
     (ComfyUI), not diffusers'.
     """
 
     kind: Kind
     table: Layout
-    layers: dict[str, int]
+    layers: dict[str, tuple[int, ...]]
     published: bool
 
     @classmethod
@@ -113,48 +115,30 @@ class LoraNames:
         """
         if not self.published:
             return for_network(state, self.table, self.layers, note)
-        homes = {target: name for name, targets in self.table.modules.items() for target in targets}
-        flat = {name.replace(".", "_"): name for name in (*homes, *self.layers)}
-        whole: dict[str, tuple[Tensor, Tensor]] = {}
-        apart: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+        names = Names(self.layers, of_table(self.table, self.layers))
+        parts: dict[str, list[tuple[Place, tuple[Tensor, Tensor]]]] = {}
         unknown = []
         for layer, pair in pairs(state).items():
-            if layer.startswith(TEXT):
+            if is_text(layer):
                 continue
-            name = layer
-            for prefix in _PREFIXES:
-                name = name.removeprefix(prefix)
-            name = flat.get(name.removeprefix("lora_unet_").removeprefix("lora_transformer_").replace(".", "_"), name)
-            if name in self.layers:
-                whole[name] = pair
-            elif name in homes and homes[name] in self.layers:
-                apart.setdefault(homes[name], {})[name] = pair
+            places = names.find(layer)
+            if places:
+                parts.setdefault(places[0].layer, []).append((places[0], pair))
             else:
                 unknown.append(layer)
-        tell_unused(state, len(whole) + sum(map(len, apart.values())), unknown, note)
-        whole |= {name: self._fused(name, parts) for name, parts in apart.items()}
+        tell_unused(state, sum(map(len, parts.values())), unknown, note)
+        whole = {name: self._fused(name, some) for name, some in parts.items()}
         return {
             name + end: tensor.contiguous()
             for name, pair in whole.items()
             for end, tensor in zip((_A, _B), pair, strict=True)
         }
 
-    def _fused(self, name: str, parts: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        targets = self.table.modules[name]
-        rows = self.table.rows.get(name, (self.layers[name] // len(targets),) * len(targets))
-        downs = [parts[target][0] for target in targets if target in parts]
-        shared = all(torch.equal(downs[0], down) for down in downs[1:])
-        up = downs[0].new_zeros(sum(rows), downs[0].shape[0] if shared else sum(len(down) for down in downs))
-        row = column = 0
-        for target, height in zip(targets, rows, strict=True):
-            if target in parts:
-                part = parts[target][1].flatten(1)
-                up[row : row + height, column : column + part.shape[1]] = part
-                column += 0 if shared else part.shape[1]
-            row += height
-        if name in self.table.swapped:
-            up = torch.cat(up.chunk(2)[::-1])
-        if len(targets) == 1:
-            # One part: a convolution keeps the shape of its kernel.
-            up = up.reshape(up.shape[0], up.shape[1], *parts[targets[0]][1].shape[2:])
-        return downs[0] if shared else torch.cat(downs), up
+    def _fused(self, name: str, parts: list[tuple[Place, tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor]:
+        if len(parts) == 1 and parts[0][0].rows is None:
+            # A convolution keeps the shape of its kernel.
+            down, up = parts[0][1]
+        else:
+            apart = [(0 if place.rows is None else place.rows[0], *pair) for place, pair in parts]
+            down, up = fused_pairs(apart, self.layers[name][0])
+        return down, torch.cat(up.chunk(2)[::-1]) if parts[0][0].swapped else up

@@ -1,41 +1,20 @@
-"""Whatever a LoRA file calls its layers, found in a network: diffusers', ComfyUI's and kohya's names."""
+"""Whatever a LoRA file calls its layers, found in diffusers' modules: diffusers' names, ComfyUI's and kohya's."""
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from ...files.errors import UsageError
+from .lora_keys import ALPHA, DOWN, UP, bare, flat, is_text, shown, stems
+from .lora_places import seems_for
 from .renames import Layout
-
-_DOWN = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight", ".lora_A.default.weight")
-_UP = (".lora_B.weight", ".lora_up.weight", ".lora.up.weight", ".lora_B.default.weight")
-# diffusers' first scripts kept LoRAs in attention processors: `attn1.processor.to_out_lora.up.weight`.
-_PROCESSOR = re.compile(r"(.*)\.processor\.(.*)_lora\.(down|up)\.weight")
-_NETWORK = ("unet.", "transformer.", "diffusion_model.", "model.diffusion_model.", "base_model.model.")
-TEXT = ("lora_te", "text_encoder", "text_encoders.", "te1.", "te2.")
-_OTHER_KINDS = ("hada_w1_a", "lokr_w1", "oft_blocks", "dora_scale", "lora_mid.weight", "diff", "diff_b")
-
 
 Note = Callable[[str], None]
 _log = logging.getLogger("retort.lora")
-
-
-def _modern(name: str) -> str:
-    """A tensor's name, one of an attention processor as one of the layer itself."""
-    old = _PROCESSOR.fullmatch(name)
-    if old is None:
-        return name
-    layer = {"to_out": "to_out.0"}.get(old[2], old[2])
-    return f"{old[1]}.{layer}.lora_{old[3]}.weight"
-
-
-def _shown(names: Iterable[str]) -> str:
-    return f"{next(iter(sorted(names)), '')!r:.100}"
 
 
 def tell_unused(state: dict[str, Tensor], used: int, unknown: list[str], note: Note | None = None) -> None:
@@ -44,45 +23,46 @@ def tell_unused(state: dict[str, Tensor], used: int, unknown: list[str], note: N
     UsageError where none is used; else `note`, or the log, is told of them and of tensors that belong to no layer.
     """
     if not used:
-        found = f"the LoRA's {len(state)} tensors, such as {_shown(state)}, are a text encoder's alone"
+        found = f"the LoRA's {len(state)} tensors, such as {shown(state, 1)}, are a text encoder's alone"
         if unknown:
-            found = f"the LoRA has {len(unknown)} layers that this model lacks, such as {unknown[0]}, and no other"
+            found = (
+                f"the LoRA has {len(unknown)} layers that this model lacks, such as {unknown[0]}, and no other"
+                f"{seems_for(unknown)}"
+            )
         raise UsageError(f"{found}; use it with the model that it was trained for")
-    others = [name for name in state if not _modern(name).endswith((*_DOWN, *_UP, ".alpha"))]
+    _, others = stems(state)
     told = []
     if unknown:
         told.append(f"{len(unknown)} of the LoRA's layers, such as {unknown[0]}, are not in this model")
     if others:
-        told.append(f"{len(others)} of its tensors, such as {_shown(others)}, are no part of a LoRA")
+        told.append(f"{len(others)} of its tensors, such as {shown(others, 1)}, are no part of a LoRA")
     if told:
         (note or _log.warning)(f"{' and '.join(told)}: they are left out, and {used} layers are used")
 
 
 def pairs(state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """Layer name as the file has it -> (down, up), alpha / rank multiplied into up. UsageError for other kinds."""
-    for name in state:
-        if name.endswith(tuple(f".{kind}" for kind in _OTHER_KINDS)):
-            raise UsageError(
-                f"the file holds {name.rpartition('.')[2]!r} tensors: a LoHa, LoKr, OFT, DoRA or full difference, "
-                "which needs ComfyUI; plain LoRAs run here"
-            )
-    given, found = state, {}
-    state = {_modern(name): tensor for name, tensor in given.items()}
-    for name, down in state.items():
-        end = next((e for e in _DOWN if name.endswith(e)), None)
-        if end is None:
+    layers, _ = stems(state)
+    found = {}
+    for layer, held in layers.items():
+        tensors = {what: value for what, (_, value) in held.items()}
+        for what, (key, _) in held.items():
+            if what not in (DOWN, UP, ALPHA):
+                raise UsageError(
+                    f"the file holds {key.rpartition('.')[2]!r} tensors: a LoHa, LoKr, OFT, DoRA or full difference, "
+                    "which needs ComfyUI; plain LoRAs run here"
+                )
+        if DOWN not in tensors and UP not in tensors:
             continue
-        layer = name.removesuffix(end)
-        up = next((state[layer + e] for e in _UP if layer + e in state), None)
-        if up is None:
+        if DOWN not in tensors or UP not in tensors:
             raise UsageError(f"the LoRA's layer {layer} has no second half; the file is damaged: download it again")
-        alpha = state.get(f"{layer}.alpha")
+        down, alpha = tensors[DOWN], tensors.get(ALPHA)
         scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
-        found[layer] = (down.float(), up.float() * scale)
+        found[layer] = (down.float(), tensors[UP].float() * scale)
     if not found:
-        held = f"{len(given)} tensors such as {_shown(given)}" if given else "nothing"
+        inside = f"{len(state)} tensors such as {shown(state, 1)}" if state else "nothing"
         raise UsageError(
-            f"this is no LoRA: it holds {held}, and none called lora_A and lora_B, or lora_down and lora_up; choose "
+            f"this is no LoRA: it holds {inside}, and none called lora_A and lora_B, or lora_down and lora_up; choose "
             "another file"
         )
     return found
@@ -97,16 +77,13 @@ def for_network(
     `note`, or the log, is told.
     """
     known = set(modules)
-    flat = {name.replace(".", "_"): name for name in (*table.modules, *known)}
+    named = {spelt: name for name in (*table.modules, *known) for spelt in (flat(name), name)}
     out: dict[str, Tensor] = {}
     unknown = []
     for layer, (down, up) in pairs(state).items():
-        if layer.startswith(TEXT):
+        if is_text(layer):
             continue
-        name = layer
-        for prefix in _NETWORK:
-            name = name.removeprefix(prefix)
-        name = flat.get(name.removeprefix("lora_unet_").removeprefix("lora_transformer_").replace(".", "_"), name)
+        name = next((named[n] for n in bare(layer) if n in named), None) or named.get(flat([*bare(layer)][-1]), "")
         if name in known:
             targets = [(name, up)]
         elif name in table.modules and all(t in known for t in table.modules[name]):

@@ -1,0 +1,246 @@
+"""A LoRA file's tensors at their places in a network, every one accounted for; and fused layers out of their parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...files.errors import UsageError
+from ...files.strangers import parse
+from .lora_keys import ALPHA, BIAS, DIFF, DORA, DOWN, MID, SET, SHAPE, UP, is_text, shown, stems
+from .lora_places import Names, Place, Shape, seems_for
+
+_ROWS = (UP, DORA, DIFF, BIAS, SET)  # whose first axis is the layer's output
+_LINEAR = {UP, DOWN, ALPHA, DORA, DIFF, BIAS}
+
+Alphas = Callable[[str, int], float | None]
+"""(stem, rank) -> alpha where the file's tensors give none; None where nothing else does."""
+
+
+@dataclass
+class Piece:
+    """What a file has for one place: tensors by what they are there, in the spelling of `lora_keys`."""
+
+    stem: str
+    place: Place
+    tensors: dict[str, Tensor]
+    keys: list[str]
+
+
+@dataclass
+class Reading:
+    """pieces: at their places. left: names of other tensors -> why they have none. text: names of a text encoder's."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+    text: list[str] = field(default_factory=list)
+
+    def told(self, what: str = "the LoRA") -> str:
+        """A sentence on what of `what` is left out, empty where nothing is."""
+        whys: dict[str, list[str]] = {}
+        for name, why in self.left.items():
+            whys.setdefault(why, []).append(name)
+        parts = [f"{shown(names)}: {why}" for why, names in whys.items()]
+        return f"{len(self.left)} tensors of {what} are left out ({'; '.join(parts)})" if parts else ""
+
+
+def no_alphas(stem: str, rank: int) -> float | None:
+    """For files whose metadata say nothing."""
+    return None
+
+
+def alphas_of(metadata: Mapping[str, str]) -> Alphas:
+    """The alphas that diffusers writes into a file's metadata: PEFT's LoraConfig as JSON, prefixed by the model's name.
+
+    Metadata that cannot be read say nothing.
+    """
+    text = metadata.get("lora_adapter_metadata")
+    try:
+        held = parse(text.encode(), finite=False) if text else {}
+    except ValueError:
+        held = {}
+    values: dict[str, Any] = {k.rpartition(".")[2]: v for k, v in held.items()} if isinstance(held, dict) else {}
+    alpha, patterns = values.get("lora_alpha"), values.get("alpha_pattern")
+    rooted = values.get("use_rslora") is True
+
+    def of(stem: str, rank: int) -> float | None:
+        found = alpha
+        if isinstance(patterns, dict):
+            found = next((a for name, a in patterns.items() if stem == name or stem.endswith(f".{name}")), alpha)
+        if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+            return None
+        return float(found) * (math.sqrt(rank) if rooted else 1.0)
+
+    return of
+
+
+def read(
+    state: Mapping[str, Tensor], names: Names, alphas: Alphas = no_alphas, what: str = "the LoRA"
+) -> Reading:
+    """A file's tensors at their places; messages call it `what`.
+
+    UsageError for a pair of which one half is missing, and where no tensor has a place: it says what the file seems to
+    be for.
+    """
+    found, rest = stems(state)
+    reading = Reading(left=dict.fromkeys(rest, "no part of a LoRA"))
+    taken: set[tuple[str, tuple[int, int] | None]] = set()
+    for stem, held in found.items():
+        keys = [key for key, _ in held.values()]
+        if is_text(stem):
+            reading.text += keys
+            continue
+        tensors = {what: value for what, (_, value) in held.items()}
+        _refuse_halves(stem, tensors)
+        place, why = _place(names, stem, tensors)
+        if place is not None and (place.layer, place.rows) in taken:
+            place, why = None, "the file has its layer twice"
+        if place is not None and place.swapped and not tensors.keys() <= _LINEAR:
+            place, why = None, "the model has its rows in another order, in which only plain LoRAs can be brought"
+        if place is None:
+            reading.left |= dict.fromkeys(keys, why)
+            continue
+        taken.add((place.layer, place.rows))
+        bias = BIAS in held and held[BIAS][0].endswith(".bias")
+        made = _normal(tensors, place, names.shapes[place.layer], alphas, stem, bias)
+        reading.pieces.append(Piece(stem, place, made, keys))
+    if not reading.pieces:
+        raise UsageError(_nothing(state, reading, [s for s in found if not is_text(s)], what))
+    return reading
+
+
+def _refuse_halves(stem: str, tensors: Mapping[str, Tensor]) -> None:
+    if (DOWN in tensors) != (UP in tensors):
+        raise UsageError(f"the LoRA's layer {stem} has no second half; the file is damaged: download it again")
+
+
+def _place(names: Names, stem: str, tensors: Mapping[str, Tensor]) -> tuple[Place | None, str]:
+    if tensors.keys() <= {ALPHA, SHAPE}:
+        return None, "they belong to no other tensor of the file"
+    places = names.find(stem)
+    for place in places:
+        if _fits(place, names.shapes[place.layer], tensors):
+            return place, ""
+    if not places:
+        return None, "the model has no such layer"
+    shape = names.shapes[places[0].layer]
+    rows = shape[0] if places[0].rows is None else places[0].rows[1]
+    return None, f"they are of another size than the model's {places[0].layer}, {(rows, *shape[1:])}"
+
+
+def _fits(place: Place, shape: Shape, tensors: Mapping[str, Tensor]) -> bool:
+    rows = shape[0] if place.rows is None else place.rows[1]
+    columns = math.prod(shape[1:])
+    if SHAPE not in tensors and MID not in tensors and UP in tensors:
+        up, down = tensors[UP], tensors[DOWN]
+        if up.ndim < 2 or down.ndim < 2 or up.shape[0] != rows or up[0].numel() != down.shape[0]:
+            return False
+        if down[0].numel() != columns:
+            return False
+    if DIFF in tensors and tuple(tensors[DIFF].shape) != (rows, *shape[1:]):
+        return False
+    return BIAS not in tensors or tensors[BIAS].numel() == rows
+
+
+def _normal(
+    tensors: dict[str, Tensor], place: Place, shape: Shape, alphas: Alphas, stem: str, scaled_bias: bool
+) -> dict[str, Tensor]:
+    """With alpha from the metadata, magnitudes as columns, and the order of rows of the network."""
+    made = dict(tensors)
+    if DOWN in made and ALPHA not in made:
+        alpha = alphas(stem, len(made[DOWN]))
+        if alpha is not None:
+            made[ALPHA] = torch.tensor(alpha)
+    if DORA in made and made[DORA].ndim == 1:
+        made[DORA] = made[DORA].reshape(-1, *(1 for _ in shape[1:]))
+    if scaled_bias and ALPHA in made and DOWN in made:
+        made[BIAS] = made[BIAS] * (float(made[ALPHA]) / len(made[DOWN]))
+    if place.swapped:
+        for what in _ROWS:
+            if what in made and made[what].shape[0] > 1:
+                made[what] = torch.cat(made[what].chunk(2)[::-1])
+    return made
+
+
+def _nothing(state: Mapping[str, Tensor], reading: Reading, layers: Sequence[str], what: str) -> str:
+    if not layers and reading.text:
+        return (
+            f"the {len(state)} tensors of {what}, such as {shown(reading.text, 1)}, are a text encoder's alone: use it "
+            "with the model that it was trained for"
+        )
+    if not layers:
+        held = f"{len(state)} tensors such as {shown(state, 1)}" if state else "nothing"
+        return (
+            f"{what} is none: it holds {held}, and none called lora_A and lora_B, or lora_down and lora_up; choose "
+            "another file"
+        )
+    why = next(iter(reading.left.values()))
+    return (
+        f"none of the {len(state)} tensors of {what}, such as {shown(state, 1)}, belongs to this model ({why})"
+        f"{seems_for(layers)}: choose one that was made for this model"
+    )
+
+
+def fused_pairs(parts: Sequence[tuple[int, Tensor, Tensor]], rows: int) -> tuple[Tensor, Tensor]:
+    """(down, up) of a layer of so many rows out of (first row, down, up) of parts of it, whose scales are in up.
+
+    The rank is the sum of the parts', unless they share their down.
+    """
+    downs = [down for _, down, _ in parts]
+    shared = all(a.shape == downs[0].shape and torch.equal(a, downs[0]) for a in downs[1:])
+    rank = len(downs[0]) if shared else sum(map(len, downs))
+    up = parts[0][2].new_zeros(rows, rank)
+    column = 0
+    for first, down, part in parts:
+        part = part.flatten(1)
+        up[first : first + len(part), column : column + len(down)] = part
+        column += 0 if shared else len(down)
+    return (downs[0] if shared else torch.cat([down.flatten(1) for down in downs])), up
+
+
+def whole(reading: Reading, rows: Mapping[str, int]) -> dict[str, dict[str, Tensor]]:
+    """Layer -> tensors by what they are there, parts of a layer fused into one LoRA of higher rank, exactly.
+
+    rows: of each layer. What cannot be fused goes from the pieces to what is left out.
+    """
+    by_layer: dict[str, list[Piece]] = {}
+    for piece in reading.pieces:
+        by_layer.setdefault(piece.place.layer, []).append(piece)
+    made: dict[str, dict[str, Tensor]] = {}
+    for layer, pieces in by_layer.items():
+        if len(pieces) == 1 and pieces[0].place.rows in (None, (0, rows[layer])):
+            made[layer] = pieces[0].tensors
+            continue
+        kept = [p for p in pieces if p.tensors.keys() <= _LINEAR - {DORA} and p.place.rows is not None]
+        for piece in pieces:
+            if piece not in kept:
+                reading.left |= dict.fromkeys(piece.keys, "only plain LoRAs of a part of a layer can be fused")
+                reading.pieces.remove(piece)
+        if kept:
+            made[layer] = _fuse(kept, rows[layer])
+    return made
+
+
+def _fuse(pieces: list[Piece], rows: int) -> dict[str, Tensor]:
+    first = [piece.place.rows[0] for piece in pieces if piece.place.rows is not None]
+    made: dict[str, Tensor] = {}
+    pairs = [(row, piece.tensors) for row, piece in zip(first, pieces, strict=True) if UP in piece.tensors]
+    if pairs:
+        scales = [float(t[ALPHA]) / len(t[DOWN]) if ALPHA in t else 1.0 for _, t in pairs]
+        same = len(set(scales)) == 1
+        # Scales that differ go into the rows, in fp32 so that nothing is rounded away.
+        ups = [t[UP] if same else t[UP].float() * scale for (_, t), scale in zip(pairs, scales, strict=True)]
+        down, up = fused_pairs([(row, t[DOWN], u) for (row, t), u in zip(pairs, ups, strict=True)], rows)
+        made |= {DOWN: down, UP: up, ALPHA: torch.tensor((scales[0] if same else 1.0) * len(down))}
+    for what in (DIFF, BIAS):
+        parts = [(row, p.tensors[what]) for row, p in zip(first, pieces, strict=True) if what in p.tensors]
+        if parts:
+            made[what] = parts[0][1].new_zeros(rows, *parts[0][1].shape[1:])
+            for row, part in parts:
+                made[what][row : row + len(part)] = part
+    return made
