@@ -1,4 +1,4 @@
-"""The command line: `retort run`, `search`, `train`, `plan`, `job`, `nodes` and `doctor`.
+"""The command line: `retort run`, `search`, `train`, `plan`, `job`, `lora`, `nodes` and `doctor`.
 
 Mistakes that the user can mend are one message on stderr and exit code 2; --debug adds where they arose.
 """
@@ -41,6 +41,7 @@ from .inprocess.find import find as find_comfyui
 from .inprocess.session import Session
 from .job import enter_comfyui
 from .jobs.process import run_job
+from .lora_convert import convert as convert_lora
 from .terminal import Plain, cell
 from .training import plan_report
 
@@ -52,6 +53,8 @@ app = typer.Typer(
 )
 job_app = typer.Typer(help="Look at a training job, and tell it what to do.", no_args_is_help=True)
 app.add_typer(job_app, name="job")
+lora_app = typer.Typer(help="Change LoRA files.", no_args_is_help=True)
+app.add_typer(lora_app, name="lora")
 _out, _err = Plain(soft_wrap=True), Plain(stderr=True, soft_wrap=True)
 
 Models = Annotated[
@@ -426,6 +429,28 @@ def _send(folder: Path, command: str) -> None:
         if not found.going:
             raise ValueError(f"the job in {folder} is not going on: {found}")
         job_watch.send(checked_folder(folder), command)
+
+
+@lora_app.callback()
+def _lora() -> None:
+    """Keeps `convert` a command of its own while there is no other."""
+
+
+@lora_app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="LoRA under any published names, a safetensors file.")],
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; by default one beside it.")] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="File of the model that it is for; only its header is read.")
+    ] = None,
+    alpha: Annotated[float | None, typer.Option("--alpha", help="Alpha of layers whose file says none.")] = None,
+) -> None:
+    """Write a LoRA under the names that ComfyUI and other loaders read, and say what has no place there."""
+    with _told():
+        made = convert_lora(file, out, model, alpha)
+    for text in made.told:
+        _err.print(text, style="yellow", markup=False, highlight=False)
+    _out.print(str(made.path), markup=False, highlight=False)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ _PAIRS = (
 )
 # The bias of PEFT's second half is that of the layer, since nothing comes after it.
 _BIAS = re.compile(r"(.+)\.lora_(?:B|up)(?:\.\w+)?\.bias")
-_MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.\w+)?")
+_MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.\w+){0,2}")
 _OWN = re.compile(
     r"(.+)\.(alpha|dora_scale|diff|diff_b|set_weight|reshape_weight|w_norm|b_norm|rescale|oft_diag|"
     r"(?:hada|lokr|oft)_\w+|[ab][12]\.weight)"
@@ -86,6 +86,11 @@ def bare(stem: str) -> Iterator[str]:
 def flat(name: str) -> str:
     """A name as kohya's files have it."""
     return name.replace(".", "_")
+
+
+def example(names: Iterable[str]) -> str:
+    """One of some names, for a message."""
+    return f"{min(names, default='')!r:.100}"
 
 
 def shown(names: Iterable[str], most: int = 3) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...files.errors import UsageError
-from .lora_keys import ALPHA, DOWN, UP, bare, flat, is_text, shown, stems
+from .lora_keys import ALPHA, DOWN, UP, bare, example, flat, is_text, stems
 from .lora_places import seems_for
 from .renames import Layout
 
@@ -23,7 +23,7 @@ def tell_unused(state: dict[str, Tensor], used: int, unknown: list[str], note: N
     UsageError where none is used; else `note`, or the log, is told of them and of tensors that belong to no layer.
     """
     if not used:
-        found = f"the LoRA's {len(state)} tensors, such as {shown(state, 1)}, are a text encoder's alone"
+        found = f"the LoRA's {len(state)} tensors, such as {example(state)}, are a text encoder's alone"
         if unknown:
             found = (
                 f"the LoRA has {len(unknown)} layers that this model lacks, such as {unknown[0]}, and no other"
@@ -35,7 +35,7 @@ def tell_unused(state: dict[str, Tensor], used: int, unknown: list[str], note: N
     if unknown:
         told.append(f"{len(unknown)} of the LoRA's layers, such as {unknown[0]}, are not in this model")
     if others:
-        told.append(f"{len(others)} of its tensors, such as {shown(others, 1)}, are no part of a LoRA")
+        told.append(f"{len(others)} of its tensors, such as {example(others)}, are no part of a LoRA")
     if told:
         (note or _log.warning)(f"{' and '.join(told)}: they are left out, and {used} layers are used")
 
@@ -60,7 +60,7 @@ def pairs(state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
         found[layer] = (down.float(), tensors[UP].float() * scale)
     if not found:
-        inside = f"{len(state)} tensors such as {shown(state, 1)}" if state else "nothing"
+        inside = f"{len(state)} tensors such as {example(state)}" if state else "nothing"
         raise UsageError(
             f"this is no LoRA: it holds {inside}, and none called lora_A and lora_B, or lora_down and lora_up; choose "
             "another file"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...files.errors import UsageError
 from ...files.strangers import parse
-from .lora_keys import ALPHA, BIAS, DIFF, DORA, DOWN, MID, SET, SHAPE, UP, is_text, shown, stems
+from .lora_keys import ALPHA, BIAS, DIFF, DORA, DOWN, MID, SET, SHAPE, UP, example, is_text, shown, stems
 from .lora_places import Names, Place, Shape, seems_for
 
 _ROWS = (UP, DORA, DIFF, BIAS, SET)  # whose first axis is the layer's output
@@ -138,7 +138,9 @@ def _fits(place: Place, shape: Shape, tensors: Mapping[str, Tensor]) -> bool:
     columns = math.prod(shape[1:])
     if SHAPE not in tensors and MID not in tensors and UP in tensors:
         up, down = tensors[UP], tensors[DOWN]
-        if up.ndim < 2 or down.ndim < 2 or up.shape[0] != rows or up[0].numel() != down.shape[0]:
+        if up.ndim < 2 or down.ndim < 2 or 0 in (*up.shape, *down.shape):
+            return False
+        if up.shape[0] != rows or up[0].numel() != down.shape[0]:
             return False
         if down[0].numel() != columns:
             return False
@@ -152,6 +154,8 @@ def _normal(
 ) -> dict[str, Tensor]:
     """With alpha from the metadata, magnitudes as columns, and the order of rows of the network."""
     made = dict(tensors)
+    if ALPHA in made and (made[ALPHA].numel() != 1 or not bool(made[ALPHA].isfinite())):
+        raise UsageError(f"the LoRA's layer {stem} has an alpha that is no number; the file is damaged: get it again")
     if DOWN in made and ALPHA not in made:
         alpha = alphas(stem, len(made[DOWN]))
         if alpha is not None:
@@ -170,18 +174,18 @@ def _normal(
 def _nothing(state: Mapping[str, Tensor], reading: Reading, layers: Sequence[str], what: str) -> str:
     if not layers and reading.text:
         return (
-            f"the {len(state)} tensors of {what}, such as {shown(reading.text, 1)}, are a text encoder's alone: use it "
+            f"the {len(state)} tensors of {what}, such as {example(reading.text)}, are a text encoder's alone: use it "
             "with the model that it was trained for"
         )
     if not layers:
-        held = f"{len(state)} tensors such as {shown(state, 1)}" if state else "nothing"
+        held = f"{len(state)} tensors such as {example(state)}" if state else "nothing"
         return (
             f"{what} is none: it holds {held}, and none called lora_A and lora_B, or lora_down and lora_up; choose "
             "another file"
         )
     why = next(iter(reading.left.values()))
     return (
-        f"none of the {len(state)} tensors of {what}, such as {shown(state, 1)}, belongs to this model ({why})"
+        f"none of the {len(state)} tensors of {what}, such as {example(state)}, belongs to this model ({why})"
         f"{seems_for(layers)}: choose one that was made for this model"
     )
 

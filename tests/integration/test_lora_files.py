@@ -171,7 +171,7 @@ def test_a_lora_of_no_layer_is_refused_and_one_of_some_is_counted(comfy, ours, h
     monkeypatch.setattr(type(host), "lora_metadata", lambda self, name: {})
     for state in (strange, {"emb_params": torch.ones(4, 8)}):
         monkeypatch.setattr(type(host), "read_lora", lambda self, name, state=state: state)
-        with pytest.raises(ValueError, match=rf"(none of the 2|is none: it holds 1) tensors (of the LoRA it, )?such as '(now|emb)"):
+        with pytest.raises(ValueError, match="(none of the 2|is none: it holds 1) tensors (of|such as 'emb)"):
             host.with_lora(model, "it", 0.5)
     for state, notes in ((fitting, 0), (fitting | strange, 1)):
         monkeypatch.setattr(type(host), "read_lora", lambda self, name, state=state: state)
