@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..models import demo_photographs
 from . import compare, methods, noise, reflection, statistics
+from . import presets as students
 from .contract import Host
 from .jobs import starter
 from .prompted import Link
@@ -42,5 +43,5 @@ host: Host = own
 __all__ = [
     "IN_COMFYUI", "ComfyExtension", "ExecutionBlocker", "Link", "captions", "compare", "demo_photographs", "host",
     "io", "methods", "noise", "picture_compare", "plans", "reflection", "restoration", "rewards", "search", "starter",
-    "statistics", "training", "ui",
+    "statistics", "students", "training", "ui",
 ]  # fmt: skip

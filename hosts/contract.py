@@ -88,6 +88,10 @@ class Models(Protocol):
         """The small model that comes with Retort; ValueError for an unknown variant."""
         ...
 
+    def picture_size(self, model: MODEL, latent: LATENT) -> tuple[int, int]:
+        """(width, height) in pixels of what a LATENT becomes."""
+        ...
+
     def latents_in(self, model: MODEL, samples: Tensor) -> Tensor:
         """LATENT samples (B, C, ...) in the model's own scale, fp32 on the CPU; ValueError for those of another."""
         ...
@@ -143,6 +147,11 @@ class Sampling(Protocol):
         lowest: the lowest level that its model is for. With sigmas that go on below, which is another model's part, it
         refuses every SAMPLER that does not hand on to another GUIDER (`Method.relays`).
         """
+        ...
+
+    def with_guidance(self, conditioning: CONDITIONING, guidance: float) -> CONDITIONING:
+        """The same with the number that guidance-distilled networks are told, as Flux Guidance sets it, in each of its
+        entries that has none."""
         ...
 
     def branches(self, guider: GUIDER, leg: bool = False) -> int:
@@ -257,6 +266,10 @@ class Files(Protocol):
 
     def captioners_folders(self) -> list[Path]:
         """Of captioning models."""
+        ...
+
+    def presets_folders(self) -> list[Path]:
+        """Of the user's presets of few-step students."""
         ...
 
     def input_folders(self) -> list[Path]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..hosts.api import host, io, methods
+from ..hosts.api import host, io, methods, students
 from ..sampling import presets
 from ..sampling.distilled import Mode, Rule
-from ..sampling.presets import PRESETS, Preset
+from ..sampling.presets import Preset
 from .checks import Asked, CheckedNode
 from .inputs import number, schema
 
@@ -20,7 +20,8 @@ STARTS = {"unit noise": "unit", "noised latent": "noised", "clean latent": "late
 
 
 def _preset_input(tooltip: str):
-    return io.Combo.Input("preset", options=list(PRESETS), default="dmd2_sdxl_4step", tooltip=tooltip)
+    options = list(students.known(host.presets_folders()))
+    return io.Combo.Input("preset", options=options, default="dmd2_sdxl_4step", tooltip=tooltip)
 
 
 def _grid_inputs():
@@ -36,18 +37,32 @@ def _grid_inputs():
         ),
         number(
             "denoise", 1.0, 0.0, 1.0,
-            "Below 1 only this part of the grid is kept, its end: image to image. A one-step grid stays whole.",
+            "Below 1, image to image: the run begins at the student's own level that is nearest to where a full "
+            "schedule would begin with this denoise: no level is new to the student. A grid of one step stays whole. "
+            "The node says which levels are left.",
             step=0.01,
         ),
     ]
 
 
+def _latent_input():
+    return io.Latent.Input(
+        "latent",
+        optional=True,
+        tooltip=(
+            "The latent that will be sampled, for its size: the levels of some students (FLUX.2 klein, Hyper-FLUX) "
+            "follow it. Without one 1024 x 1024 is assumed."
+        ),
+    )
+
+
 def _fitting(model, key: str, timesteps: str) -> Preset:
     """The preset, checked against the model."""
     path = host.noise_path(model)
-    preset = PRESETS[key]
     if key == "custom":
         preset = presets.custom(timesteps, highest=1000 if path.kind == "FLOW" else 999)
+    else:
+        preset = students.named(key, host.presets_folders())
     presets.check(preset, path.kind, host.prediction(model), *host.latent_format(model))
     return preset
 
@@ -56,23 +71,34 @@ def _check(given: Asked) -> None:
     """What of a grid can be known without a model."""
     if not given.knows("preset"):
         return
-    preset = PRESETS[given["preset"]]
-    if given["preset"] == "custom":
-        if not given.knows("timesteps"):
-            return
+    if given["preset"] != "custom":
+        preset = students.named(given["preset"], host.presets_folders())
+    elif given.knows("timesteps"):
         # As far as any model goes; whether this one is a flow is not known yet.
         preset = presets.custom(given["timesteps"], highest=1000)
+    else:
+        return
     if given.knows("steps"):
         presets.count(preset, given["steps"] or None)
 
 
-def _grid(model, preset: Preset, steps: int, denoise: float):
-    """The preset's levels, or the end of them."""
-    sigmas = presets.sigmas(preset, steps or None, host.schedule(model), host.noise_path(model))
+def _grid(model, preset: Preset, steps: int, denoise: float, latent=None):
+    """The preset's levels, or the end of them; tells which."""
+    schedule, path = host.schedule(model), host.noise_path(model)
+    size = None if latent is None else host.picture_size(model, latent)
+    sigmas = presets.sigmas(preset, steps or None, schedule, path, size)
     if denoise <= 0:
         # An empty grid is how ComfyUI says that nothing is to be sampled.
         return sigmas[:0]
-    return sigmas[-1 - max(1, round(denoise * (len(sigmas) - 1))) :]
+    if denoise < 1:
+        sigmas = presets.cut(preset, sigmas, denoise, schedule, path, size)
+    names = "levels" if path.kind == "FLOW" else "timesteps"
+    text = f"{preset.title}: {len(sigmas) - 1} calls at {names} {presets.told(sigmas, schedule, path)}"
+    if preset.sized:
+        width, height = size or presets.SIZE
+        text += f", for {width} x {height} pixels" + ("" if size else ", since no latent is connected")
+    host.say(text)
+    return sigmas
 
 
 class RetortDistilledSigmas(CheckedNode):
@@ -91,8 +117,9 @@ class RetortDistilledSigmas(CheckedNode):
             search_aliases=[*ALIASES, "timesteps", "scheduler"],
             inputs=[
                 io.Model.Input("model", tooltip="The student: its noise schedule turns timesteps into sigmas."),
-                _preset_input("The published student whose timesteps are wanted; 'custom' takes those typed below."),
+                _preset_input("The published student whose levels are wanted; 'custom' takes timesteps typed below."),
                 *_grid_inputs(),
+                _latent_input(),
             ],
             outputs=[io.Sigmas.Output(tooltip="For SamplerCustomAdvanced, beside Distilled Sampler.")],
         )
@@ -103,8 +130,8 @@ class RetortDistilledSigmas(CheckedNode):
         _check(given)
 
     @classmethod
-    def execute(cls, model, preset, steps, timesteps="", denoise=1.0):
-        return io.NodeOutput(_grid(model, _fitting(model, preset, timesteps), steps, denoise))
+    def execute(cls, model, preset, steps, timesteps="", denoise=1.0, latent=None):
+        return io.NodeOutput(_grid(model, _fitting(model, preset, timesteps), steps, denoise, latent))
 
 
 class RetortDistilledSampler(CheckedNode):
@@ -149,7 +176,7 @@ class RetortDistilledSampler(CheckedNode):
 
     @classmethod
     def execute(cls, preset, mode=FROM_PRESET, start=FROM_PRESET):
-        chosen = PRESETS[preset]
+        chosen = students.named(preset, host.presets_folders())
         rule = chosen.rule if mode == FROM_PRESET else Rule(MODES[mode])
         start = chosen.start if start == FROM_PRESET else STARTS[start]
         known = chosen if chosen.step_counts else None
@@ -180,6 +207,7 @@ class RetortDistilledSetup(CheckedNode):
                 ),
                 _preset_input("The published student. Its help page says which file goes where."),
                 *_grid_inputs(),
+                _latent_input(),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model with the preset's timestep shift."),
@@ -195,13 +223,15 @@ class RetortDistilledSetup(CheckedNode):
         _check(given)
 
     @classmethod
-    def execute(cls, model, positive, preset, steps, timesteps="", denoise=1.0, negative=None):
+    def execute(cls, model, positive, preset, steps, timesteps="", denoise=1.0, negative=None, latent=None):
         chosen = _fitting(model, preset, timesteps)
+        if chosen.guidance is not None:
+            positive = host.with_guidance(positive, chosen.guidance)
         if chosen.shift is not None:
             model = host.with_shift(model, chosen.shift)
         return io.NodeOutput(
             model,
             host.cfg_guider(model, positive, negative, chosen.cfg),
             host.method_sampler(methods.Distilled(chosen.rule, chosen.start, chosen)),
-            _grid(model, chosen, steps, denoise),
+            _grid(model, chosen, steps, denoise, latent),
         )

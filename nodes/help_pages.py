@@ -1,7 +1,8 @@
-"""The lists of settings on help pages and in docs/: `python -m retort.nodes.help_pages` writes them as declared.
+"""Lists of settings and presets on help pages, in docs/ and README: `python -m retort.nodes.help_pages` writes them.
 
 A list stands between `<!-- settings KEY -->` and `<!-- end -->`. KEY is one of `SHOWN` (settings that the page's node
-offers itself), "options" (what each option of its choice offers), the name of a training method, or a group of those.
+offers itself), "options" (what each option of its choice offers), "presets", the name of a training method, or a group
+of those. README has a table of the presets between `<!-- presets -->` and `<!-- end -->`.
 Lists and no tables: ComfyUI shows a help page in a column of 238 pixels.
 """
 
@@ -16,6 +17,7 @@ from ..restoration.degradation import RealWorld
 from ..restoration.spectral import SpectralConfig
 from ..sampling.find import FindConfig
 from ..sampling.particles import SteeringConfig, ValueConfig
+from ..sampling.presets import PRESETS
 from ..sampling.reflection import ReflectionConfig
 from ..sampling.settings import Setting, declared
 from ..sampling.tree import TreeConfig
@@ -27,9 +29,15 @@ from .inputs import CHOICE, inputs_of
 from .restoration import SETTINGS as RESTORATION
 
 _ROOT = Path(__file__).resolve().parent.parent
+README = _ROOT / "README.md"
 HELP = _ROOT / "extensions" / "comfyui" / "docs"
 DETAILS = _ROOT / "docs"
 BLOCK = re.compile(r"(<!-- settings (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- presets -->\n).*?(<!-- end -->)", re.DOTALL)
+BETWEEN = {
+    "renoise": "fresh noise", "deterministic": "predicted noise", "single": "", "ancestral": "fresh noise in part",
+    "tcd": "fresh noise in part",
+}  # fmt: skip
 # What a page says of settings by their key.
 SHOWN: dict[str, Mapping[str, Setting]] = {
     "run": {**declared(TrainingConfig), **declared(LoraConfig)},
@@ -60,6 +68,25 @@ def method_list(name: str) -> str:
     return listed(inputs_of(config), declared(config))
 
 
+def preset_list() -> str:
+    """Each preset and which file goes where."""
+    return "\n".join(f"- **{key}** ({_escaped(one.title)}): {_escaped(one.note)}" for key, one in PRESETS.items())
+
+
+def _escaped(text: str) -> str:
+    return text.replace("*", r"\*")
+
+
+def preset_table(text: str) -> str:
+    """README's text with its table of presets as they are now."""
+    rows = ["| preset | student | calls | between steps |", "|---|---|---|---|"]
+    for key, one in PRESETS.items():
+        calls = ", ".join(map(str, one.step_counts)) or "any"
+        rows.append(f"| `{key}` | {_escaped(one.title)} | {calls} | {BETWEEN[one.mode]} |")
+    table = "\n".join(rows)
+    return TABLE.sub(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", text)
+
+
 def written(text: str, node: str) -> str:
     """A page's text with its lists as they are now. ValueError for a key that nothing has."""
     inputs: Iterable[Any] = next(each.GET_SCHEMA().inputs for each in NODES if each.__name__ == node)
@@ -71,12 +98,14 @@ def written(text: str, node: str) -> str:
         elif key == "options":
             options = (option for one in inputs if one.get_io_type() == CHOICE for option in one.options)
             made = _titled({option.key: listed(option.inputs, OPTIONS) for option in options if option.inputs})
+        elif key == "presets":
+            made = preset_list()
         elif key in METHODS:
             made = method_list(key)
         elif methods := of_group(key):
             made = _titled({name: method_list(name) for name in methods})
         else:
-            known = ", ".join([*SHOWN, "options"])
+            known = ", ".join([*SHOWN, "options", "presets"])
             raise ValueError(f"settings {key} on the page of {node}: it must be {known}, a method, or a group of them")
         return f"{found[1]}\n{made}\n\n{found[3]}"
 
@@ -90,7 +119,7 @@ def _titled(lists: Mapping[str, str]) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    return f"{value:.12g}" if isinstance(value, float) else str(value).replace("*", r"\*") or "empty"
+    return f"{value:.12g}" if isinstance(value, float) else _escaped(str(value)) or "empty"
 
 
 def _range(one: Any) -> str:
@@ -107,7 +136,8 @@ def pages() -> list[Path]:
 
 
 def main() -> None:
-    """Write the lists of every page."""
+    """Write the lists of every page and README's table."""
+    README.write_text(preset_table(README.read_text(encoding="utf-8")), encoding="utf-8")
     for path in pages():
         text = path.read_text(encoding="utf-8")
         path.write_text(written(text, path.stem), encoding="utf-8")

@@ -23,8 +23,8 @@ from .students.form import from_json
 from .students.preset import Preset, PresetMismatch, tokens_of
 
 __all__ = [
-    "PRESETS", "Preset", "PresetMismatch", "check", "count", "custom", "parse_timesteps", "sigmas", "start_level",
-    "timesteps",
+    "PRESETS", "Preset", "PresetMismatch", "check", "count", "custom", "cut", "levels", "parse_timesteps", "sigmas",
+    "start_level", "timesteps", "told",
 ]  # fmt: skip
 
 _EXAMPLES = {"eps": "an eps model (SD1.5, SDXL)", "v": "a v-prediction model", "flow": "a flow model (SD3, Flux)"}
@@ -116,6 +116,32 @@ def _level(t: int, preset: Preset, schedule: Schedule, path: NoisePath) -> float
     )
 
 
+def cut(
+    preset: Preset, sigmas: Tensor, denoise: float, schedule: Schedule, path: NoisePath,
+    size: tuple[int, int] | None = None,
+) -> Tensor:  # fmt: skip
+    """The end of a preset's own grid for image to image: from the trained level that is nearest to `denoise` on.
+
+    denoise (0 .. 1] means what it does in ComfyUI, the level at that share of a full schedule: of the preset's own
+    shift or mu where it has one, else of the model's. Nearest is in the network's timesteps. The levels that are left
+    are the student's own, and never fewer than one; of two that are as near the lower is taken. size: see `levels`.
+    """
+    steps = len(sigmas) - 1
+    if path.kind == "FLOW" and (preset.shift is not None or preset.mu is not None):
+        wanted = preset.shifted(denoise, steps, tokens_of(*(size or SIZE)))
+    else:
+        wanted = torch.tensor(min(schedule.percent_to_sigma(1 - denoise), float(sigmas[0]))).float()
+    told, target = schedule.timestep(sigmas[:-1]).tolist(), float(schedule.timestep(wanted))
+    first = min(reversed(range(steps)), key=lambda i: abs(told[i] - target))
+    return sigmas[first:]
+
+
+def told(sigmas: Tensor, schedule: Schedule, path: NoisePath) -> str:
+    """What a grid's levels are called: a flow's levels, and elsewhere the network's timesteps."""
+    numbers = sigmas[:-1] if path.kind == "FLOW" else schedule.timestep(sigmas[:-1])
+    return ", ".join(f"{float(number):.5g}" for number in numbers)
+
+
 def check(preset: Preset, path_kind: str, prediction: str, latent_channels: int, latent_dims: int) -> None:
     """Raises PresetMismatch, naming the mismatch and presets that do fit, when the model cannot be the preset's.
 
@@ -140,7 +166,7 @@ def _mismatch(preset: Preset, path_kind: str, prediction: str, channels: int, di
     if path_kind not in preset.paths:
         return f"runs on the noise path {' or '.join(preset.paths)}, and this model's is {path_kind}"
     if preset.latent_dims not in (None, dims):
-        kinds = {2: "images", 3: "video"}
+        kinds = {1: "sound", 2: "images", 3: "video"}
         return f"makes {kinds[preset.latent_dims]}, and this model's latents are for {kinds[dims]}"
     if preset.latent_channels not in (None, channels):
         return f"has latents of {preset.latent_channels} channels, and this model's have {channels}"

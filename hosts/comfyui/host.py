@@ -25,6 +25,7 @@ from ...sampling.path import NoisePath
 from ...trainers import export, sources
 from ...trainers.dataset import Dataset, Entry
 from ...trainers.decoder import Decoder
+from .. import presets
 from ..contract import CLIP, CONDITIONING, GUIDER, LATENT, MODEL, NOISE, SAMPLER, VAE, Host, Prediction
 from ..methods import Method
 from ..search import files as search_files
@@ -94,6 +95,12 @@ class ComfyUI(Host):
     def embedded(self, variant: str) -> tuple[MODEL, CLIP, VAE]:
         return embedded.load(variant)
 
+    def picture_size(self, model: MODEL, latent: LATENT) -> tuple[int, int]:
+        samples = latent["samples"]
+        samples = samples.unbind()[0] if samples.is_nested else samples
+        side = latent.get("downscale_ratio_spacial") or model.get_model_object("latent_format").spacial_downscale_ratio
+        return samples.shape[-1] * side, samples.shape[-2] * side
+
     def latents_in(self, model: MODEL, samples: Tensor) -> Tensor:
         return work.process_in(model.model, samples)
 
@@ -150,6 +157,9 @@ class ComfyUI(Host):
             guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
         return guider
+
+    def with_guidance(self, conditioning: CONDITIONING, guidance: float) -> CONDITIONING:
+        return [[embedding, {"guidance": guidance, **more}] for embedding, more in conditioning]
 
     def branches(self, guider: GUIDER, leg: bool = False) -> int:
         if leg and unconditional(guider):
@@ -240,6 +250,9 @@ class ComfyUI(Host):
     def captioners_folders(self) -> list[Path]:
         return _folders(CAPTIONERS)
 
+    def presets_folders(self) -> list[Path]:
+        return _folders(presets.KIND)
+
     def input_folders(self) -> list[Path]:
         return [Path(folder_paths.get_input_directory())]
 
@@ -264,7 +277,7 @@ class ComfyUI(Host):
 
     def add_model_folders(self) -> None:
         embedded.add_model_folders()
-        for kind in (REWARDS, CAPTIONERS, STATISTICS):
+        for kind in (REWARDS, CAPTIONERS, STATISTICS, presets.KIND):
             _add_folder(kind)
 
     def describe_base(self, model: MODEL) -> sources.Base | None:
@@ -316,7 +329,8 @@ class ComfyUI(Host):
 
 def _add_folder(kind: str) -> None:
     """Make a folder of ours below models known to ComfyUI, and of statistics what comes with Retort after it."""
-    folder_paths.add_model_folder_path(kind, str(Path(folder_paths.models_dir) / kind))
+    name = presets.FOLDER if kind == presets.KIND else kind
+    folder_paths.add_model_folder_path(kind, str(Path(folder_paths.models_dir) / name))
     if kind == STATISTICS:
         folder_paths.add_model_folder_path(kind, str(FOLDER / kind))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ...files.errors import UsageError
 from ...files.paths import PathError, below, dead_link, files_below, inside, walked
+from .. import presets
 from . import extra_paths
 
 # The embedded weights, laid out like the user's own models.
@@ -25,7 +26,7 @@ KINDS = {
     "diffusers": ("diffusers",),
 }
 # Of models that nodes of ours read.
-OWN_KINDS = ("rewards", "captioners", "gaussian_statistics")
+OWN_KINDS = ("rewards", "captioners", "gaussian_statistics", presets.KIND)
 ENDINGS, PIPELINE = (".safetensors", ".sft"), "model_index.json"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -56,7 +57,8 @@ class Folders:
     def own(self, kind: str) -> list[Path]:
         """The user's folders of a kind, in the order in which they are searched; the first is written to."""
         named = [extra for extra in self.extras() if extra.kind == kind]
-        laid = [root / name for root in self.models for name in KINDS.get(kind, (kind,))]
+        places = (presets.FOLDER,) if kind == presets.KIND else KINDS.get(kind, (kind,))
+        laid = [root / name for root in self.models for name in places]
         # Each that is to be first goes before those that were named so far, as in ComfyUI.
         first = [extra.path for extra in reversed(named) if extra.first]
         return list(dict.fromkeys([*first, *laid, *(extra.path for extra in named)]))

@@ -21,7 +21,7 @@ from ...sampling.schedule import FlowSchedule, FluxSchedule, Schedule
 from ...trainers import export, sources
 from ...trainers.dataset import Dataset, Entry
 from ...trainers.decoder import Decoder
-from .. import prompted
+from .. import presets, prompted
 from ..contract import LATENT, Host, Prediction
 from ..methods import Method
 from . import device, embedded, extra_paths, folders, job_base, pinned, training, work
@@ -86,6 +86,11 @@ class Headless(Host):
     def embedded(self, variant: str) -> tuple[Model, Clip, Vae]:
         return embedded.load(variant)
 
+    def picture_size(self, model: Model, latent: LATENT) -> tuple[int, int]:
+        height, width = latent["samples"].shape[-2:]
+        side = latent.get("downscale_ratio_spacial") or model.latent.downscale
+        return width * side, height * side
+
     def latents_in(self, model: Model, samples: Tensor) -> Tensor:
         return work.latents_in(model, samples)
 
@@ -121,6 +126,9 @@ class Headless(Host):
         if negative is None and cfg != 1:
             raise ValueError(f"cfg {cfg:g} compares with a negative prompt: connect `negative`")
         return Guider(model, positive, negative, cfg, lowest)
+
+    def with_guidance(self, conditioning: Conditioning, guidance: float) -> Conditioning:
+        return [[embedding, {"guidance": guidance, **more}] for embedding, more in conditioning]
 
     def branches(self, guider: Guider, leg: bool = False) -> int:
         # The same wherever the guider stands: at cfg 0 the negative branch runs alone here.
@@ -204,6 +212,9 @@ class Headless(Host):
 
     def captioners_folders(self) -> list[Path]:
         return folders.current().own("captioners")
+
+    def presets_folders(self) -> list[Path]:
+        return folders.current().own(presets.KIND)
 
     def input_folders(self) -> list[Path]:
         return list(folders.current().inputs)

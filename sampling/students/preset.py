@@ -54,7 +54,8 @@ class Preset:
     mode, eta, label_scale, noise_scale, clip: see `Rule`. start: see `distilled.start`. refine: a second stage.
     boundary: of two networks the first samples the levels from here on up, the second those below.
     cfg: guidance between two branches. guidance: the number that a guidance-distilled network is told. lora_strength:
-    at which the student's LoRA is loaded. latent_channels, latent_dims (2 image, 3 video): None where any fits.
+    at which the student's LoRA is loaded. latent_channels, latent_dims (1 sound, 2 image, 3 video): None where any
+    fits.
 
     architectures: names of ComfyUI's model classes (comfy.supported_models) that the student is one of. files: patterns
     of the names of published files, with * and ?, by which it is recognised. note: which file, and where it goes.
@@ -106,7 +107,7 @@ class Preset:
         require(self.guidance is None or 0 <= self.guidance <= 100, "guidance", "use 0 .. 100 or None")
         require(-10 <= self.lora_strength <= 10, "lora_strength", "use -10 .. 10, 1 for a LoRA as it is")
         require(self.boundary is None or 0 < self.boundary < 1, "boundary", "use a level between 0 and 1 or None")
-        require(self.latent_dims in (None, 2, 3), "latent_dims", "use 2 (image), 3 (video) or None")
+        require(self.latent_dims in (None, 1, 2, 3), "latent_dims", "use 1 (sound), 2 (image), 3 (video) or None")
         require(self.latent_channels is None or self.latent_channels > 0, "latent_channels", "use a count or None")
         if not self.paths:
             object.__setattr__(self, "paths", _PATHS[self.family])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from retort.hosts.headless.host import host
 from retort.hosts.headless.model import LatentFormat, Model, NetworkSource
 from retort.nodes.distilled import RetortDistilledSampler, RetortDistilledSetup, RetortDistilledSigmas
 from retort.sampling.path import FLOW, VE
@@ -41,6 +42,11 @@ def eps(channels=4, network=None):
 def flow(network=None):
     source = NetworkSource(lambda loras: network or Network())
     return Model(source, FlowSchedule(shift=3.0), FLOW, "flow", LatentFormat(16))
+
+
+def flux2():
+    source = NetworkSource(lambda loras: Network())
+    return Model(source, FlowSchedule(2.02), FLOW, "flow", LatentFormat(128, downscale=16))
 
 
 def test_sigmas_are_the_presets():
@@ -89,7 +95,7 @@ def test_setup_does_not_touch_the_incoming_model():
     ("model", "preset", "steps", "timesteps", "said"),
     [
         (eps(), "tdm_sd3", 0, "", ["TDM, SD3", "predicts 'eps'", "dmd2_sdxl_4step"]),
-        (flow(), "dmd2_sdxl_4step", 0, "", ["DMD2", "predicts 'flow'", "tdm_sd3"]),
+        (flow(), "dmd2_sdxl_4step", 0, "", ["DMD2", "predicts 'flow'", "boogu_turbo", "custom"]),
         (eps(16), "dmd2_sdxl_4step", 0, "", ["4 channels", "16", "digits_eps"]),
         (eps(), "dmd2_sdxl_4step", 3, "", ["steps is 3", "4"]),
         (eps(), "custom", 0, "", ["timesteps is empty", "999"]),
@@ -107,3 +113,35 @@ def test_a_mismatch_is_named_with_its_remedy(model, preset, steps, timesteps, sa
             execute()
         for words in said:
             assert words in str(error.value)
+
+
+def test_levels_follow_the_size_of_the_latent_and_1024_without_one(monkeypatch):
+    said = []
+    monkeypatch.setattr(type(host), "say", lambda self, text, warn=False: said.append(text))
+    model = flux2()
+    plain = RetortDistilledSigmas.execute(model, "flux2_klein", 0).args[0]
+    large = {"samples": torch.zeros(1, 128, 96, 96)}
+    sized = RetortDistilledSetup.execute(model, PROMPT, "flux2_klein", 0, latent=large).args[3]
+    assert plain.tolist() == pytest.approx([1, 0.96738, 0.90814, 0.7672, 0], abs=1e-5)
+    assert sized.tolist() == pytest.approx([1, 0.9575, 0.8825, 0.7146, 0], abs=5e-5)
+    assert said[0].endswith("for 1024 x 1024 pixels, since no latent is connected")
+    assert said[1].startswith("FLUX.2 klein, 4 steps: 4 calls at levels 1, 0.957")
+    assert said[1].endswith(", for 1536 x 1536 pixels")
+
+
+def test_guidance_is_told_where_the_prompt_has_none():
+    model = flux2()
+    prompt = [[PROMPT[0][0], {}], [PROMPT[0][0], {"guidance": 4.0}]]
+    guider = RetortDistilledSetup.execute(model, prompt, "flux2_dev_turbo", 0).args[1]
+    assert [more["guidance"] for _, more in guider.positive] == [2.5, 4.0]
+    assert prompt[0][1] == {}
+    kept = RetortDistilledSetup.execute(model, prompt, "flux2_klein", 0).args[1]
+    assert kept.positive is prompt
+
+
+def test_image_to_image_runs_at_trained_levels_alone():
+    model = flow()
+    whole = RetortDistilledSigmas.execute(model, "z_image_turbo", 0).args[0]
+    for hundredths in range(1, 100):
+        kept = RetortDistilledSigmas.execute(model, "z_image_turbo", 0, "", hundredths / 100).args[0]
+        assert len(kept) > 1 and torch.equal(kept, whole[-len(kept) :])

@@ -22,8 +22,6 @@ PICTURES = HELP / "pictures"
 MOST_WORDS = 400
 SECTIONS = ["Recipe", "Inputs", "Outputs", "Cost", "Errors"]
 MODELS = r"\b(SD1\.5|SDXL|SD3|Flux|PixArt|Qwen|Wan|Z-Image)"
-# Its table of presets is being replaced by a list.
-NOT_YET = {"RetortDistilledSetup"}
 # No workflow of theirs draws on the embedded model yet.
 WITHOUT_PICTURE = {"RetortTrainingPlan", "RetortFewShotAdapt", "RetortPreferencePicker", "RetortPromptQueue"}
 # They carry files, numbers or several methods about; the pages of the methods name the papers.
@@ -40,13 +38,6 @@ WITHOUT_PAPER = {
 def page(request):
     name = request.param.__name__
     return name, (HELP / f"{name}.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture
-def short(page):
-    if page[0] in NOT_YET:
-        pytest.skip("the page is being rewritten")
-    return page
 
 
 def section(text: str, name: str) -> str:
@@ -82,8 +73,8 @@ def sources() -> str:
     return re.sub(r'"\s*\n\s*f?"', "", text)
 
 
-def test_a_page_is_short_and_holds_no_table(short):
-    _, text = short
+def test_a_page_is_short_and_holds_no_table(page):
+    _, text = page
     words = [word for word in shown(text).split() if re.search(r"\w", word)]
     assert len(words) <= MOST_WORDS
     assert not [line for line in text.splitlines() if line.lstrip().startswith("|")]
@@ -98,8 +89,8 @@ def test_details_are_text_that_a_browser_wraps():
         assert f"](../../../docs/{path.name})" in (HELP / path.name).read_text(encoding="utf-8"), path
 
 
-def test_the_recipe_comes_first_with_numbers_for_a_real_model(short):
-    _, text = short
+def test_the_recipe_comes_first_with_numbers_for_a_real_model(page):
+    _, text = page
     headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
     assert len(headings) == len(set(headings))
     assert [heading for heading in headings if heading in SECTIONS] == SECTIONS and headings[0] == "Recipe"
@@ -113,8 +104,6 @@ def test_the_recipe_comes_first_with_numbers_for_a_real_model(short):
 def test_every_input_and_output_is_explained(page):
     """What the node shows at first on the page itself, what it hides as advanced there or in docs/."""
     name, text = page
-    if name in NOT_YET:
-        pytest.skip("the page is being rewritten")
     schema = next(node for node in NODES if node.__name__ == name).GET_SCHEMA()
     at_once, further = explained(text), explained(details(name))
     for part in schema.inputs:
@@ -124,9 +113,9 @@ def test_every_input_and_output_is_explained(page):
         assert part.get_io_type() in at_once, part
 
 
-def test_errors_are_those_that_can_be_met(short):
+def test_errors_are_those_that_can_be_met(page):
     """Every message that a page quotes is in the code, piece by piece where numbers stand between."""
-    name, text = short
+    name, text = page
     quoted = [part for line in section(text, "Errors").splitlines() if line.startswith("- ")
               for part in re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", line.split(":", 1)[0])]  # fmt: skip
     assert quoted

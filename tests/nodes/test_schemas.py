@@ -90,9 +90,12 @@ def test_no_help_page_is_left_over():
     assert pages == {node.GET_SCHEMA().node_id for node in NODES}
 
 
-def test_the_setup_page_lists_every_preset():
+def test_the_setup_s_details_and_readme_list_every_preset():
+    from retort.nodes import help_pages
     from retort.sampling.presets import PRESETS
 
-    page = (ROOT / WEB_DIRECTORY / "docs" / "RetortDistilledSetup.md").read_text(encoding="utf-8")
-    first = [line.split("|")[1] for line in page.splitlines() if line.startswith("| ")]
-    assert set(PRESETS) <= {name.strip() for cell in first for name in cell.split(",")}
+    page = (help_pages.DETAILS / "RetortDistilledSetup.md").read_text(encoding="utf-8")
+    assert all(f"\n- **{key}** (" in page for key in PRESETS)
+    readme = help_pages.README.read_text(encoding="utf-8")
+    assert help_pages.preset_table(readme) == readme, "run `python -m retort.nodes.help_pages`"
+    assert all(f"\n| `{key}` |" in readme for key in PRESETS)

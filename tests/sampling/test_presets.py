@@ -143,7 +143,7 @@ FITS = {"eps": ("VE", "eps", 4, 2), "v": ("VP", "v", 16, 3), "flow": ("FLOW", "f
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 def test_each_preset_fits_its_model_and_no_other_family(preset):
     for family, (path, prediction, channels, dims) in FITS.items():
-        channels = preset.latent_channels or channels
+        channels, dims = preset.latent_channels or channels, preset.latent_dims or dims
         if preset.family in (family, "any"):
             check(preset, path, prediction, channels, dims)
         else:
@@ -213,7 +213,7 @@ def test_flows_may_start_at_1000():
         ("cfg", 0.0, "use a positive number"),
         ("cfg", math.nan, "use a positive number"),
         ("shift", -1.0, "use a positive number"),
-        ("latent_dims", 4, "use 2 .image., 3 .video."),
+        ("latent_dims", 4, "use 1 .sound., 2 .image., 3 .video."),
         ("latent_channels", 0, "use a count"),
         ("paths", ("FLOW",), "family 'eps' runs on VE"),
         ("timesteps", ((),), "needs at least one timestep"),
