@@ -44,6 +44,7 @@ LISTS = {
     ("minimax_h3_turbo", 4): [1, 0.97297, 0.92308, 0.8],
     ("minimax_h3_turbo_768p", 4): [1, 0.94737, 0.85714, 0.66667],
     ("ltx2_distilled", 8): LTX,
+    ("ltx25_distilled", 8): LTX,
     ("z_image_turbo", 8): [1, 0.95455, 0.9, 0.83333, 0.75, 0.64286, 0.5, 0.3],
     ("wan22_lightx2v_t2v", 4): [1, 0.9375, 0.83333, 0.625],
     ("wan22_lightx2v_t2v", 8): S(5, 8),
@@ -101,11 +102,18 @@ LISTS = {
     ("tdm_r1_z_image", 4): S(3, 4),
 }
 # Whole timesteps.
+O1 = (
+    999, 987, 974, 960, 945, 929, 913, 895, 877, 857, 836, 814, 790, 764, 737, 707, 675, 640, 602, 560, 515, 464, 409,
+    347, 278, 199, 110, 8,
+)  # fmt: skip
 TIMESTEPS = {
     ("wan_animate2_distill", 10): tuple(int(1000 * level) for level in S(5, 10)),
+    ("hidream_o1_dev", 28): O1,
     ("hyper_sdxl_1step", 1): (800,),
     ("hyper_sd", 4): (999, 749, 499, 249),
+    ("turbo", 4): (999, 899, 799, 699),
     ("turbo", 1): (999,),
+    ("nitrosd_realism", 3): (999, 749, 499),
     ("flash", 4): (999, 759, 499, 259),
 }
 
@@ -128,6 +136,12 @@ def test_every_list_of_levels_is_among_them():
     """So that a row that is added is written down here too."""
     ours = {(key, n) for key, preset in PRESETS.items() if not preset.timesteps for n in preset.step_counts}
     assert ours <= set(LISTS)
+
+
+@pytest.mark.parametrize("key", ["tcd", "hyper_sd_unified"])
+def test_tcd_s_grid_is_the_lcm_scheduler_s(key):
+    for steps in PRESETS[key].step_counts:
+        assert presets.timesteps(PRESETS[key], steps) == tuple(999 - 20 * (50 * k // steps) for k in range(steps))
 
 
 @pytest.mark.parametrize("key", ["hyper_sd", "hyper_sd_cfg", "pcm_smallcfg"])
