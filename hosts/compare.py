@@ -14,7 +14,7 @@ from ..rewards.contract import Reward
 from ..rewards.scoring import score
 from ..sampling.parts import parts_of
 from ..sampling.prior import require_steps
-from .contract import CLIP, LATENT, SAMPLER, VAE, Host
+from .contract import CLIP, GUIDER, LATENT, SAMPLER, VAE, Host
 from .rewards.sheet import pairs_sheet
 
 
@@ -57,6 +57,17 @@ def refuse_no_prompts(prompts: Sequence[str]) -> None:
         raise ValueError("prompts is empty: write one in each line, best others than those that were trained on")
 
 
+def sampled(host: Host, guider: GUIDER, vae: VAE, sampling: Sampling, seeds: Sequence[int]) -> Tensor:
+    """Pictures (N, frames, H, W, 3) in [0, 1], one for each seed, each from the noise of its own seed."""
+    parts = parts_of(host.latents_of(guider, sampling.latent))
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noise = [torch.stack([torch.randn(part.shape[1:], generator=g) for g in generators]) for part in parts]
+    empty = {"samples": host.nested([torch.zeros_like(part) for part in noise])}
+    samples = host.sample(guider, sampling.sampler, sampling.sigmas, empty, seeds[0], host.nested(noise))
+    images = host.decode(vae, samples)
+    return images.view(len(seeds), -1, *images.shape[1:])
+
+
 def run(
     host: Host,
     models: tuple[Any, Any],
@@ -85,14 +96,8 @@ def run(
         for which, model in enumerate(models):
             host.check_cancelled()
             guider = host.cfg_guider(model, encoded, without, sampling.cfg)
-            parts = parts_of(host.latents_of(guider, sampling.latent))
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            noise = [torch.stack([torch.randn(part.shape[1:], generator=g) for g in generators]) for part in parts]
-            empty = {"samples": host.nested([torch.zeros_like(part) for part in noise])}
-            samples = host.sample(guider, sampling.sampler, sampling.sigmas, empty, seeds[0], host.nested(noise))
-            images = host.decode(vae, samples)
-            # A video's frames stand in a row; its score is their mean.
-            frames = images.view(len(seeds), -1, *images.shape[1:])
+            # A video's score is the mean of its frames'.
+            frames = sampled(host, guider, vae, sampling, seeds)
             with torch.no_grad():
                 scores[which].extend(score(reward, frames, [prompt] * len(seeds)).tolist())
             made[which].append(frames[:, 0])

@@ -84,6 +84,10 @@ class Models(Protocol):
         """A clone with a LoRA file of the host's list; ValueError where it does not fit."""
         ...
 
+    def with_weights(self, model: MODEL, lora: dict[str, Tensor], name: str, strength: float) -> MODEL:
+        """The same with a LoRA's tensors; name: of the LoRA, for messages."""
+        ...
+
     def embedded(self, variant: str) -> tuple[MODEL, CLIP, VAE]:
         """The small model that comes with Retort; ValueError for an unknown variant."""
         ...

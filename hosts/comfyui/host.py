@@ -92,6 +92,11 @@ class ComfyUI(Host):
         lora, metadata = self.read_lora(name), self.lora_metadata(name)
         return loras.applied(model, lora, metadata, strength, self.say, what=f"the LoRA {name}")
 
+    def with_weights(self, model: MODEL, lora: dict[str, Tensor], name: str, strength: float) -> MODEL:
+        if strength == 0:
+            return model
+        return loras.applied(model, lora, {}, strength, self.say, what=f"the LoRA {name}")
+
     def embedded(self, variant: str) -> tuple[MODEL, CLIP, VAE]:
         return embedded.load(variant)
 

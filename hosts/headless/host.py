@@ -79,7 +79,12 @@ class Headless(Host):
     def with_lora(self, model: Model, name: str, strength: float) -> Model:
         if strength == 0:
             return model
-        patched = model.with_lora(Lora(name, files.load(folders.current().model("loras", name)), strength))
+        return self.with_weights(model, files.load(folders.current().model("loras", name)), name, strength)
+
+    def with_weights(self, model: Model, lora: dict[str, Tensor], name: str, strength: float) -> Model:
+        if strength == 0:
+            return model
+        patched = model.with_lora(Lora(name, lora, strength))
         # Loaded here, so that a LoRA that does not fit is told at once.
         return patched if patched.network is not None else model
 

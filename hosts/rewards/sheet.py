@@ -17,7 +17,7 @@ def sheet(images: Tensor, scores: Sequence[float], columns: int = 4, most: int =
     """(1, H, W, 3) in [0, 1]: up to `most` of images (B, H, W, 3) by falling score; a label is rank, score, index."""
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:most]
     labels = [f"{place + 1}.  {scores[i]:.5g}  (image {i})" for place, i in enumerate(order)]
-    return _labelled(images[order], labels, [place == 0 for place in range(len(order))], columns)
+    return labelled(images[order], labels, [place == 0 for place in range(len(order))], columns)
 
 
 def pairs_sheet(base: Tensor, tuned: Tensor, scores: Sequence[tuple[float, float]]) -> Tensor:
@@ -25,10 +25,11 @@ def pairs_sheet(base: Tensor, tuned: Tensor, scores: Sequence[tuple[float, float
     images = torch.stack([base, tuned], 1).flatten(0, 1)
     labels = [f"{i + 1}. {who}" for i, (a, b) in enumerate(scores) for who in (f"base  {a:.5g}", f"tuned  {b:.5g}")]
     best = [wins for a, b in scores for wins in (a > b, b > a)]
-    return _labelled(images, labels, best, 4)
+    return labelled(images, labels, best, 4)
 
 
-def _labelled(images: Tensor, labels: Sequence[str], best: Sequence[bool], columns: int) -> Tensor:
+def labelled(images: Tensor, labels: Sequence[str], best: Sequence[bool], columns: int) -> Tensor:
+    """(1, H, W, 3) in [0, 1]: images (B, H, W, 3) in rows with a text beneath each; green where `best` says so."""
     from PIL import Image, ImageDraw, ImageFont
 
     h, w = images.shape[1:3]

@@ -54,6 +54,7 @@ WORDS = {
     "hpsv2": "RetortReward",
     "imagereward": "RetortReward",
     "win rate": "RetortCompareModels",
+    "xy plot": "RetortLoraGrid",
     "compare": "RetortReflectionCompare",
     "pick-a-pic": "RetortPreferenceSet",
     "label": "RetortLabelPairs",

@@ -23,10 +23,12 @@ MOST_WORDS = 400
 SECTIONS = ["Recipe", "Inputs", "Outputs", "Cost", "Errors"]
 MODELS = r"\b(SD1\.5|SDXL|SD3|Flux|PixArt|Qwen|Wan|Z-Image)"
 # No workflow of theirs draws on the embedded model yet.
-WITHOUT_PICTURE = {"RetortTrainingPlan", "RetortFewShotAdapt", "RetortPreferencePicker", "RetortPromptQueue"}
+WITHOUT_PICTURE = {
+    "RetortLoraGrid", "RetortTrainingPlan", "RetortFewShotAdapt", "RetortPreferencePicker", "RetortPromptQueue",
+}  # fmt: skip
 # They carry files, numbers or several methods about; the pages of the methods name the papers.
 WITHOUT_PAPER = {
-    "RetortTrainingPlan",
+    "RetortTrainingPlan", "RetortLoraGrid",
     "RetortEmbeddedModel", "RetortCollectJob", "RetortLossChart", "RetortCombineRewards", "RetortScoreImages",
     "RetortCompareModels", "RetortPreferenceSet", "RetortLabelPairs", "RetortSaveSearch", "RetortLoadSearch",
     "RetortLoadGaussianStatistics", "RetortPreferencePicker", "RetortPromptQueue", "RetortCaption",

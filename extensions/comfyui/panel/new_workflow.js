@@ -18,8 +18,8 @@ function join(from, output, to, input) {
   from.connect(output, to, to.inputs.findIndex((each) => each.name === input));
 }
 
-/** run: an entry of /retort/runs that has a LoRA. The open workflow stays as it is, in its own tab. */
-export async function openLora(run) {
+/** A new workflow with a run's model: {add, base, embedded}. The open one stays as it is, in its own tab. */
+async function begin(run) {
   await app.extensionManager.command.execute("Comfy.NewBlankWorkflow");
   const add = (type, x, y, values = {}, title = "") => {
     const node = LiteGraph.createNode(type);
@@ -34,6 +34,12 @@ export async function openLora(run) {
   const base = embedded
     ? add("RetortEmbeddedModel", LEFT, 0, { variant: named.variant })
     : add("CheckpointLoaderSimple", LEFT, 0, named.kind === "checkpoint" ? { ckpt_name: named.file } : {});
+  return { add, base, embedded };
+}
+
+/** run: an entry of /retort/runs that has a LoRA. */
+export async function openLora(run) {
+  const { add, base, embedded } = await begin(run);
   const lora = add("LoraLoaderModelOnly", MIDDLE, 0, { lora_name: run.lora });
   join(base, 0, lora, "model");
   const sample = run.method === "instarevive" ? restored(run, add, base) : drawn(run, add, base, embedded);
@@ -43,6 +49,43 @@ export async function openLora(run) {
     join(sample(model, y), 0, show, "images");
   }
   await app.extensionManager.command.execute("Comfy.Canvas.FitView");
+}
+
+/** The checkpoints of a run at several strengths in one sheet. run: an entry of /retort/runs. */
+export async function openGrid(run) {
+  const { add, base, embedded } = await begin(run);
+  const latent = emptyLatent(run, add, 1);
+  const { levels, sampler } = fewSteps(run, add, base) ?? {
+    levels: add("BasicScheduler", MIDDLE, 0, embedded ? { scheduler: "simple" } : {}),
+    sampler: add("KSamplerSelect", MIDDLE, 260, { sampler_name: "euler" }),
+  };
+  if (levels.type === "BasicScheduler") join(base, 0, levels, "model");
+  const cfg = sampler.type === "KSamplerSelect" ? (embedded ? 4 : 6) : 1;
+  const grid = add("RetortLoraGrid", RIGHT, 0, { run: run.name, prompt: run.prompt ?? "", cfg, seed: SEED, control_after_generate: "fixed" });
+  ["model", "clip", "vae"].forEach((name, i) => join(base, i, grid, name));
+  join(sampler, 0, grid, "sampler");
+  join(levels, 0, grid, "sigmas");
+  join(latent, 0, grid, "latent");
+  await app.extensionManager.command.execute("Comfy.Canvas.FitView");
+}
+
+/** An empty latent of the training's size. */
+function emptyLatent(run, add, batch_size) {
+  const [height, width] = run.latent?.slice(-2) ?? [];
+  const size = width ? { width: PIXELS * width, height: PIXELS * height } : {};
+  return add("EmptyLatentImage", LEFT, 260, { ...size, batch_size });
+}
+
+/** {levels, sampler} of a few-step student as it was trained; null for another run. */
+function fewSteps(run, add, base) {
+  if (!DISTILLED.has(run.method) || !run.timesteps.length) return null;
+  const levels = add("RetortDistilledSigmas", MIDDLE, 560, {
+    preset: "custom", steps: run.timesteps.length, timesteps: run.timesteps.join(", "),
+  });
+  join(base, 0, levels, "model");
+  // What the student's noise does between its steps is the method's own.
+  const mode = run.method === "tdm" ? "deterministic" : "re-noise";
+  return { levels, sampler: add("RetortDistilledSampler", MIDDLE, 900, { preset: "custom", mode }) };
 }
 
 /** (model, y) -> the node that gives the picture of a branch: a picture is restored. */
@@ -60,9 +103,7 @@ function restored(run, add, base) {
 
 /** The same: four pictures are drawn at the size and, where the method says so, the levels of the training. */
 function drawn(run, add, base, embedded) {
-  const [height, width] = run.latent?.slice(-2) ?? [];
-  const size = width ? { width: PIXELS * width, height: PIXELS * height } : {};
-  const latent = add("EmptyLatentImage", LEFT, 260, { ...size, batch_size: 4 });
+  const latent = emptyLatent(run, add, 4);
   const positive = add("CLIPTextEncode", MIDDLE, 260, { text: run.prompt ?? "" });
   join(base, 1, positive, "clip");
   const decoded = (samples, y) => {
@@ -71,15 +112,10 @@ function drawn(run, add, base, embedded) {
     join(base, 2, decode, "vae");
     return decode;
   };
-  if (DISTILLED.has(run.method) && run.timesteps.length) {
+  const few = fewSteps(run, add, base);
+  if (few) {
+    const { levels, sampler } = few;
     const noise = add("RandomNoise", LEFT, 560, { noise_seed: SEED, control_after_generate: "fixed" });
-    const levels = add("RetortDistilledSigmas", MIDDLE, 560, {
-      preset: "custom", steps: run.timesteps.length, timesteps: run.timesteps.join(", "),
-    });
-    join(base, 0, levels, "model");
-    // What the student's noise does between its steps is the method's own.
-    const mode = run.method === "tdm" ? "deterministic" : "re-noise";
-    const sampler = add("RetortDistilledSampler", MIDDLE, 900, { preset: "custom", mode });
     return (model, y) => {
       const guider = add("BasicGuider", RIGHT, y);
       join(model, 0, guider, "model");

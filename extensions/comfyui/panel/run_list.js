@@ -1,6 +1,7 @@
 // Training runs in the panel: what goes on, what is finished, and one of them open.
 import { address, tell } from "./client.js";
 import { List } from "./list.js";
+import { Checkpoints } from "./checkpoints.js";
 import { Compared, MOST } from "./compared.js";
 import { openLora } from "./new_workflow.js";
 import { notifySwitch } from "./notice.js";
@@ -63,7 +64,7 @@ export class RunList {
     });
     const head = element("div", { class: "retort-row retort-head" }, title, tick);
     const root = element("li", {}, head, state, bar, commands, element("div", { class: "retort-row" }, open, more));
-    title.addEventListener("click", () => this.toggle(name, title, root));
+    title.addEventListener("click", () => this.toggle(name, title, root, () => run));
     const show = (now) => {
       run = now;
       const text = [standing(now), now.method, now.message].filter(Boolean).join(" · ");
@@ -116,7 +117,8 @@ export class RunList {
     this.list.look();
   }
 
-  toggle(name, title, root) {
+  /** run(): the run's entry. */
+  toggle(name, title, root, run) {
     const same = this.view?.name === name;
     this.view?.root.remove();
     this.view?.close();
@@ -124,9 +126,11 @@ export class RunList {
     for (const other of this.list.list.querySelectorAll(".retort-title")) other.setAttribute("aria-expanded", "false");
     if (same) return;
     title.setAttribute("aria-expanded", "true");
-    this.view = new RunView(settings);
+    const kept = new Checkpoints(run);
+    this.view = new RunView(settings, () => {}, (series) => kept.show(series.saves, name));
     // The row has these already.
     for (const part of ["buttons", "line", "bar"]) this.view[part].remove();
+    this.view.root.append(kept.root);
     root.append(this.view.root);
     this.view.open(name);
   }

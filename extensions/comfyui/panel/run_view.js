@@ -13,9 +13,12 @@ const EVERY = 1000, AGAIN = 3000, MOST_PICTURES = 48;
 const NOTED = 5000;
 
 export class RunView {
-  /** settings: {shown, window, log} of the chart; changed(): they, or whether there is anything to show, changed. */
-  constructor(settings, changed = () => {}) {
-    this.changed = changed;
+  /**
+   * settings: {shown, window, log} of the chart; changed(): they, or whether there is anything to show, changed;
+   * looked(series): there was a look at the run.
+   */
+  constructor(settings, changed = () => {}, looked = () => {}) {
+    Object.assign(this, { changed, looked });
     this.series = new Series();
     this.chart = new Chart(settings, changed);
     this.line = element("div", { class: "retort-line", role: "status" });
@@ -137,6 +140,7 @@ export class RunView {
     this.chart.show(this.series, this.name);
     this.held(status);
     this.pictures();
+    this.looked(this.series);
     if (this.root.hidden) {
       this.root.hidden = false;
       this.changed();
