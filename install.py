@@ -27,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 EXTRAS = "test"
+NOT_IN_WEBUI = ("peft",)  # nothing is trained there
 MOST_PROCESSES = 4  # of pytest; each imports torch
 PYTORCH_CPU = "https://download.pytorch.org/whl/cpu"
 # What an installation depends on: a change in any of them, or a move of the folder, installs again.
@@ -76,7 +77,7 @@ def install_for_manager() -> None:
     launch = importlib.import_module("launch")
     for line in requirements((ROOT / "requirements.txt").read_text(encoding="utf-8")):
         name = re.split(r"[\s<>=!~;\[]", line, maxsplit=1)[0]
-        if not launch.is_installed(name):
+        if name not in NOT_IN_WEBUI and not launch.is_installed(name):
             launch.run_pip(f'install "{line}"', f"{name} for Retort")
 
 

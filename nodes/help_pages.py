@@ -1,8 +1,8 @@
-"""Lists of settings and presets on help pages, in docs/ and README: `python -m retort.nodes.help_pages` writes them.
+"""Lists of settings and presets on help pages and in docs/: `python -m retort.nodes.help_pages` writes them.
 
 A list stands between `<!-- settings KEY -->` and `<!-- end -->`. KEY is one of `SHOWN` (settings that the page's node
 offers itself), "options" (what each option of its choice offers), "presets", the name of a training method, or a group
-of those. README has a table of the presets between `<!-- presets -->` and `<!-- end -->`.
+of those. docs/presets.md has a table of the presets between `<!-- presets -->` and `<!-- end -->`.
 Lists and no tables: ComfyUI shows a help page in a column of 238 pixels.
 """
 
@@ -29,7 +29,7 @@ from .inputs import CHOICE, inputs_of
 from .restoration import SETTINGS as RESTORATION
 
 _ROOT = Path(__file__).resolve().parent.parent
-README = _ROOT / "README.md"
+PRESET_PAGE = _ROOT / "docs" / "presets.md"
 HELP = _ROOT / "extensions" / "comfyui" / "docs"
 DETAILS = _ROOT / "docs"
 BLOCK = re.compile(r"(<!-- settings (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -78,7 +78,7 @@ def _escaped(text: str) -> str:
 
 
 def preset_table(text: str) -> str:
-    """README's text with its table of presets as they are now."""
+    """A page's text with its table of presets as they are now."""
     rows = ["| preset | student | calls | between steps |", "|---|---|---|---|"]
     for key, one in PRESETS.items():
         calls = ", ".join(map(str, one.step_counts)) or "any"
@@ -136,8 +136,8 @@ def pages() -> list[Path]:
 
 
 def main() -> None:
-    """Write the lists of every page and README's table."""
-    README.write_text(preset_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the lists of every page and the table of presets."""
+    PRESET_PAGE.write_text(preset_table(PRESET_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     for path in pages():
         text = path.read_text(encoding="utf-8")
         path.write_text(written(text, path.stem), encoding="utf-8")

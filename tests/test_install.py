@@ -38,7 +38,7 @@ def fake_webui(folder: Path) -> None:
     (folder / "modules").mkdir()
     (folder / "modules" / "launch_utils.py").touch()
     (folder / "launch.py").write_text(
-        "def is_installed(name):\n    return name != 'tqdm'\n"
+        "def is_installed(name):\n    return name not in ('tqdm', 'peft')\n"
         "def run_pip(command, desc=None):\n    open('asked.txt', 'a').write(command + '\\n')\n"
     )
 

@@ -96,6 +96,6 @@ def test_the_setup_s_details_and_readme_list_every_preset():
 
     page = (help_pages.DETAILS / "RetortDistilledSetup.md").read_text(encoding="utf-8")
     assert all(f"\n- **{key}** (" in page for key in PRESETS)
-    readme = help_pages.README.read_text(encoding="utf-8")
+    readme = help_pages.PRESET_PAGE.read_text(encoding="utf-8")
     assert help_pages.preset_table(readme) == readme, "run `python -m retort.nodes.help_pages`"
     assert all(f"\n| `{key}` |" in readme for key in PRESETS)

@@ -1,0 +1,81 @@
+"""All that is ours on ComfyUI's page can be read in every theme that ComfyUI ships: contrast at least 4.5, computed.
+
+Needs what test_page.py needs; COMFYUI_FRONTEND names another frontend. Pictures are left in RETORT_SCREENSHOTS.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import page_server
+import pytest
+import torch
+
+pytest.importorskip("peft")
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+app, page = page_server.app, page_server.page
+NODES = {"3 Teach it your taste": "RetortPreferencePicker", "Restore - Digits in one step": "RetortCompareImages"}
+# What a palette of the frontend's own begins with, in its scripts.
+PALETTE = r"""id:[`"']([a-z]+)[`"'],name:[`"'][^`"']+[`"'],(?:light_theme:[^,]+,)?colors:"""
+SHIPPED = """async (palette) => {
+  const scripts = performance.getEntriesByType("resource").map((one) => one.name).filter((one) => /\\.js$/.test(one));
+  const texts = await Promise.all(scripts.map(async (one) => (await fetch(one)).text()));
+  const found = texts.flatMap((text) => [...text.matchAll(new RegExp(palette, "g"))].map((one) => one[1]));
+  return [...new Set(found)].sort();
+}"""
+THEMES = ["arc", "dark", "github", "light", "nord", "solarized"]
+
+
+@pytest.fixture(scope="module")
+def filled(app):
+    """Runs in every state, and a set of pairs."""
+    preferences = importlib.import_module("retort.preferences.store")
+    job_watch = importlib.import_module("retort.trainers.job_watch")
+    runs, sets = (app.base / "output" / name for name in ("retort", "retort_preferences"))
+    for state in ("finished", "failed", "stopped", "died"):
+        (runs / state).mkdir(parents=True)
+        text = f"a run that {state}"
+        job_watch.write_status(runs / state, job_watch.Status(state, 3, 9, machine="another", message=text))
+    lines = (f'{{"step": {i}, "student_loss": {1 / i:.4f}}}\n' for i in range(1, 9))
+    (runs / "finished" / "metrics.jsonl").write_text("".join(lines))
+    names = [preferences.keep_image(sets / "taste", torch.full((8, 8, 3), value)) for value in (0.2, 0.8)]
+    row = {"prompt": "a red two", "winner": names[0], "loser": names[1], "by": "me", "strength": 1.0}
+    preferences.append(sets / "taste", [row])
+
+
+def poor(page, what):
+    found = page("audit")
+    assert found["count"] > 0, what
+    return [(what, *one) if isinstance(one, list) else (what, one) for one in found["poor"]]
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_every_text_can_be_read(page, filled, theme):
+    page("open")
+    page("look", vue=False, theme=theme)
+    found = []
+    page("panel", section="Training")
+    page("until", condition="document.querySelectorAll('.retort-list > li').length >= 4")
+    page("click", where=".retort-title", text="finished", keys="Enter")
+    page("until", condition="document.querySelector('.retort-panel .retort-run canvas')")
+    found += poor(page, "runs")
+    page("shot", name=f"contrast_runs_{theme}")
+    page("panel", section="Preferences")
+    page("click", where=".retort-title", text="taste", keys="Enter")
+    page("until", condition="document.querySelector('.retort-pair img')?.naturalWidth")
+    found += poor(page, "sets")
+    page("shot", name=f"contrast_sets_{theme}")
+    for vue in (False, True):
+        page("look", vue=vue, theme=theme)
+        for name, type in NODES.items():
+            page("template", name=name, vue=vue)
+            page("fit", type=type)
+            found += poor(page, f"{type}, {'nodes2' if vue else 'canvas'}")
+            page("shot", name=f"contrast_{type}_{'nodes2' if vue else 'canvas'}_{theme}")
+    assert not found, found
+
+
+def test_these_are_all_the_themes(page):
+    """A theme that a later ComfyUI brings is to be looked at too."""
+    page("open")
+    assert page("evaluate", code=SHIPPED, given=PALETTE) == THEMES
