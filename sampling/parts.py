@@ -106,3 +106,6 @@ class Parts:
 
     def _each(self, values: tuple[float, ...]) -> tuple[float, ...]:
         return values or (1.0,) * max(1, len(self.shapes))
+
+
+WHOLE = Parts()  # a latent of one tensor

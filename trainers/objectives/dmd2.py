@@ -68,6 +68,7 @@ class DMD2(Adversarial):
     """See the module; `Objective` in `contract`."""
 
     name = "DMD2"
+    of_parts = True
     config: DMD2Config
 
     def __init__(self, config: DMD2Config, denoiser: TrainableDenoiser, tools: Tools | None = None):
@@ -120,7 +121,8 @@ class DMD2(Adversarial):
         asked = [matched, matched, Asked(x_t, sigma, batch.cond), Asked(x_t, sigma, batch.uncond)]
         fake, real, *guides = self._scores(asked, judged)
         guidance = (config.cfg - 1) * (guides[0] - guides[1])
-        return self._normalised(fake - real, x, real) - self._normalised(guidance, x, guides[0] + guidance)
+        matching = self._normalised(fake - real, x, real, batch.parts)
+        return matching - self._normalised(guidance, x, guides[0] + guidance, batch.parts)
 
     def _regression(self, batch: Batch, weight: float) -> Loss:
         """DMD, section 3.3, on latents: the student's first call meets the teacher's x0 from the same noise."""
@@ -129,7 +131,8 @@ class DMD2(Adversarial):
         with self.denoiser.adapter("student"):
             x = self.denoiser.path.unit_start(level, noise)
             x0 = self.denoiser.predict_x0(x, self._each(level, len(batch)), batch.cond)
-        loss = pseudo_huber(x0, target).mean()
+        own = batch.parts.own
+        loss = batch.parts.sum(lambda _, x, y: pseudo_huber(x, y), own(x0), own(target)).mean()
         return Loss("student", weight * loss, {"regression_loss": loss.detach()})
 
 

@@ -50,10 +50,10 @@ class DPO(PairObjective):
         sigma = self.sigma(batch.draws)
         noise = batch.draws.normal("noise", batch.shape)
         with torch.no_grad(), self.denoiser.adapter(None):
-            winner, loser = self.errors(both, sigma, (noise, noise), batch.cond)
+            winner, loser = self.errors(both, sigma, (noise, noise), batch.cond, batch.parts)
             reference = winner - loser
         with self.denoiser.adapter("student"):
-            winner, loser = self.errors(both, sigma, (noise, noise), batch.cond)
+            winner, loser = self.errors(both, sigma, (noise, noise), batch.cond, batch.parts)
         u = -0.5 * self.config.beta * (winner - loser - reference)
         each = soft_loss(u, 1 - self.config.flipped)
         yield Loss("student", each.mean(), watched(u, winner), each, (winner, loser), sigma)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ...sampling.grids import simple
+from ...sampling.parts import own_level
 from ...sampling.settings import Settings, setting
 from ...sampling.student_t import check_aug_dim, student_t
 from .parts.contract import Batch, Cond, Draws, Loss, Objective, mean_each, sample_guided
@@ -78,6 +79,7 @@ class FlowMatching(Objective):
 
     name = "flow_matching"
     of_samples = True
+    of_parts = True
     needs_latents = True
     config: FlowMatchingConfig
 
@@ -93,16 +95,22 @@ class FlowMatching(Objective):
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """One loss: the squared error in the chosen space."""
-        denoiser, latents = self.denoiser, batch.images
+        denoiser, latents, parts = self.denoiser, batch.images, batch.parts
         sigma = self.sigma(batch.draws)
         noise = student_t(batch.draws.normal("noise", batch.shape), quantile(batch.draws), self.config.aug_dim)
         x = denoiser.path.add_noise(latents, sigma, noise)
+        errors = []
+
+        def weighed(gain: float, error: Tensor) -> Tensor:
+            errors.append(mean_each(error.square()))
+            if self.config.loss_space == "x0":
+                return errors[-1]
+            scale = denoiser.parametrisation.scale(own_level(sigma, gain))
+            return errors[-1] * scale.pow(-2).clamp(max=self.config.max_weight)
+
         with denoiser.adapter("student"):
-            error = each = mean_each((denoiser.predict_x0(x, sigma, batch.cond) - latents).square())
-        if self.config.loss_space == "native":
-            scale = denoiser.parametrisation.scale(sigma)
-            each = error * scale.pow(-2).clamp(max=self.config.max_weight)
-        yield Loss("student", each.mean(), {}, each, (error,), sigma)
+            each = parts.sum(weighed, parts.own(denoiser.predict_x0(x, sigma, batch.cond) - latents))
+        yield Loss("student", each.mean(), {}, each, tuple(errors), sigma)
 
     def sample(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
         """Euler with guidance on the schedule's simple grid; without an empty prompt, without guidance."""

@@ -63,7 +63,7 @@ class MaPO(PairObjective):
         noise = batch.draws.normal("noise", batch.shape)
         with self.denoiser.adapter("student"):
             both = batch.images, column(batch, LOSER)
-            winner, loser = self.errors(both, sigma, (noise, noise), batch.cond)
+            winner, loser = self.errors(both, sigma, (noise, noise), batch.cond, batch.parts)
         margin = config.scale * (phi(winner, config.snr) - phi(loser, config.snr))
         each = winner + config.beta * soft_loss(margin, 1.0)
         metrics: dict[str, Tensor | float] = {

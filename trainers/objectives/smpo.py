@@ -82,10 +82,10 @@ class SmPO(PairObjective):
         else:
             noises = (batch.draws.normal("noise", batch.shape),) * 2
         with torch.no_grad(), denoiser.adapter(None):
-            winner, loser = self.errors(both, sigma, noises, cond)
+            winner, loser = self.errors(both, sigma, noises, cond, batch.parts)
             reference = winner - loser
         with denoiser.adapter("student"):
-            winner, loser = self.errors(both, sigma, noises, cond)
+            winner, loser = self.errors(both, sigma, noises, cond, batch.parts)
         u = -0.5 * config.beta * config.gamma * (winner - loser - reference)
         each = soft_loss((2 * chance - 1) * u, 1.0) if config.labels == "weight" else soft_loss(u, chance)
         metrics = watched(u, winner) | {"chance": chance.mean()}

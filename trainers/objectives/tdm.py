@@ -145,6 +145,7 @@ class TDM(Objective):
     """Trajectory distribution matching with a student and a fake score; see the module."""
 
     name = "tdm"
+    of_parts = True
     config: TDMConfig
 
     def __init__(self, config: TDMConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
@@ -225,7 +226,7 @@ class TDM(Objective):
         Where there is memory for it the student's call is made once and its graph waits for the loss: two graphs exist
         while the fake score learns. Else the call is made twice.
         """
-        config, denoiser, path, draws = self.config, self.denoiser, self.denoiser.path, batch.draws
+        config, denoiser, path, draws, parts = self.config, self.denoiser, self.denoiser.path, batch.draws, batch.parts
         choices = config.choices
         steps = choices[int(draws.common("steps") * len(choices))]
         sigmas = self.grids[steps]
@@ -248,10 +249,14 @@ class TDM(Objective):
         if config.exact_score:
             beta_over_s = between(path, sigma_mid, sigma_tau)[1] / alpha_sigma(path, sigma_tau)[1]
             eps_fake = path.noise_from(x_tau, x_fake, sigma_tau)
-            each = mean_each((broadcast(beta_over_s, x) * eps_fake - noise).square())
+            away = broadcast(beta_over_s, x) * eps_fake - noise
+            each = parts.sum(lambda _, part: mean_each(part.square()), away)
         else:
-            eps = path.noise_from(x, x0, sigma)
-            each = mean_each((x_fake - x0).square()) * self.demo_weight(eps, noise, sigma_mid, sigma_tau)
+
+            def weighed(gain: float, away: Tensor, eps: Tensor, noise: Tensor) -> Tensor:
+                return mean_each(away.square()) * self.demo_weight(eps, noise, sigma_mid, sigma_tau, gain)
+
+            each = parts.sum(weighed, parts.own(x_fake - x0), path.noise_from(x, x0, sigma), noise)
         x_fake = x_fake.detach()
         loss = each.mean()
         del each
@@ -261,30 +266,34 @@ class TDM(Objective):
         with torch.no_grad(), denoiser.adapter(None):
             x_real = guided(denoiser, x_tau, sigma_tau, batch.cond, batch.uncond, config.cfg, joined=True)
         target = x0 + x_real - x_fake
-        scale = mean_each((x0 - x_real).abs()).clamp(min=1e-8) if config.normalise else torch.ones_like(sigma)
         if not made.requires_grad:
             with denoiser.adapter("student"):
                 made = denoiser.predict_x0(x, sigma, batch.cond)
-        error = made - target
+        error = parts.own(made - target)
         del made
-        if config.huber:
+
+        def distance(_: float, error: Tensor, apart: Tensor) -> Tensor:
+            scale = mean_each(apart).clamp(min=1e-8) if config.normalise else torch.ones_like(sigma)
             c = config.huber
-            each = mean_each((error.square() + c * c).sqrt() - c) / scale
-        else:
-            each = mean_each(error.square()) / scale
+            return mean_each((error.square() + c * c).sqrt() - c if c else error.square()) / scale
+
+        each = parts.sum(distance, error, parts.own((x0 - x_real).abs()))
         yield Loss("student", each.mean(), {"gap": (x_real - x_fake).abs().mean()})
 
-    def demo_weight(self, eps: Tensor, noise: Tensor, sigma_mid: Tensor, sigma_tau: Tensor) -> Tensor:
+    def demo_weight(
+        self, eps: Tensor, noise: Tensor, sigma_mid: Tensor, sigma_tau: Tensor, gain: float = 1.0
+    ) -> Tensor:
         """min(SNR, 5) times the importance weight, tempered by a mean over the latent's numbers; (B,).
 
-        eps: the noise that the student predicted at the step's start; it is what x_mid holds of noise.
+        eps: the noise that the student predicted at the step's start; it is what x_mid holds of noise. gain: of a part
+        that is carried larger than it is, whose signal in its own noise is so many times stronger.
         """
         path = self.denoiser.path
         ratio, beta = between(path, sigma_mid, sigma_tau)
         (_, s_mid), (a, s) = alpha_sigma(path, sigma_mid), alpha_sigma(path, sigma_tau)
         m = (broadcast(ratio * s_mid, eps) * eps + broadcast(beta, eps) * noise) / broadcast(s, eps)
         importance = ((mean_each(noise.square()) - mean_each(m.square())) / 2).exp()
-        return (a / s * path.sigma_data).square().clamp(max=MOST_SNR) * importance
+        return (gain * (a / s * path.sigma_data)).square().clamp(max=MOST_SNR) * importance
 
     def sample(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
         """The student's deterministic sampling: the states that it was trained on."""

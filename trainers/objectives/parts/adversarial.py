@@ -108,7 +108,8 @@ class Adversarial(ScoreMatching):
         g, more = self.weighted(g, logits, uniform)
         metrics["gan_loss"] = functional.softplus(-logits).mean()
         # The GAN's loss is a mean over samples, the matching one over their elements besides.
-        return g + config.gan_weight * pull * x[0].numel(), metrics | more
+        pull = batch.parts.map(lambda gain, part: config.gan_weight * (gain * part) * part[0].numel(), pull)
+        return g + pull, metrics | more
 
     def _distribution(
         self, batch: Batch, x: Tensor, level: float, x_t: Tensor, sigma: Tensor, judged: Tensor | None = None
@@ -124,7 +125,7 @@ class Adversarial(ScoreMatching):
         fake, real, *guides = self._scores(asked, judged)
         # Taken apart, so that matching is zero while the fake score is the teacher.
         guidance = (config.cfg - 1) * (real - guides[0]) if guides else torch.zeros_like(real)
-        return self._normalised(fake - real - guidance, x, real + guidance)
+        return self._normalised(fake - real - guidance, x, real + guidance, batch.parts)
 
     def _scores(self, asked: list[Asked], judged: Tensor | None) -> list[Tensor]:
         """x0 of each call: the fake score's first, then the teacher's; judged: see `_distribution`."""

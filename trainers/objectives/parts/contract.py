@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ....sampling.accounts import seed_of
 from ....sampling.levels import Levels, Parametrisation, Prediction
+from ....sampling.parts import WHOLE, Parts
 from ....sampling.path import NoisePath
 from ....sampling.schedule import Schedule
 from ....sampling.standard import sample_euler
@@ -160,7 +161,7 @@ class Batch:
     shape: of one latent, (C, H, W) or (C, T, H, W). latents: (B, *shape) in the network's own scale, None where the
     run has no images. uncond: the empty or negative prompt for B samples. columns: further tensors (B, ...) that the
     data set has (pairs of noise and target). weights: (B,) by which the engine multiplies the samples' losses, None
-    where all count alike.
+    where all count alike. parts: how a latent is made up, and what each part counts.
     """
 
     draws: Draws
@@ -171,6 +172,7 @@ class Batch:
     prompts: tuple[str, ...] = ()
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Tensor | None = None
+    parts: Parts = WHOLE
 
     def __len__(self) -> int:
         return len(self.draws.indices)
@@ -248,7 +250,8 @@ class Objective(ABC):
     Of the class: name - what messages call it. needs - what it cannot do without: a reward; pictures behind the
     latents, which its `spoil` degrades anew in every step; pairs of a winner and a loser. rewards - whether it takes
     one, and whether that must be differentiable; two_rewards - whether it takes a second. of_samples - whether its
-    losses are means over samples (`Loss.each`), so that some may come more often.
+    losses are means over samples (`Loss.each`), so that some may come more often. of_parts - whether its losses treat
+    each part of a latent by itself (`Batch.parts`), as video with sound asks for.
     needs_latents, needs_uncond - whether images, and the empty prompt, are asked for: of the class with every config,
     of the object with its own (`asks_latents`, `asks_uncond`).
     heaviest, of the object - whether draws that decide how many graphs wait fall on the most of them, as memory has to
@@ -260,6 +263,7 @@ class Objective(ABC):
     rewards: ClassVar[Rewards] = "none"
     two_rewards: ClassVar[bool] = False
     of_samples: ClassVar[bool] = False
+    of_parts: ClassVar[bool] = False
     needs_latents: bool = False
     needs_uncond: bool = False
     heaviest: bool = False

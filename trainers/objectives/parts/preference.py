@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ....sampling.path import broadcast
+from ....sampling.parts import WHOLE, Parts
 from ....sampling.settings import Settings, changed
 from ..flow_matching import Drawing, FlowMatching, FlowMatchingConfig
 from .contract import LOSER, Asked, Batch, Cond, Draws, Objective, Tools, TrainableDenoiser, mean_each
@@ -56,6 +56,7 @@ class PairObjective(Objective):
 
     needs = frozenset({"comparisons"})
     of_samples = True
+    of_parts = True
     needs_latents = True
     config: PairConfig
 
@@ -74,18 +75,22 @@ class PairObjective(Objective):
         return self._matching.sigma(draws)
 
     def errors(
-        self, pair: Sequence[Tensor], sigma: Tensor, noises: Sequence[Tensor], cond: Cond
+        self, pair: Sequence[Tensor], sigma: Tensor, noises: Sequence[Tensor], cond: Cond,
+        parts: Parts = WHOLE,
     ) -> tuple[Tensor, Tensor]:
         """(B,) mean squared errors of the network's own output at the noisy versions of winners and losers (B, ...).
 
-        One call for both where they fit in one; the adapter is on. noises: of each.
+        One call for both where they fit in one; the adapter is on. noises: of each; parts: what a latent is made of.
         """
         denoiser = self.denoiser
-        scale = denoiser.parametrisation.scale(sigma).clamp(min=SMALLEST)
         noisy = [denoiser.path.add_noise(x, sigma, noise) for x, noise in zip(pair, noises, strict=True)]
         found = denoiser.predict_each([Asked(x, sigma, cond) for x in noisy])
-        errors = (x0 - latents for x0, latents in zip(found, pair, strict=True))
-        winner, loser = (mean_each((error / broadcast(scale, error)).square()) for error in errors)
+
+        def scale(level: Tensor) -> Tensor:
+            return denoiser.parametrisation.scale(level).clamp(min=SMALLEST)
+
+        errors = (parts.scaled(scale, sigma, x0 - latents) for x0, latents in zip(found, pair, strict=True))
+        winner, loser = (parts.sum(lambda _, each: mean_each(each.square()), error) for error in errors)
         return winner, loser
 
     def sample(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ....sampling.distilled import Rule, sample_distilled
+from ....sampling.parts import WHOLE, Parts
 from ....sampling.path import broadcast
 from ....sampling.settings import Settings, setting
 from ....sampling.standard import default_noise_sampler
@@ -154,9 +155,11 @@ class ScoreMatching(Objective):
         """A level over the whole range for every sample."""
         return self.denoiser.levels.drawn(batch.draws.uniform(name), shift=self.config.shift)
 
-    def _normalised(self, g: Tensor, x: Tensor, teacher: Tensor) -> Tensor:
+    def _normalised(self, g: Tensor, x: Tensor, teacher: Tensor, parts: Parts = WHOLE) -> Tensor:
         if self.config.normalise:
-            g = g / broadcast(mean_each((x - teacher).abs()), g)
+            g = parts.map(lambda _, g, apart: g / broadcast(mean_each(apart), g), g, (x - teacher).abs())
+        else:
+            g = parts.own(g)
         # A sample on which the teacher agrees to the last bit, or overflows, has nothing to say.
         return torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0)
 
@@ -167,7 +170,7 @@ class ScoreMatching(Objective):
         if x is None or not x.requires_grad:
             with self.denoiser.adapter("student"):
                 x = self.denoiser.predict_x0(call.x, call.sigma, batch.cond)
-        return Loss("student", matching_loss(x, g), metrics)
+        return Loss("student", matching_loss(x, g, batch.parts), metrics)
 
     def _fake(self, batch: Batch, x: Tensor) -> Loss:
         """Denoising score matching on the student's samples (DMD, section 3.2), in what the network itself puts out."""
@@ -175,8 +178,8 @@ class ScoreMatching(Objective):
         x_t = self.denoiser.path.add_noise(x, sigma, batch.draws.normal("fake noise", batch.shape))
         with self.denoiser.adapter("fake"):
             error = self.denoiser.predict_x0(x_t, sigma, batch.cond) - x
-        scale = self.denoiser.parametrisation.scale(sigma)
-        loss = (error / broadcast(scale, error)).square().mean()
+        error = batch.parts.scaled(self.denoiser.parametrisation.scale, sigma, error)
+        loss = batch.parts.sum(lambda _, part: part.square().mean(), error)
         return Loss("fake", loss, {"score_loss": loss.detach()})
 
     def sample(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
@@ -193,6 +196,9 @@ class ScoreMatching(Objective):
         )
 
 
-def matching_loss(x: Tensor, g: Tensor) -> Tensor:
-    """A number whose gradient to x is g / numel: half the mean square of x from where g would take it."""
-    return 0.5 * functional.mse_loss(x, (x - g).detach())
+def matching_loss(x: Tensor, g: Tensor, parts: Parts = WHOLE) -> Tensor:
+    """A number whose gradient to x is g / numel: half the mean square of x from where g would take it.
+
+    Of parts, each in its own size, in which g is too.
+    """
+    return parts.sum(lambda _, x, g: 0.5 * functional.mse_loss(x, (x - g).detach()), parts.own(x), g)
