@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..rewards.contract import Holder
 from ..sampling.levels import Prediction
-from ..sampling.parts import Parts
+from ..sampling.parts import Parts, Shape
 from ..sampling.path import NoisePath
 from ..sampling.schedule import Schedule
 from ..trainers.dataset import Dataset, Entry
@@ -228,8 +228,8 @@ class Training(Protocol):
         """Context in which gradients flow, under whatever mode the node runs."""
         ...
 
-    def empty_latent_shape(self, model: MODEL, samples: Tensor) -> tuple[int, ...]:
-        """Shape (C, ...) of the latents that an empty LATENT stands for."""
+    def empty_latent_shape(self, model: MODEL, samples: Any) -> Shape:
+        """Shape (C, ...) of the latents that an empty LATENT stands for, or of their parts."""
         ...
 
     def output_change(self, model: MODEL, path: Path, dataset: Dataset) -> float:

@@ -19,7 +19,7 @@ from .checks import Asked, CheckedNode, at
 from .inputs import completed, number, schema
 from .preference import PREFERENCES, asked, check_pairs
 from .training import ALIASES, CATEGORY, NOTHING, TRAINER_ALIASES, check_training, config_of, one, read
-from .training_inputs import SETTINGS, common_inputs, image_inputs, method_input, offload_input, sources
+from .training_inputs import SETTINGS, common_inputs, image_inputs, late_inputs, method_input, sources
 
 COMMANDS = [NOTHING, "sample", "save", "stop"]
 LOOK_EVERY = 0.5
@@ -85,7 +85,7 @@ class RetortTrainingJob(CheckedNode):
                     "pairs", optional=True, tooltip=f"{_of_pairs('and')}: the pairs to learn from, instead of images."
                 ),
                 *image_inputs(),
-                offload_input(),
+                *late_inputs(),
             ],
             outputs=[
                 io.String.Output(id="run", display_name="run", tooltip="For Job Result and Loss Chart."),

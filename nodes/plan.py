@@ -66,6 +66,6 @@ class RetortTrainingPlan(CheckedNode):
     def execute(cls, model, positive, latent, method, rank, batch_size, optimiser, cards, vae=None, reward=None):
         shape = host.empty_latent_shape(model, latent["samples"])
         config = plans.settings(method, rank, batch_size, optimiser)
-        dataset = plans.sample(method, (positive[0][0], positive[0][1]), tuple(shape))
+        dataset = plans.sample(method, (positive[0][0], positive[0][1]), shape)
         text = plans.report(host, model, config, dataset, plans.sizes(cards), vae, (reward,))
         return io.NodeOutput(text, ui={"text": (text,)})

@@ -17,6 +17,7 @@ from ..preferences import exchange as preference_files
 from ..preferences import store as preferences
 from ..preferences.store import Preferences
 from ..rewards.scoring import score
+from ..sampling.parts import Latent, each_of, row, shape_of
 from ..trainers.dataset import Dataset, Entry, entries_of, latents_of
 from ..trainers.methods import of_group
 from .checks import Asked, CheckedNode, at, is_empty
@@ -24,7 +25,7 @@ from .inputs import completed, number, schema
 from .rewards import REWARD
 from .training import CATEGORY as TRAINING
 from .training import NOTHING, TRAINER_ALIASES, TrainingNode, check_settings, config_of, outputs, run
-from .training_inputs import common_inputs, image_inputs, method_input, offload_input
+from .training_inputs import common_inputs, image_inputs, late_inputs, method_input
 
 CATEGORY = "model/preference/retort"
 ALIASES = ["retort", "preference", "dpo", "pick-a-pic", "taste", "rlhf", "pairs", "ranking"]
@@ -279,7 +280,7 @@ class RetortLabelPairs(CheckedNode):
         else:
             if images is None:
                 assert stored is not None
-                images = torch.cat([host.decode(vae, latent[None]) for latent in stored])
+                images = torch.cat([host.decode(vae, each_of(latent)[0][None]) for latent in stored])
             frames = _frames(items, len(images))
             asked = [words for words in prompts for _ in range(frames)]
             each = torch.tensor(_scores(reward, images, asked, batch_size), dtype=torch.float64)
@@ -290,8 +291,10 @@ class RetortLabelPairs(CheckedNode):
             for a, b, difference in preferences.ranked_pairs([scores[i] for i in rows], pairing, margin):
                 pair = {"prompt": words, "strength": None if reward is None else difference, "by": by}
                 judged.append((rows[a], rows[b], pair))
-        keep = preferences.keep_image if stored is None else preferences.keep_latent
-        files = {i: keep(folder, items[i]) for i in {i for a, b, _ in judged for i in (a, b)}}
+        files = {
+            i: preferences.keep_image(folder, each) if stored is None else preferences.keep_latent(folder, stored[i])
+            for i, each in ((i, items[i]) for i in {i for a, b, _ in judged for i in (a, b)})
+        }
         # Two candidates may be one picture, whose scores differ in the last bits.
         named = [{**pair, "winner": files[a], "loser": files[b]} for a, b, pair in judged if files[a] != files[b]]
         added = preferences.append(folder, named)
@@ -307,7 +310,7 @@ class RetortLabelPairs(CheckedNode):
 
 def _frames(items: Any, images: int) -> int:
     """Pictures of each candidate: 1, or the frames of a video."""
-    video = items[0].ndim == 4
+    video = each_of(items[0])[0].ndim == 4
     if images % len(items) or (images != len(items) and not video):
         raise ValueError(f"there are {images} images and {len(items)} latents: connect those of one batch")
     return images // len(items)
@@ -349,7 +352,7 @@ class RetortTrainPreference(TrainingNode):
                 method_input(of_group("preference")),
                 *common_inputs("my_preference", 500, 16, fake=False, prompts=False),
                 *image_inputs(),
-                offload_input(),
+                *late_inputs(),
             ],
             outputs=outputs(),
         )
@@ -387,9 +390,9 @@ def asked(given: dict[str, Any]) -> tuple[training.Request, list[str]]:
 
 def dataset(pairs: Preferences, clip: Any, vae: Any) -> tuple[Dataset, list[str]]:
     """(what is trained on, pairs that cannot be used); each prompt and picture is encoded once."""
-    known: dict[str, Tensor] = {}
+    known: dict[str, Latent] = {}
     texts: dict[str, Entry] = {}
-    rows: list[tuple[str, Tensor, Tensor, float]] = []
+    rows: list[tuple[str, Latent, Latent, float]] = []
     problems: list[str] = []
     progress = host.progress(max(1, len(pairs.pairs)))
     for done, pair in enumerate(pairs.pairs):
@@ -399,8 +402,8 @@ def dataset(pairs: Preferences, clip: Any, vae: Any) -> tuple[Dataset, list[str]
                 if name not in known:
                     known[name] = _latent(pairs.folder, name, vae)
             winner, loser = known[pair.winner], known[pair.loser]
-            if winner.shape != loser.shape:
-                raise ValueError(f"winner and loser differ in size, {tuple(winner.shape)} and {tuple(loser.shape)}")
+            if shape_of(winner) != shape_of(loser):
+                raise ValueError(f"winner and loser differ in size, {shape_of(winner)} and {shape_of(loser)}")
         except ValueError as error:
             problems.append(f"line {pair.line}: {error}")
             continue
@@ -416,10 +419,10 @@ def dataset(pairs: Preferences, clip: Any, vae: Any) -> tuple[Dataset, list[str]
     return Dataset(entries, prompts, empty, winners, None, losers, strengths), problems
 
 
-def _latent(folder: Path, name: str, vae: Any) -> Tensor:
+def _latent(folder: Path, name: str, vae: Any) -> Latent:
     if preferences.is_latent(name):
         return preferences.load_latent(inside(folder) / name)
     image = preferences.load_image(inside(folder) / name)
     if vae is None:
         raise ValueError("it is a pair of pictures, which a VAE encodes: connect `vae`")
-    return host.encode_images(vae, image[None])["samples"][0].float().clone()
+    return row(host.encode_images(vae, image[None])["samples"], 0)

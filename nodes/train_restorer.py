@@ -23,6 +23,7 @@ class RetortTrainRestorer(TrainingNode):
                 "Needs good pictures: it damages and encodes them itself. The model that comes in is the teacher; "
                 "begin at its one-step student with `start_from`, if there is one. Use the LoRA in Restore."
             ),
+            sound=False,
             aliases=["instarevive", "restoration", "super resolution", "upscale", "deblur", "denoise"],
             inputs=[
                 *(one for one in sources() if one.id != "latents"),

@@ -23,6 +23,7 @@ class RetortTrainReward(TrainingNode):
                 "gradient of a differentiable reward through the sampler, spo compares candidates of each step, "
                 "flow_grpo compares whole pictures (flow models); these two take any reward."
             ),
+            sound=False,
             aliases=[
                 "reward", "preference", "alignprop", "draft", "drtune", "spo", "grpo", "rlhf", "ddpo",
             ],

@@ -22,8 +22,8 @@ from .training_inputs import (
     SETTINGS,
     common_inputs,
     image_inputs,
+    late_inputs,
     method_input,
-    offload_input,
     sources,
     training_settings,
 )
@@ -52,14 +52,14 @@ def outputs() -> list:
     return [kind.Output(id=name, display_name=name, tooltip=tooltip) for kind, name, tooltip in OUTPUTS]
 
 
-def trainer_schema(inputs: list, aliases: Sequence[str], **facts: Any) -> io.Schema:
-    """The schema of a trainer with these inputs; facts: its id, name and description."""
+def trainer_schema(inputs: list, aliases: Sequence[str], sound: bool = True, **facts: Any) -> io.Schema:
+    """The schema of a trainer with these inputs; sound: whether it takes video with sound; facts: its id and texts."""
     return schema(
         category=CATEGORY,
         search_aliases=[*TRAINER_ALIASES, *aliases],
         is_input_list=True,
         is_output_node=True,
-        inputs=[*inputs, offload_input()],
+        inputs=[*inputs, *late_inputs(sound)],
         outputs=outputs(),
         **facts,
     )
@@ -296,6 +296,7 @@ class RetortFewShotAdapt(TrainingNode):
                 "Adapts a LoRA to about ten images: their style at fine detail, the model's own variety above it. A "
                 "directional loss keeps what the model can draw."
             ),
+            sound=False,
             aliases=["few shot", "style transfer", "ddc", "phasic"],
             inputs=[
                 *sources(),

@@ -13,7 +13,7 @@ from ..trainers.methods import METHODS
 from .inputs import file_input, inputs_of
 
 NOTHING = "none"
-# Of a run's inputs, which saved workflows count on. What came later stands behind: `image_inputs`, `offload_input`.
+# Of a run's inputs, which saved workflows count on. What came later stands behind: `image_inputs`, `late_inputs`.
 ORDER = (
     "prompts", "name", "steps", "batch_size", "learning_rate", "rank", "seed", "gradient_checkpointing",
     "preview_every", "previews", "accumulation", "noise_scale_target", "accumulation_cap", "decay", "warmup",
@@ -97,9 +97,10 @@ def image_inputs() -> list:
     return [one for one in inputs_of(TrainingConfig) if one.id in ("slow_repeats", "slow_after", "importance")]
 
 
-def offload_input() -> Any:
-    """Where the frozen base lies while it does not compute."""
-    return next(one for one in inputs_of(TrainingConfig) if one.id == "offload")
+def late_inputs(sound: bool = True) -> list:
+    """Where the frozen base lies while it does not compute, and what a video's sound counts, where a method asks."""
+    by_name = {one.id: one for one in inputs_of(TrainingConfig)}
+    return [by_name[name] for name in ("offload", *(["sound_weight"] if sound else []))]
 
 
 def training_settings(values: dict[str, Any]) -> dict[str, dict[str, Any]]:

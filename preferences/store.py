@@ -33,6 +33,7 @@ from ..files.growing import Folders, Growing, Shelf
 from ..files.pictures import decode_opaque, rounded
 from ..files.strangers import parse_line
 from ..sampling.accounts import seed_of
+from ..sampling.parts import Latent, each_of
 
 PAIRS = "pairs.jsonl"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -40,6 +41,7 @@ LATENT, KEY = ".safetensors", "latent"
 ENDINGS = (*FORMATS, LATENT)
 MOST_LINES, LINE_BYTES, PROMPT_LENGTH, NAME_LENGTH = 1_000_000, 65_536, 8192, 200
 PIXELS, NUMBERS, PICTURE_BYTES = 2**26, 2**28, 2**28
+MOST_PARTS = 8  # of a latent
 SHOWN = 20
 FOLDERS = ("images", "latents")  # folders of a set for its files
 BOOKS = 4  # sets that are kept in memory
@@ -281,9 +283,14 @@ def keep_image(folder: Path | Inside, image: Tensor) -> str:
     return keep_file(folder, buffer.getvalue(), ".png")
 
 
-def keep_latent(folder: Path | Inside, latent: Tensor) -> str:
-    """Store a latent (C, H, W) or (C, T, H, W); the name that its content has in the set."""
-    return keep_file(folder, tensors({KEY: latent.detach().float()}), LATENT)
+def keep_latent(folder: Path | Inside, latent: Latent) -> str:
+    """Store a latent (C, H, W) or (C, T, H, W), or all its parts; the name that its content has in the set."""
+    parts = {_key(number): part.detach().float() for number, part in enumerate(each_of(latent))}
+    return keep_file(folder, tensors(parts), LATENT)
+
+
+def _key(number: int) -> str:
+    return f"{KEY}_{number}" if number else KEY
 
 
 def keep_file(folder: Path | Inside, data: bytes, suffix: str) -> str:
@@ -314,19 +321,21 @@ def load_image(source: Path | Inside | bytes) -> Tensor:
         raise ValueError(f"{where} cannot be read: {error}") from error
 
 
-def load_latent(path: Path | Inside) -> Tensor:
-    """A latent (C, H, W) or (C, T, H, W). ValueError for a file that holds none."""
+def load_latent(path: Path | Inside) -> Latent:
+    """A latent (C, H, W) or (C, T, H, W), or its parts. ValueError for a file that holds none."""
     try:
         with safe_open(alone(path).checked(), "pt") as handle:
-            shape = handle.get_slice(KEY).get_shape()
-            if not (2 < len(shape) < 5 and 0 < math.prod(shape) <= NUMBERS):
-                raise ValueError(f"its shape {shape} is not that of a latent")
-            latent = handle.get_tensor(KEY).float()
+            names = [_key(number) for number in range(max(1, min(len(handle.keys()), MOST_PARTS)))]
+            for name in names:
+                shape = handle.get_slice(name).get_shape()
+                if not (2 < len(shape) < 5 and 0 < math.prod(shape) <= NUMBERS):
+                    raise ValueError(f"its shape {shape} is not that of a latent")
+            parts = tuple(handle.get_tensor(name).float() for name in names)
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"latent {path} cannot be read: {error}") from error
-    if not bool(torch.isfinite(latent).all()):
+    if not all(bool(torch.isfinite(part).all()) for part in parts):
         raise ValueError(f"latent {path} holds NaN or infinite numbers")
-    return latent
+    return parts if len(parts) > 1 else parts[0]
 
 
 def ranked_pairs(scores: Sequence[float], how: str, margin: float) -> list[tuple[int, int, float]]:

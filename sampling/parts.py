@@ -32,6 +32,33 @@ def parts_of(samples: Any) -> tuple[Tensor, ...]:
     return tuple(samples.unbind()) if samples.is_nested else (samples,)
 
 
+def shape_of(latent: Latent) -> Shape:
+    """The shape of one latent (C, ...), or of its parts."""
+    return tuple(latent.shape) if isinstance(latent, Tensor) else tuple(tuple(part.shape) for part in latent)
+
+
+def several(shape: Shape) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the parts of a latent of several, none of one that is a tensor."""
+    return tuple(part for part in shape if isinstance(part, tuple))
+
+
+def first_of(shape: Shape) -> tuple[int, ...]:
+    """The shape of a latent's first part: of video with sound, the video's."""
+    parts = several(shape)
+    return parts[0] if parts else tuple(n for n in shape if isinstance(n, int))
+
+
+def each_of(latent: Latent) -> tuple[Tensor, ...]:
+    """The parts (C, ...) of one latent, which a tensor is itself."""
+    return (latent,) if isinstance(latent, Tensor) else latent
+
+
+def row(samples: Any, number: int) -> Latent:
+    """One latent of a LATENT's samples (B, C, ...), fp32, in memory of its own."""
+    parts = tuple(part[number].float().clone() for part in parts_of(samples))
+    return parts if len(parts) > 1 else parts[0]
+
+
 def own_level(sigma: Tensor, gain: float) -> Tensor:
     """The level (B,) of a part that is carried `gain` times larger on a flow's level sigma (B,)."""
     return sigma if gain == 1 else sigma / (sigma + gain * (1 - sigma))

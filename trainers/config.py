@@ -139,6 +139,14 @@ class TrainingConfig(Settings):
         "gradient_checkpointing. Results are the same to the bit, and a run may go on with another value.",
     )
 
+    sound_weight: float = setting(
+        1.0, 0, 1000, step=0.1, advanced=True,
+        help="Video with sound: how much the sound's mean error counts beside the video's. Else it has no meaning.",
+        page="Video with sound (LTX-2, MiniMax-H3): how much the mean error of the sound counts beside the video's. 0 "
+        "trains the video alone, as if the sound had no error. It has no meaning for other latents.",
+        remedy="1 counts both alike, 0 trains the video alone",
+    )
+
     def check(self) -> None:
         """See the base."""
         self._check_offload()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..sampling.parts import WHOLE, Parts, Shape
 from .denoiser import Denoiser
 from .objectives.parts.contract import DEGRADED, Batch, Cond, Draws
 
@@ -24,7 +25,8 @@ class Data:
     scale; shape: of the latents where there are none. unconds: the empty prompt for each shape, for models that are
     told the size; uncond for all others. pairs: teacher pairs, see `trainers.pairs`. columns: further tensors, one for
     each sample, alike within a shape. pictures: bytes (H, W, 3) behind each latent, which `degrade` makes the column
-    "degraded" of, anew for every batch. Raises ValueError when the counts differ or there is no sample.
+    "degraded" of, anew for every batch. parts: of what each latent, then (1, N), is packed; none where latents are
+    single tensors. Raises ValueError when the counts differ or there is no sample.
     """
 
     conds: Sequence[Cond]
@@ -32,11 +34,12 @@ class Data:
     uncond: Cond = None
     latents: Sequence[Tensor] | None = None
     shape: tuple[int, ...] | None = None
-    unconds: dict[tuple[int, ...], Cond] = field(default_factory=dict)
+    unconds: dict[Shape, Cond] = field(default_factory=dict)
     pairs: dict[str, list[Tensor]] = field(default_factory=dict)
     columns: dict[str, Sequence[Tensor]] = field(default_factory=dict)
     pictures: Sequence[Tensor] | None = None
     degrade: Degrade | None = None
+    parts: Sequence[Parts] = ()
 
     def __post_init__(self) -> None:
         n = len(self.conds)
@@ -46,6 +49,8 @@ class Data:
             raise ValueError(
                 f"there are {len(self.latents)} latents and {n} prompts; give one prompt for each, or one for all"
             )
+        if self.parts and len(self.parts) != n:
+            raise ValueError(f"the parts of {len(self.parts)} latents are known, and there are {n} prompts")
         if self.latents is None and self.shape is None:
             raise ValueError("without images the size of the latents must be given: connect an empty latent")
         if self.latents is not None:
@@ -68,9 +73,9 @@ class Data:
 
     def repeat(self, counts: Sequence[int]) -> None:
         """Let sample i come counts[i] times a lap."""
-        self._buckets: dict[tuple[int, ...], list[int]] = {}
+        self._buckets: dict[Shape, list[int]] = {}
         for i, count in enumerate(counts):
-            self._buckets.setdefault(self.shape_of(i), []).extend([i] * count)
+            self._buckets.setdefault(self.kind_of(i), []).extend([i] * count)
 
     def shape_of(self, index: int) -> tuple[int, ...]:
         """Shape of a sample's latent."""
@@ -79,11 +84,19 @@ class Data:
             return tuple(self.shape)
         return tuple(self.latents[index].shape)
 
-    def without(self, denoiser: Denoiser, shape: tuple[int, ...], count: int) -> Cond:
-        """The empty prompt for `count` samples of a shape, None where there is none."""
+    def parts_of(self, index: int) -> Parts:
+        """How a sample's latent is made up."""
+        return self.parts[index] if self.parts else WHOLE
+
+    def kind_of(self, index: int) -> Shape:
+        """The shape of a sample's latent, or of its parts: samples of one kind share batches."""
+        return self.parts_of(index).shapes or self.shape_of(index)
+
+    def without(self, denoiser: Denoiser, kind: Shape, count: int) -> Cond:
+        """The empty prompt for `count` samples of a kind, None where there is none."""
         if self.uncond is None:
             return None
-        return denoiser.join([self.unconds.get(shape, self.uncond)] * count)
+        return denoiser.join([self.unconds.get(kind, self.uncond)] * count)
 
     def start(self, rows: Sequence[int], draws: Draws, name: str) -> Tensor:
         """What samples `rows` are made from (B, C, ...): degraded latents where there are pictures, else unit noise."""
@@ -117,7 +130,7 @@ class Data:
         """All samples of the shape whose turn it is, one that is repeated as often as that."""
         return self._buckets[self._turn(position, size, seed)[0]]
 
-    def _turn(self, position: int, size: int, seed: int) -> tuple[tuple[int, ...], int, int]:
+    def _turn(self, position: int, size: int, seed: int) -> tuple[Shape, int, int]:
         """(shape, lap, which group of that shape in the lap) at a position."""
         counts = {shape: -(-len(rows) // size) for shape, rows in self._buckets.items()}
         each = sum(counts.values())
@@ -130,7 +143,7 @@ class Data:
             chosen -= count
         raise AssertionError("a group beyond the last")
 
-    def _permuted(self, rows: list[int], seed: int, lap: int, shape: tuple[int, ...]) -> list[int]:
+    def _permuted(self, rows: list[int], seed: int, lap: int, shape: Shape) -> list[int]:
         order = torch.randperm(len(rows), generator=self._generator(seed, lap, shape)).tolist()
         return [rows[i] for i in order]
 
@@ -149,7 +162,7 @@ class Data:
         prompts = [self.prompts[i] for i in rows] if self.prompts else []
         if dropout:
             dropped = (draws.uniform("prompt dropout") < dropout).tolist()
-            empty = self.unconds.get(self.shape_of(rows[0]), self.uncond)
+            empty = self.unconds.get(self.kind_of(rows[0]), self.uncond)
             conds = [empty if drop else cond for drop, cond in zip(dropped, conds, strict=True)]
             prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)] if prompts else []
         columns = {
@@ -169,8 +182,9 @@ class Data:
             draws=draws,
             shape=self.shape_of(rows[0]),
             cond=denoiser.join(conds),
-            uncond=self.without(denoiser, self.shape_of(rows[0]), len(rows)),
+            uncond=self.without(denoiser, self.kind_of(rows[0]), len(rows)),
             latents=None if self.latents is None else torch.stack([self.latents[i] for i in rows]).float().to(device),
             prompts=tuple(prompts),
             columns=columns,
+            parts=self.parts_of(rows[0]),
         )

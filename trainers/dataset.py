@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..files.atomic import refuse_types, tensors, write_atomically
 from ..files.folder import Inside, alone
 from ..files.strangers import parse
+from ..sampling.parts import Latent, Shape, each_of, parts_of, row, several, shape_of
 
 FORMAT = 1
 MOST = 1_000_000
@@ -30,19 +31,19 @@ NO_SIZE = "the size of the pictures is not known: connect an empty latent of tha
 class Dataset:
     """Prompts with their encodings, latents as a VAE stores them, and the empty prompt.
 
-    entries: one for each prompt. latents: each (C, H, W) or (C, T, H, W), or None; then shape is that of the latents to
-    be made. A single entry serves all latents. losers: of pairs whose winners are the latents, of the same shapes;
-    strengths: how much better each winner is, infinite where that is certain. pictures: what the latents were encoded
-    from, each (H, W, 3) of whole 255ths, for methods that degrade and encode them anew. Raises ValueError when there is
-    nothing to train on or counts differ.
+    entries: one for each prompt. latents: each (C, H, W) or (C, T, H, W), or its parts, or None; then shape is that of
+    the latents to be made. A single entry serves all latents. losers: of pairs whose winners are the latents, of the
+    same shapes; strengths: how much better each winner is, infinite where that is certain. pictures: what the latents
+    were encoded from, each (H, W, 3) of whole 255ths, for methods that degrade and encode them anew. Raises ValueError
+    when there is nothing to train on or counts differ.
     """
 
     entries: list[Entry]
     prompts: list[str]
     negative: Entry | None = None
-    latents: list[Tensor] | None = None
-    shape: tuple[int, ...] | None = None
-    losers: list[Tensor] | None = None
+    latents: Sequence[Latent] | None = None
+    shape: Shape | None = None
+    losers: Sequence[Latent] | None = None
     strengths: list[float] | None = None
     pictures: list[Tensor] | None = None
 
@@ -65,8 +66,8 @@ class Dataset:
         elif self.shape is None:
             raise ValueError(NO_SIZE)
         if self.losers is not None:
-            shapes = [t.shape for t in self.latents or []]
-            if [t.shape for t in self.losers] != shapes or len(self.strengths or []) != len(shapes):
+            shapes = [shape_of(t) for t in self.latents or []]
+            if [shape_of(t) for t in self.losers] != shapes or len(self.strengths or []) != len(shapes):
                 raise ValueError("a pair is a winner, a loser of the same size, and a strength: these do not match")
         if self.pictures is not None:
             if len(self.pictures) != len(self.latents or []):
@@ -96,10 +97,12 @@ class Dataset:
                         f"the conditioning holds {name!r} ({type(value).__name__}), which cannot be written to a job: "
                         "use plain text encodings, or train in the node"
                     )
-        for i, latent in enumerate(self.latents or []):
-            flat[f"latent/{i}"] = latent
-        for i, latent in enumerate(self.losers or []):
-            flat[f"loser/{i}"] = latent
+        for kind, latents in (("latent", self.latents), ("loser", self.losers)):
+            for i, latent in enumerate(latents or []):
+                if isinstance(latent, Tensor):
+                    flat[f"{kind}/{i}"] = latent
+                else:
+                    flat |= {f"{kind}/{i}/{number}": part for number, part in enumerate(latent)}
         for i, picture in enumerate(self.pictures or []):
             flat[f"picture/{i}"] = picture
         if self.strengths is not None:
@@ -147,19 +150,20 @@ class Dataset:
             made = {number: entry(number) for number in dict.fromkeys(header["entries"])}
             count = header["latents"]
             shape = header["shape"]
-            if shape is not None and not (
-                2 < len(shape) < 5 and all(isinstance(n, int) and n > 0 for n in shape) and math.prod(shape) < 2**31
-            ):
-                raise ValueError(f"shape {shape!r:.60} is not that of a latent")
+            if shape is not None:
+                shape = tuple(tuple(n) if isinstance(n, list) else n for n in shape)
+                parts = several(shape)
+                if len(parts) not in (0, len(shape)) or not all(map(_is_shape, parts or [shape])):
+                    raise ValueError(f"shape {shape!r:.60} is not that of a latent")
             if count is not None and not 0 < int(count) <= MOST:
                 raise ValueError(f"{count!r:.60} latents")
             return cls(
                 [made[n] for n in header["entries"]],
                 [str(p) for p in header["prompts"]],
                 None if header["negative"] is None else entry(header["negative"]),
-                None if count is None else [flat[f"latent/{i}"] for i in range(int(count))],
-                None if shape is None else tuple(shape),
-                [flat[f"loser/{i}"] for i in range(int(count))] if header.get("losers") else None,
+                None if count is None else [_latent(flat, f"latent/{i}") for i in range(int(count))],
+                shape,
+                [_latent(flat, f"loser/{i}") for i in range(int(count))] if header.get("losers") else None,
                 flat["strengths"].tolist() if header.get("losers") else None,
                 [flat[f"picture/{i}"] for i in range(int(count))] if header.get("pictures") else None,
             )
@@ -167,6 +171,22 @@ class Dataset:
             raise ValueError(
                 f"data set {path} is damaged ({type(error).__name__}: {error}); write the job anew"
             ) from error
+
+
+def _is_shape(shape: Sequence[Any]) -> bool:
+    whole = all(isinstance(n, int) and n > 0 for n in shape)
+    return 2 < len(shape) < 5 and whole and math.prod(shape) < 2**31
+
+
+def _latent(flat: Mapping[str, Tensor], name: str) -> Latent:
+    if name in flat:
+        return flat[name]
+    count = 0
+    while f"{name}/{count}" in flat:
+        count += 1
+    if count < 2:
+        raise KeyError(name)
+    return tuple(flat[f"{name}/{number}"] for number in range(count))
 
 
 def refuse_missing(method: str, *, images: bool, empty: bool) -> None:
@@ -200,24 +220,23 @@ def entries_of(conditionings: Sequence[Any], where: str) -> list[Entry]:
 def one_for_each(conditionings: list[Any], latents: Sequence[dict[str, Any]]) -> list[Any]:
     """Conditionings apart: core's Resolution Bucket puts those of a batch of latents into one, an entry for each."""
     if len(conditionings) == len(latents) and all(
-        len(conditioning) == len(latent["samples"]) for conditioning, latent in zip(conditionings, latents, strict=True)
+        len(conditioning) == len(parts_of(latent["samples"])[0])
+        for conditioning, latent in zip(conditionings, latents, strict=True)
     ):
         return [[entry] for conditioning in conditionings for entry in conditioning]
     return conditionings
 
 
-def latents_of(given: Sequence[dict[str, Any]]) -> tuple[list[Tensor] | None, tuple[int, ...] | None]:
+def latents_of(given: Sequence[dict[str, Any]]) -> tuple[list[Latent] | None, Shape | None]:
     """(latents, shape) of LATENTs: single pictures, or only a size when all are empty. ValueError for masked ones."""
-    rows: list[Tensor] = []
+    rows: list[Latent] = []
     for i, latent in enumerate(given):
         if "noise_mask" in latent:
             raise ValueError(f"latent {i} has a mask, which training would ignore: take it off")
         samples = latent["samples"]
-        if not isinstance(samples, Tensor) or samples.is_nested:
-            raise ValueError(f"latent {i} holds several tensors (video with sound): training takes pictures or video")
-        rows += [row.clone() for row in samples.float()]
+        rows += [row(samples, number) for number in range(len(parts_of(samples)[0]))]
     if not rows:
         return None, None
-    if not any(bool(torch.count_nonzero(row)) for row in rows):
-        return None, tuple(rows[0].shape)
+    if not any(bool(torch.count_nonzero(part)) for latent in rows for part in each_of(latent)):
+        return None, shape_of(rows[0])
     return rows, None

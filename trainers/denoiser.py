@@ -39,12 +39,14 @@ class Denoiser:
     compute: precision of the network's arithmetic (autocast); None leaves it as the network is. most_places: the
     largest call, in samples times places of a latent, that others may join; 0 lets none. keeps_graphs: whether memory
     was counted with graphs that wait, None where nobody has counted. host_inputs: keeps in host memory what autograd
-    needs of a call.
+    needs of a call. gains: how many times larger each part of a latent of several is carried, see `sampling.parts`;
+    none where all are carried as they are.
     """
 
     most_places = MOST_PLACES
     keeps_graphs: bool | None = None
     host_inputs: HostInputs | None = None
+    gains: tuple[float, ...] = ()
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ from .dataset import refuse_missing
 from .denoiser import Denoiser
 from .host_inputs import HostInputs
 from .objectives.parts.contract import Batch, Loss, Objective, swapped
+from .objectives.parts.registry import METHODS
 from .order import Order
 from .origin import recognise
 from .planning import Forecast, Truth
@@ -89,6 +90,12 @@ class Trainer:
         self._check_data()
 
     def _check_data(self) -> None:
+        if self.data.parts and not self.objective.of_parts:
+            able = ", ".join(name for name, method in METHODS.items() if method.objective.of_parts)
+            raise ValueError(
+                f"{self.objective.name} learns from latents of one tensor, and these hold several (video with sound): "
+                f"choose one of {able}, or connect the video's latents alone"
+            )
         refuse_missing(
             self.objective.name,
             images=self.objective.needs_latents and self.data.latents is None,

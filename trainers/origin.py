@@ -14,6 +14,7 @@ from torch import Tensor
 from ..files.atomic import write_json
 from ..files.folder import Inside, inside
 from ..files.strangers import read_json
+from ..sampling.parts import Latent
 from .dataset import Dataset
 from .export import weights_hash
 
@@ -41,12 +42,17 @@ def data_origin(dataset: Dataset, start: dict[str, Tensor] | None) -> dict[str, 
     return {
         "prompts": [marked[id(tokens)] for tokens, _ in dataset.entries],
         "negative": None if dataset.negative is None else mark(dataset.negative[0]),
-        "latents": None if dataset.latents is None else [mark(latent) for latent in dataset.latents],
-        "losers": None if dataset.losers is None else [mark(latent) for latent in dataset.losers],
+        "latents": None if dataset.latents is None else [marks(latent) for latent in dataset.latents],
+        "losers": None if dataset.losers is None else [marks(latent) for latent in dataset.losers],
         "strengths": dataset.strengths,
         "size": None if dataset.shape is None or dataset.latents is not None else list(dataset.shape),
         "start_from": None if start is None else weights_hash(start),
     }
+
+
+def marks(latent: Latent) -> list:
+    """The mark of a latent, or those of its parts."""
+    return mark(latent) if isinstance(latent, Tensor) else [mark(part) for part in latent]
 
 
 def mark(tensor: Tensor) -> list:

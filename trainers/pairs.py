@@ -59,9 +59,9 @@ def make(
     parts: dict[str, list[Tensor]] = {"noise": [], "target": []}
     begin = end = 0
     while begin < total:
-        shape = data.shape_of(begin // each)
+        shape, kind = data.shape_of(begin // each), data.kind_of(begin // each)
         # A batch is of one size.
-        while end < min(total, begin + batch_size) and data.shape_of(end // each) == shape:
+        while end < min(total, begin + batch_size) and data.kind_of(end // each) == kind:
             end += 1
         places = tuple(range(begin, end))
         path = kept / f"{begin:07d}.safetensors"
@@ -77,7 +77,7 @@ def make(
             watcher.check()
             noise = Draws(seed, -1, places, denoiser.device).normal("pair", shape)
             cond = denoiser.join([data.conds[place // each] for place in places])
-            uncond = data.without(denoiser, shape, len(places))
+            uncond = data.without(denoiser, kind, len(places))
             target = maker.make_pairs(noise, cond, uncond)
             found = {"noise": noise.half(), "target": target.half()}
             write_atomically(path, tensors(found))

@@ -20,8 +20,8 @@ FRAMES = 4
 def rows_of(data: Data, settings: TrainingConfig) -> list[int]:
     """The samples that a preview shows: the first ones of one size, from the beginning again where there are few."""
     rows = [i % len(data) for i in range(settings.previews)]
-    shape = data.shape_of(rows[0])
-    return [i for i in rows if data.shape_of(i) == shape]
+    kind = data.kind_of(rows[0])
+    return [i for i in rows if data.kind_of(i) == kind]
 
 
 @torch.no_grad()
@@ -32,15 +32,16 @@ def draw(
     FRAMES of each for videos, whose frames `decode` gives one after another.
     """
     rows = rows_of(data, settings)
-    shape = data.shape_of(rows[0])
+    kind, parts = data.kind_of(rows[0]), data.parts_of(rows[0])
     pictures = []
     with denoiser.adapter(objective.players["student"].adapter), without_dropout(denoiser.network):
         for begin in range(0, len(rows), settings.batch_size):
             part = rows[begin : begin + settings.batch_size]
             draws = Draws(settings.seed, -2, tuple(range(begin, begin + len(part))), denoiser.device)
             cond = denoiser.join([data.conds[i] for i in part])
-            uncond = data.without(denoiser, shape, len(part))
-            images = decode(objective.sample(data.start(part, draws, "preview"), cond, uncond)).cpu()
+            uncond = data.without(denoiser, kind, len(part))
+            made = objective.sample(data.start(part, draws, "preview"), cond, uncond)
+            images = decode(parts.first(made)).cpu()
             frames = images.unflatten(0, (len(part), -1))
             if frames.shape[1] > FRAMES:
                 frames = frames[:, torch.linspace(0, frames.shape[1] - 1, FRAMES).round().long()]

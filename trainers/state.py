@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -73,7 +74,7 @@ def _known(
         refuse_types(flat)
         before = parse(metadata["config"].encode())
         counters = _counters(parse(metadata["counters"].encode(), finite=False))
-        changed = [] if config is None else differences(before, config.to_json())
+        changed = [] if config is None else differences(_completed(before, config), config.to_json())
     except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}); start anew under another name"
@@ -181,3 +182,13 @@ def restore(mine: Mapping[str, Tensor], saved: Mapping[str, Tensor], what: str) 
             )
         with torch.no_grad():
             tensor.copy_(saved[name])
+
+
+def _completed(before: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
+    """A run's settings with the defaults of those that it was started before there were."""
+    found = dict(before)
+    for name in ("objective", "training", "lora"):
+        fields = dataclasses.fields(getattr(config, name))
+        defaults = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+        found[name] = {**defaults, **before[name]}
+    return found

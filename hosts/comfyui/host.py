@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...models.loader import FOLDER
 from ...restoration.hidden import filled
-from ...sampling.parts import Parts, parts_of
+from ...sampling.parts import Parts, Shape, parts_of, row, shape_of
 from ...sampling.path import NoisePath
 from ...trainers import export, sources
 from ...trainers.dataset import Dataset, Entry
@@ -222,8 +222,9 @@ class ComfyUI(Host):
     def training_session(self) -> AbstractContextManager[None]:
         return training.training_session()
 
-    def empty_latent_shape(self, model: MODEL, samples: Tensor) -> tuple[int, ...]:
-        return tuple(comfy.sample.fix_empty_latent_channels(model, torch.zeros_like(samples)).shape[1:])
+    def empty_latent_shape(self, model: MODEL, samples: Any) -> Shape:
+        empty = self.nested([torch.zeros_like(part) for part in parts_of(samples)])
+        return shape_of(row(comfy.sample.fix_empty_latent_channels(model, empty), 0))
 
     def output_change(self, model: MODEL, path: Path, dataset: Dataset) -> float:
         return training.output_change(model, path, dataset)

@@ -27,6 +27,20 @@ def shapes_of(parts: Parts) -> list[torch.Size] | None:
     return [torch.Size((1, *shape)) for shape in parts.shapes] or None
 
 
+def gains(model: Any) -> tuple[float, ...]:
+    """How many times larger a BaseModel carries each part of a latent than it is, see `sampling.parts`."""
+    return (1.0, float(model.model_sampling.audio_scale)) if isinstance(model, MiniMaxH3) else ()
+
+
+def refuse_alone(model: Any, parts: Parts) -> None:
+    """ValueError for latents without the sound that a BaseModel's network cannot do without."""
+    if isinstance(model, MiniMaxH3) and len(parts.shapes) < 2:
+        raise ValueError(
+            "latents: MiniMax-H3 makes video and sound together, and these latents are of one tensor: connect latents "
+            "that hold both, as Empty MiniMax H3 AV Latent makes them"
+        )
+
+
 def one_at_a_time(model: Any) -> bool:
     """Whether a BaseModel's network takes no more than one latent in a call."""
     return isinstance(model, MiniMaxH3)

@@ -22,6 +22,7 @@ from comfy.patcher_extension import WrappersMP
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...sampling.parts import WHOLE, Parts, several
 from ...trainers.dataset import Dataset
 from ...trainers.export import weights_hash
 from ...trainers.weightless import bare
@@ -34,6 +35,7 @@ from .coordinates import path_of, prediction_of
 from .exact import exact_layers
 from .in_place import keep_inputs
 from .own_network import linear_kinds, load_sparingly, own_network, set_precision
+from .parts import gains, one_at_a_time, packed, refuse_alone, shapes_of
 
 # The Stability metadata convention's names; others are called as ComfyUI calls them.
 ARCHITECTURES = {
@@ -63,6 +65,7 @@ class ComfyDenoiser(HostDenoiser):
             None,
             linear_kinds(network),
         )
+        self.gains = gains(self._model)
         self.names = LoraNames.of_published(network)
         # An outline's weights have no numbers.
         self.base_hash = "" if bare(network) else weights_hash(network.state_dict())
@@ -86,18 +89,20 @@ class ComfyDenoiser(HostDenoiser):
         return self._model.apply_model(x, sigma, transformer_options={**self._options, "sigmas": sigma}, **conds)
 
     @torch.no_grad()
-    def encode(self, conditioning: Any, shape: Sequence[int], input: str = "positive") -> Conds:
+    def encode(self, conditioning: Any, shape: Sequence[int], input: str = "positive", parts: Parts = WHOLE) -> Conds:
         """What the network is told of one CONDITIONING for latents of a shape (1, C, H, W) or with T, on the CPU.
 
-        ValueError, naming the node's `input`, for one that is more than one plain prompt.
+        See the base.
         """
+        refuse_alone(self._model, parts)
         tokens, extra = conditions.single(conditioning, input)
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), packed(self._model, parts):
             empty = torch.zeros(*shape, device=self.device)
             entry = comfy.sampler_helpers.convert_cond([[_moved(tokens, None), _moved(extra, None)]])
             made = comfy.samplers.encode_model_conds(
                 self._model.extra_conds, entry, empty, self.device, "positive",
-                latent_image=empty, denoise_mask=None, seed=0, latent_shapes=[empty.shape],
+                latent_image=empty, denoise_mask=None, seed=0,
+                latent_shapes=shapes_of(parts) or [empty.shape],
             )[0]["model_conds"]  # fmt: skip
             whole = {name: cond.process_cond(batch_size=1, area=None) for name, cond in made.items()}
             return {name: type(cond)(_moved(cond.cond, torch.device("cpu"))) for name, cond in whole.items()}
@@ -109,11 +114,15 @@ class ComfyDenoiser(HostDenoiser):
             joined = {name: first.concat([cond[name] for cond in group[1:]]) for name, first in group[0].items()}
             return {name: _moved(value, self.device) for name, value in joined.items()}
 
-        return conditions.join(conds, comfy.samplers.cond_equal_size, merged)
+        fits = never if one_at_a_time(self._model) else comfy.samplers.cond_equal_size
+        return conditions.join(conds, fits, merged)
 
-    def latents_in(self, samples: Tensor) -> Tensor:
-        """Stored LATENT samples (B, C, ...) in the network's scale, fp32 on the CPU; ValueError for other channels."""
-        return work.process_in(self._model, samples)
+    def latents_in(self, samples: Tensor, parts: Parts = WHOLE) -> Tensor:
+        """See the base."""
+        if not parts.shapes:
+            return work.process_in(self._model, samples)
+        with torch.inference_mode(False), packed(self._model, parts):
+            return self._model.process_latent_in(samples.detach().clone().float().cpu())
 
     def latents_out(self, x0: Tensor) -> Tensor:
         """Network latents as a LATENT stores them, fp32, with gradients where there are any."""
@@ -140,6 +149,11 @@ class ComfyDenoiser(HostDenoiser):
         del self.network, self.adapters, self.schedule, self._model, self._patcher
         gc.collect()
         comfy.model_management.soft_empty_cache()
+
+
+def never(*_: Any) -> bool:
+    """Whether two conditions may share a call of a network that takes one latent at a time."""
+    return False
 
 
 def fixed_attention(_, *args, **kwargs):
@@ -229,7 +243,10 @@ def output_change(model, path: Path, dataset: Dataset) -> float:
             f"ComfyUI reads all but {len(unread)} of the {len(lora)} tensors in {path}, not {min(unread)}: leave such "
             "layers out with `exclude`"
         )
-    noise = torch.randn(1, *shape_of(dataset), generator=torch.Generator().manual_seed(0))
+    shape = shape_of(dataset)
+    parts = Parts(several(shape))
+    drawn = [torch.randn(1, *part, generator=torch.Generator().manual_seed(0)) for part in parts.shapes or [shape]]
+    noise = parts.pack(drawn)
     outputs = []
     with torch.inference_mode(False), torch.no_grad():
         for one in (model, comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]):
@@ -239,7 +256,7 @@ def output_change(model, path: Path, dataset: Dataset) -> float:
             denoiser = ComfyDenoiser(patcher)
             levels = denoiser.schedule.sigmas
             sigma = levels[len(levels) // 2].to(denoiser.device).view(1)
-            cond = denoiser.join([denoiser.encode([list(dataset.entries[0])], noise.shape)])
+            cond = denoiser.join([denoiser.encode([list(dataset.entries[0])], noise.shape, parts=parts)])
             x = denoiser.path.unit_start(sigma, noise.to(denoiser.device))
             outputs.append(denoiser.predict_x0(x, sigma, cond).cpu())
             denoiser.release()

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...sampling.parts import WHOLE, Parts, first_of
 from ...trainers.dataset import Dataset
 from ...trainers.export import weights_hash
 from ...trainers.offload import forget_unused
@@ -66,11 +67,16 @@ class HeadlessDenoiser(HostDenoiser):
         return self.parametrisation.x0(raw, x, sigma)
 
     @torch.no_grad()
-    def encode(self, conditioning: Conditioning, shape: Sequence[int], input: str = "positive") -> Keywords:
+    def encode(
+        self, conditioning: Conditioning, shape: Sequence[int], input: str = "positive", parts: Parts = WHOLE
+    ) -> Keywords:
         """What the network is told of one CONDITIONING for latents of a shape (1, C, H, W), on the CPU.
 
-        ValueError, naming the node's `input`, for one that is more than one plain prompt.
+        ValueError, naming the node's `input`, for one that is more than one plain prompt, and for latents of several
+        parts.
         """
+        if parts.shapes:
+            raise ValueError("the latents hold several tensors (video with sound), which are trained in ComfyUI alone")
         tokens, extra = conditions.single(conditioning, input)
         with torch.inference_mode(False):
             made = self._made.conditions(tokens, extra, torch.Size(shape))
@@ -97,7 +103,7 @@ class HeadlessDenoiser(HostDenoiser):
             out[name] = torch.cat(values).to(self.device)
         return out
 
-    def latents_in(self, samples: Tensor) -> Tensor:
+    def latents_in(self, samples: Tensor, parts: Parts = WHOLE) -> Tensor:
         """Stored LATENT samples (B, C, H, W) in the network's scale, fp32 on the CPU; ValueError for other channels."""
         return work.latents_in(self.model, samples)
 
@@ -129,7 +135,8 @@ def training_session() -> Iterator[None]:
 @torch.no_grad()
 def output_change(model: Model, path: Path, dataset: Dataset) -> float:
     """See `hosts.contract`."""
-    x = torch.randn(1, *shape_of(dataset), generator=torch.Generator().manual_seed(0)).to(model.network.device)
+    shape = first_of(shape_of(dataset))
+    x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(model.network.device)
     levels = model.schedule.sigmas
     sigma = levels[len(levels) // 2].to(x).view(1)
     outputs = []

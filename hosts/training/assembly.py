@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from ...models.layouts.lora_names import Note
 from ...restoration.perceptual import feature_distance
 from ...rewards.contract import Reward
 from ...rewards.scoring import score
+from ...sampling.parts import Latent, Parts, Shape, each_of, first_of, several, shape_of
 from ...trainers.adapters import LoraConfig
 from ...trainers.config import RunConfig
 from ...trainers.data import Data
@@ -55,15 +57,30 @@ def add_adapters(
         denoiser.adapters.load_lora("student", denoiser.from_file(start, note))
 
 
-def encode(denoiser: HostDenoiser, dataset: Dataset) -> Data:
-    """The data set as the network takes it; equal prompts of equal size are encoded once."""
-    shapes: list[Any] = [tuple(t.shape) for t in dataset.latents] if dataset.latents is not None else [dataset.shape]
-    known: dict[tuple[int, Any], Any] = {}
+def encode(denoiser: HostDenoiser, dataset: Dataset, sound_weight: float = 1.0) -> Data:
+    """The data set as the network takes it; equal prompts of equal size are encoded once.
 
-    def cond(entry: Entry, shape: Any, input: str = "positive") -> Any:
+    Latents of several parts are packed; sound_weight: of all but the first of them.
+    """
+    shapes: list[Shape] = [dataset.shape or ()] if dataset.latents is None else [shape_of(t) for t in dataset.latents]
+    known: dict[tuple[int, Shape], Any] = {}
+
+    def made_up(shape: Shape) -> Parts:
+        parts = several(shape)
+        return Parts(parts, (1.0, *[sound_weight] * (len(parts) - 1)) if parts else (), denoiser.gains if parts else ())
+
+    def whole(shape: Shape) -> tuple[int, ...]:
+        parts = several(shape)
+        return (1, sum(map(math.prod, parts))) if parts else first_of(shape)
+
+    def stored(latent: Latent) -> Tensor:
+        parts = made_up(shape_of(latent))
+        return denoiser.latents_in(parts.pack([part[None] for part in each_of(latent)]), parts)[0]
+
+    def cond(entry: Entry, shape: Shape, input: str = "positive") -> Any:
         key = (id(entry[0]), shape)
         if key not in known:
-            known[key] = denoiser.encode([list(entry)], (1, *shape), input)
+            known[key] = denoiser.encode([list(entry)], (1, *whole(shape)), input, made_up(shape))
         return known[key]
 
     each = shapes if dataset.latents is not None else shapes * len(dataset.entries)
@@ -74,15 +91,16 @@ def encode(denoiser: HostDenoiser, dataset: Dataset) -> Data:
         unconds={}
         if dataset.negative is None
         else {s: cond(dataset.negative, s, "negative") for s in dict.fromkeys(shapes)},
-        latents=None if dataset.latents is None else [denoiser.latents_in(t[None])[0] for t in dataset.latents],
-        shape=dataset.shape,
+        latents=None if dataset.latents is None else [stored(latent) for latent in dataset.latents],
+        shape=None if dataset.shape is None else whole(dataset.shape),
         pictures=dataset.pictures,
         columns={}
         if dataset.losers is None
         else {
-            LOSER: [denoiser.latents_in(t[None])[0] for t in dataset.losers],
+            LOSER: [stored(latent) for latent in dataset.losers],
             STRENGTH: [torch.tensor(s) for s in dataset.strengths or []],
         },
+        parts=[made_up(shape) for shape in each] if several(shapes[0]) else (),
     )
 
 
@@ -103,6 +121,7 @@ class Assembly:
         start: dict[str, Tensor] | None = None,
     ):
         self._host, self._denoiser, self._vae = host, denoiser, vae
+        self._sound_weight = config.training.sound_weight
         kind = METHODS[config.method].objective
         self._network = kind.feature_network(config.objective)
         self._gradients = self._network is not None or (kind.rewards == "differentiable" and any(rewards))
@@ -118,7 +137,7 @@ class Assembly:
 
     def data(self, dataset: Dataset) -> Data:
         """The data as the network takes them, with their damage where the method learns from damaged pictures."""
-        data = encode(self._denoiser, dataset)
+        data = encode(self._denoiser, dataset, self._sound_weight)
         if "pictures" in self.objective.needs:
             if data.pictures is None or self._vae is None:
                 raise ValueError(

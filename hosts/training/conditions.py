@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...sampling import parts
 from ...trainers.dataset import Dataset
 
 
@@ -89,9 +90,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def shape_of(dataset: Dataset) -> tuple[int, ...]:
-    """Shape (C, H, W) or (C, T, H, W) of a data set's first latent, or of those to be made."""
+def shape_of(dataset: Dataset) -> parts.Shape:
+    """Shape (C, H, W) or (C, T, H, W) of a data set's first latent, or of those to be made; or of their parts."""
     if dataset.latents is not None:
-        return tuple(dataset.latents[0].shape)
+        return parts.shape_of(dataset.latents[0])
     assert dataset.shape is not None
     return dataset.shape

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ...models.layouts.lora_names import Note
+from ...sampling.parts import WHOLE, Parts
 from ...trainers.denoiser import Denoiser
 from . import conditions
 from .conditions import Joined
@@ -25,10 +26,11 @@ class HostDenoiser(Denoiser):
     base_hash: str
     architecture: str
 
-    def encode(self, conditioning: Any, shape: Sequence[int], input: str = "positive") -> Any:
+    def encode(self, conditioning: Any, shape: Sequence[int], input: str = "positive", parts: Parts = WHOLE) -> Any:
         """What the network is told of one CONDITIONING for latents of a shape (1, C, H, W) or with T, on the CPU.
 
-        ValueError, naming the node's `input`, for one that is more than one plain prompt.
+        parts: of what latents (1, 1, N) are packed. ValueError, naming the node's `input`, for a conditioning that is
+        more than one plain prompt, and for latents that the network does not take.
         """
         raise NotImplementedError
 
@@ -50,8 +52,11 @@ class HostDenoiser(Denoiser):
         conditions.require_one_group(cond)
         return super().features(x, sigma, cond)
 
-    def latents_in(self, samples: Tensor) -> Tensor:
-        """Stored LATENT samples (B, C, ...) in the network's scale, fp32 on the CPU; ValueError for other channels."""
+    def latents_in(self, samples: Tensor, parts: Parts = WHOLE) -> Tensor:
+        """Stored LATENT samples (B, C, ...), or packed, in the network's scale, fp32 on the CPU.
+
+        ValueError for other channels.
+        """
         raise NotImplementedError
 
     def to_file(self, lora: Mapping[str, Tensor]) -> dict[str, Tensor]:

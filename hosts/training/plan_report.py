@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...rewards.contract import Reward
+from ...sampling.parts import Shape, first_of, several
 from ...trainers.config import RunConfig
 from ...trainers.dataset import Dataset
 from ...trainers.memory import advice, size
@@ -38,12 +39,13 @@ def settings(method: str, rank: int, batch_size: int, optimiser: str) -> RunConf
     return read_config({"method": method, "training": training, "lora": {"rank": rank}})
 
 
-def sample(method: str, entry: tuple[Tensor, dict[str, Any]], shape: tuple[int, ...], downscale: int = 8) -> Dataset:
+def sample(method: str, entry: tuple[Tensor, dict[str, Any]], shape: Shape, downscale: int = 8) -> Dataset:
     """A data set of one picture of this latent size and one prompt, as the method takes it."""
-    picture = [torch.zeros(shape)]
+    parts = tuple(torch.zeros(part) for part in several(shape) or [first_of(shape)])
+    picture = [parts if len(parts) > 1 else parts[0]]
     needs = METHODS[method].objective.needs
     pairs: dict[str, Any] = {"losers": picture, "strengths": [1.0]} if "comparisons" in needs else {}
-    pixels = [side * downscale for side in shape[-2:]]
+    pixels = [side * downscale for side in first_of(shape)[-2:]]
     pictures = [torch.zeros(*pixels, 3, dtype=torch.uint8)] if "pictures" in needs else None
     return Dataset([entry], ["a prompt"], entry, picture, pictures=pictures, **pairs)
 

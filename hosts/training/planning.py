@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...files.atomic import write_json
 from ...rewards.contract import Reward
+from ...sampling.parts import Latent, each_of, shape_of
 from ...trainers import dry_run
 from ...trainers.config import RunConfig
 from ...trainers.counted import Counted
@@ -145,8 +146,11 @@ def furnish_measures(trainer: Trainer, measures: Sequence[str]) -> None:
 def largest(dataset: Dataset) -> Dataset:
     """One sample, of the largest picture and the longest prompt of a data set, without its numbers."""
     entry = max(dataset.entries, key=lambda entry: entry[0].numel())
-    shape = dataset.shape if dataset.latents is None else max((t.shape for t in dataset.latents), key=torch.Size.numel)
-    latents = None if dataset.latents is None else [torch.zeros(tuple(shape or ()))]
+    latents: list[Latent] | None = None
+    if dataset.latents is not None:
+        most = max(dataset.latents, key=lambda latent: sum(part.numel() for part in each_of(latent)))
+        zeros = tuple(torch.zeros(part.shape) for part in each_of(most))
+        latents = [zeros[0] if isinstance(most, Tensor) else zeros]
     picture = max(dataset.pictures, key=Tensor.numel) if dataset.pictures else None
     prompt = max(dataset.prompts, key=len, default="")
     return Dataset(
@@ -202,7 +206,7 @@ class _Dry:
     def encode_images(self, vae: VAE, images: Tensor) -> dict[str, Tensor]:
         """Latents of no use, of the sample's size."""
         assert self._sample.latents is not None
-        return {"samples": torch.stack([self._sample.latents[0]] * len(images))}
+        return {"samples": torch.stack([each_of(self._sample.latents[0])[0]] * len(images))}
 
 
 class _Bare:
@@ -242,7 +246,7 @@ def _key(network: nn.Module, config: RunConfig, sample: Dataset, vae: VAE, rewar
     for free in ("steps", "name", "seed", "learning_rate", "preview_every", "previews", "save_every", "save_minutes",
                  "keep", "offload"):  # fmt: skip
         settings["training"].pop(free, None)
-    shape = sample.shape if sample.latents is None else tuple(sample.latents[0].shape)
+    shape = sample.shape if sample.latents is None else shape_of(sample.latents[0])
     tokens = [tuple(entry[0].shape) for entry in (*sample.entries, *([sample.negative] if sample.negative else []))]
     with_rewards = [each.name for each in rewards if each is not None]
     parts = [layers, settings, shape, tokens, with_rewards, vae is not None, *more, VERSION, str(torch.__version__)]

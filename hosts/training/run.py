@@ -21,6 +21,7 @@ from ...files.folder import Inside, inside
 from ...files.log_file import METRICS, column
 from ...files.strangers import read_json
 from ...rewards.contract import Reward, require_differences
+from ...sampling.parts import first_of
 from ...trainers.checkpointing import units
 from ...trainers.config import RunConfig
 from ...trainers.dataset import Dataset
@@ -173,7 +174,7 @@ def run(
         written_down = {
             "file": path.name, "sha256": _hash(path), "steps": done, "timesteps": timesteps, "sigmas": sigmas,
             "base": _base(host, model), "prompt": (request.dataset.prompts or [""])[0],
-            "latent": list(shape_of(request.dataset)),
+            "latent": list(first_of(shape_of(request.dataset))),
         }  # fmt: skip
         write_json(inside(folder) / RESULT, written_down)
     changed = host.output_change(model, path, request.dataset)

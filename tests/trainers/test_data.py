@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
+from retort.sampling.parts import WHOLE, Parts
 from retort.sampling.path import VE
 from retort.trainers.data import Data
 from retort.trainers.objectives.parts.contract import DEGRADED
@@ -102,3 +103,19 @@ def test_without_pictures_samples_begin_at_noise(tiny):
     data = mixed()
     draws = data.batch(tiny(VE), [0, 1], [0, 1], 3, 0, 0.0).draws
     torch.testing.assert_close(data.start([0, 1], draws, "x"), draws.normal("x", (3, 4, 4)))
+
+
+def test_packed_latents_of_unlike_parts_never_share_a_batch(tiny):
+    """Both kinds have as many numbers: they are told apart by their parts, and each batch knows its own."""
+    kinds = [Parts(((2, 3, 3), (2, 6)), (1.0, 0.5)), Parts(((2, 6), (2, 3, 3)), (1.0, 0.5))]
+    parts = [kinds[i % 2] for i in range(6)]
+    net = tiny(VE)
+    told = {"mean": torch.zeros(1)}
+    data = Data([told] * 6, latents=[torch.randn(1, 30) for _ in range(6)], parts=parts)
+    for position in range(9):
+        rows = data.group(position, 2, 0)
+        batch = data.batch(net, rows, [0, 1], 0, 0, 0.0)
+        assert len({data.kind_of(i) for i in rows}) == 1 and batch.parts == parts[rows[0]] and batch.shape == (1, 30)
+    assert Data([told], latents=[torch.randn(2, 3, 3)]).parts_of(0) is WHOLE
+    with pytest.raises(ValueError, match="parts of 1"):
+        Data([told] * 2, latents=[torch.randn(1, 30)] * 2, parts=parts[:1])

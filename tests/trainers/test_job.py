@@ -383,3 +383,22 @@ def test_config_of_every_method_survives_a_job(folder):
     for method in ("dmd2", "f_distill", "tdm", "di_star", "flow", "few_shot"):
         job = replace(Job.from_json(GOOD), config=read_config({"method": method}))
         assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
+
+
+def test_latents_of_several_parts_are_written_and_read_whole(tmp_path):
+    """Winners and losers with their sound come back to the bit, and so does an empty latent's size."""
+    def rows():
+        return [(torch.randn(3, 2, 4, 4), torch.randn(2, 5, 3)) for _ in range(2)]
+
+    entries = [(torch.randn(1, 4, 8), {})] * 2
+    given = Dataset(entries, [], None, rows(), None, rows(), [1.0, 2.0])
+    given.save(tmp_path / "data.safetensors")
+    found = Dataset.load(tmp_path / "data.safetensors")
+    for mine, theirs in ((given.latents, found.latents), (given.losers, found.losers)):
+        assert all(torch.equal(a, b) for x, y in zip(mine, theirs, strict=True) for a, b in zip(x, y, strict=True))
+    shape = ((3, 2, 4, 4), (2, 5, 3))
+    Dataset(entries, [], None, None, shape).save(tmp_path / "empty.safetensors")
+    assert Dataset.load(tmp_path / "empty.safetensors").shape == shape
+    Dataset(entries, [], None, None, ((3, 2, 4, 4), (2, 0, 3))).save(tmp_path / "wrong.safetensors")
+    with pytest.raises(ValueError, match="not that of a latent"):
+        Dataset.load(tmp_path / "wrong.safetensors")

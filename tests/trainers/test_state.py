@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -69,3 +71,19 @@ def test_an_optimiser_of_other_shapes_is_refused():
         state.restore_optimiser(optimiser, ["w"], saved)
     with pytest.raises(ValueError, match="belongs to other layers, such as v"):
         state.restore_optimiser(optimiser, ["w"], {"v|step": torch.tensor(3.0)})
+
+
+def test_a_run_from_before_a_setting_goes_on_with_its_default(make):
+    """A state whose settings lack one that has its default now is continued; another value is refused."""
+    make("run", steps=1).train()
+    path = make("run").state_file
+    with safe_open(path, "pt") as handle:
+        notes, flat = handle.metadata(), {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+    config = json.loads(notes["config"])
+    assert config["training"].pop("sound_weight") == 1.0
+    save_file(flat, path, {**notes, "config": json.dumps(config)})
+    with pytest.raises(ValueError, match="sound_weight: 1.0 -> 0.5"):
+        make("run", steps=2, sound_weight=0.5).train()
+    again = make("run", steps=2)
+    again.train()
+    assert again.done == 2

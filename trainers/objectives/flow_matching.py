@@ -11,7 +11,7 @@ weighs flow by sigma^2, eps by sigma^2 (213-fold at the top) and v by sigma^2 / 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,11 +22,22 @@ from ...sampling.grids import simple
 from ...sampling.parts import own_level
 from ...sampling.settings import Settings, setting
 from ...sampling.student_t import check_aug_dim, student_t
-from .parts.contract import Batch, Cond, Draws, Loss, Objective, mean_each, sample_guided
+from .parts.contract import (
+    Batch,
+    Cond,
+    Draws,
+    Loss,
+    Objective,
+    Tools,
+    TrainableDenoiser,
+    mean_each,
+    sample_guided,
+)
 from .parts.registry import Method, register
 
 LossSpace = Literal["native", "x0"]
 Drawing = Literal["uniform", "logit_normal", "core"]
+Expert = Literal["whole", "high noise", "low noise"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +48,12 @@ class FlowMatchingConfig(Settings):
     levels: "uniform" - every t alike (timesteps on eps and v, sigma itself on flow); "logit_normal" - t =
     sigmoid(mean + std n); "core" - every percentage of the sampling alike, so that the model's shift counts.
     max_weight: native only, the most that an error of x0 is magnified (1 / sigma^2 has no bound on flow).
-    steps: of the previews.
+    expert, boundary: which of two networks is trained that share the levels at a boundary, as Wan 2.2's do: the one of
+    high noise has the boundary and what is above it, the other what is below. Draws are those of the whole range, given
+    that they fall into the expert's. steps: of the previews.
     """
 
-    shown = ("loss_space", "levels", "cfg", "mean", "std", "max_weight", "aug_dim")
+    shown = ("loss_space", "levels", "cfg", "mean", "std", "max_weight", "aug_dim", "expert", "boundary")
 
     loss_space: LossSpace = setting("native", advanced=True,
         help="native: the error of what the network predicts, as it was trained. x0: of the picture, as core does.",
@@ -59,6 +72,14 @@ class FlowMatchingConfig(Settings):
         help="The most that an error of the picture is magnified at low noise.", remedy="1e4 binds below sigma 0.01")
     aug_dim: float = setting(0.0, 0, 1e12, step=16.0, advanced=True,
         help="Experimental: PFGM++'s D, heavier-tailed noise; 0 is Gaussian, else at least 1/8 of a latent's size.")
+    expert: Expert = setting("whole", advanced=True,
+        help="Models of two networks, such as Wan 2.2 A14B: which of them this is. Only its levels are trained.",
+        page="Models of two networks (Wan 2.2 A14B): which of them `model` is, so that only its levels are drawn. "
+        "*whole* is for all other models. Previews of *high noise* show what it has decided on at the boundary; those "
+        "of *low noise* are made by that network alone, which never learnt to begin.")
+    boundary: float = setting(0.875, 0.001, 0.999, step=0.005, round=1e-3, advanced=True,
+        help="Where the two networks meet: 0.875 for Wan 2.2 from text, 0.9 from a picture.",
+        remedy="0.875 is Wan 2.2's from text, 0.9 from a picture")
     steps: int = setting(20, 1, 1000, remedy="20 is enough for a preview")
     cfg: float = setting(4.0, 0, 100, step=0.1, help="Guidance of the previews; training has none.")
 
@@ -83,15 +104,45 @@ class FlowMatching(Objective):
     needs_latents = True
     config: FlowMatchingConfig
 
+    def __init__(self, config: FlowMatchingConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
+        super().__init__(config, denoiser, tools)
+        if config.expert != "whole" and denoiser.path.kind != "FLOW":
+            raise ValueError(
+                f"expert {config.expert!r} is one of two networks that share a flow's levels, and this model is no "
+                "flow: set it to whole"
+            )
+
     def sigma(self, draws: Draws) -> Tensor:
         """The step's levels (B,)."""
         config, levels = self.config, self.denoiser.levels
-        if config.levels == "logit_normal":
-            t = torch.sigmoid(config.mean + config.std * draws.normal("level", ()))
-        else:
-            # In (0, 1]: flow has nothing to learn at level 0.
-            t = 1 - draws.uniform("level")
-        return levels.sampled(t) if config.levels == "core" else levels.uniform(t)
+        level = levels.sampled if config.levels == "core" else levels.uniform
+        # Of a uniform draw, in (0, 1]: flow has nothing to learn at level 0.
+        normal = config.levels == "logit_normal"
+        drawn = draws.normal("level", ()) if normal else 1 - draws.uniform("level")
+
+        def share(drawn: Tensor) -> Tensor:
+            return torch.sigmoid(config.mean + config.std * drawn) if normal else drawn
+
+        if config.expert == "whole":
+            return level(share(drawn))
+        # The place of the boundary among the draws, on the scale on which these are even.
+        edge = _place(level, config.boundary)
+        if normal:
+            edge = (edge.logit() - config.mean) / config.std
+        return self._within(drawn, edge, normal, lambda drawn: level(share(drawn)))
+
+    def _within(self, drawn: Tensor, edge: Tensor, normal: bool, level: Callable[[Tensor], Tensor]) -> Tensor:
+        """Levels (B,) of draws, normal or uniform in (0, 1], given that they fall on the expert's side of an edge."""
+        upper = self.config.expert == "high noise"
+        chance, split = (torch.special.ndtr(x.double()) if normal else x.double() for x in (drawn, edge))
+        kept = split + (1 - split) * chance if upper else split * chance
+        inside = torch.special.ndtri(kept) if normal else kept
+        found = level(inside.to(drawn.device)).float()
+        # By rounding to fp32 a level may land on the other side.
+        nearest = torch.tensor(self.config.boundary)
+        on_side = (float(nearest) >= self.config.boundary) == upper
+        end = float(nearest if on_side else nearest.nextafter(torch.tensor(float(upper))))
+        return found.clamp(min=end) if upper else found.clamp(max=end)
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """One loss: the squared error in the chosen space."""
@@ -115,7 +166,19 @@ class FlowMatching(Objective):
     def sample(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
         """Euler with guidance on the schedule's simple grid; without an empty prompt, without guidance."""
         sigmas = simple(self.denoiser.schedule, self.config.steps).to(noise.device)
+        if self.config.expert == "high noise":
+            sigmas = torch.cat([sigmas[sigmas >= self.config.boundary], sigmas[-1:]])
         return sample_guided(self.denoiser, sigmas, noise, cond, uncond, self.config.cfg)
+
+
+def _place(level: Callable[[Tensor], Tensor], boundary: float) -> Tensor:
+    """The share (0-d, fp64) in (0, 1) whose level is the boundary; levels rise with shares."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = float(level(torch.tensor([middle], dtype=torch.float64))) < boundary
+        low, high = (middle, high) if below else (low, middle)
+    return torch.tensor((low + high) / 2, dtype=torch.float64)
 
 
 register(Method("flow", FlowMatchingConfig, FlowMatching, "images"))

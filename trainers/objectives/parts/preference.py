@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ....sampling.parts import WHOLE, Parts
 from ....sampling.settings import Settings, changed
-from ..flow_matching import Drawing, FlowMatching, FlowMatchingConfig
+from ..flow_matching import Drawing, Expert, FlowMatching, FlowMatchingConfig
 from .contract import LOSER, Asked, Batch, Cond, Draws, Objective, Tools, TrainableDenoiser, mean_each
 
 SMALLEST = 1e-2
@@ -24,16 +24,19 @@ SMALLEST = 1e-2
 
 @dataclass(frozen=True)
 class PairConfig(Settings):
-    """How levels are drawn, as `flow_matching` draws them; steps and cfg are of the previews."""
+    """How levels are drawn, and of which network, as `flow_matching` has it; steps and cfg are of the previews."""
 
     levels: Drawing = changed(FlowMatchingConfig, "levels", advanced=True,
         help="How noise levels are drawn, as Train LoRA on Images draws them.")
+    expert: Expert = changed(FlowMatchingConfig, "expert")
+    boundary: float = changed(FlowMatchingConfig, "boundary")
     steps: int = changed(FlowMatchingConfig, "steps")
     cfg: float = changed(FlowMatchingConfig, "cfg", help="Guidance of the previews.")
 
     def matching(self) -> FlowMatchingConfig:
         """The same settings as plain fine-tuning's."""
-        return FlowMatchingConfig(levels=self.levels, steps=self.steps, cfg=self.cfg)
+        same = {name: getattr(self, name) for name in ("levels", "steps", "cfg", "expert", "boundary")}
+        return FlowMatchingConfig(**same)
 
 
 def column(batch: Batch, name: str) -> Tensor:
