@@ -291,10 +291,11 @@ class RetortLabelPairs(CheckedNode):
             for a, b, difference in preferences.ranked_pairs([scores[i] for i in rows], pairing, margin):
                 pair = {"prompt": words, "strength": None if reward is None else difference, "by": by}
                 judged.append((rows[a], rows[b], pair))
-        files = {
-            i: preferences.keep_image(folder, each) if stored is None else preferences.keep_latent(folder, stored[i])
-            for i, each in ((i, items[i]) for i in {i for a, b, _ in judged for i in (a, b)})
-        }
+        used = {i for a, b, _ in judged for i in (a, b)}
+        if stored is None:
+            files = {i: preferences.keep_image(folder, images[i]) for i in used}
+        else:
+            files = {i: preferences.keep_latent(folder, stored[i]) for i in used}
         # Two candidates may be one picture, whose scores differ in the last bits.
         named = [{**pair, "winner": files[a], "loser": files[b]} for a, b, pair in judged if files[a] != files[b]]
         added = preferences.append(folder, named)
