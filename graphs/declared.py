@@ -6,6 +6,7 @@ combos and growing inputs, and classes of other packs. ComfyUI itself is not imp
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from .api.inputs import (
 from .api.schema import ComfyNode, Schema
 from .graph import Node
 from .registry import Registry
+from .widgets import PageInput
 
 # What ComfyUI declares of a class.
 Info = Mapping[str, Any]
@@ -37,19 +39,37 @@ _PLAIN: dict[str, tuple[type[WidgetInput], Any]] = {
 }  # fmt: skip
 
 
-class DeclaredInput(WidgetInput):
-    """A widget of a kind that the page draws and this reader only hands on."""
-
-    def __init__(self, id: str, kind: str, **kwargs):
-        super().__init__(id, widget_type=kind, **kwargs)
-
-
-# Further kinds of inputs for which ComfyUI's page has a widget whose value a workflow stores.
-WIDGETS: frozenset[str] = frozenset()
+# Further kinds of inputs for which ComfyUI's page has a widget: its value where a workflow holds none, whether a
+# workflow holds it at all, and how many widgets beside it have values of their own there.
+WIDGETS: dict[str, tuple[Any, bool, int]] = {
+    "BOUNDING_BOX": ({"x": 0, "y": 0, "width": 512, "height": 512}, True, 4),
+    "BOUNDING_BOXES": ([], True, 0),
+    "CHART": ({}, True, 0),
+    "COLOR": ("#000000", True, 0),
+    "COLORS": ([], True, 0),
+    "COMPOSITOR": (None, True, 0),
+    "CURVE": ({"points": [[0, 0], [1, 1]], "interpolation": "monotone_cubic"}, True, 0),
+    "GALLERIA": ([], True, 0),
+    "IMAGECOMPARE": (["", ""], False, 0),
+    "MARKDOWN": ("", True, 0),
+    "LOAD_3D": ("", True, 0),
+    "PAINTER": ("", True, 0),
+    "PREVIEW_3D": ("", True, 0),
+    "TEXTAREA": ("", True, 0),
+}
+# What the page adds to the required inputs of some classes: before which input (None: behind all), and what.
+_BUTTONS = {"upload 3d model": "upload3dmodel", "upload extra resources": "uploadExtraResources", "clear": "clear"}
+ADDED: dict[str, tuple[str | None, dict[str, Any]]] = {
+    "Load3D": ("image", {name: ("STRING", {"default": value}) for name, value in _BUTTONS.items()}),
+    "Preview3D": (None, {"image": ("PREVIEW_3D", {})}),
+    "SaveGLB": (None, {"image": ("PREVIEW_3D", {})}),
+}
 
 
 class Declared(Registry):
     """Schemas that are made when they are first asked for. host: who knows these classes, for messages."""
+
+    strict = False
 
     def __init__(self, ids: Iterable[str], info: Callable[[str], Info], host: str):
         super().__init__([])
@@ -88,11 +108,22 @@ def schema_of(id: str, info: Info) -> Schema:
         id,
         display_name=info.get("display_name") or id,
         category=info.get("category") or "",
-        inputs=list(_inputs(info["input"])),
+        inputs=list(_inputs(_with_added(id, info["input"]))),
         outputs=outputs,
         is_input_list=bool(info.get("is_input_list")),
         is_output_node=bool(info.get("output_node")),
     )
+
+
+def _with_added(id: str, declared: Mapping[str, Any]) -> Mapping[str, Any]:
+    if id not in ADDED:
+        return declared
+    before, added = ADDED[id]
+    required: dict[str, Any] = {}
+    for name, entry in (declared.get("required") or {}).items():
+        required |= added if name == before else {}
+        required[name] = entry
+    return {**declared, "required": required | added}
 
 
 def _kind(declared: Any) -> str:
@@ -124,7 +155,8 @@ def _input(name: str, entry: Any) -> Input:
     if wanted in _PLAIN:
         return _plain(name, wanted, options)
     if wanted in WIDGETS:
-        return DeclaredInput(name, wanted, default=options.get("default"))
+        default, stored, beside = WIDGETS[wanted]
+        return PageInput(name, wanted, copy.deepcopy(options.get("default", default)), stored, beside)
     return io.Custom(_kind(kind)).Input(name)
 
 

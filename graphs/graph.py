@@ -19,14 +19,27 @@ class Link:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a constant is stored in the file it came from: a list and index, or a dict and key."""
+    """Where a constant is stored in the file it came from: a list and index, or a dict and key.
+
+    also: a second place, of a file that holds values by position and by name.
+    """
 
     holder: Any
     key: Any
+    also: Place | None = None
+
+    @classmethod
+    def named(cls, named: dict[str, Any], name: str, values: Any) -> Place:
+        """A value by its name, where a file has the same values by position too: those count, as in ComfyUI's page."""
+        if not isinstance(values, list) or len(values) != len(named):
+            return cls(named, name)
+        return cls(values, list(named).index(name), cls(named, name))
 
     def store(self, value: Any) -> None:
         """Put another value there."""
         self.holder[self.key] = value
+        if self.also is not None:
+            self.also.store(value)
 
 
 @dataclass

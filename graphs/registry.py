@@ -13,6 +13,8 @@ from .graph import Node
 class Registry:
     """Node classes by id, each with its schema as of now (file lists included)."""
 
+    # Whether a node whose stored values do not fit its widgets is refused.
+    strict = True
     # What is said of a class that is not there, and what to do about it.
     unknown = ("is not known to the headless host", "`retort nodes` lists those that are; other nodes need ComfyUI")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,11 +26,19 @@ def has_subgraphs(document: Any) -> bool:
     return any(id in kinds for id in _definitions(document))
 
 
-def unfold(document: dict[str, Any]) -> Flat:
-    """All nodes of a UI-format document in one graph. UsageError where it is not what ComfyUI saves."""
+def unfold(document: dict[str, Any], widgets: Widgets | None = None) -> Flat:
+    """All nodes of a UI-format document in one graph. UsageError where it is not what ComfyUI saves.
+
+    widgets: the names of a node's widgets, where its class is known; without it, what the file says of its inputs
+    counts. By them ComfyUI's page decides to which input of a subgraph a value typed on it belongs.
+    """
     flat = Flat()
-    _Graph(document, _definitions(document)).spread(flat)
+    _Graph(document, _definitions(document), widgets).spread(flat)
     return flat
+
+
+# The names of the widgets of a node as the file has it; None for a class that is not known.
+Widgets = Callable[[dict[str, Any]], Container[str] | None]
 
 
 @dataclass
@@ -61,11 +69,13 @@ class _Graph:
         self,
         content: dict,
         definitions: dict[str, dict],
+        widgets: Widgets | None = None,
         parent: _Graph | None = None,
         host: dict | None = None,
         typed: dict[str, Place] | None = None,
     ):
         self.content, self.parent, self.host = content, parent, host
+        self.definitions, self.widgets = definitions, widgets
         self.root: _Graph = self if parent is None else parent.root
         self.made = 0
         self.prefix: str = "" if parent is None or host is None else f"{parent.prefix}{host['id']}:"
@@ -94,7 +104,7 @@ class _Graph:
                         "ComfyUI use Workflow > Export (API)"
                     )
                 handed = {widget: place for (node, widget), place in self.inner.items() if node == id}
-                self.instances[id] = _Graph(definitions[raw["type"]], definitions, self, raw, handed)
+                self.instances[id] = _Graph(definitions[raw["type"]], definitions, widgets, self, raw, handed)
 
     def spread(self, flat: Flat) -> None:
         """Put the nodes and what they are linked to into `flat`."""
@@ -182,12 +192,35 @@ class _Graph:
                 if isinstance(entry, list) and len(entry) > 1 and isinstance(entry[1], str):
                     self._give(str(entry[0]), entry[1], slots, handed.get(entry[1]) or _place(values, at))
             return
+        named = host.get("widgets_values_named")
+        if self.widgets is not None and isinstance(named, dict) and named:
+            for name in named:
+                self.typed[name] = handed.get(name) or Place.named(named, name, host.get("widgets_values"))
+            return
         # Without a list the values are those of the inputs that are widgets, in their order.
         names = [one["name"] for one in _dicts(host.get("inputs")) if one.get("widget") and "name" in one]
-        for at, name in enumerate(names or [one["name"] for one in slots if self._targets(one)]):
+        if self.widgets is not None or not names:
+            names = [one["name"] for one in slots if self._widget_of(one)]
+        for at, name in enumerate(names):
             place = handed.get(name) or _place(values, at)
             if place is not None:
                 self.typed[name] = place
+
+    def _widget_of(self, slot: dict) -> bool:
+        """Whether an input of the subgraph leads to a widget, through subgraphs within too."""
+        if self.widgets is None:
+            return bool(self._targets(slot))
+        return any(_has_widget(self.nodes[id], name, self.definitions, self.widgets) for id, name in self._ends(slot))
+
+    def _ends(self, slot: dict) -> list[tuple[str, str]]:
+        """The (node, input) within that an input of the subgraph leads to."""
+        wanted = slot.get("linkIds")
+        return [
+            (id, one["name"])
+            for id, node in self.nodes.items()
+            for one in _dicts(node.get("inputs"))
+            if isinstance(wanted, list) and isinstance(one.get("name"), str) and one.get("link") in wanted
+        ]
 
     def _give(self, node: str, widget: str, slots: list[dict], place: Place | None) -> None:
         if place is None:
@@ -216,6 +249,24 @@ class _Graph:
             for one in _dicts(node.get("inputs"))
             if isinstance(wanted, list) and isinstance(one.get("widget"), dict) and one.get("link") in wanted
         ]
+
+
+def _has_widget(node: dict, name: str, definitions: dict[str, dict], widgets: Widgets, deep: int = 0) -> bool:
+    """Whether an input of a node is a widget; one of a subgraph's instance is one if it leads to one."""
+    if node["type"] not in definitions:
+        known = widgets(node)
+        if known is not None:
+            return name in known
+        return any(one.get("name") == name and bool(one.get("widget")) for one in _dicts(node.get("inputs")))
+    content = definitions[node["type"]]
+    wanted = [one.get("linkIds") for one in _dicts(content.get("inputs")) if one.get("name") == name]
+    return deep < DEEPEST and any(
+        isinstance(links, list) and one.get("link") in links and isinstance(one.get("name"), str)
+        and isinstance(inner.get("type"), str) and _has_widget(inner, one["name"], definitions, widgets, deep + 1)
+        for links in wanted
+        for inner in _dicts(content.get("nodes"))
+        for one in _dicts(inner.get("inputs"))
+    )  # fmt: skip
 
 
 def _dicts(listed: Any) -> list[dict]:

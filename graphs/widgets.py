@@ -12,6 +12,7 @@ from .api.inputs import (
     DynamicComboInput,
     Input,
     IntInput,
+    UploadType,
     WidgetInput,
 )
 from .api.schema import Schema
@@ -19,15 +20,39 @@ from .dynamic import choice_input, in_order
 from .graph import Node, Place
 
 _CONTROLS = {c.value for c in ControlAfterGenerate}
+# Choices of files that get a button to upload one.
+BUTTONS = (UploadType.image, UploadType.video)
 
 
-def assign(node: Node, schema: Schema, values: Any, notes: list[str]) -> list[tuple[str, Any, Place]]:
-    """(input name, value, where it is stored) of every widget.
+class PageInput(WidgetInput):
+    """A widget of a kind that only the page knows, whose value is handed on.
 
-    values: the node's "widgets_values", a list in the order of the widgets or a dict by name. A list that ends early
-    was saved by an older version of the node; the later inputs' defaults are added to it, which is said in `notes`. One
-    that does not fit otherwise raises NodeError.
+    stored: whether a workflow holds its value. beside: how many values of widgets beside it follow.
     """
+
+    def __init__(self, id: str, kind: str, default: Any = None, stored: bool = True, beside: int = 0):
+        super().__init__(id, widget_type=kind, default=default)
+        self.stored, self.beside = stored, beside
+
+
+def assign(
+    node: Node, schema: Schema, raw: dict[str, Any], notes: list[str], strict: bool = True
+) -> list[tuple[str, Any, Place]]:
+    """(input name, value, where it is stored) of every widget of a node, `raw` in the file.
+
+    Its "widgets_values" are a list in the order of the widgets or a dict by name. A list that ends early was saved by
+    an older version of the node; the later inputs' defaults are added to it, which is said in `notes`. One that does
+    not fit otherwise raises NodeError; where not `strict`, it is read as ComfyUI's page reads it: by position, come
+    what may, and what is left over is let go. Newer files say the widgets' names too, so that a node of another version
+    gets what is its own.
+    """
+    values = raw.get("widgets_values")
+    if not strict:
+        named = raw.get("widgets_values_named")
+        if isinstance(named, dict) and named:
+            return _NamedRow(named, values).take(schema.inputs, "")
+        if values is None:
+            values = raw["widgets_values"] = []
     if values is None:
         return []
     if isinstance(values, dict):
@@ -36,13 +61,13 @@ def assign(node: Node, schema: Schema, values: Any, notes: list[str]) -> list[tu
         raise NodeError(
             node, '"widgets_values" must be a list', value=values, remedy="Save the workflow again from ComfyUI"
         )
-    row, saved = _Row(values), bool(values)
+    row, saved = (_Row if strict else _PageRow)(values), bool(values)
     found = row.take(schema.inputs, "")
     if row.missing and saved:
         notes.append(
             f'node {node.id} "{node.title}": saved before {", ".join(row.missing)} existed; the default is used'
         )
-    if row.at < len(values):
+    if strict and row.at < len(values):
         raise NodeError(
             node,
             f"{len(values) - row.at} of its {len(values)} widget values belong to no input",
@@ -98,3 +123,58 @@ class _Row:
         if label is not None and self.next_is((label,)):
             self.at += 1
         return [(name, place.holder[place.key], place)]
+
+
+class _PageRow(_Row):
+    """The same, as the page fills its widgets: each takes what stands at its place."""
+
+    def take(self, inputs: Iterable[Input], prefix: str) -> list[tuple[str, Any, Place]]:
+        listed = in_order(inputs)
+        required = [one for one in listed if not one.optional]
+        found = super().take(required, prefix)
+        if not prefix and any(isinstance(one, ComboInput) and one.upload in BUTTONS for one in required):
+            self.at += 1  # the button stands behind all that is required
+        return found + super().take(listed[len(required) :], prefix)
+
+    def one(self, name: str, widget: WidgetInput) -> list[tuple[str, Any, Place]]:
+        if isinstance(widget, PageInput) and not widget.stored:
+            return [(name, widget.default, Place([widget.default], 0))]
+        # Widgets beside it, whose values the prompt does not want.
+        beside = widget.beside if isinstance(widget, PageInput) else 0
+        if isinstance(widget, IntInput | ComboInput):
+            controlled = widget.control_after_generate
+            if controlled is None:
+                controlled = isinstance(widget, IntInput) and widget.id in ("seed", "noise_seed")
+            # A choice's control has a filter beside it.
+            beside = bool(controlled) * (1 if isinstance(widget, IntInput) else 2)
+        if self.at >= len(self.values):
+            if widget.default is None:
+                self.at += 1 + beside
+                return []
+            self.missing.append(name)
+            self.values += [None] * (self.at - len(self.values))
+            self.values.append(widget.default)
+        place = Place(self.values, self.at)
+        self.at += 1 + beside
+        return [(name, place.holder[place.key], place)]
+
+
+class _NamedRow(_Row):
+    """Values by name; those of widgets that the file does not know are the defaults."""
+
+    def __init__(self, named: dict[str, Any], values: Any):
+        super().__init__([])
+        self.named, self.listed = named, values
+
+    def one(self, name: str, widget: WidgetInput) -> list[tuple[str, Any, Place]]:
+        if name in self.named:
+            place = Place.named(self.named, name, self.listed)
+            return [(name, place.holder[place.key], place)]
+        return [] if widget.default is None else [(name, widget.default, Place([widget.default], 0))]
+
+
+def names(raw: dict[str, Any], schema: Schema) -> set[str]:
+    """The names of the widgets that a node has in ComfyUI's page, as its values stand."""
+    values = raw.get("widgets_values")
+    found = assign(Node("", raw["type"], ""), schema, {**raw, "widgets_values": list(values or [])}, [], False)
+    return {name for name, _, _ in found}

@@ -7,6 +7,7 @@ are unfolded. `editor` has what happens to the texts.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from ..files.errors import NodeError
@@ -14,9 +15,10 @@ from . import editor, subgraphs
 from .graph import Graph, Link, Node, Place
 from .registry import Registry
 from .subgraphs import AGAIN, BYPASSED, MUTED
-from .widgets import assign
+from .widgets import assign, names
 
-_NOTES = ("Note", "MarkdownNote")
+# What ComfyUI's page knows of itself: these run nowhere.
+VIRTUAL = ("Note", "MarkdownNote", "Reroute", "PrimitiveNode")
 
 
 def read(document: dict[str, Any], registry: Registry, seed: int | None = None) -> Graph:
@@ -24,11 +26,15 @@ def read(document: dict[str, Any], registry: Registry, seed: int | None = None) 
 
     Raises UsageError, NodeError where a node is at fault.
     """
-    flat = subgraphs.unfold(document)
+    def widgets(raw: dict[str, Any]) -> Container[str] | None:
+        schema = registry.find(raw["type"])
+        return None if schema is None else names(raw, schema)
+
+    flat = subgraphs.unfold(document, None if registry.strict else widgets)
     graph = Graph({}, document)
     reader = _Reader(flat, registry)
     for id, raw in flat.nodes.items():
-        if raw.get("mode") not in (MUTED, BYPASSED) and raw["type"] not in (*_NOTES, "Reroute", "PrimitiveNode"):
+        if raw.get("mode") not in (MUTED, BYPASSED) and raw["type"] not in VIRTUAL:
             graph.nodes[id] = reader.node(raw, graph.notes)
     editor.finish(graph, registry, flat.nodes, seed)
     return graph
@@ -50,7 +56,7 @@ class _Reader:
         node = Node(str(raw["id"]), raw["type"], self.title(raw))
         schema = self.registry.find(node.class_type)
         # Of a class that is not known here only the links count, should an output need it.
-        known = [] if schema is None else assign(node, schema, raw.get("widgets_values"), notes)
+        known = [] if schema is None else assign(node, schema, raw, notes, self.registry.strict)
         for name, value, place in known:
             node.inputs[name] = value
             node.places[name] = place

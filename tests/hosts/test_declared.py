@@ -98,3 +98,103 @@ def test_an_unknown_class_is_named_with_the_nearest(classes):
 def test_changes_are_made_before_the_prompt(classes, ui_node):
     graph = run.prepared(document(ui_node), classes, ["3.steps=30"], 5)
     assert graph.prompt()["3"]["inputs"]["steps"] == 30 and graph.prompt()["3"]["inputs"]["seed"] == 5
+
+
+PAGE = {
+    "Odd": {
+        "input": {
+            "required": {
+                "image": [["a.png"], {"image_upload": True}], "size": ["INT", {"default": 4}],
+                "noise_seed": ["INT", {"default": 0}],
+            },
+            "optional": {
+                "way": ["COMBO", {"options": ["up", "down"], "control_after_generate": True}],
+                "box": ["BOUNDING_BOX", {}], "colour": ["COLOR", {"default": "#fff"}], "view": ["IMAGECOMPARE", {}],
+                "last": ["STRING", {"default": "end"}],
+            },
+        },
+        "output": ["IMAGE"], "output_is_list": [False], "output_name": ["IMAGE"],
+    },
+    **INFO,
+}  # fmt: skip
+BOX = {"x": 1, "y": 2, "width": 3, "height": 4}
+
+
+@pytest.fixture
+def odd(ui_node):
+    """odd(values, named) -> the inputs that the page would queue of a node with widgets of every kind."""
+
+    def read(values, named=None):
+        node = ui_node(1, "Odd", outputs=["IMAGE"], values=values)
+        if named is not None:
+            node["widgets_values_named"] = named
+        known = declared.Declared(PAGE, PAGE.__getitem__, "a test")
+        return workflow.from_document({"nodes": [node], "links": []}, known).prompt()["1"]["inputs"]
+
+    return read
+
+
+def test_every_widget_of_the_page_has_its_place(odd):
+    """Behind a seed its control, behind a choice's control a filter, behind all that is required the upload button."""
+    values = ["b.png", 7, 5, "whatever", "image", "down", "fixed", "", BOX, 1, 2, 3, 4, "#123456", "x", "left", "over"]
+    assert odd(values) == {
+        "image": "b.png", "size": 7, "noise_seed": 5, "way": "down", "box": BOX, "colour": "#123456",
+        "view": {"__value__": ["", ""]}, "last": "x",
+    }  # fmt: skip
+
+
+def test_what_a_list_does_not_reach_is_the_default(odd):
+    assert odd(["b.png"]) == {
+        "image": "b.png", "size": 4, "noise_seed": 0, "way": "up", "colour": "#fff", "last": "end",
+        "box": {"x": 0, "y": 0, "width": 512, "height": 512}, "view": {"__value__": ["", ""]},
+    }  # fmt: skip
+
+
+def test_names_tell_the_places_of_another_version_and_the_list_the_values(odd):
+    """A widget that this version does not know stands in the middle; someone changed the list alone."""
+    named = {"image": "a.png", "gone": 1, "size": 7, "noise_seed": 5, "control_after_generate": "fixed", "last": "x"}
+    found = odd(["b.png", 1, 8, 5, "fixed", "y"], named)
+    assert (found["image"], found["size"], found["noise_seed"], found["last"]) == ("b.png", 8, 5, "y")
+    assert odd(["b.png"], named)["size"] == 7
+
+
+def test_a_change_is_stored_by_name_and_by_place(ui_node):
+    node = ui_node(1, "Odd", outputs=["IMAGE"], values=["a.png", 7])
+    node["widgets_values_named"] = {"image": "a.png", "size": 7}
+    graph = run.prepared(
+        {"nodes": [node], "links": []}, declared.Declared(PAGE, PAGE.__getitem__, "a test"), ["1.size=9"], None
+    )
+    saved = graph.document["nodes"][0]
+    assert saved["widgets_values"] == ["a.png", 9] and saved["widgets_values_named"]["size"] == 9
+
+
+def subgraph(ui_node, host_values, named=None, inner=1):
+    """An instance of a subgraph whose inputs lead to a widget that no class has, a size and a seed; perhaps nested."""
+    made = ui_node(5, "Odd", [("gone", "INT", 1), ("size", "INT", 2), ("noise_seed", "INT", 3)], ["IMAGE"], [])
+    for one in made["inputs"]:
+        one["widget"] = {"name": one["name"]}
+    ends = [{"id": n, "origin_id": -10, "origin_slot": n - 1, "target_id": 5, "target_slot": n - 1} for n in (1, 2, 3)]
+    inputs = [{"name": name, "type": "INT", "linkIds": [n]} for n, name in enumerate(("a", "b", "c"), 1)]
+    definitions = [{"id": "inner", "nodes": [made], "links": ends, "inputs": inputs, "outputs": []}]
+    kind = "inner"
+    for depth in range(1, inner):
+        nested = ui_node(5, kind, [(name, "INT", n) for n, name in enumerate(("a", "b", "c"), 1)], [], [])
+        for one in nested["inputs"]:
+            one["widget"] = {"name": one["name"]}
+        kind = f"outer{depth}"
+        definitions.append({"id": kind, "nodes": [nested], "links": ends, "inputs": inputs, "outputs": []})
+    host = ui_node(2, kind, [("b", "INT", None)], [], host_values)
+    host["inputs"][0]["widget"] = {"name": "b"}
+    if named:
+        host["widgets_values_named"] = named
+    return {"nodes": [host], "links": [], "definitions": {"subgraphs": definitions}}
+
+
+@pytest.mark.parametrize("inner", [1, 2])
+def test_values_on_a_subgraph_belong_to_the_inputs_that_lead_to_a_widget(ui_node, inner):
+    known = declared.Declared(PAGE, PAGE.__getitem__, "a test")
+    (node,) = workflow.from_document(subgraph(ui_node, [8, 9], inner=inner), known).prompt().values()
+    assert (node["inputs"]["size"], node["inputs"]["noise_seed"]) == (8, 9)
+    document = subgraph(ui_node, [1, 8, 9], {"a": 1, "b": 8, "c": 9}, inner)
+    (node,) = workflow.from_document(document, known).prompt().values()
+    assert (node["inputs"]["size"], node["inputs"]["noise_seed"]) == (8, 9)
