@@ -36,7 +36,7 @@ from ..trainers.job import Job
 from ..trainers.job_watch import Status, read_status, write_status
 from ..trainers.origin import recognise
 from ..trainers.state import load as load_state
-from . import hostile_files, hostile_headers
+from . import hostile_files, hostile_headers, hostile_inputs
 from .report import Figure, Report, arguments, finish
 
 OURS = (ValueError, OSError, UsageError)
@@ -282,6 +282,8 @@ def main() -> None:
     torch.set_num_threads(1)
     report = Report("hostile")
     try_readers(report, 2000 if options.quick else 20_000, options.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        hostile_inputs.try_inputs(report, Path(temporary), mutants, options.seed)
     try_routes(report)
     finish(report, options)
 
