@@ -29,7 +29,7 @@ from ..files.errors import UsageError
 from ..graphs import workflow
 from ..graphs.declared import Declared
 from ..graphs.registry import Registry
-from ..graphs.widgets import names
+from ..graphs.widgets import places
 from ..graphs.workflow_ui import VIRTUAL
 from .comfyui import Server
 from .report import Figure, Report, arguments, finish
@@ -177,7 +177,7 @@ def _undeclared(content: dict[str, Any], known: Registry) -> Iterator[tuple[str,
         schema = known.find(node["type"])
         if schema is None:
             continue
-        here = names(node, schema)
+        here = places(node, schema)
         told = [one["widget"]["name"] for one in node.get("inputs") or [] if isinstance(one.get("widget"), dict)]
         for name in (*told, *(node.get("widgets_values_named") or {})):
             if name not in here and not name.startswith(UNDECLARED):

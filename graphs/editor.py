@@ -1,6 +1,7 @@
 """What ComfyUI's editor does with a saved workflow when it queues it, beyond reading its nodes and links.
 
 * Prompt boxes lose their comments (`//` to the end of the line, `/* */`), and one of the choices in braces is taken.
+  What is typed on a subgraph stays as it is.
 * In the file name prefix of nodes that save, `%date:yyyy-MM-dd%` becomes the date and `%node.widget%` that widget's
   value. (`%width%`, `%year%` and their like are left to the node that saves.)
 
@@ -26,11 +27,15 @@ _DATE = re.compile("dd?|MM?|hh?|mm?|ss?|yyyy|yy")
 _NOT_IN_NAMES = re.compile(r'[/?<>\\:*|"\x00-\x1f\x7f]')
 
 
-def finish(graph: Graph, registry: Registry, raws: dict[str, dict], seed: int | None = None) -> None:
+def finish(
+    graph: Graph, registry: Registry, raws: dict[str, dict], seed: int | None = None,
+    typed: frozenset[tuple[str, str]] = frozenset(),
+) -> None:  # fmt: skip
     """Bring the texts of a graph that was read from the UI format into the form in which the editor queues them.
 
     raws: the nodes as the file has them, by id, for the names that `%node.widget%` may use. seed: of the random
-    choices; None takes the first seed of the graph, so that the same file draws the same choices.
+    choices; None takes the first seed of the graph, so that the same file draws the same choices. typed: (node, input)
+    whose values are typed on a subgraph.
     """
     if seed is None:
         seeds = (n.inputs.get(name) for n in graph.nodes.values() for name in ("seed", "noise_seed"))
@@ -42,6 +47,8 @@ def finish(graph: Graph, registry: Registry, raws: dict[str, dict], seed: int | 
         for live in live_inputs(schema, node.inputs):
             name, value = live.name, node.inputs.get(live.name)
             if not isinstance(value, str):
+                continue
+            if (node.id, name) in typed:
                 continue
             if isinstance(live.input, StringInput) and live.input.dynamic_prompts:
                 node.inputs[name] = dynamic_prompt(value, random.Random(f"{seed} {node.id} {name}"))

@@ -29,11 +29,14 @@ class Place:
     also: Place | None = None
 
     @classmethod
-    def named(cls, named: dict[str, Any], name: str, values: Any) -> Place:
-        """A value by its name, where a file has the same values by position too: those count, as in ComfyUI's page."""
-        if not isinstance(values, list) or len(values) != len(named):
-            return cls(named, name)
-        return cls(values, list(named).index(name), cls(named, name))
+    def named(cls, values: Any, named: Any) -> dict[str, Place]:
+        """Values by name, of a file that has them by position too: these count, as in ComfyUI's page.
+
+        Empty where a file has no names, or others than values.
+        """
+        if not isinstance(values, list) or not isinstance(named, dict) or len(values) != len(named):
+            return {}
+        return {str(name): cls(values, at, cls(named, name)) for at, name in enumerate(named)}
 
     def store(self, value: Any) -> None:
         """Put another value there."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,16 +29,16 @@ def has_subgraphs(document: Any) -> bool:
 def unfold(document: dict[str, Any], widgets: Widgets | None = None) -> Flat:
     """All nodes of a UI-format document in one graph. UsageError where it is not what ComfyUI saves.
 
-    widgets: the names of a node's widgets, where its class is known; without it, what the file says of its inputs
-    counts. By them ComfyUI's page decides to which input of a subgraph a value typed on it belongs.
+    widgets: a node's widgets, where its class is known; without it, what the file says of its inputs counts. By them
+    ComfyUI's page decides to which input of a subgraph a value typed on it belongs, and what stands there if none is.
     """
     flat = Flat()
     _Graph(document, _definitions(document), widgets).spread(flat)
     return flat
 
 
-# The names of the widgets of a node as the file has it; None for a class that is not known.
-Widgets = Callable[[dict[str, Any]], Container[str] | None]
+# The widgets of a node as the file has it, and where their values are; None for a class that is not known.
+Widgets = Callable[[dict[str, Any]], Mapping[str, Place] | None]
 
 
 @dataclass
@@ -185,32 +185,36 @@ class _Graph:
         properties = host.get("properties")
         promoted = properties.get("proxyWidgets") if isinstance(properties, dict) else None
         slots = [one for one in _dicts(self.content.get("inputs")) if isinstance(one.get("name"), str)]
+        named = Place.named(values, host.get("widgets_values_named"))
         if isinstance(promoted, list):
             # Editors up to autumn 2026 list what is promoted, in the order of the values: [node within, its widget], or
             # [-1, input of the subgraph].
             for at, entry in enumerate(promoted):
                 if isinstance(entry, list) and len(entry) > 1 and isinstance(entry[1], str):
                     self._give(str(entry[0]), entry[1], slots, handed.get(entry[1]) or _place(values, at))
-            return
-        named = host.get("widgets_values_named")
-        if self.widgets is not None and isinstance(named, dict) and named:
-            for name in named:
-                self.typed[name] = handed.get(name) or Place.named(named, name, host.get("widgets_values"))
-            return
-        # Without a list the values are those of the inputs that are widgets, in their order.
-        names = [one["name"] for one in _dicts(host.get("inputs")) if one.get("widget") and "name" in one]
-        if self.widgets is not None or not names:
-            names = [one["name"] for one in slots if self._widget_of(one)]
-        for at, name in enumerate(names):
-            place = handed.get(name) or _place(values, at)
+        elif self.widgets is not None and named:
+            self.typed = {name: handed.get(name) or place for name, place in named.items()}
+        else:
+            # Without a list the values are those of the inputs that are widgets, in their order.
+            names = [one["name"] for one in _dicts(host.get("inputs")) if one.get("widget") and "name" in one]
+            if self.widgets is not None or not names:
+                names = [one["name"] for one in slots if self._widget_of(one)[0]]
+            for at, name in enumerate(names):
+                place = handed.get(name) or _place(values, at)
+                if place is not None:
+                    self.typed[name] = place
+        for slot in slots if self.widgets is not None else ():
+            # All that an input leads to gets what stands in the first widget.
+            place = self._widget_of(slot)[1]
             if place is not None:
-                self.typed[name] = place
+                self.typed.setdefault(slot["name"], place)
 
-    def _widget_of(self, slot: dict) -> bool:
-        """Whether an input of the subgraph leads to a widget, through subgraphs within too."""
+    def _widget_of(self, slot: dict) -> tuple[bool, Place | None]:
+        """Whether an input of the subgraph leads to a widget, through subgraphs within too, and where its value is."""
         if self.widgets is None:
-            return bool(self._targets(slot))
-        return any(_has_widget(self.nodes[id], name, self.definitions, self.widgets) for id, name in self._ends(slot))
+            return bool(self._targets(slot)), None
+        ends = (_widget(self.nodes[id], name, self.definitions, self.widgets) for id, name in self._ends(slot))
+        return next((end for end in ends if end[0]), (False, None))
 
     def _ends(self, slot: dict) -> list[tuple[str, str]]:
         """The (node, input) within that an input of the subgraph leads to."""
@@ -251,22 +255,39 @@ class _Graph:
         ]
 
 
-def _has_widget(node: dict, name: str, definitions: dict[str, dict], widgets: Widgets, deep: int = 0) -> bool:
-    """Whether an input of a node is a widget; one of a subgraph's instance is one if it leads to one."""
+def _widget(
+    node: dict, name: str, definitions: dict[str, dict], widgets: Widgets, deep: int = 0
+) -> tuple[bool, Place | None]:
+    """Whether an input of a node is a widget, and where its value is; one of a subgraph is one if it leads to one."""
     if node["type"] not in definitions:
         known = widgets(node)
         if known is not None:
-            return name in known
-        return any(one.get("name") == name and bool(one.get("widget")) for one in _dicts(node.get("inputs")))
-    content = definitions[node["type"]]
-    wanted = [one.get("linkIds") for one in _dicts(content.get("inputs")) if one.get("name") == name]
-    return deep < DEEPEST and any(
-        isinstance(links, list) and one.get("link") in links and isinstance(one.get("name"), str)
-        and isinstance(inner.get("type"), str) and _has_widget(inner, one["name"], definitions, widgets, deep + 1)
-        for links in wanted
-        for inner in _dicts(content.get("nodes"))
-        for one in _dicts(inner.get("inputs"))
-    )  # fmt: skip
+            return name in known, known.get(name)
+        return any(one.get("name") == name and bool(one.get("widget")) for one in _dicts(node.get("inputs"))), None
+    if deep >= DEEPEST:
+        return False, None
+    slots = [one for one in _dicts(definitions[node["type"]].get("inputs")) if isinstance(one.get("name"), str)]
+    inside = [(one["name"], _end(one, node["type"], definitions, widgets, deep)) for one in slots]
+    places = [(each, found) for each, found in inside if found[0]]
+    values = node.get("widgets_values")
+    for at, (each, found) in enumerate(places):
+        if each == name:
+            return True, (_place(values, at) if isinstance(values, list) else None) or found[1]
+    return False, None
+
+
+def _end(
+    slot: dict, kind: str, definitions: dict[str, dict], widgets: Widgets, deep: int
+) -> tuple[bool, Place | None]:
+    wanted = slot.get("linkIds")
+    for inner in _dicts(definitions[kind].get("nodes")):
+        for one in _dicts(inner.get("inputs")):
+            linked = isinstance(wanted, list) and one.get("link") in wanted and isinstance(one.get("name"), str)
+            if linked and isinstance(inner.get("type"), str):
+                found = _widget(inner, one["name"], definitions, widgets, deep + 1)
+                if found[0]:
+                    return found
+    return False, None
 
 
 def _dicts(listed: Any) -> list[dict]:

@@ -22,6 +22,8 @@ from .graph import Node, Place
 _CONTROLS = {c.value for c in ControlAfterGenerate}
 # Choices of files that get a button to upload one.
 BUTTONS = (UploadType.image, UploadType.video)
+# The class whose choices stand in the workflow.
+MADE_UP = "CustomCombo"
 
 
 class PageInput(WidgetInput):
@@ -48,9 +50,9 @@ def assign(
     """
     values = raw.get("widgets_values")
     if not strict:
-        named = raw.get("widgets_values_named")
-        if isinstance(named, dict) and named:
-            return _NamedRow(named, values).take(schema.inputs, "")
+        named = Place.named(values, raw.get("widgets_values_named"))
+        if named and schema.node_id != MADE_UP:
+            return _NamedRow(named).take(schema.inputs, "")
         if values is None:
             values = raw["widgets_values"] = []
     if values is None:
@@ -63,6 +65,8 @@ def assign(
         )
     row, saved = (_Row if strict else _PageRow)(values), bool(values)
     found = row.take(schema.inputs, "")
+    if not strict and schema.node_id == MADE_UP:
+        found += _options(values)
     if row.missing and saved:
         notes.append(
             f'node {node.id} "{node.title}": saved before {", ".join(row.missing)} existed; the default is used'
@@ -144,7 +148,7 @@ class _PageRow(_Row):
         if isinstance(widget, IntInput | ComboInput):
             controlled = widget.control_after_generate
             if controlled is None:
-                controlled = isinstance(widget, IntInput) and widget.id in ("seed", "noise_seed")
+                controlled = isinstance(widget, IntInput) and name in ("seed", "noise_seed")
             # A choice's control has a filter beside it.
             beside = bool(controlled) * (1 if isinstance(widget, IntInput) else 2)
         if self.at >= len(self.values):
@@ -162,19 +166,23 @@ class _PageRow(_Row):
 class _NamedRow(_Row):
     """Values by name; those of widgets that the file does not know are the defaults."""
 
-    def __init__(self, named: dict[str, Any], values: Any):
+    def __init__(self, named: dict[str, Place]):
         super().__init__([])
-        self.named, self.listed = named, values
+        self.named = named
 
     def one(self, name: str, widget: WidgetInput) -> list[tuple[str, Any, Place]]:
-        if name in self.named:
-            place = Place.named(self.named, name, self.listed)
-            return [(name, place.holder[place.key], place)]
-        return [] if widget.default is None else [(name, widget.default, Place([widget.default], 0))]
+        if name not in self.named and widget.default is None:
+            return []
+        place = self.named.get(name) or Place([widget.default], 0)
+        return [(name, place.holder[place.key], place)]
 
 
-def names(raw: dict[str, Any], schema: Schema) -> set[str]:
-    """The names of the widgets that a node has in ComfyUI's page, as its values stand."""
-    values = raw.get("widgets_values")
-    found = assign(Node("", raw["type"], ""), schema, {**raw, "widgets_values": list(values or [])}, [], False)
-    return {name for name, _, _ in found}
+def places(raw: dict[str, Any], schema: Schema) -> dict[str, Place]:
+    """The widgets that a node has in ComfyUI's page, as its values stand, and where these are."""
+    return {name: place for name, _, place in assign(Node("", raw["type"], ""), schema, raw, [], False)}
+
+
+def _options(values: list) -> list[tuple[str, Any, Place]]:
+    """What the page adds to a choice that users make up: the number of what is chosen, and all that can be."""
+    names = ["index", *(f"option{number}" for number in range(1, len(values) - 1))]
+    return [(name, values[at], Place(values, at)) for at, name in enumerate(names, 1) if at < len(values)]

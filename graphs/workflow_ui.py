@@ -7,7 +7,7 @@ are unfolded. `editor` has what happens to the texts.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Mapping
 from typing import Any
 
 from ..files.errors import NodeError
@@ -15,7 +15,7 @@ from . import editor, subgraphs
 from .graph import Graph, Link, Node, Place
 from .registry import Registry
 from .subgraphs import AGAIN, BYPASSED, MUTED
-from .widgets import assign, names
+from .widgets import MADE_UP, assign, places
 
 # What ComfyUI's page knows of itself: these run nowhere.
 VIRTUAL = ("Note", "MarkdownNote", "Reroute", "PrimitiveNode")
@@ -26,9 +26,9 @@ def read(document: dict[str, Any], registry: Registry, seed: int | None = None) 
 
     Raises UsageError, NodeError where a node is at fault.
     """
-    def widgets(raw: dict[str, Any]) -> Container[str] | None:
+    def widgets(raw: dict[str, Any]) -> Mapping[str, Place] | None:
         schema = registry.find(raw["type"])
-        return None if schema is None else names(raw, schema)
+        return None if schema is None else places(raw, schema)
 
     flat = subgraphs.unfold(document, None if registry.strict else widgets)
     graph = Graph({}, document)
@@ -36,7 +36,7 @@ def read(document: dict[str, Any], registry: Registry, seed: int | None = None) 
     for id, raw in flat.nodes.items():
         if raw.get("mode") not in (MUTED, BYPASSED) and raw["type"] not in VIRTUAL:
             graph.nodes[id] = reader.node(raw, graph.notes)
-    editor.finish(graph, registry, flat.nodes, seed)
+    editor.finish(graph, registry, flat.nodes, seed, frozenset(reader.typed))
     return graph
 
 
@@ -44,6 +44,8 @@ class _Reader:
     def __init__(self, flat: subgraphs.Flat, registry: Registry):
         self.raws, self.links, self.registry = flat.nodes, flat.links, registry
         self.widgets, self.primitives = flat.widgets, flat.primitives
+        # (node, input) whose values are typed on a subgraph.
+        self.typed: list[tuple[str, str]] = []
 
     def title(self, raw: dict) -> str:
         title = raw.get("title")
@@ -70,6 +72,10 @@ class _Reader:
                 node.places[name] = source
             else:
                 node.inputs[name] = source
+        if node.class_type == MADE_UP and not self.registry.strict:
+            options = [value for name, value in node.inputs.items() if name.startswith("option")]
+            chosen = node.inputs.get("choice")
+            node.inputs["index"] = options.index(chosen) if chosen in options else -1
         return node
 
     def sockets(self, node: Node, raw: dict) -> list[tuple[str, Any]]:
@@ -96,6 +102,7 @@ class _Reader:
             seen.add(link)
             id, slot = self.links[link]
             if id in self.widgets:
+                self.typed.append((node.id, input))
                 return self.widgets[id]
             raw = self.raws.get(id)
             if raw is None:

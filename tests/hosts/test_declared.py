@@ -155,7 +155,7 @@ def test_names_tell_the_places_of_another_version_and_the_list_the_values(odd):
     named = {"image": "a.png", "gone": 1, "size": 7, "noise_seed": 5, "control_after_generate": "fixed", "last": "x"}
     found = odd(["b.png", 1, 8, 5, "fixed", "y"], named)
     assert (found["image"], found["size"], found["noise_seed"], found["last"]) == ("b.png", 8, 5, "y")
-    assert odd(["b.png"], named)["size"] == 7
+    assert odd(["b.png", 3], named)["size"] == 3  # the list has others than the names
 
 
 def test_a_change_is_stored_by_name_and_by_place(ui_node):
@@ -195,6 +195,45 @@ def test_values_on_a_subgraph_belong_to_the_inputs_that_lead_to_a_widget(ui_node
     known = declared.Declared(PAGE, PAGE.__getitem__, "a test")
     (node,) = workflow.from_document(subgraph(ui_node, [8, 9], inner=inner), known).prompt().values()
     assert (node["inputs"]["size"], node["inputs"]["noise_seed"]) == (8, 9)
+    (node,) = workflow.from_document(subgraph(ui_node, [8], inner=inner), known).prompt().values()
+    assert (node["inputs"]["size"], node["inputs"]["noise_seed"]) == (8, 0)
     document = subgraph(ui_node, [1, 8, 9], {"a": 1, "b": 8, "c": 9}, inner)
     (node,) = workflow.from_document(document, known).prompt().values()
     assert (node["inputs"]["size"], node["inputs"]["noise_seed"]) == (8, 9)
+
+
+def test_a_value_that_leads_to_a_socket_too_is_that_of_the_widget(ui_node):
+    """As a size that a subgraph shows, which also goes to a node that shows it: nobody typed one."""
+    known = declared.Declared(PAGE, PAGE.__getitem__, "a test")
+    made = ui_node(5, "Odd", [("size", "INT", 1)], ["IMAGE"], ["a.png", 33])
+    made["inputs"][0]["widget"] = {"name": "size"}
+    shown = ui_node(6, "Sampler", [("given", "STRING", 2)], [], [])
+    links = [{"id": n, "origin_id": -10, "origin_slot": 0, "target_id": 4 + n, "target_slot": 0} for n in (1, 2)]
+    slot = {"name": "a", "type": "INT", "linkIds": [1, 2]}
+    definition = {"id": "inner", "nodes": [made, shown], "links": links, "inputs": [slot], "outputs": []}
+    host = ui_node(2, "inner", [("a", "INT", None)], [], [])
+    document = {"nodes": [host], "links": [], "definitions": {"subgraphs": [definition]}}
+    prompt = workflow.from_document(document, known).prompt()
+    assert prompt["2:5"]["inputs"]["size"] == 33 and prompt["2:6"]["inputs"]["given"] == 33
+
+
+def test_made_up_choices_and_the_number_of_the_chosen_one(ui_node):
+    info = {"CustomCombo": {**INFO["Save"], "input": {"required": {"choice": ["COMBO", {"options": []}]}}}}
+    known = declared.Declared(info, info.__getitem__, "a test")
+    document = {"nodes": [ui_node(1, "CustomCombo", values=["b", 0, "a", "b", ""])], "links": []}
+    assert workflow.from_document(document, known).prompt()["1"]["inputs"] == {
+        "choice": "b", "index": 1, "option1": "a", "option2": "b", "option3": "",
+    }  # fmt: skip
+
+
+def test_a_prompt_that_is_typed_on_a_subgraph_stays_as_it_is(ui_node):
+    """Braces and slashes of JSON or an address among it: ComfyUI's page changes what a node's own box holds alone."""
+    known = declared.Declared(PAGE, PAGE.__getitem__, "a test")
+    made = ui_node(5, "Sampler", [("text", "STRING", 1)], ["LATENT"], [])
+    link = {"id": 1, "origin_id": -10, "origin_slot": 0, "target_id": 5, "target_slot": 0}
+    slot = {"name": "text", "type": "STRING", "linkIds": [1]}
+    definition = {"id": "inner", "nodes": [made], "links": [link], "inputs": [slot], "outputs": []}
+    typed = '{"at": "https://example.org"} // {a|b}'
+    nodes = [ui_node(2, "inner", [], [], [typed])]
+    document = {"nodes": nodes, "links": [], "definitions": {"subgraphs": [definition]}}
+    assert workflow.from_document(document, known).prompt()["2:5"]["inputs"]["text"] == typed
