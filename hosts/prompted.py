@@ -32,10 +32,10 @@ def inputs_of(node: str) -> dict[str, Any] | None:
     prompt = PROMPT.get()
     if prompt is None or node not in prompt:
         return None
-    return dict(_Source(prompt, node))
+    return dict(Source(prompt, node))
 
 
-class _Source(Mapping[str, Any]):
+class Source(Mapping[str, Any]):
     """The inputs of a node that others are connected to, looked up when they are asked for."""
 
     def __init__(self, prompt: Mapping[str, Any], node: str):
@@ -53,4 +53,4 @@ class _Source(Mapping[str, Any]):
 
 def _value(prompt: Mapping[str, Any], value: Any) -> Any:
     linked = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and value[0] in prompt
-    return Link(prompt[value[0]]["class_type"], _Source(prompt, value[0])) if linked else value
+    return Link(prompt[value[0]]["class_type"], Source(prompt, value[0])) if linked else value

@@ -1,48 +1,107 @@
-"""Warns of a few-step student that is sampled with guidance: it has its teacher's built in, and pictures fall apart."""
+"""Warns of few-step students that a prompt samples otherwise than they were trained: guidance, sampler, steps, prompts.
+
+A student is known by the name of its published file or by its metadata, as for the preset "auto".
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import folder_paths
 from safetensors import SafetensorError, safe_open
 
+from ...sampling.presets import Preset
 from ...trainers.methods import of_group
+from .. import presets
+from ..prompted import Link, Source
+from ..recognise import by_name, files_of
 
-_FURTHEST = 64  # nodes between a sampler and the model's loader
+# KSampler asks for a step more with these, and leaves the last level but one out.
+_DROPPING = ("uni_pc", "uni_pc_bh2", "dpm_2", "dpm_2_ancestral")
+# They extrapolate from step to step, which students that were trained with Euler steps do not take.
+_EXTRAPOLATING = ("res_multistep", "res_multistep_cfg_pp", "dpmpp_2m", "dpmpp_2m_cfg_pp")
+_REMEDY = "sample with Distilled Setup"
 _log = logging.getLogger("retort")
 
 
 def warnings(prompt: Mapping[str, Any]) -> list[str]:
-    """A sentence for each LoRA of a student that a prompt samples at a cfg above 1."""
-    found = []
-    for node in prompt.values():
-        cfg, model = (node.get("inputs", {}).get(name) for name in ("cfg", "model"))
-        if isinstance(cfg, int | float) and cfg > 1:
-            for name in _loras(prompt, model):
-                if _is_student(name):
-                    found.append(
-                        f"cfg is {cfg:g}, and {name} makes a few-step student, which has guidance built in: set cfg to "
-                        "1, or sample with Distilled Setup"
-                    )
+    """A sentence for each thing that a prompt does to a student that it was not trained for."""
+    nodes = {
+        id: node
+        for id, node in prompt.items()
+        if isinstance(node, Mapping) and isinstance(node.get("inputs"), Mapping) and "class_type" in node
+    }
+    every, found = presets.known(_folders()).values(), list[str]()
+    for id in nodes:
+        found += _of_node(dict(Source(nodes, id)), every)
     return list(dict.fromkeys(found))
 
 
-def _loras(prompt: Mapping[str, Any], link: Any) -> Iterator[str]:
-    """The LoRA files on the way from a sampler to its model's loader."""
-    for _ in range(_FURTHEST):
-        if not (isinstance(link, list) and len(link) == 2 and str(link[0]) in prompt):
-            return
-        inputs = prompt[str(link[0])].get("inputs", {})
-        name, strength = inputs.get("lora_name"), inputs.get("strength_model", 1)
-        if isinstance(name, str) and strength != 0:
-            yield name
-        link = inputs.get("model")
+def _of_node(inputs: Mapping[str, Any], every: Iterable[Preset]) -> Iterator[str]:
+    """What is wrong at a node that samples, or guides. every: the presets that there are."""
+    guider, sampler = inputs.get("guider"), inputs.get("sampler")
+    model, name, dropping = inputs.get("model"), inputs.get("sampler_name"), _DROPPING
+    if isinstance(guider, Link) and isinstance(sampler, Link):  # SamplerCustomAdvanced, whose levels are given
+        model, name, dropping = guider.inputs.get("model"), sampler.inputs.get("sampler_name"), ()
+    cfg, steps = inputs.get("cfg"), inputs.get("steps")
+    guided = isinstance(cfg, int | float)
+    if not isinstance(model, Link) or not (guided or isinstance(name, str)):
+        return
+    files = files_of(model)
+    students = by_name(every, files)
+    preset, file = next(iter(students.values())) if len(students) == 1 else (None, "")
+    trained = [file for file in files if _is_trained(file)]
+    if guided and cfg > 1:
+        known = [file] if preset is not None and preset.cfg == 1 else []
+        for student in dict.fromkeys([*trained, *known]):
+            yield (
+                f"cfg is {cfg:g}, and {student} makes a few-step student, which has guidance built in: set cfg to 1, "
+                f"or {_REMEDY}"
+            )
+    if preset is not None:
+        yield from _of_student(preset, file, name, dropping, steps)
+        if guided and cfg == 1 and preset.cfg == 1 and (text := _text(inputs.get("negative"))):
+            yield (
+                f"the negative prompt {text!r:.40} is ignored: {file} makes a few-step student, which is sampled at "
+                "cfg 1, without one"
+            )
 
 
-def _is_student(name: str) -> bool:
+def _of_student(preset: Preset, file: str, name: Any, dropping: tuple[str, ...], steps: Any) -> Iterator[str]:
+    if name in dropping:
+        yield (
+            f"sampler_name is {name}, for which KSampler leaves out the last level but one that {file} was trained at: "
+            f"choose euler, or {_REMEDY}, preset {preset.key}"
+        )
+    elif name in (*_DROPPING, *_EXTRAPOLATING):
+        yield (
+            f"sampler_name is {name}, which extrapolates from step to step, and {file} was trained with plain steps: "
+            f"choose euler, or {_REMEDY}, preset {preset.key}"
+        )
+    if isinstance(name, str) and isinstance(steps, int) and steps not in preset.step_counts:
+        known = ", ".join(map(str, sorted(preset.step_counts)))
+        yield (
+            f"steps is {steps}, and {file} was trained for {known}: other numbers of steps ask it at levels that it "
+            f"never saw; choose one of these, or {_REMEDY}, preset {preset.key}"
+        )
+
+
+def _text(link: Any) -> str:
+    """The text of a prompt that is typed in the node before."""
+    value = link.inputs.get("text") if isinstance(link, Link) else None
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _folders() -> list[Any]:
+    from .host import host
+
+    return host.presets_folders()
+
+
+def _is_trained(name: str) -> bool:
+    """Whether a LoRA is of a student that Retort trained."""
     path = folder_paths.get_full_path("loras", name)
     if path is None or not path.endswith(".safetensors"):
         return False

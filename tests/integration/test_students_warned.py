@@ -1,0 +1,79 @@
+"""What ComfyUI's page is told of a few-step student that a prompt samples otherwise than it was trained."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.integration
+LIGHTNING = "wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors"
+
+
+@pytest.fixture
+def warned(ours):
+    return ours("hosts.comfyui.students").warnings
+
+
+def prompt(lora=LIGHTNING, negative="", **sampler):
+    return {
+        "1": {"class_type": "UNETLoader", "inputs": {"unet_name": "wan2.2_t2v_high_noise_14B_fp16.safetensors"}},
+        "2": {"class_type": "LoraLoaderModelOnly", "inputs": {
+            "lora_name": lora, "strength_model": 1.0, "model": ["1", 0]}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"text": negative, "clip": ["9", 0]}},
+        "4": {"class_type": "KSampler", "inputs": {
+            "steps": 4, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "model": ["2", 0],
+            "negative": ["3", 0], **sampler}},
+    }  # fmt: skip
+
+
+def test_a_student_sampled_as_it_was_trained_is_no_matter(warned):
+    assert warned(prompt()) == []
+    assert warned(prompt(steps=8)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cfg": 3.5}, ["cfg is 3.5", "guidance built in", "set cfg to 1"]),
+        ({"steps": 6}, ["steps is 6", "was trained for 4, 8", "preset wan22_lightx2v_t2v"]),
+        ({"sampler_name": "uni_pc"}, ["sampler_name is uni_pc", "leaves out the last level but one", "euler"]),
+        ({"sampler_name": "res_multistep"}, ["res_multistep", "extrapolates", "euler"]),
+        ({"negative": "blurry"}, ["negative prompt 'blurry' is ignored", "cfg 1"]),
+    ],
+)
+def test_each_departure_is_one_sentence_that_names_the_file(warned, changes, said):
+    (sentence,) = warned(prompt(**changes))
+    assert LIGHTNING in sentence and all(words in sentence for words in said)
+
+
+def test_a_custom_sampler_is_looked_at_through_its_links(warned):
+    graph = prompt()
+    graph["4"] = {"class_type": "CFGGuider", "inputs": {"model": ["2", 0], "cfg": 1.0, "negative": ["3", 0]}}
+    graph["5"] = {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "uni_pc"}}
+    graph["6"] = {"class_type": "SamplerCustomAdvanced", "inputs": {"guider": ["4", 0], "sampler": ["5", 0]}}
+    (sentence,) = warned(graph)
+    assert "extrapolates" in sentence, "its levels are given: none is left out"
+
+
+def test_other_models_and_loras_that_are_off_are_left_alone(warned):
+    assert warned(prompt("my_style.safetensors", "blurry", cfg=7.0, steps=30, sampler_name="uni_pc")) == []
+    graph = prompt(cfg=7.0, steps=30)
+    graph["2"]["inputs"]["strength_model"] = 0
+    assert warned(graph) == []
+
+
+def test_a_student_with_guidance_may_have_it(warned):
+    assert warned(prompt("Hyper-SDXL-8steps-CFG-lora.safetensors", "blurry", cfg=5.0, steps=8)) == []
+
+
+ODD = {"class_type": "K", "inputs": {"model": ["2", 0], "cfg": True, "steps": "x", "sampler_name": "uni_pc"}}
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        {}, {"1": None}, {"1": {}}, {"1": {"inputs": None}}, {"1": ODD, "2": {"class_type": 1, "inputs": []}},
+        {"1": ODD, "2": ODD}, {"1": {"class_type": "K", "inputs": {"model": ["1", 0], "cfg": 9}}},
+    ],
+)  # fmt: skip
+def test_whatever_a_prompt_is_nothing_breaks(warned, graph):
+    assert warned(graph) == []
