@@ -320,7 +320,7 @@ class ComfyUI(Host):
         from server import PromptServer
 
         if "instance" in vars(PromptServer):  # a server runs
-            refusals.listen(PromptServer.instance)
+            refusals.listen(PromptServer.instance, self.presets_folders)
             guard.listen_at(comfy.cli_args.args.listen.split(","))
             table = PromptServer.instance.routes
             help_routes.add(table)

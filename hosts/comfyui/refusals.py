@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -32,12 +33,13 @@ def prompted() -> dict[str, Any] | None:
     return None if context is None else inputs_of(context.node_id)
 
 
-def listen(server: Any) -> None:
-    """Hear of every prompt that a server is asked to run; server: its `PromptServer`."""
+def listen(server: Any, presets: Callable[[], Sequence[Path]]) -> None:
+    """Hear of every prompt that a server is asked to run; server: its `PromptServer`. presets: the folders of the
+    user's presets of students."""
 
     def warn(request: dict[str, Any]) -> dict[str, Any]:
         prompt = request.get("prompt")
-        for text in students.warnings(prompt) if isinstance(prompt, dict) else ():
+        for text in students.warnings(prompt, presets()) if isinstance(prompt, dict) else ():
             _log.warning("%s", text)
             server.send_sync(NOTICE, {"text": text}, request.get("client_id"))
         return request

@@ -6,7 +6,8 @@ A student is known by the name of its published file or by its metadata, as for 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import folder_paths
@@ -26,14 +27,17 @@ _REMEDY = "sample with Distilled Setup"
 _log = logging.getLogger("retort")
 
 
-def warnings(prompt: Mapping[str, Any]) -> list[str]:
-    """A sentence for each thing that a prompt does to a student that it was not trained for."""
+def warnings(prompt: Mapping[str, Any], folders: Sequence[Path] = ()) -> list[str]:
+    """A sentence for each thing that a prompt does to a student that it was not trained for.
+
+    folders: of the user's presets.
+    """
     nodes = {
         id: node
         for id, node in prompt.items()
         if isinstance(node, Mapping) and isinstance(node.get("inputs"), Mapping) and "class_type" in node
     }
-    every, found = presets.known(_folders()).values(), list[str]()
+    every, found = presets.known(folders).values(), list[str]()
     for id in nodes:
         found += _of_node(dict(Source(nodes, id)), every)
     return list(dict.fromkeys(found))
@@ -92,12 +96,6 @@ def _text(link: Any) -> str:
     """The text of a prompt that is typed in the node before."""
     value = link.inputs.get("text") if isinstance(link, Link) else None
     return value.strip() if isinstance(value, str) else ""
-
-
-def _folders() -> list[Any]:
-    from .host import host
-
-    return host.presets_folders()
 
 
 def _is_trained(name: str) -> bool:
