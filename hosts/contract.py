@@ -65,6 +65,10 @@ class Models(Protocol):
         """(channels, dimensions) of its latents: 2 dimensions for images, 3 for video."""
         ...
 
+    def model_kind(self, model: MODEL) -> str:
+        """Name of the class of ComfyUI's models that it is of, such as ZImage; empty where the host has none."""
+        ...
+
     def with_shift(self, model: MODEL, shift: float, audio_shift: float | None = None) -> MODEL:
         """A clone of a flow model with this timestep shift; ValueError for a model that has none to set.
 

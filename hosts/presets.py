@@ -38,8 +38,10 @@ def known(folders: Sequence[Path]) -> dict[str, Preset]:
     return found
 
 
-def named(key: str, folders: Sequence[Path]) -> Preset:
-    """The preset of a key; ValueError where there is none."""
+def named(key: str | Preset, folders: Sequence[Path]) -> Preset:
+    """The preset of a key, or the preset itself; ValueError where there is none."""
+    if isinstance(key, Preset):
+        return key
     every = known(folders)
     if key not in every:
         raise ValueError(

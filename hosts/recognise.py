@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..sampling.presets import Preset, PresetMismatch
 from ..sampling.students.files import matching
 from ..trainers import recipes
-from .prompted import Link
+from .contract import MODEL, Host
+from .prompted import Link, Source
 
 ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 _FURTHEST = 64  # nodes between a sampler and the model's loaders
@@ -100,6 +102,27 @@ def student(
         both = " or ".join(f"{preset.key} ({how})" for preset, how in fitting)
         raise PresetMismatch(f"preset 'auto' could be {both}: choose one")
     raise PresetMismatch(none_found(every, names, kind))
+
+
+def has_recipe(host: Host, name: str) -> bool:
+    """Whether a LoRA of the host's list says what student it is."""
+    return recipes.KEY in host.lora_metadata(name)
+
+
+def behind(prompt: Mapping[str, Any] | None, node: str | None, input: str) -> list[str]:
+    """`files_of` an input of a node in a prompt; nothing where the prompt does not know the node."""
+    return files_of(Source(prompt, node).get(input)) if prompt and node in prompt else []
+
+
+def of_model(
+    host: Host, presets: Iterable[Preset], names: Sequence[str], model: MODEL, check: Callable[[Preset], None]
+) -> Preset:
+    """`student` of a host's MODEL; its title says what speaks for it."""
+    loras = host.lora_names()
+    preset, how = student(
+        presets, names, lambda name: host.lora_metadata(name) if name in loras else None, host.model_kind(model), check
+    )
+    return replace(preset, title=f"{preset.title} (auto, {how})")
 
 
 def none_found(presets: Iterable[Preset], names: Sequence[str], kind: str = "") -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..hosts.api import host, io, methods, students
+from ..hosts.api import host, io, methods, recognise, students
 from ..sampling import presets
 from ..sampling.distilled import Mode, Rule
 from ..sampling.presets import Preset
@@ -19,8 +19,8 @@ MODES: dict[str, Mode] = {"re-noise": "renoise", "deterministic": "deterministic
 STARTS = {"unit noise": "unit", "noised latent": "noised", "clean latent": "latent"}
 
 
-def _preset_input(tooltip: str):
-    options = list(students.known(host.presets_folders()))
+def _preset_input(tooltip: str, *first: str):
+    options = [*first, *students.known(host.presets_folders())]
     return io.Combo.Input("preset", options=options, default="dmd2_sdxl_4step", tooltip=tooltip)
 
 
@@ -56,7 +56,7 @@ def _latent_input():
     )
 
 
-def _fitting(model, key: str, timesteps: str) -> Preset:
+def _fitting(model, key: str | Preset, timesteps: str) -> Preset:
     """The preset, checked against the model."""
     path = host.noise_path(model)
     if key == "custom":
@@ -70,6 +70,9 @@ def _fitting(model, key: str, timesteps: str) -> Preset:
 def _check(given: Asked) -> None:
     """What of a grid can be known without a model."""
     if not given.knows("preset"):
+        return
+    if given["preset"] == students.AUTO:
+        _check_auto(given)
         return
     if given["preset"] != "custom":
         preset = students.named(given["preset"], host.presets_folders())
@@ -99,6 +102,15 @@ def _grid(model, preset: Preset, steps: int, denoise: float, latent=None):
         text += f", for {width} x {height} pixels" + ("" if size else ", since no latent is connected")
     host.say(text)
     return sigmas
+
+
+def _check_auto(given: Asked) -> None:
+    """What of the preset "auto" can be known without a model: a name or a recipe there must be."""
+    names = recognise.files_of(given.links.get("model"))
+    every = students.known(host.presets_folders()).values()
+    loras = set(host.lora_names()).intersection(names)
+    if not recognise.by_name(every, names) and not any(recognise.has_recipe(host, name) for name in loras):
+        raise presets.PresetMismatch(recognise.none_found(every, names))
 
 
 class RetortDistilledSigmas(CheckedNode):
@@ -196,7 +208,8 @@ class RetortDistilledSetup(CheckedNode):
                 "Everything that SamplerCustomAdvanced needs for a few-step student, set as its authors published it: "
                 "timestep shift, cfg, sampler and sigmas. Says what is wrong when the preset cannot fit the model."
             ),
-            search_aliases=[*ALIASES, "quick start", "guider"],
+            search_aliases=[*ALIASES, "quick start", "guider", "auto"],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The student: its checkpoint, or the base model with its LoRA loaded."),
                 io.Conditioning.Input("positive", tooltip="The prompt."),
@@ -205,7 +218,12 @@ class RetortDistilledSetup(CheckedNode):
                     optional=True,
                     tooltip="Only used by presets with a cfg above 1; most students have guidance built in.",
                 ),
-                _preset_input("The published student. Its help page says which file goes where."),
+                _preset_input(
+                    "The published student; its help page says which file goes where. auto: the one that the names of "
+                    "the files behind `model` say, or the recipe in a LoRA; the node says which, and does not guess "
+                    "between two.",
+                    students.AUTO,
+                ),
                 *_grid_inputs(),
                 _latent_input(),
             ],
@@ -223,8 +241,16 @@ class RetortDistilledSetup(CheckedNode):
         _check(given)
 
     @classmethod
+    def recognised(cls, model) -> Preset:
+        """What "auto" means in the prompt that runs; PresetMismatch where that is not clear."""
+        names = recognise.behind(cls.hidden.prompt, cls.hidden.unique_id, "model")
+        what = host.noise_path(model).kind, host.prediction(model), *host.latent_format(model)
+        every = students.known(host.presets_folders()).values()
+        return recognise.of_model(host, every, names, model, lambda preset: presets.check(preset, *what))
+
+    @classmethod
     def execute(cls, model, positive, preset, steps, timesteps="", denoise=1.0, negative=None, latent=None):
-        chosen = _fitting(model, preset, timesteps)
+        chosen = _fitting(model, cls.recognised(model) if preset == students.AUTO else preset, timesteps)
         if chosen.guidance is not None:
             positive = host.with_guidance(positive, chosen.guidance)
         if chosen.shift is not None:

@@ -75,6 +75,9 @@ class ComfyUI(Host):
         form = model.get_model_object("latent_format")
         return form.latent_channels, form.latent_dimensions
 
+    def model_kind(self, model: MODEL) -> str:
+        return type(model.model.model_config).__name__
+
     def with_shift(self, model: MODEL, shift: float, audio_shift: float | None = None) -> MODEL:
         return coordinates.with_shift(model, shift, audio_shift)
 

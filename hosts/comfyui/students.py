@@ -46,18 +46,19 @@ def warnings(prompt: Mapping[str, Any], folders: Sequence[Path] = ()) -> list[st
 def _of_node(inputs: Mapping[str, Any], every: Iterable[Preset]) -> Iterator[str]:
     """What is wrong at a node that samples, or guides. every: the presets that there are."""
     guider, sampler = inputs.get("guider"), inputs.get("sampler")
-    model, name, dropping = inputs.get("model"), inputs.get("sampler_name"), _DROPPING
+    model, name = inputs.get("model"), inputs.get("sampler_name")
+    dropping: tuple[str, ...] = _DROPPING
     if isinstance(guider, Link) and isinstance(sampler, Link):  # SamplerCustomAdvanced, whose levels are given
         model, name, dropping = guider.inputs.get("model"), sampler.inputs.get("sampler_name"), ()
     cfg, steps = inputs.get("cfg"), inputs.get("steps")
-    guided = isinstance(cfg, int | float)
-    if not isinstance(model, Link) or not (guided or isinstance(name, str)):
+    cfg = float(cfg) if isinstance(cfg, int | float) else None
+    if not isinstance(model, Link) or not (cfg is not None or isinstance(name, str)):
         return
     files = files_of(model)
     students = by_name(every, files)
     preset, file = next(iter(students.values())) if len(students) == 1 else (None, "")
     trained = [file for file in files if _is_trained(file)]
-    if guided and cfg > 1:
+    if cfg is not None and cfg > 1:
         known = [file] if preset is not None and preset.cfg == 1 else []
         for student in dict.fromkeys([*trained, *known]):
             yield (
@@ -66,7 +67,7 @@ def _of_node(inputs: Mapping[str, Any], every: Iterable[Preset]) -> Iterator[str
             )
     if preset is not None:
         yield from _of_student(preset, file, name, dropping, steps)
-        if guided and cfg == 1 and preset.cfg == 1 and (text := _text(inputs.get("negative"))):
+        if cfg == 1 and preset.cfg == 1 and (text := _text(inputs.get("negative"))):
             yield (
                 f"the negative prompt {text!r:.40} is ignored: {file} makes a few-step student, which is sampled at "
                 "cfg 1, without one"

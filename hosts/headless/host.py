@@ -50,6 +50,9 @@ class Headless(Host):
     def latent_format(self, model: Model) -> tuple[int, int]:
         return model.latent.channels, model.latent.dims
 
+    def model_kind(self, model: Model) -> str:
+        return ""
+
     def with_shift(self, model: Model, shift: float, audio_shift: float | None = None) -> Model:
         if audio_shift is not None:
             raise ValueError(f"audio_shift {audio_shift:g} cannot be set: this model has no sound; load it in ComfyUI")

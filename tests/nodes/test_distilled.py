@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from retort.graphs.api.schema import HiddenHolder
 from retort.hosts.headless.host import host
 from retort.hosts.headless.model import LatentFormat, Model, NetworkSource
+from retort.hosts.prompted import Source
+from retort.nodes.checks import Asked
 from retort.nodes.distilled import RetortDistilledSampler, RetortDistilledSetup, RetortDistilledSigmas
 from retort.sampling.path import FLOW, VE
 from retort.sampling.presets import PRESETS, PresetMismatch
@@ -145,3 +148,44 @@ def test_image_to_image_runs_at_trained_levels_alone():
     for hundredths in range(1, 100):
         kept = RetortDistilledSigmas.execute(model, "z_image_turbo", 0, "", hundredths / 100).args[0]
         assert len(kept) > 1 and torch.equal(kept, whole[-len(kept) :])
+
+
+def automatic(*files, kind="flow"):
+    """Distilled Setup as it runs in a prompt, with the preset auto, behind loaders of these files."""
+    loaders = {
+        str(i): {"class_type": "LoraLoaderModelOnly", "inputs": {"lora_name": name, "model": [str(i + 1), 0]}}
+        for i, name in enumerate(files)
+    }
+    prompt = {**loaders, "setup": {"class_type": "RetortDistilledSetup", "inputs": {"model": ["0", 0]}}}
+    hidden = HiddenHolder(unique_id="setup", prompt=prompt)
+    running = type("Running", (RetortDistilledSetup,), {"hidden": hidden})
+    return running.execute(flow() if kind == "flow" else eps(), PROMPT, "auto", 0).args
+
+
+def test_auto_takes_the_student_that_the_files_name_and_says_so(monkeypatch, where):
+    said = []
+    monkeypatch.setattr(type(host), "say", lambda self, text, warn=False: said.append(text))
+    model, _, sampler, sigmas, *_ = automatic("style.safetensors", "z_image_turbo_bf16.safetensors")
+    assert len(sigmas) == 9 and model.schedule.shift == 3.0 and sampler.rule.mode == "deterministic"
+    assert said[-1].startswith("Z-Image-Turbo, 8 steps (auto, by the name of z_image_turbo_bf16.safetensors): 8 calls")
+    _, _, sampler, sigmas, *_ = automatic("lcm-lora-sdxl.safetensors", kind="eps")
+    assert len(sigmas) == 5 and sampler.rule.mode == "renoise"
+
+
+def test_auto_refuses_to_guess(where):
+    with pytest.raises(PresetMismatch, match="finds no student by the files of the model .style.safetensors"):
+        automatic("style.safetensors")
+    with pytest.raises(PresetMismatch, match="could be lcm .* or turbo .*: choose one"):
+        automatic("lcm-lora-sdxl.safetensors", "sd_xl_turbo_1.0.safetensors", kind="eps")
+
+
+def test_auto_is_refused_before_anything_runs_where_no_name_says_anything(where):
+    def asked(name):
+        prompt = {"1": {"class_type": "L", "inputs": {"lora_name": name}}, "2": {"class_type": "S", "inputs": {
+            "model": ["1", 0]}}}  # fmt: skip
+        return Asked({"preset": "auto", "steps": 0, "denoise": 1.0}, {"model": Source(prompt, "2")["model"]})
+
+    RetortDistilledSetup.check(asked("z_image_turbo_bf16.safetensors"))
+    with pytest.raises(PresetMismatch, match="preset 'auto' finds no student"):
+        RetortDistilledSetup.check(asked("z_image_bf16.safetensors"))
+    assert "auto" not in next(one.options for one in RetortDistilledSigmas.GET_SCHEMA().inputs if one.id == "preset")
