@@ -152,10 +152,13 @@ def _by_content(prompt: dict[str, Any]) -> Iterator[str]:
         return made[id]
 
     def source(value: Any) -> Any:
-        linked = isinstance(value, list) and len(value) == 2 and value[0] in prompt
-        return [digest(value[0]), value[1]] if linked else value
+        return [digest(value[0]), value[1]] if _is_link(value) and value[0] in prompt else value
 
     return (digest(id) for id in prompt)
+
+
+def _is_link(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
 
 
 def _differences(ours: dict[str, Any], page: dict[str, Any]) -> Iterator[str]:
@@ -185,6 +188,10 @@ def _undeclared(content: dict[str, Any], known: Registry) -> Iterator[tuple[str,
 
 
 def _reason(ours: dict[str, Any], page: dict[str, Any]) -> str:
+    more = page.keys() - ours.keys()
+    used = {source[0] for id in ours for source in page.get(id, {"inputs": {}})["inputs"].values() if _is_link(source)}
+    if all(page[id] == ours[id] for id in ours if id in page) and ours.keys() < page.keys() and not more & used:
+        return " (nodes of a bypassed subgraph within a subgraph, which nothing needs)"
     if any(node["class_type"] in SCENES for node in (*ours.values(), *page.values())):
         return " (the page draws a 3D scene and sends its pictures and camera)"
     return ""

@@ -112,6 +112,8 @@ class _Reader:
             if id in self.primitives:
                 return self.primitives[id]
             if raw["type"] == "PrimitiveNode":
+                if not self.registry.strict and id.rpartition(":")[0] != node.id.rpartition(":")[0]:
+                    return None  # the page's primitive nodes reach no further than the graph that they are in
                 values = raw.get("widgets_values")
                 if not isinstance(values, list) or not values:
                     raise NodeError(node, f"the primitive node {id} holds no value", input=input, remedy=AGAIN)

@@ -237,3 +237,16 @@ def test_a_prompt_that_is_typed_on_a_subgraph_stays_as_it_is(ui_node):
     nodes = [ui_node(2, "inner", [], [], [typed])]
     document = {"nodes": nodes, "links": [], "definitions": {"subgraphs": [definition]}}
     assert workflow.from_document(document, known).prompt()["2:5"]["inputs"]["text"] == typed
+
+
+def test_a_primitive_node_reaches_no_node_within_a_subgraph(ui_node):
+    """As on the page: the node within keeps its own value."""
+    known = declared.Declared(PAGE, PAGE.__getitem__, "a test")
+    document = subgraph(ui_node, [1, 8, 9])
+    document["definitions"]["subgraphs"][0]["nodes"][0]["widgets_values"] = ["a.png", 33]
+    host = document["nodes"][0]
+    host["inputs"] = [{"name": "b", "type": "INT", "link": 7, "widget": {"name": "b"}}]
+    document["nodes"].append(ui_node(3, "PrimitiveNode", outputs=["INT"], values=[5, "fixed"]))
+    document["links"] = [[7, 3, 0, 2, 0, "INT"]]
+    (node,) = workflow.from_document(document, known).prompt().values()
+    assert node["inputs"]["size"] == 33
