@@ -19,7 +19,7 @@ from .checks import Asked, CheckedNode, at
 from .inputs import completed, number, schema
 from .preference import PREFERENCES, asked, check_pairs
 from .training import ALIASES, CATEGORY, NOTHING, TRAINER_ALIASES, check_training, config_of, one, read
-from .training_inputs import SETTINGS, common_inputs, image_inputs, late_inputs, method_input, sources
+from .training_inputs import SETTINGS, common_inputs, image_inputs, late_inputs, method_input, reference_input, sources
 
 COMMANDS = [NOTHING, "sample", "save", "stop"]
 LOOK_EVERY = 0.5
@@ -86,6 +86,7 @@ class RetortTrainingJob(CheckedNode):
                 ),
                 *image_inputs(),
                 *late_inputs(),
+                reference_input(),
             ],
             outputs=[
                 io.String.Output(id="run", display_name="run", tooltip="For Job Result and Loss Chart."),
@@ -106,6 +107,8 @@ class RetortTrainingJob(CheckedNode):
         if given.knows("method", *SETTINGS):
             refuse_reward(config_of(given))
         if "comparisons" in METHODS[method].objective.needs:
+            if given.connected("references"):
+                raise ValueError(f"references: {method} learns from pairs, which are shown none; disconnect them")
             check_pairs(given)
         elif given.connected("pairs"):
             raise ValueError(f"pairs: {method} learns from none; choose {_of_pairs('or')}, or disconnect them")

@@ -24,6 +24,7 @@ class RetortTrainRestorer(TrainingNode):
                 "begin at its one-step student with `start_from`, if there is one. Use the LoRA in Restore."
             ),
             sound=False,
+            references=False,
             aliases=["instarevive", "restoration", "super resolution", "upscale", "deblur", "denoise"],
             inputs=[
                 *(one for one in sources() if one.id != "latents"),

@@ -24,6 +24,7 @@ class RetortTrainReward(TrainingNode):
                 "flow_grpo compares whole pictures (flow models); these two take any reward."
             ),
             sound=False,
+            references=False,
             aliases=[
                 "reward", "preference", "alignprop", "draft", "drtune", "spo", "grpo", "rlhf", "ddpo",
             ],

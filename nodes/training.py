@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from ..files import texts
 from ..files.atomic import checked_name
 from ..files.pictures import rounded
@@ -24,6 +26,7 @@ from .training_inputs import (
     image_inputs,
     late_inputs,
     method_input,
+    reference_input,
     sources,
     training_settings,
 )
@@ -52,20 +55,27 @@ def outputs() -> list:
     return [kind.Output(id=name, display_name=name, tooltip=tooltip) for kind, name, tooltip in OUTPUTS]
 
 
-def trainer_schema(inputs: list, aliases: Sequence[str], sound: bool = True, **facts: Any) -> io.Schema:
-    """The schema of a trainer with these inputs; sound: whether it takes video with sound; facts: its id and texts."""
+def trainer_schema(
+    inputs: list, aliases: Sequence[str], sound: bool = True, references: bool = True, **facts: Any
+) -> io.Schema:
+    """The schema of a trainer with these inputs; facts: its id and texts.
+
+    sound, references: whether it takes video with sound, and pictures that a model is shown.
+    """
     return schema(
         category=CATEGORY,
         search_aliases=[*TRAINER_ALIASES, *aliases],
         is_input_list=True,
         is_output_node=True,
-        inputs=[*inputs, *late_inputs(sound)],
+        inputs=[*inputs, *late_inputs(sound), *([reference_input()] if references else [])],
         outputs=outputs(),
         **facts,
     )
 
 
-def dataset(settings: dict[str, Any], positive: list, latents: list, images: list, keep: bool = False) -> Dataset:
+def dataset(
+    settings: dict[str, Any], positive: list, latents: list, images: list, references: list, keep: bool = False
+) -> Dataset:
     """What is trained on, from whichever inputs are connected, which `check_sources` finds enough; keep: the pictures
     too."""
     clip, vae, negative = (settings.get(name) for name in ("clip", "vae", "negative"))
@@ -83,7 +93,11 @@ def dataset(settings: dict[str, Any], positive: list, latents: list, images: lis
         shape = host.empty_latent_shape(settings["model"], latents[0]["samples"])
     empty = None if negative is None else entries_of([negative], "negative")[0]
     pictures = [picture for batch in images for picture in rounded(batch)] if keep else None
-    return Dataset(entries_of(positive, "positive"), words, empty, rows, shape, pictures=pictures)
+    given = latents_of(references)[0] or []
+    shown = [each for each in given if isinstance(each, Tensor)]
+    if references and (not shown or len(shown) < len(given)):
+        raise ValueError("references are empty, or hold sound: connect pictures that VAE Encode encoded")
+    return Dataset(entries_of(positive, "positive"), words, empty, rows, shape, pictures=pictures, references=shown or None)
 
 
 
@@ -169,7 +183,7 @@ def read(
     node: type[io.ComfyNode], given: dict[str, Any], method: str = ""
 ) -> tuple[dict[str, Any], training.Request]:
     """(single values of all inputs, what is to be trained); method: of a node that trains by one alone."""
-    several = {name: given.pop(name, None) or [] for name in ("positive", "latents", "images")}
+    several = {name: given.pop(name, None) or [] for name in ("positive", "latents", "images", "references")}
     settings = completed(node, {name: one(value) for name, value in given.items()})
     asked = Asked({**settings, **several})
     check_training(asked, method)
@@ -297,6 +311,7 @@ class RetortFewShotAdapt(TrainingNode):
                 "directional loss keeps what the model can draw."
             ),
             sound=False,
+            references=False,
             aliases=["few shot", "style transfer", "ddc", "phasic"],
             inputs=[
                 *sources(),

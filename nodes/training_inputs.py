@@ -103,6 +103,15 @@ def late_inputs(sound: bool = True) -> list:
     return [by_name[name] for name in ("offload", *(["sound_weight"] if sound else []))]
 
 
+def reference_input() -> Any:
+    """What an edit model is shown."""
+    return io.Latent.Input(
+        "references",
+        optional=True,
+        tooltip="Edit models: the picture before, encoded by the VAE, for each sample in turn, or one for all.",
+    )
+
+
 def training_settings(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The parts of a run's configuration that common inputs spell."""
     return {

@@ -21,12 +21,13 @@ Degrade = Callable[[Tensor, Draws], Tensor]
 class Data:
     """Samples of a run, on the CPU: sample i has prompt i and, where there are images, latent i.
 
-    conds: what the host's `encode` gives for each prompt. latents: each (C, H, W) or (C, T, H, W) in the network's own
-    scale; shape: of the latents where there are none. unconds: the empty prompt for each shape, for models that are
-    told the size; uncond for all others. pairs: teacher pairs, see `trainers.pairs`. columns: further tensors, one for
-    each sample, alike within a shape. pictures: bytes (H, W, 3) behind each latent, which `degrade` makes the column
-    "degraded" of, anew for every batch. parts: of what each latent, then (1, N), is packed; none where latents are
-    single tensors. Raises ValueError when the counts differ or there is no sample.
+    conds: what the host's `encode` gives for each prompt. latents: each (C, H, W) or (C, T, H, W) in the network's
+    own scale; shape: of the latents where there are none. unconds: the empty prompt for each shape, for models that
+    are told the size; uncond for all others; own_unconds: each sample's own, where it is told more than the prompt.
+    pairs: teacher pairs, see `trainers.pairs`. columns: further tensors, one for each sample, alike within a shape.
+    pictures: bytes (H, W, 3) behind each latent, which `degrade` makes the column "degraded" of, anew for every
+    batch. parts: of what each latent, then (1, N), is packed; none where latents are single tensors. Raises
+    ValueError when the counts differ or there is no sample.
     """
 
     conds: Sequence[Cond]
@@ -40,6 +41,7 @@ class Data:
     pictures: Sequence[Tensor] | None = None
     degrade: Degrade | None = None
     parts: Sequence[Parts] = ()
+    own_unconds: Sequence[Cond] = ()
 
     def __post_init__(self) -> None:
         n = len(self.conds)
@@ -92,11 +94,15 @@ class Data:
         """The shape of a sample's latent, or of its parts: samples of one kind share batches."""
         return self.parts_of(index).shapes or self.shape_of(index)
 
-    def without(self, denoiser: Denoiser, kind: Shape, count: int) -> Cond:
-        """The empty prompt for `count` samples of a kind, None where there is none."""
-        if self.uncond is None:
-            return None
-        return denoiser.join([self.unconds.get(kind, self.uncond)] * count)
+    def empty_of(self, index: int) -> Cond:
+        """The empty prompt for a sample, None where there is none."""
+        if self.own_unconds:
+            return self.own_unconds[index]
+        return self.unconds.get(self.kind_of(index), self.uncond)
+
+    def without(self, denoiser: Denoiser, rows: Sequence[int]) -> Cond:
+        """The empty prompt for samples `rows`, None where there is none."""
+        return None if self.uncond is None else denoiser.join([self.empty_of(row) for row in rows])
 
     def start(self, rows: Sequence[int], draws: Draws, name: str) -> Tensor:
         """What samples `rows` are made from (B, C, ...): degraded latents where there are pictures, else unit noise."""
@@ -162,8 +168,9 @@ class Data:
         prompts = [self.prompts[i] for i in rows] if self.prompts else []
         if dropout:
             dropped = (draws.uniform("prompt dropout") < dropout).tolist()
-            empty = self.unconds.get(self.kind_of(rows[0]), self.uncond)
-            conds = [empty if drop else cond for drop, cond in zip(dropped, conds, strict=True)]
+            conds = [
+                self.empty_of(row) if drop else cond for row, drop, cond in zip(rows, dropped, conds, strict=True)
+            ]
             prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)] if prompts else []
         columns = {
             name: torch.stack([values[i] for i in rows]).float().to(device) for name, values in self.columns.items()
@@ -182,7 +189,7 @@ class Data:
             draws=draws,
             shape=self.shape_of(rows[0]),
             cond=denoiser.join(conds),
-            uncond=self.without(denoiser, self.kind_of(rows[0]), len(rows)),
+            uncond=self.without(denoiser, rows),
             latents=None if self.latents is None else torch.stack([self.latents[i] for i in rows]).float().to(device),
             prompts=tuple(prompts),
             columns=columns,

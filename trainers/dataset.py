@@ -34,8 +34,9 @@ class Dataset:
     entries: one for each prompt. latents: each (C, H, W) or (C, T, H, W), or its parts, or None; then shape is that of
     the latents to be made. A single entry serves all latents. losers: of pairs whose winners are the latents, of the
     same shapes; strengths: how much better each winner is, infinite where that is certain. pictures: what the latents
-    were encoded from, each (H, W, 3) of whole 255ths, for methods that degrade and encode them anew. Raises ValueError
-    when there is nothing to train on or counts differ.
+    were encoded from, each (H, W, 3) of whole 255ths, for methods that degrade and encode them anew. references:
+    latents that the network is shown beside each prompt, as an edit model is shown the picture before; a single one
+    serves all. Raises ValueError when there is nothing to train on or counts differ.
     """
 
     entries: list[Entry]
@@ -46,6 +47,7 @@ class Dataset:
     losers: Sequence[Latent] | None = None
     strengths: list[float] | None = None
     pictures: list[Tensor] | None = None
+    references: Sequence[Tensor] | None = None
 
     def __post_init__(self) -> None:
         if not self.entries:
@@ -65,6 +67,8 @@ class Dataset:
                 )
         elif self.shape is None:
             raise ValueError(NO_SIZE)
+        if self.references is not None:
+            self._give_references(list(self.references))
         if self.losers is not None:
             shapes = [shape_of(t) for t in self.latents or []]
             if [shape_of(t) for t in self.losers] != shapes or len(self.strengths or []) != len(shapes):
@@ -75,6 +79,16 @@ class Dataset:
             for i, picture in enumerate(self.pictures):
                 if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != torch.uint8:
                     raise ValueError(f"picture {i} is {tuple(picture.shape)} of {picture.dtype}; give (H, W, 3) bytes")
+
+    def _give_references(self, references: list[Tensor]) -> None:
+        if len(self.entries) == 1 and self.latents is None:
+            self.entries, self.prompts = self.entries * len(references), self.prompts * len(references)
+        self.references = references * len(self.entries) if len(references) == 1 else references
+        if len(self.references) != len(self.entries):
+            raise ValueError(
+                f"there are {len(references)} references for {len(self.entries)} samples: give each sample its own, or "
+                "one for all"
+            )
 
     def save(self, path: Path | Inside) -> None:
         """Write the file. ValueError for a conditioning that holds more than tensors, numbers and texts."""
@@ -105,6 +119,8 @@ class Dataset:
                     flat |= {f"{kind}/{i}/{number}": part for number, part in enumerate(latent)}
         for i, picture in enumerate(self.pictures or []):
             flat[f"picture/{i}"] = picture
+        for i, reference in enumerate(self.references or []):
+            flat[f"reference/{i}"] = reference
         if self.strengths is not None:
             flat["strengths"] = torch.tensor(self.strengths, dtype=torch.float64)
         header = {
@@ -116,6 +132,7 @@ class Dataset:
             "latents": None if self.latents is None else len(self.latents),
             "losers": self.losers is not None,
             "pictures": self.pictures is not None,
+            "references": self.references is not None,
         }
         metadata = {"retort_dataset": str(FORMAT), "header": json.dumps(header)}
         # Clones: two entries may be views of one tensor, which the format refuses.
@@ -166,6 +183,7 @@ class Dataset:
                 [_latent(flat, f"loser/{i}") for i in range(int(count))] if header.get("losers") else None,
                 flat["strengths"].tolist() if header.get("losers") else None,
                 [flat[f"picture/{i}"] for i in range(int(count))] if header.get("pictures") else None,
+                [flat[f"reference/{i}"] for i in range(len(header["entries"]))] if header.get("references") else None,
             )
         except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
             raise ValueError(

@@ -45,6 +45,7 @@ def data_origin(dataset: Dataset, start: dict[str, Tensor] | None) -> dict[str, 
         "latents": None if dataset.latents is None else [marks(latent) for latent in dataset.latents],
         "losers": None if dataset.losers is None else [marks(latent) for latent in dataset.losers],
         "strengths": dataset.strengths,
+        "references": None if dataset.references is None else [mark(each) for each in dataset.references],
         "size": None if dataset.shape is None or dataset.latents is not None else list(dataset.shape),
         "start_from": None if start is None else weights_hash(start),
     }

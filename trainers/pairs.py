@@ -77,7 +77,7 @@ def make(
             watcher.check()
             noise = Draws(seed, -1, places, denoiser.device).normal("pair", shape)
             cond = denoiser.join([data.conds[place // each] for place in places])
-            uncond = data.without(denoiser, kind, len(places))
+            uncond = data.without(denoiser, [place // each for place in places])
             target = maker.make_pairs(noise, cond, uncond)
             found = {"noise": noise.half(), "target": target.half()}
             write_atomically(path, tensors(found))

@@ -32,14 +32,14 @@ def draw(
     FRAMES of each for videos, whose frames `decode` gives one after another.
     """
     rows = rows_of(data, settings)
-    kind, parts = data.kind_of(rows[0]), data.parts_of(rows[0])
+    parts = data.parts_of(rows[0])
     pictures = []
     with denoiser.adapter(objective.players["student"].adapter), without_dropout(denoiser.network):
         for begin in range(0, len(rows), settings.batch_size):
             part = rows[begin : begin + settings.batch_size]
             draws = Draws(settings.seed, -2, tuple(range(begin, begin + len(part))), denoiser.device)
             cond = denoiser.join([data.conds[i] for i in part])
-            uncond = data.without(denoiser, kind, len(part))
+            uncond = data.without(denoiser, part)
             made = objective.sample(data.start(part, draws, "preview"), cond, uncond)
             images = decode(parts.first(made)).cpu()
             frames = images.unflatten(0, (len(part), -1))

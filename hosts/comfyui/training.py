@@ -104,6 +104,11 @@ class ComfyDenoiser(HostDenoiser):
                 latent_image=empty, denoise_mask=None, seed=0,
                 latent_shapes=shapes_of(parts) or [empty.shape],
             )[0]["model_conds"]  # fmt: skip
+            if "reference_latents" in extra and not any(name.startswith("ref") for name in made):
+                raise ValueError(
+                    f"{input} shows the model a reference, of which this one takes no notice: load an edit model "
+                    "(Qwen-Image-Edit, Flux Kontext), or disconnect `references`"
+                )
             whole = {name: cond.process_cond(batch_size=1, area=None) for name, cond in made.items()}
             return {name: type(cond)(_moved(cond.cond, torch.device("cpu"))) for name, cond in whole.items()}
 

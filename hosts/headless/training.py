@@ -78,6 +78,8 @@ class HeadlessDenoiser(HostDenoiser):
         if parts.shapes:
             raise ValueError("the latents hold several tensors (video with sound), which are trained in ComfyUI alone")
         tokens, extra = conditions.single(conditioning, input)
+        if "reference_latents" in extra:
+            raise ValueError(f"{input} shows the model a reference: edit models are trained in ComfyUI alone")
         with torch.inference_mode(False):
             made = self._made.conditions(tokens, extra, torch.Size(shape))
             return {name: value.detach().cpu().clone() for name, value in made.items()}

@@ -28,6 +28,7 @@ from ..rewards.kinds import perceptual_network
 from .denoiser import HostDenoiser
 
 FAKE_SEED = 1  # added to the run's seed for the fake score's adapter; further adapters count on
+REFERENCES = "reference_latents"  # what a CONDITIONING calls them
 PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -63,7 +64,7 @@ def encode(denoiser: HostDenoiser, dataset: Dataset, sound_weight: float = 1.0) 
     Latents of several parts are packed; sound_weight: of all but the first of them.
     """
     shapes: list[Shape] = [dataset.shape or ()] if dataset.latents is None else [shape_of(t) for t in dataset.latents]
-    known: dict[tuple[int, Shape], Any] = {}
+    known: dict[tuple[int, int, Shape], Any] = {}
 
     def made_up(shape: Shape) -> Parts:
         parts = several(shape)
@@ -77,20 +78,30 @@ def encode(denoiser: HostDenoiser, dataset: Dataset, sound_weight: float = 1.0) 
         parts = made_up(shape_of(latent))
         return denoiser.latents_in(parts.pack([part[None] for part in each_of(latent)]), parts)[0]
 
-    def cond(entry: Entry, shape: Shape, input: str = "positive") -> Any:
-        key = (id(entry[0]), shape)
+    def cond(entry: Entry, shape: Shape, reference: Tensor | None = None, input: str = "positive") -> Any:
+        key = (id(entry[0]), id(reference), shape)
         if key not in known:
-            known[key] = denoiser.encode([list(entry)], (1, *whole(shape)), input, made_up(shape))
+            tokens, told = entry
+            if reference is not None:
+                told = {**told, REFERENCES: [*told.get(REFERENCES, []), reference[None]]}
+            known[key] = denoiser.encode([[tokens, told]], (1, *whole(shape)), input, made_up(shape))
         return known[key]
 
+    def empty(shape: Shape, reference: Tensor | None = None) -> Any:
+        return None if dataset.negative is None else cond(dataset.negative, shape, reference, "negative")
+
     each = shapes if dataset.latents is not None else shapes * len(dataset.entries)
+    shown: Sequence[Tensor | None] = dataset.references or [None] * len(dataset.entries)
     return Data(
-        conds=[cond(entry, shape) for entry, shape in zip(dataset.entries, each, strict=True)],
+        conds=[cond(*sample) for sample in zip(dataset.entries, each, shown, strict=True)],
         prompts=dataset.prompts,
-        uncond=None if dataset.negative is None else cond(dataset.negative, shapes[0], "negative"),
+        uncond=empty(shapes[0], shown[0]),
         unconds={}
-        if dataset.negative is None
-        else {s: cond(dataset.negative, s, "negative") for s in dict.fromkeys(shapes)},
+        if dataset.negative is None or dataset.references is not None
+        else {shape: empty(shape) for shape in dict.fromkeys(shapes)},
+        own_unconds=()
+        if dataset.negative is None or dataset.references is None
+        else [empty(*sample) for sample in zip(each, shown, strict=True)],
         latents=None if dataset.latents is None else [stored(latent) for latent in dataset.latents],
         shape=None if dataset.shape is None else whole(dataset.shape),
         pictures=dataset.pictures,

@@ -162,6 +162,7 @@ def largest(dataset: Dataset) -> Dataset:
         latents if dataset.losers is not None else None,
         [1.0] if dataset.losers is not None else None,
         None if picture is None else [torch.zeros_like(picture)],
+        [torch.zeros_like(max(dataset.references, key=Tensor.numel))] if dataset.references else None,
     )
 
 

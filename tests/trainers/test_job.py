@@ -402,3 +402,18 @@ def test_latents_of_several_parts_are_written_and_read_whole(tmp_path):
     Dataset(entries, [], None, None, ((3, 2, 4, 4), (2, 0, 3))).save(tmp_path / "wrong.safetensors")
     with pytest.raises(ValueError, match="not that of a latent"):
         Dataset.load(tmp_path / "wrong.safetensors")
+
+
+def test_references_go_with_their_samples(tmp_path):
+    """Each sample keeps its own reference through a file; one serves all; other counts are refused."""
+    entries = [(torch.randn(1, 4, 8), {}) for _ in range(3)]
+    shown = [torch.randn(4, 2, 2) for _ in range(3)]
+    Dataset(entries, [], None, [torch.randn(4, 2, 2)] * 3, references=shown).save(tmp_path / "data.safetensors")
+    found = Dataset.load(tmp_path / "data.safetensors").references
+    assert all(torch.equal(a, b) for a, b in zip(found, shown, strict=True))
+    one = Dataset(entries, [], None, None, (4, 2, 2), references=shown[:1])
+    assert len(one.references) == 3 and all(each is shown[0] for each in one.references)
+    prompt = Dataset(entries[:1], ["p"], None, None, (4, 2, 2), references=shown)
+    assert len(prompt.entries) == len(prompt.prompts) == 3
+    with pytest.raises(ValueError, match="2 references for 3 samples"):
+        Dataset(entries, [], None, None, (4, 2, 2), references=shown[:2])
