@@ -97,7 +97,8 @@ def dataset(
     shown = [each for each in given if isinstance(each, Tensor)]
     if references and (not shown or len(shown) < len(given)):
         raise ValueError("references are empty, or hold sound: connect pictures that VAE Encode encoded")
-    return Dataset(entries_of(positive, "positive"), words, empty, rows, shape, pictures=pictures, references=shown or None)
+    told = entries_of(positive, "positive")
+    return Dataset(told, words, empty, rows, shape, pictures=pictures, references=shown or None)
 
 
 
