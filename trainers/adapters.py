@@ -90,12 +90,17 @@ class Adapters:
         self._weights: dict[str | None, list[Tensor]] = {}
 
     def candidates(self, config: LoraConfig) -> list[str]:
-        """Names of the layers that a configuration covers. ValueError names the pattern that covers none."""
+        """Names of the layers that a configuration covers. ValueError names the pattern that covers none.
+
+        Not convolutions in groups: PEFT wants a rank that their groups divide, and they have as many as channels
+        (Stable Cascade, ACE-Step).
+        """
         kinds = (nn.Linear, *self.linear, *(CONVOLUTIONS if config.convolutions else ()))
         layers = [
             self._plain(name)
             for name, module in self.network.named_modules()
             if isinstance(module, kinds) and ".lora_" not in name
+            and not (isinstance(module, CONVOLUTIONS) and module.groups > 1)
         ]
         chosen: dict[str, None] = {}
         for pattern in _patterns(config.targets):

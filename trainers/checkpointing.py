@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from .entries import Around, surround, surrounded, uncover
 
 INNER_SHARE = 0.75  # of a block's weights that its inner blocks hold, where they are taken instead of it
 CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
@@ -58,54 +61,84 @@ def _numbers(module: nn.Module) -> int:
     return sum(p.numel() for name, p in module.named_parameters() if "lora_" not in name)
 
 
-class Checkpointed:
-    """A block's forward that forgets what it computes; `forward` is what it was before."""
+class Checkpointed(Around):
+    """An entry of a block that forgets what it computes."""
 
-    def __init__(self, forward: Callable[..., Any]):
-        self.forward = forward
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """See the base."""
         # ComfyUI tells its blocks where they are through one dictionary, which says something else by the second pass.
-        args = tuple(dict(value) if isinstance(value, dict) else value for value in args)
-        kwargs = {key: dict(value) if isinstance(value, dict) else value for key, value in kwargs.items()}
-        names, count, forward = tuple(kwargs), len(args), self.forward
+        # Others fill a cache that the second pass would find full.
+        kept, named = _remembered(args), {name: _remembered(value) for name, value in kwargs.items()}
+        names, count, passes = tuple(kwargs), len(args), 0
 
-        def named(*given: Any) -> Any:
-            return forward(*given[:count], **dict(zip(names, given[count:], strict=True)))
+        def run(*given: Any) -> Any:
+            nonlocal passes
+            passes += 1
+            told = [
+                _told(now, before, passes == 1)
+                for now, before in zip(given, (*kept, *named.values()), strict=True)
+            ]
+            return self.within(*told[:count], **dict(zip(names, told[count:], strict=True)))
 
         # By position: what a checkpoint is given by keyword, it keeps where hooks on saved tensors do not see it.
         # Dropout is drawn anew in the second pass unless the random state is kept; it is cheap beside a block.
-        return checkpoint(named, *args, *kwargs.values(), use_reentrant=False)
+        return checkpoint(run, *args, *kwargs.values(), use_reentrant=False)
 
 
-class Preceded:
-    """A block's forward that calls something first, also when a checkpoint runs it again."""
+def _remembered(value: Any) -> Any:
+    """Dictionaries, and objects that hold some, as they are now; tensors and all else themselves."""
+    if type(value) is tuple:
+        return tuple(_remembered(part) for part in value)
+    if isinstance(value, dict):
+        return dict(value)
+    if isinstance(value, Tensor | nn.Module) or not _filled(value):
+        return value
+    kept = copy.copy(value)
+    vars(kept).update({name: dict(part) for name, part in vars(value).items() if isinstance(part, dict)})
+    return kept
 
-    def __init__(self, forward: Callable[..., Any], first: Callable[[], None]):
-        self.forward, self.first = forward, first
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+def _filled(value: Any) -> bool:
+    return hasattr(value, "__dict__") and any(isinstance(part, dict) for part in vars(value).values())
+
+
+def _told(now: Any, before: Any, first: bool) -> Any:
+    """What a pass of a block is given. A cache is filled by the first one for the blocks that follow."""
+    if isinstance(now, Tensor) or before is now:
+        return now
+    return now if first and not isinstance(now, dict) else _remembered(before)
+
+
+class Preceded(Around):
+    """An entry of a block that calls something first, also when a checkpoint runs it again."""
+
+    def __init__(self, forward: Callable[..., Any], inside: list[bool], first: Callable[[], None]):
+        super().__init__(forward, inside)
+        self.first = first
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """See the base."""
         self.first()
-        return self.forward(*args, **kwargs)
+        return self.within(*args, **kwargs)
 
 
 def enable(network: nn.Module) -> int:
     """Checkpoint every unit of a network, in place; how many there are. Undone by `disable`."""
     found = units(network)
     for _, module in found:
-        module.forward = Checkpointed(module.forward)
+        surround(module, Checkpointed)
     return len(found)
 
 
 def disable(network: nn.Module) -> None:
     """Take the checkpoints off again."""
     for _, module in units(network):
-        _unwrap(module, Checkpointed)
+        uncover(module, Checkpointed)
 
 
 def checkpointed(module: nn.Module) -> bool:
     """Whether a unit is."""
-    return isinstance(module.forward, Checkpointed)
+    return surrounded(module, Checkpointed)
 
 
 def enabled(network: nn.Module) -> bool:
@@ -114,25 +147,12 @@ def enabled(network: nn.Module) -> bool:
 
 
 def precede(module: nn.Module, first: Callable[[], None]) -> None:
-    """Let a unit's forward begin with a call, inside its checkpoint. RuntimeError when it is checkpointed already."""
+    """Let a unit's entries begin with a call, inside its checkpoint. RuntimeError when it is checkpointed already."""
     if checkpointed(module):
         raise RuntimeError("what precedes a block belongs inside its checkpoint: do this before `enable`")
-    module.forward = Preceded(module.forward, first)
+    surround(module, lambda forward, inside: Preceded(forward, inside, first))
 
 
 def unprecede(module: nn.Module) -> None:
     """Undo `precede`, whether the unit is checkpointed or not."""
-    around: Any = module.forward
-    if isinstance(around, Checkpointed):
-        if isinstance(around.forward, Preceded):
-            around.forward = around.forward.forward
-    else:
-        _unwrap(module, Preceded)
-
-
-def _unwrap(module: nn.Module, kind: type[Checkpointed] | type[Preceded]) -> None:
-    if isinstance(module.forward, kind):
-        inner = module.forward.forward
-        del module.forward
-        if getattr(inner, "__func__", None) is not type(module).forward:
-            module.forward = inner
+    uncover(module, Preceded)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..sampling.levels import Levels, Parametrisation, Prediction
 from ..sampling.path import NoisePath
-from . import checkpointing
+from . import checkpointing, features, rehearsal
 from .adapters import Adapters, RowsDiffer
 from .host_inputs import HostInputs
 from .masters import Pin, Unpin
@@ -20,10 +21,6 @@ from .streaming import Ring
 
 # Where a discriminator looks: how deep into the blocks (half way, and three quarters).
 DEPTHS = (0.5, 0.75)
-# Sides of a transformer's patches: how many tokens a latent makes.
-PATCHES = (1, 2, 4)
-
-
 # A call on so many places of a latent, those of a picture of 1024 px, has work enough for any device and hides the
 # transfer of a streamed block: more samples in it would only take memory.
 MOST_PLACES = 128 * 128
@@ -62,7 +59,8 @@ class Denoiser:
         self.device, self.compute = device, compute
         self.adapters = Adapters(network, linear)
         self.ring: Ring | None = None
-        self._levels = Levels(schedule, path)
+        self._levels, self._rehearsed = Levels(schedule, path), False
+        self._seeing: set[nn.Module] | None = None  # blocks that see the whole picture, once that is known
         sigmas = schedule.sigmas
         self.sigma_range = (float(sigmas[0]), float(sigmas[-1]))
 
@@ -134,6 +132,28 @@ class Denoiser:
         if self.compute is None or self.compute == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.compute)
+
+    def rehearse(self, shape: Sequence[int], cond: Cond) -> None:
+        """Find out, once, what of the network cannot be differentiated as it is, and which blocks see the whole picture.
+
+        Its blocks may compute in another way from then on, to the same numbers (`rehearsal`). Before the first step.
+        shape: of one latent; cond: of one sample. ValueError for a network that cannot be trained.
+        """
+        if self._rehearsed:
+            return
+        self._rehearsed = True
+        x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        sigma = self.levels.drawn(torch.full((1,), 0.5, device=self.device))
+        seeing: set[nn.Module] = set()
+
+        def look(module: nn.Module, output: Any) -> None:
+            if features.of(output, x) is not None:
+                seeing.add(module)
+
+        blocks = [module for _, module in checkpointing.blocks(self.network)]
+        with self.adapter("student"), features.watching(blocks, look):
+            rehearsal.rehearse(self.network, lambda: self.predict_x0(x, sigma, cond))
+        self._seeing = seeing
 
     def adapter(self, name: str | None) -> AbstractContextManager[None]:
         """See the contract."""
@@ -220,30 +240,24 @@ class Denoiser:
         leave: else the rest of it runs without a graph.
         """
         seen: list[Tensor] = []
-        found = [module for _, module in checkpointing.blocks(self.network)]
+        found = [m for _, m in checkpointing.blocks(self.network) if self._seeing is None or m in self._seeing]
         if not found:
             raise ValueError(
-                f"{type(self.network).__name__} has no list of blocks: a discriminator has no features here"
+                f"{type(self.network).__name__} has no list of blocks that see the whole picture: a discriminator has "
+                "no features here"
             )
-        counts = {math.prod([*x.shape[2:-2], *(-(-side // patch) for side in x.shape[-2:])]) for patch in PATCHES}
         chosen = sorted({min(len(found) - 1, int(depth * len(found))) for depth in DEPTHS})
 
-        def keep(module, args, output):
-            parts = [p for p in (output if isinstance(output, tuple | list) else (output,)) if isinstance(p, Tensor)]
-            parts = [p for p in parts if p.ndim >= 3]
-            # A block of a joint transformer returns text and image. At few pixels the text is the longer, so that the
-            # count of tokens tells first; else the image is the larger, or comes last.
-            image = [p for p in parts if p.ndim > 3 or p.shape[1] in counts]
-            seen.append(max(reversed(image or parts), key=Tensor.numel))
+        def keep(output: Any) -> None:
+            part = features.of(output, x)
+            if part is None or len(seen) == len(chosen):
+                return
+            seen.append(part)
             # Blocks are not always listed in the order in which they run.
             if len(seen) == len(chosen):
                 if leave:
                     raise _Left
                 torch.set_grad_enabled(False)
 
-        hooks = [found[i].register_forward_hook(keep) for i in chosen]
-        try:
+        with features.watching([found[i] for i in chosen], lambda _, output: keep(output)):
             yield seen
-        finally:
-            for hook in hooks:
-                hook.remove()

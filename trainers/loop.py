@@ -120,6 +120,8 @@ class Trainer:
         """Everything before the first step but what is on disk: checkpoints, teacher pairs, heads, optimisers."""
         if self.settings.gradient_checkpointing:
             checkpointing.enable(self.denoiser.network)
+        first = self.data.batch(self.denoiser, [0], [0], self.settings.seed, 0, 0.0)
+        self.denoiser.rehearse(first.shape, first.cond)
         if self.objective.pairs and not self.data.pairs:
             if self.reducer.rank:  # they are made by the first process, and read by the others
                 self.reducer.any(False)

@@ -13,6 +13,7 @@ from torch import nn
 
 from ...trainers.decoder import Decoder
 from ...trainers.weightless import META, weightless_copy
+from .kinds import refuse_untrainable
 from .own_network import set_precision
 from .training import ComfyDenoiser, refuse_foreign_patches
 from .work import decoder_of
@@ -23,6 +24,7 @@ class Outline:
 
     def __init__(self, model, compute: torch.dtype | None = None):
         refuse_foreign_patches(model)
+        refuse_untrainable(model.model)
         self._model = model
         with torch.inference_mode(False):
             # Everything but the network is the model's own: levels, scales of latents, what it makes of conditions.

@@ -13,6 +13,7 @@ from comfy.samplers import CFGGuider
 from ...sampling.prior import identity
 from ..methods import Run
 from .guiders import branches, parts
+from .kinds import one_level_only, refuse_unsearchable
 from .parts import one_at_a_time
 
 _log = logging.getLogger("retort.search")
@@ -23,6 +24,7 @@ _LEVEL_BOUND = {"control", "hooks", "timestep_start", "timestep_end", "gligen", 
 def as_prior(run: Run, model_wrap: Any, options: dict[str, Any]) -> Run:
     """The run with what a search asks: how many latents at once, at which levels, of what, and how often it counts."""
     network, device = model_wrap.inner_model, run.noise.device
+    refuse_unsearchable(network)
     batch = 1 if one_at_a_time(network) else run.batch
     shape = (batch, *run.shape)
     needed = network.memory_required([2 * batch, *run.shape])
@@ -37,7 +39,7 @@ def as_prior(run: Run, model_wrap: Any, options: dict[str, Any]) -> Run:
 
     return replace(
         run,
-        mixed_levels=_plain(model_wrap, options),
+        mixed_levels=mixed_levels(model_wrap, options),
         calls_per_eval=branches(model_wrap, model_wrap.conds),
         identity=identity((model_wrap.cfg, *parts(model_wrap))),
         batch=_fitting(model_wrap.model_patcher, shape, device),
@@ -61,7 +63,7 @@ def _fitting(patcher, shape: tuple[int, ...], device: torch.device) -> int:
     return batch
 
 
-def _plain(guider, options: dict[str, Any]) -> bool:
+def mixed_levels(guider, options: dict[str, Any]) -> bool:
     """Whether nothing in this run could look at the first level of a batch alone."""
     known = type(guider).predict_noise is CFGGuider.predict_noise
     inner = options.get("transformer_options", {})
@@ -69,4 +71,4 @@ def _plain(guider, options: dict[str, Any]) -> bool:
         inner.get(name) for name in ("patches", "patches_replace", "wrappers", "callbacks")
     )
     bound = any(_LEVEL_BOUND & set(cond) for conds in guider.conds.values() for cond in conds)
-    return known and not patched and not bound
+    return known and not patched and not bound and not one_level_only(guider.inner_model)

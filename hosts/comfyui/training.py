@@ -22,7 +22,7 @@ from comfy.patcher_extension import WrappersMP
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ...sampling.parts import WHOLE, Parts, several
+from ...sampling.parts import WHOLE, Parts, first_of, several
 from ...trainers.dataset import Dataset
 from ...trainers.export import weights_hash
 from ...trainers.weightless import bare
@@ -32,8 +32,9 @@ from ..training.denoiser import HostDenoiser
 from ..training.lora_files import LoraNames
 from . import work
 from .coordinates import path_of, prediction_of
+from .eager import differentiable
 from .exact import exact_layers
-from .in_place import keep_inputs
+from .kinds import family_of, refuse_untrainable
 from .own_network import linear_kinds, load_sparingly, own_network, set_precision
 from .parts import gains, one_at_a_time, packed, refuse_alone, shapes_of
 
@@ -53,7 +54,6 @@ class ComfyDenoiser(HostDenoiser):
 
     def __init__(self, patcher):
         self._patcher, self._model = patcher, patcher.model
-        keep_inputs(self._model.diffusion_model)
         exact_layers(self._model.diffusion_model)
         network, sampling = self._model.diffusion_model, self._model.model_sampling
         super().__init__(
@@ -66,7 +66,7 @@ class ComfyDenoiser(HostDenoiser):
             linear_kinds(network),
         )
         self.gains = gains(self._model)
-        self.names = LoraNames.of_published(network)
+        self.names = LoraNames.of_published(network, family_of(network))
         # An outline's weights have no numbers.
         self.base_hash = "" if bare(network) else weights_hash(network.state_dict())
         self.architecture = ARCHITECTURES.get(kind := type(self._model.model_config).__name__, kind.lower())
@@ -121,6 +121,10 @@ class ComfyDenoiser(HostDenoiser):
 
         fits = never if one_at_a_time(self._model) else comfy.samplers.cond_equal_size
         return conditions.join(conds, fits, merged)
+
+    def whole(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """See the base: formats of video have an axis of frames."""
+        return work.whole(self._model.latent_format, shape)
 
     def latents_in(self, samples: Tensor, parts: Parts = WHOLE) -> Tensor:
         """See the base."""
@@ -206,6 +210,7 @@ def refuse_foreign_patches(model) -> None:
 def trainable(model, compute: torch.dtype | None = None) -> ComfyDenoiser:
     """See `hosts.contract`."""
     refuse_foreign_patches(model)
+    refuse_untrainable(model.model)
     with torch.inference_mode(False):
         patcher = own_network(model)
         patcher.pre_run()
@@ -231,7 +236,7 @@ def training_session() -> Iterator[None]:
     # The second one, which core's trainer sets and leaves set, makes layers keep inputs where no checkpoint sees them.
     management.in_training, management.training_fp8_bwd = True, False
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), differentiable():
             yield
     finally:
         management.in_training, management.training_fp8_bwd = before
@@ -250,7 +255,8 @@ def output_change(model, path: Path, dataset: Dataset) -> float:
         )
     shape = shape_of(dataset)
     parts = Parts(several(shape))
-    drawn = [torch.randn(1, *part, generator=torch.Generator().manual_seed(0)) for part in parts.shapes or [shape]]
+    alone = work.whole(model.model.latent_format, first_of(shape))
+    drawn = [torch.randn(1, *part, generator=torch.Generator().manual_seed(0)) for part in parts.shapes or [alone]]
     noise = parts.pack(drawn)
     outputs = []
     with torch.inference_mode(False), torch.no_grad():

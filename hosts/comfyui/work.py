@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import comfy.model_management
 import comfy.utils
@@ -18,6 +19,11 @@ PREVIEW = 512
 _log = logging.getLogger("retort")
 
 
+def whole(form, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of one latent (C, H, W) or with T as a latent format has it: a picture of a video format is a frame."""
+    return (shape[0], 1, *shape[1:]) if form.latent_dimensions == 3 and len(shape) == 3 else tuple(shape)
+
+
 def process_in(network, samples: Tensor) -> Tensor:
     """LATENT samples (B, C, ...) in the scale of a BaseModel, fp32 on the CPU; ValueError for other channels."""
     form = network.latent_format
@@ -28,9 +34,7 @@ def process_in(network, samples: Tensor) -> Tensor:
         )
     with torch.inference_mode(False):
         samples = samples.detach().clone().float().cpu()
-        if form.latent_dimensions == 3 and samples.ndim == 4:
-            samples = samples.unsqueeze(2)
-        return network.process_latent_in(samples)
+        return network.process_latent_in(samples.view(len(samples), *whole(form, samples.shape[1:])))
 
 
 def decoder_of(vae, network) -> Decoder:

@@ -72,7 +72,7 @@ def encode(denoiser: HostDenoiser, dataset: Dataset, sound_weight: float = 1.0) 
 
     def whole(shape: Shape) -> tuple[int, ...]:
         parts = several(shape)
-        return (1, sum(map(math.prod, parts))) if parts else first_of(shape)
+        return (1, sum(map(math.prod, parts))) if parts else denoiser.whole(first_of(shape))
 
     def stored(latent: Latent) -> Tensor:
         parts = made_up(shape_of(latent))
@@ -98,7 +98,7 @@ def encode(denoiser: HostDenoiser, dataset: Dataset, sound_weight: float = 1.0) 
         uncond=empty(shapes[0], shown[0]),
         unconds={}
         if dataset.negative is None or dataset.references is not None
-        else {shape: empty(shape) for shape in dict.fromkeys(shapes)},
+        else {several(shape) or whole(shape): empty(shape) for shape in dict.fromkeys(shapes)},
         own_unconds=()
         if dataset.negative is None or dataset.references is None
         else [empty(*sample) for sample in zip(each, shown, strict=True)],

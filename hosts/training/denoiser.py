@@ -52,6 +52,10 @@ class HostDenoiser(Denoiser):
         conditions.require_one_group(cond)
         return super().features(x, sigma, cond)
 
+    def whole(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of one latent (C, H, W) or with T as the network takes it, from that of a stored one; here the same."""
+        return tuple(shape)
+
     def latents_in(self, samples: Tensor, parts: Parts = WHOLE) -> Tensor:
         """Stored LATENT samples (B, C, ...), or packed, in the network's scale, fp32 on the CPU.
 

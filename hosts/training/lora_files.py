@@ -25,6 +25,7 @@ from ...models.layouts.lora_state import fused_pairs
 from ...models.layouts.renames import Layout
 
 Kind = Literal["unet", "transformer", "plain"]
+Family = Literal["sd3", "flux", "unet"]  # whose names diffusers has a table for
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 # ComfyUI calls this one by its old name only, and diffusers reads that too.
 _UNET_OWN = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
@@ -39,15 +40,18 @@ def _layers(network: nn.Module) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def published_kind(network: nn.Module) -> tuple[Kind, Layout]:
-    """What family a network in a published layout (ComfyUI's names) is of, and its table; "plain" has an empty one."""
+def published_kind(network: nn.Module, family: Family | None) -> tuple[Kind, Layout]:
+    """How layers of a network in a published layout (ComfyUI's names) are called, and its table; "plain" has none.
+
+    family: which one it is of, as the host knows from the network's class; None for every other.
+    """
     tensors = (*network.named_parameters(), *network.named_buffers())
     shapes = {name.replace(".base_layer.", "."): tuple(t.shape) for name, t in tensors if ".lora_" not in name}
-    if layout_dit.is_sd3(shapes):
+    if family == "sd3":
         return "transformer", layout_dit.sd3_layout(layout_dit.sd3_config(shapes))
-    if layout_dit.is_flux(shapes):
+    if family == "flux":
         return "transformer", layout_dit.flux_layout(layout_dit.flux_config(shapes))
-    if layout_unet.is_unet(shapes):
+    if family == "unet":
         try:
             return "unet", layout_unet.layout(layout_unet.config(shapes))
         except UsageError:
@@ -70,9 +74,9 @@ class LoraNames:
     published: bool
 
     @classmethod
-    def of_published(cls, network: nn.Module) -> LoraNames:
-        """For a network with ComfyUI's names."""
-        kind, table = published_kind(network)
+    def of_published(cls, network: nn.Module, family: Family | None) -> LoraNames:
+        """For a network with ComfyUI's names; family: see `published_kind`."""
+        kind, table = published_kind(network, family)
         return cls(kind, table, _layers(network), True)
 
     @classmethod

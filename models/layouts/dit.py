@@ -99,7 +99,9 @@ _FLUX_SINGLE = (
 
 def is_flux(shapes: Shapes) -> bool:
     """Whether the names are a Flux transformer's."""
-    return "double_blocks.0.img_attn.qkv.weight" in shapes and "vector_in.in_layer.weight" in shapes
+    # HunyuanVideo has blocks and a pooled text like these; its latents enter by a convolution, `img_in.proj`.
+    named = ("double_blocks.0.img_attn.qkv.weight", "vector_in.in_layer.weight", "img_in.weight")
+    return all(name in shapes for name in named)
 
 
 def flux_config(shapes: Shapes) -> dict[str, Any]:

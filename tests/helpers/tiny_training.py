@@ -169,6 +169,7 @@ def addresses(network):
 def gradients(denoiser, one, kind):
     if denoiser.device.type != "cpu" and denoiser.ring is None:
         denoiser.place(0)
+    denoiser.rehearse(x_of(kind).shape[1:], denoiser.join([one]))
     with denoiser.adapter("student"):
         x, sigma = x_of(kind).to(denoiser.device), torch.tensor([level(denoiser)], device=denoiser.device)
         (denoiser.predict_x0(x, sigma, denoiser.join([one])) - 0.5).square().mean().backward()

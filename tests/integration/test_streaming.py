@@ -78,7 +78,9 @@ def built(comfy, layout: str, form: str) -> torch.nn.Module:
 def ready(comfy, ours, layout: str, form: str):
     """The network as the host hands it over, with two adapters of random weights."""
     network = built(comfy, layout, form)
-    ours("hosts.comfyui.in_place").keep_inputs(network)
+    for block in network.modules():
+        if type(block).__name__ in ("DoubleStreamBlock", "SingleStreamBlock"):  # they write to their inputs
+            ours("trainers.writes").forbid(block)
     ours("hosts.comfyui.exact").exact_layers(network)
     kinds = ours("hosts.comfyui.own_network").linear_kinds(network)
     adapters = ours("trainers.adapters").Adapters(network.eval(), kinds)
