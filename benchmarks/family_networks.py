@@ -180,9 +180,13 @@ def families() -> dict[str, Family]:
     return found
 
 
+def models() -> list[Any]:
+    """The classes of ComfyUI's models that denoise."""
+    every: list[Any] = importlib.import_module("comfy.supported_models").models
+    return [kind for kind in every if kind.__name__ not in NO_DIFFUSION]
+
+
 def unknown() -> Iterator[str]:
     """Names of the models of this ComfyUI that no row is of."""
-    known = {family.kind for family in families().values()} | NO_DIFFUSION
-    for kind in importlib.import_module("comfy.supported_models").models:
-        if kind.__name__ not in known:
-            yield kind.__name__
+    known = {family.kind for family in families().values()}
+    yield from (kind.__name__ for kind in models() if kind.__name__ not in known)

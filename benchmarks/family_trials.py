@@ -32,13 +32,13 @@ CELLS = {
     "mask": "the same inpainting: the kept half is the picture's, and all of it core's lcm",
     "reflection": "W2SD switched off (end = 0): core's euler",
     "search": "best of N: its first candidate is core's euler_ancestral; DTS*: batches of mixed levels run",
-    "flow": "flow matching, 2 steps, batch 2, with checkpoints: losses are finite and the student moves",
+    "flow": "flow matching, batch 2, with checkpoints: losses are finite and the student moves",
     "exact": "the same without checkpoints: the same LoRA to the bit",
     "lengths": "prompts of two lengths",
-    "dmd2": "DMD2, 2 steps",
-    "tdm": "TDM, 2 steps",
+    "dmd2": "DMD2",
+    "tdm": "TDM",
     "gan": "DMD2 with its discriminator",
-    "dpo": "DPO, 2 steps",
+    "dpo": "DPO",
     "lora": "core's loader: no key lost, and x0 as the training network had it, within 1e-3 of its deviation",
 }
 
@@ -65,10 +65,13 @@ def said(error: BaseException) -> str:
 
 
 class Trial:
-    """All cells of one family. packages: imports a module of Retort by its name, as ComfyUI or Python loaded it."""
+    """All cells of one family. packages: imports a module of Retort by its name, as ComfyUI or Python loaded it.
 
-    def __init__(self, family: Family, packages: Callable[[str], Any], folder: Path):
-        self.family, self._ours, self.folder = family, packages, folder
+    steps: of each training.
+    """
+
+    def __init__(self, family: Family, packages: Callable[[str], Any], folder: Path, steps: int = 2):
+        self.family, self._ours, self.folder, self._steps = family, packages, folder, steps
         self._custom: Any = importlib.import_module("comfy_extras.nodes_custom_sampler")
         self._samplers: Any = importlib.import_module("comfy.samplers")
         self._host = packages("hosts.comfyui.host").host
@@ -121,11 +124,11 @@ class Trial:
 
     def _sampler(self) -> str | None:
         distilled, euler = self._ours("nodes.distilled").RetortDistilledSampler, self._core("euler")
-        guider, sigmas = self._guider(2.0), self._two_levels()
+        guider, sigmas, empty = self._guider(2.0), self._two_levels(), self.family.empty
         ours = {
-            mode: self._sampled(guider, distilled.execute("custom", mode, "noised latent")[0], sigmas, self.family.empty())
+            mode: self._sampled(guider, distilled.execute("custom", mode, "noised latent")[0], sigmas, empty())
             for mode in ("deterministic", "re-noise")
-        }  # fmt: skip
+        }
         if self._path.kind == "VP":
             # Core integrates in coordinates of its own there; Retort in those that the network was trained in.
             if not all(bool(samples.isfinite().all()) for samples in ours.values()):
@@ -211,7 +214,9 @@ class Trial:
 
     def _mixed(self) -> float:
         """How far two latents at two levels in one call are from each alone, of the output's deviation."""
+        work, form = self._ours("hosts.comfyui.work"), self.model.model.latent_format
         x, levels = self.family.noise(4, 2), self._levels()
+        x = x.view(2, *work.whole(form, x.shape[1:]))
         together = self._x0(self.model, x, levels)
         alone = [self._x0(self.model, x[i : i + 1], levels[i : i + 1])[0] for i in range(2)]
         return max(float((together[i] - alone[i]).abs().max()) / float(together[i].std()) for i in range(2))
@@ -229,8 +234,8 @@ class Trial:
             pairs = {"losers": losers, "strengths": [1.0, 1.0]}
         data = dataset(entries, [], tuple(self.negative[0]), latents, **pairs)
         settings = {
-            "steps": 2, "batch_size": 2, "warmup": 0, "learning_rate": 0.01, "preview_every": 0, "save_every": 0,
-            "gradient_checkpointing": True, "precision": "fp32", "seed": 3, **training,
+            "steps": self._steps, "batch_size": 2, "warmup": 0, "learning_rate": 0.01, "preview_every": 0,
+            "save_every": 0, "gradient_checkpointing": True, "precision": "fp32", "seed": 3, **training,
         }  # fmt: skip
         config = {"method": method, "objective": objective, "training": settings, "lora": {"rank": 2}}
         run = self._ours("hosts.training.run")
@@ -240,7 +245,8 @@ class Trial:
             result = run.run(self._host, self.model, request, watcher=silent, folder=Path(folder) / name)
         if not all(map(math.isfinite, result.losses)):
             raise Wrong(f"losses {result.losses}")
-        if not any(bool(t.any()) for key, t in result.lora.items() if key.endswith(("lora_B.weight", "lora_up.weight"))):
+        ups = [tensor for key, tensor in result.lora.items() if key.endswith(("lora_B.weight", "lora_up.weight"))]
+        if not any(bool(up.any()) for up in ups):
             raise Wrong("the student did not move")
         return result
 
@@ -318,13 +324,13 @@ class Trial:
             denoiser = self._host.trainable(self.model)
             denoiser.adapters.add("student", config, 0)
             denoiser.adapters.load_lora("student", denoiser.from_file(load_file(path)))
-            cond = denoiser.join([denoiser.encode(self.positive, x.shape)])
-            x5 = denoiser.latents_in(x) * 0 + x.view(denoiser.latents_in(x).shape)
+            own = x.view(1, *denoiser.whole(x.shape[1:]))
+            cond = denoiser.join([denoiser.encode(self.positive, own.shape)])
             for level in self._levels():
                 for model, adapter in ((self.model, None), (patched, "student")):
                     with denoiser.adapter(adapter):
-                        mine = denoiser.predict_x0(x5, torch.tensor([level]), cond)
-                    core = self._x0(model, x, [level]).view(mine.shape)
+                        mine = denoiser.predict_x0(own, torch.tensor([level]), cond)
+                    core = self._x0(model, own, [level])
                     away = float((core - mine).abs().max()) / float(core.std())
                     if not away <= LORA:
                         raise Wrong(f"{adapter or 'base'}: {away:.2g} of the output's deviation away from core's")

@@ -134,7 +134,7 @@ class Denoiser:
         return torch.autocast(self.device.type, self.compute)
 
     def rehearse(self, shape: Sequence[int], cond: Cond) -> None:
-        """Find out, once, what of the network cannot be differentiated as it is, and which blocks see the whole picture.
+        """Find out, once, what cannot be differentiated as it is, and which blocks see the whole picture.
 
         Its blocks may compute in another way from then on, to the same numbers (`rehearsal`). Before the first step.
         shape: of one latent; cond: of one sample. ValueError for a network that cannot be trained.

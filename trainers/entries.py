@@ -6,19 +6,22 @@ Nearly every block is called by `forward`. Some networks have several ways into 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
+_KNOWN: dict[type, tuple[str, ...]] = {}
 
-@functools.cache
+
 def entries(kind: type[nn.Module]) -> tuple[str, ...]:
     """Names of the methods by which a block of this class may be called: `forward`, and those named after it."""
-    named = [name for name in dir(kind) if name.startswith("forward_") and callable(getattr(kind, name))]
-    own = kind.forward is not nn.Module.forward
-    return (*(("forward",) if own else ()), *sorted(named))
+    if kind not in _KNOWN:
+        named = [name for name in dir(kind) if name.startswith("forward_") and callable(getattr(kind, name))]
+        own = kind.forward is not nn.Module.forward
+        _KNOWN[kind] = (*(("forward",) if own else ()), *sorted(named))
+    return _KNOWN[kind]
 
 
 class Around:
@@ -34,13 +37,19 @@ class Around:
         """What is done instead."""
         raise NotImplementedError
 
-    def within(self, *args: Any, **kwargs: Any) -> Any:
-        """The entry itself."""
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within it the module's entries run as if this were not there."""
         before, self._inside[0] = self._inside[0], True
         try:
-            return self.forward(*args, **kwargs)
+            yield
         finally:
             self._inside[0] = before
+
+    def within(self, *args: Any, **kwargs: Any) -> Any:
+        """The entry itself."""
+        with self.off():
+            return self.forward(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs) if self._inside[0] else self.call(*args, **kwargs)

@@ -1,19 +1,18 @@
-"""One block of each kind is differentiated before the first step, so that what cannot be is found while nothing is spent.
+"""One block of each kind is differentiated before the first step: what cannot be is found while nothing is spent.
 
 The network runs once as a step would run it, but each of its blocks without a graph, and the first of every kind once
 more with one. So it takes a pass and the memory of a single block. Found are:
 
     blocks that write to what autograd has kept         they compute without writes from then on (`writes`)
     operators without a backward pass                   ValueError names operator and block
-    blocks that are never called where they are to be   ValueError: checkpoints would do nothing
-    checkpointed
+    no block that is called as a checkpoint sees it     ValueError: checkpoints would do nothing
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -50,12 +49,12 @@ def rehearse(network: nn.Module, call: Callable[[], Any]) -> None:
         )
     if not seen.writing and not seen.written_outside:
         return
-    before = _numbers(call)
+    before = _numbers(call, graph=False)
     for module in network.modules():
         if type(module) in seen.writing or (module is network and seen.written_outside):
             forbid(module)
             renew(module)
-    _compare(network, before, _numbers(call, NoWrites()))
+    _compare(network, before, _numbers(call, graph=True))
 
 
 class _Seen:
@@ -78,22 +77,19 @@ class _Tried(Around):
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """See the base."""
-        seen, around = self._seen, self.forward
-        if isinstance(around, checkpointing.Checkpointed):
-            self.forward = around.forward
-        try:
-            seen.called.add(self._module)
-            entry = self.forward
+        seen, entry = self._seen, self.forward
+        seen.called.add(self._module)
+        with ExitStack() as stack:
             while isinstance(entry, Around):
+                if isinstance(entry, checkpointing.Checkpointed):
+                    stack.enter_context(entry.off())
                 entry = entry.forward
-            kind = type(self._module), getattr(entry, "__name__", "forward")
+            kind = type(self._module), entry.__name__
             if kind not in seen.tried:
                 seen.tried.add(kind)
                 self._differentiate(args, kwargs)
             with torch.no_grad():
                 made = self.within(*_each(args, _copied), **_each(kwargs, _copied))
-        finally:
-            self.forward = around
         learns = any(t.requires_grad for t in (*_tensors(args), *_tensors(kwargs), *self._module.parameters()))
         return _each(made, lambda tensor: tensor.detach().requires_grad_(learns and tensor.is_floating_point()))
 
@@ -125,8 +121,8 @@ class _Tried(Around):
         operator = _OPERATOR.search(text)
         why = f"its operator {operator.group(1)} has no backward pass" if operator else text.rstrip(".")
         return ValueError(
-            f"model cannot be trained: no gradient passes {type(self._module).__name__} of {self._seen.network} ({why}); "
-            "update ComfyUI and its packages, or train another model"
+            f"model cannot be trained: no gradient passes {type(self._module).__name__} of {self._seen.network} "
+            f"({why}); update ComfyUI and its packages, or train another model"
         )
 
     def _once(self, args: Any, kwargs: Any) -> bool:
@@ -188,12 +184,9 @@ def _tensors(value: Any) -> list[Tensor]:
     return found
 
 
-def _numbers(call: Callable[[], Tensor], mode: NoWrites | None = None) -> Tensor:
-    """What a pass gives; mode: computed under it, with gradients on as it asks for, and no graph kept."""
-    if mode is None:
-        with torch.no_grad():
-            return call()
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda kept: kept):
+def _numbers(call: Callable[[], Tensor], graph: bool) -> Tensor:
+    """What a pass gives; graph: with gradients, as blocks that may not write ask for, of which nothing is kept."""
+    with torch.set_grad_enabled(graph), torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda kept: kept):
         return call().detach()
 
 

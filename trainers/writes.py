@@ -127,7 +127,6 @@ class NoWrites(TorchFunctionMode):
         return made
 
 
-@functools.cache
 def _without_writes(kind: type[nn.Module]) -> type[nn.Module]:
     def entry(name: str) -> Callable[..., Any]:
         original = getattr(kind, name)
@@ -142,10 +141,19 @@ def _without_writes(kind: type[nn.Module]) -> type[nn.Module]:
 
         return called
 
-    return type(kind.__name__, (kind,), {name: entry(name) for name in entries(kind)} | {"__module__": kind.__module__})
+    made = {name: entry(name) for name in entries(kind)}
+    return type(kind.__name__, (kind,), {**made, "__module__": kind.__module__})
+
+
+_MADE: dict[type, type[nn.Module]] = {}
 
 
 def forbid(module: nn.Module) -> None:
     """Let a module compute without writes where gradients are on."""
     # A class and not an attribute: checkpoints and streaming replace `forward` on the instance, and put it back.
-    module.__class__ = _without_writes(type(module))
+    kind = type(module)
+    if kind in _MADE.values():
+        return
+    if kind not in _MADE:
+        _MADE[kind] = _without_writes(kind)
+    module.__class__ = _MADE[kind]

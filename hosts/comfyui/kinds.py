@@ -6,6 +6,7 @@ from typing import Any
 
 import comfy.model_base
 from comfy.ldm.flux.model import Flux
+from comfy.ldm.hidream_o1.model import HiDreamO1Transformer
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -39,6 +40,12 @@ def one_level_only(base: Any) -> bool:
     return isinstance(network, HunyuanVideo) and network.time_r_in is not None and not refines
 
 
+def forget_earlier_calls(network: nn.Module) -> None:
+    """Let a network not use what it keeps of earlier calls, whose weights and graph were others."""
+    if isinstance(network, HiDreamO1Transformer):
+        network.clear_kv_cache()
+
+
 def refuse_untrainable(base: Any) -> None:
     """ValueError for a BaseModel whose network cannot be trained sample by sample and level by level."""
     found = None
@@ -48,8 +55,8 @@ def refuse_untrainable(base: Any) -> None:
         found = "is a MeanFlow model, which is told of a sampler's next level", "the model that it was distilled from"
     if found is not None:
         raise ValueError(
-            f"model ({type(base.model_config).__name__}) {found[0]}, so it cannot be trained on single samples at single "
-            f"levels: train {found[1]}"
+            f"model ({type(base.model_config).__name__}) {found[0]}, so it cannot be trained on single samples at "
+            f"single levels: train {found[1]}"
         )
 
 

@@ -34,7 +34,7 @@ from . import work
 from .coordinates import path_of, prediction_of
 from .eager import differentiable
 from .exact import exact_layers
-from .kinds import family_of, refuse_untrainable
+from .kinds import family_of, forget_earlier_calls, refuse_untrainable
 from .own_network import linear_kinds, load_sparingly, own_network, set_precision
 from .parts import gains, one_at_a_time, packed, refuse_alone, shapes_of
 
@@ -86,6 +86,7 @@ class ComfyDenoiser(HostDenoiser):
         return conditions.run(self._x0, x.float(), sigma, cond)
 
     def _x0(self, x: Tensor, sigma: Tensor, **conds: Any) -> Tensor:
+        forget_earlier_calls(self.network)
         return self._model.apply_model(x, sigma, transformer_options={**self._options, "sigmas": sigma}, **conds)
 
     @torch.no_grad()

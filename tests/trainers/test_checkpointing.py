@@ -126,3 +126,39 @@ def test_nothing_is_kept_where_no_gradient_passes(frozen):
     network = Network().requires_grad_(not frozen)
     checkpointing.enable(network)
     assert network(torch.ones(1, 4)).requires_grad is not frozen
+
+
+class Cache:
+    """What a network computes once for all its blocks, as SeedVR2's positions."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def __call__(self, key, compute):
+        """The value of a key."""
+        if key not in self.kept:
+            self.kept[key] = compute()
+        return self.kept[key]
+
+
+def test_a_cache_that_blocks_fill_is_as_it_was_when_they_are_run_again():
+    """The first block computes what the others find; run again, it has to compute it once more."""
+    network = Network()
+
+    def run(x):
+        cache = Cache()
+        for block in network.blocks:
+            x = block(x, cache)
+        return x
+
+    class Filling(Block):
+        def forward(self, x, cache):
+            angle = cache("angle", lambda: x.detach().sin() * self.first(x).cos())
+            return super().forward(x * angle, {"block": 1}, {"block": 1})
+
+    for block in network.blocks:
+        block.__class__ = Filling
+    network.forward = run
+    plain = gradients(network)
+    checkpointing.enable(network)
+    assert all(torch.equal(again, first) for again, first in zip(gradients(network), plain, strict=True))

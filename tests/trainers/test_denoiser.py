@@ -8,6 +8,7 @@ from torch import nn
 
 from retort.sampling.path import FLOW
 from retort.sampling.schedule import FlowSchedule
+from retort.trainers.adapters import LoraConfig
 from retort.trainers.denoiser import Denoiser
 
 
@@ -53,3 +54,32 @@ def test_the_image_is_found(order, length):
 def test_streams_in_one_are_seen_as_they_are():
     (seen,) = Streams("together").features(torch.zeros(1, 4, 8, 8), torch.ones(1), torch.zeros(1, 5, 6))
     assert seen.shape == (1, 21, 6)
+
+
+def test_blocks_without_a_row_for_each_sample_are_no_features():
+    """Patches for samples (PiD's pixel blocks), a block that is never called, and tokens of a batch in one row."""
+    from retort.trainers import features
+
+    x = torch.zeros(2, 4, 8, 8)
+    assert features.of(torch.zeros(2 * 16, 9, 6), x) is None
+    assert features.of(torch.zeros(5, 6), x) is None
+    flat = torch.arange(2 * 16 * 6.0).view(32, 6)
+    assert torch.equal(features.of((flat, torch.zeros(9, 6)), x), flat.view(2, 16, 6))
+
+    class Patches(Streams):
+        def __init__(self):
+            super().__init__("no text")
+            self.network["blocks"] = nn.ModuleList(Joint("together") for _ in range(3))
+            self.adapters.add("student", LoraConfig(rank=1), 0)
+
+        def call(self, x, sigma, cond):
+            blocks = self.network["blocks"]
+            made = blocks[0](torch.ones(len(x), 16, 6), cond[:, :0])
+            patches = made.new_ones(len(x) * 16, 3, 6)  # its samples are patches; the third is never called
+            blocks[1](patches, patches[:, :0])
+            return x + made.sum() * 0
+
+    denoiser = Patches()
+    denoiser.rehearse((4, 8, 8), torch.zeros(1, 3, 6))
+    found = denoiser.features(x, torch.ones(2), torch.zeros(2, 3, 6))
+    assert [part.shape for part in found] == [(2, 16, 6)]

@@ -1,0 +1,78 @@
+"""Model families that once could not be trained, or were searched wrongly: tiny networks of ComfyUI's real classes.
+
+`benchmarks.families` asks the same of all families, and more of each.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("peft")
+pytestmark = pytest.mark.integration
+
+WORKS = {
+    "HunyuanVideo": ("flow", "lora"),  # once taken for Flux by the names of two weights
+    "LTXV": ("flow", "exact"),  # its blocks write to their inputs
+    "PixelDiTT2I": ("flow", "exact"),  # to a norm's output, and to slices
+    "LTXAV_video_only": ("flow",),  # most of its adapters are the sound's, and learn nothing
+    "ErnieImage": ("flow", "lora"),  # positions by an operator without a backward pass
+    "Stable_Cascade_C": ("flow",),  # a convolution for each channel by itself
+    "SeedVR2": ("flow", "gan"),  # fills a cache as it runs; its tokens have no batch
+    "WAN_Animate2": ("flow", "exact", "gan"),  # calls its blocks by names of its own
+    "QwenImage_4D": ("flow", "lora"),  # pictures as latents of a video model, without a frame
+    "HunyuanVideo15_SR_Distilled": ("search",),  # MeanFlow: one level for the whole batch
+    "HiDreamO1": ("flow", "exact"),  # writes by `out`, and keeps keys and values from call to call
+    "CosmosT2V": ("sampler", "flow"),  # EDM's continuous levels
+}
+REFUSED = {
+    ("SVD_img2vid", "search"): "guider's model (SVD_img2vid) takes a batch for the frames of one video",
+    ("SVD_img2vid", "flow"): "model (SVD_img2vid) takes a batch for the frames of one video",
+    ("HunyuanVideo15_SR_Distilled", "flow"): "model (HunyuanVideo15_SR_Distilled) is a MeanFlow model",
+    ("LotusD", "sampler"): "this model samples in coordinates of its own (model_sampling: IMG_TO_IMG)",
+    ("WAN21_FlowRVS", "flow"): "this model samples in coordinates of its own (model_sampling: IMG_TO_IMG_FLOW)",
+}
+
+
+@pytest.fixture(scope="module")
+def rows(comfy, ours):
+    return ours("benchmarks.family_networks").families()
+
+
+@pytest.fixture
+def tried(ours, rows, tmp_path, monkeypatch):
+    """tried(family, cells) -> what came of each, one training step a run."""
+    host = ours("hosts.comfyui.host").host
+    (tmp_path / "loras").mkdir()
+    monkeypatch.setattr(host, "loras_folder", lambda: tmp_path / "loras")
+
+    def run(name, cells):
+        trial = ours("benchmarks.family_trials").Trial(rows[name], ours, tmp_path, steps=1)
+        return dict(trial.run(cells))
+
+    return run
+
+
+@pytest.mark.parametrize("name", list(WORKS))
+def test_it_works_and_is_exact(tried, name):
+    assert set(tried(name, WORKS[name]).values()) == {"ok"}
+
+
+@pytest.mark.parametrize(("name", "cell"), list(REFUSED))
+def test_it_is_refused_by_name(tried, name, cell):
+    found = tried(name, (cell,))[cell]
+    assert found.startswith(f"refused: {REFUSED[name, cell]}")
+
+
+def test_operators_are_put_back_after_a_training(comfy, ours):
+    kitchen = ours("hosts.comfyui.eager").comfy_kitchen
+    host, before = ours("hosts.comfyui.host").host, dict(vars(kitchen))
+    with pytest.raises(RuntimeError, match="on the way"), host.training_session():
+        assert kitchen.rms_rope is not before["rms_rope"] and kitchen.rms_adaln is not before["rms_adaln"]
+        raise RuntimeError("on the way")
+    assert all(vars(kitchen)[name] is value for name, value in before.items())
+
+
+def test_every_model_of_comfyui_has_a_row_or_is_named(ours, rows):
+    unknown = set(ours("benchmarks.family_networks").unknown())
+    kinds = {kind.__name__ for kind in ours("benchmarks.family_networks").models()}
+    assert unknown < kinds and {row.kind for row in rows.values()} <= kinds
