@@ -137,7 +137,7 @@ class Denoiser:
         """Find out, once, what cannot be differentiated as it is, and which blocks see the whole picture.
 
         Its blocks may compute in another way from then on, to the same numbers (`rehearsal`). Before the first step.
-        shape: of one latent; cond: of one sample. ValueError for a network that cannot be trained.
+        shape: of one latent; cond: of one sample. `rehearsal.Untrainable` where it cannot be trained.
         """
         if self._rehearsed:
             return
@@ -152,7 +152,12 @@ class Denoiser:
 
         blocks = [module for _, module in checkpointing.blocks(self.network)]
         with self.adapter("student"), features.watching(blocks, look):
-            rehearsal.rehearse(self.network, lambda: self.predict_x0(x, sigma, cond))
+            try:
+                rehearsal.rehearse(self.network, lambda: self.predict_x0(x, sigma, cond))
+            except rehearsal.Untrainable as error:
+                if self.device.type == "meta":  # without numbers a network may fail that does not with them
+                    raise RuntimeError(str(error)) from error
+                raise
         self._seeing = seeing
 
     def adapter(self, name: str | None) -> AbstractContextManager[None]:

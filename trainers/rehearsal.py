@@ -4,8 +4,8 @@ The network runs once as a step would run it, but each of its blocks without a g
 more with one. So it takes a pass and the memory of a single block. Found are:
 
     blocks that write to what autograd has kept         they compute without writes from then on (`writes`)
-    operators without a backward pass                   ValueError names operator and block
-    no block that is called as a checkpoint sees it     ValueError: checkpoints would do nothing
+    operators without a backward pass                   Untrainable names operator and block
+    no block that is called as a checkpoint sees it     Untrainable: checkpoints would do nothing
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OPERATOR = re.compile(r"backward through (\S+?)(?:\.default)? ")
 def rehearse(network: nn.Module, call: Callable[[], Any]) -> None:
     """Rehearse one pass of a network, whose adapter is on. call: runs it, as a step does.
 
-    ValueError, in one sentence, for a network that cannot be trained as it is.
+    Untrainable, in one sentence, for a network that cannot be trained as it is.
     """
     units = checkpointing.units(network)
     seen = _Seen(network)
@@ -39,11 +39,18 @@ def rehearse(network: nn.Module, call: Callable[[], Any]) -> None:
         with torch.enable_grad(), _kept() as outside:
             call()
         seen.written_outside = any(map(_changed, outside))
+    except (RuntimeError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        if ran_out(error):
+            raise
+        raise Untrainable(
+            f"model cannot be trained on these data: {type(network).__name__} does not take their first sample "
+            f"({_line(error)}); use latents and prompts as its own workflow makes them, or train another model"
+        ) from error
     finally:
         for _, module in units:
             uncover(module, _Tried)
     if units and not seen.called and checkpointing.enabled(network):
-        raise ValueError(
+        raise Untrainable(
             f"gradient_checkpointing: {type(network).__name__} calls none of its {len(units)} blocks in a way that a "
             "checkpoint sees, so that it would save no memory: turn gradient_checkpointing off"
         )
@@ -55,6 +62,10 @@ def rehearse(network: nn.Module, call: Callable[[], Any]) -> None:
             forbid(module)
             renew(module)
     _compare(network, before, _numbers(call, graph=True))
+
+
+class Untrainable(ValueError):
+    """A network cannot be trained, or not on these data; the message says why in one sentence."""
 
 
 class _Seen:
@@ -91,7 +102,8 @@ class _Tried(Around):
             with torch.no_grad():
                 made = self.within(*_each(args, _copied), **_each(kwargs, _copied))
         learns = any(t.requires_grad for t in (*_tensors(args), *_tensors(kwargs), *self._module.parameters()))
-        return _each(made, lambda tensor: tensor.detach().requires_grad_(learns and tensor.is_floating_point()))
+        # Clones, which the network may write to as to what a block has computed.
+        return _each(made, lambda t: t.detach().requires_grad_(learns and t.is_floating_point()).clone())
 
     def _differentiate(self, args: Any, kwargs: Any) -> None:
         kind = type(self._module)
@@ -116,11 +128,11 @@ class _Tried(Around):
             raise self._refused("it writes to what its gradient needs")
         self._seen.writing.add(kind)
 
-    def _refused(self, error: Any) -> ValueError:
-        text = str(error).partition("\n")[0]
+    def _refused(self, error: BaseException | str) -> Untrainable:
+        text = error if isinstance(error, str) else _line(error)
         operator = _OPERATOR.search(text)
-        why = f"its operator {operator.group(1)} has no backward pass" if operator else text.rstrip(".")
-        return ValueError(
+        why = f"its operator {operator.group(1)} has no backward pass" if operator else text
+        return Untrainable(
             f"model cannot be trained: no gradient passes {type(self._module).__name__} of {self._seen.network} "
             f"({why}); update ComfyUI and its packages, or train another model"
         )
@@ -159,6 +171,10 @@ def _kept() -> Iterator[list[tuple[Tensor, int]]]:
         yield found
 
 
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")
+
+
 def _changed(kept: tuple[Tensor, int]) -> bool:
     return kept[0]._version != kept[1]
 
@@ -193,7 +209,7 @@ def _numbers(call: Callable[[], Tensor], graph: bool) -> Tensor:
 def _compare(network: nn.Module, before: Tensor, after: Tensor) -> None:
     if not before.is_meta and not torch.equal(before, after):
         away = float((before - after).abs().max())
-        raise ValueError(
+        raise Untrainable(
             f"model cannot be trained: {type(network).__name__} computes in place, and without that to other numbers "
             f"({away:.2g} away); train another model, and please report this one"
         )

@@ -200,6 +200,26 @@ def test_blocks_are_checkpointed_by_whatever_method_they_are_called():
     assert not any(name.startswith("forward") for block in network.blocks for name in vars(block))
 
 
+def test_data_that_the_network_does_not_take_are_refused_in_a_sentence():
+    network = Network(Plain)
+    with pytest.raises(ValueError, match="model cannot be trained on these data: Network does not take .* mat1 and"):
+        rehearse(network, lambda: network(given()[..., :2]))
+
+
+def test_a_network_may_write_to_what_a_block_has_computed():
+    class After(Network):
+        def forward(self, x):
+            scale = self.enter(x.mean(1, keepdim=True))
+            for block in self.blocks:
+                x = block(x, scale)
+                x += 1
+            return x
+
+    network = After(Plain)
+    rehearse(network, lambda: network(given()))
+    assert all(type(block) is Plain for block in network.blocks)
+
+
 def test_checkpoints_that_would_do_nothing_are_refused():
     class Unseen(Network):
         def forward(self, x):
