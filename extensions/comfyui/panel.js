@@ -1,11 +1,12 @@
-// The Retort panel: training runs, searches and preference sets, whoever started them and whenever.
+// The Retort panel: training runs, searches, preference sets and folders of pictures, whoever started them and whenever.
 import { app } from "../../scripts/app.js";
+import { FolderList } from "./panel/folder_list.js";
 import { RunList } from "./panel/run_list.js";
 import { SearchList } from "./panel/search_list.js";
 import { SetList } from "./panel/set_list.js";
 import { element } from "./panel/page.js";
 
-const SECTIONS = [["Training", RunList], ["Searches", SearchList], ["Preferences", SetList]];
+const SECTIONS = [["Training", RunList], ["Searches", SearchList], ["Preferences", SetList], ["Pictures", FolderList]];
 
 class Panel {
   constructor(root) {

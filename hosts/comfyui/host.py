@@ -32,6 +32,7 @@ from ..search import files as search_files
 from . import (
     bare,
     coordinates,
+    data_routes,
     embedded,
     guard,
     help_routes,
@@ -329,6 +330,7 @@ class ComfyUI(Host):
             help_routes.add(table)
             picker_routes.add(table, sets)
             preference_routes.add(table, sets)
+            data_routes.add(table, sets, lambda: self.input_folders()[0])
             run_routes.add(table, self.runs_folder, self.loras_folder)
             search_routes.add(
                 table, self.search_records, lambda: self.runs_folder().with_name(search_files.FOLDER),

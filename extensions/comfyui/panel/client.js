@@ -3,7 +3,7 @@ import { api } from "../../../scripts/api.js";
 
 async function answered(response) {
   const answer = await response.json().catch(() => ({}));
-  if (!response.ok) throw Object.assign(new Error(answer.error ?? `HTTP ${response.status}`), { status: response.status });
+  if (!response.ok) throw Object.assign(new Error(answer.error ?? `HTTP ${response.status}`), { status: response.status, answer });
   return answer;
 }
 

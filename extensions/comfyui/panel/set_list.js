@@ -1,4 +1,5 @@
 // Preference sets in the panel: what each holds, and its latest judgements.
+import { t } from "../locales/words.js";
 import { addNode } from "./add_node.js";
 import { address, ask } from "./client.js";
 import { List } from "./list.js";
@@ -27,6 +28,7 @@ export class SetList {
     const put = (text, type) => button(text, `Put ${text} on the canvas`, () => addNode(type, { name }), failed);
     const nodes = element(
       "div", { class: "retort-row" }, put("Preference Picker", "RetortPreferencePicker"), put("Preference Set", "RetortPreferenceSet"),
+      button(t("All pairs"), t("Look at all pairs, and take wrong ones out"), async () => (await import("./data.js")).openPairs(name), failed),
     );
     const root = element("li", {}, title, when, nodes, body);
     let shown, latest;

@@ -1,0 +1,144 @@
+// Data to train on, page by page in a window: pictures with captions to edit, and pairs to take out and put back.
+import { api } from "../../../scripts/api.js";
+import { t } from "../locales/words.js";
+import { address, ask, tell } from "./client.js";
+import { button, element, openWindow } from "./page.js";
+
+const PAGE = 50, AGAIN = 1000;
+
+class Pages {
+  /** parts: of the address. key(entry): what tells entries apart. row(entry) -> {root, show(entry)}. marks: a box for them. */
+  constructor(title, parts, entries, key, row, marks) {
+    Object.assign(this, { parts, entries, key, row, offset: 0, rows: new Map() });
+    const { dialog, body } = openWindow(title, "retort-data");
+    const anew = () => {
+      this.offset = 0;
+      this.look();
+    };
+    const box = (type, label) => {
+      const made = element("input", { type });
+      made.addEventListener("input", anew);
+      this.bar.append(element("label", {}, made, label));
+      return made;
+    };
+    const turn = (text, label, by) => button(text, label, () => this.turn(by), (error) => this.say(error.message));
+    this.bar = element("div", { class: "retort-row" });
+    this.find = box("search", t("find"));
+    if (marks) this.marked = box("checkbox", t("only what is marked"));
+    this.back = turn("\u2039", t("Previous page"), -PAGE);
+    this.on = turn("\u203a", t("Next page"), PAGE);
+    this.note = element("p", { class: "retort-note", role: "status" });
+    this.list = element("ul", { class: "retort-list" });
+    this.bar.append(this.back, this.on, this.note);
+    body.append(this.bar, this.list);
+    dialog.addEventListener("close", () => {
+      this.closed = true;
+      clearTimeout(this.timer);
+    });
+    this.look();
+  }
+
+  say(text) {
+    this.note.textContent = text;
+  }
+
+  async turn(by) {
+    this.offset = Math.max(0, this.offset + by);
+    await this.look();
+    this.list.parentElement.scrollTop = 0;
+  }
+
+  async look() {
+    clearTimeout(this.timer);
+    const asked = (this.asked = {});
+    const query = { offset: this.offset, find: this.find.value, ...(this.marked?.checked && { marked: 1 }) };
+    let again = false;
+    try {
+      const answer = await ask(this.parts, query);
+      if (this.closed || asked !== this.asked) return;
+      this.show(answer);
+      again = answer.looked < answer.of;
+    } catch (error) {
+      if (this.closed || asked !== this.asked) return;
+      this.say(error.message);
+      again = error.status === 503;
+    }
+    if (again) this.timer = setTimeout(() => this.look(), AGAIN);
+  }
+
+  show(answer) {
+    const { total, looked, of } = answer;
+    const found = this.entries(answer);
+    const last = this.offset + found.length;
+    const counts = { first: total && this.offset + 1, last, total };
+    this.say(t("{first} to {last} of {total}", counts) + (looked < of ? `, ${t("{looked} of {of} looked at", { looked, of })}` : ""));
+    this.back.hidden = !this.offset;
+    this.on.hidden = last >= total;
+    const rows = new Map(found.map((entry) => [this.key(entry), this.rows.get(this.key(entry)) ?? this.row(entry)]));
+    for (const entry of found) rows.get(this.key(entry)).show(entry);
+    // What was taken out stays until the page is turned, so that it can be put back; what is written in is not moved.
+    const roots = [...rows.values()].map((row) => row.root);
+    if (roots.some((root, i) => this.list.children[i] !== root) || roots.length !== this.list.children.length) this.list.replaceChildren(...roots);
+    this.rows = rows;
+  }
+}
+
+/** A folder's pictures with their captions. */
+export function openPictures(folder) {
+  const said = {
+    like: (name) => t("looks like {name}", { name }), small: () => t("much smaller than the others"),
+    long: () => t("much longer than wide, or wider than long"), bad: (why) => t("cannot be read: {why}", { why }),
+  };
+  const row = ({ name, caption }) => {
+    const query = new URLSearchParams({ filename: name, subfolder: folder, type: "input" });
+    const image = element("img", { src: api.apiURL(`/view?${query}`), alt: "", loading: "lazy" });
+    const line = element("span", { class: "retort-line" });
+    const marks = element("strong");
+    const state = element("span", { role: "status" });
+    const text = element("textarea", { rows: 3, "aria-label": t("Caption of {name}", { name }) });
+    let before = (text.value = caption);
+    text.addEventListener("change", async () => {
+      state.textContent = "";
+      try {
+        await tell(["data", folder, "caption"], { name, caption: text.value, before });
+        before = text.value.trim();
+        state.textContent = t("saved");
+      } catch (error) {
+        state.textContent = error.message;
+        if (typeof error.answer?.caption === "string") before = error.answer.caption;
+      }
+    });
+    const show = ({ size, marks: all }) => {
+      line.textContent = [name, size?.join(" × ")].filter(Boolean).join(" · ");
+      marks.textContent = all.map(([kind, what]) => said[kind](what)).join("; ");
+    };
+    return { root: element("li", {}, image, element("div", {}, line, text, marks, state)), show };
+  };
+  new Pages(folder, ["data", folder], (answer) => answer.pictures, (entry) => entry.name, row, true);
+}
+
+/** All pairs of a preference set. */
+export function openPairs(set) {
+  const row = ({ line, prompt, winner, loser, tie, by }) => {
+    const picture = (id, alt) => (id ? element("img", { src: address(["picker", set, "images", id]), alt, loading: "lazy" }) : "");
+    const state = element("span", { role: "status" });
+    const text = element("p", {}, [prompt, by].filter(Boolean).join(" · "));
+    const root = element(
+      "li", {}, picture(winner, tie ? t("one of a tie") : t("the better one")), element("span", {}, tie ? "=" : ">"),
+      picture(loser, tie ? t("one of a tie") : t("the worse one")), element("div", {}, text),
+    );
+    let out;
+    const failed = (error) => (state.textContent = error.message);
+    const act = async () => {
+      if (out) await tell(["preferences", set, "put_back"], out);
+      out = out ? undefined : await tell(["preferences", set, "take_out"], { line });
+      text.style.textDecoration = out ? "line-through" : "";
+      turn.textContent = out ? t("Put back") : t("Take out");
+      state.textContent = "";
+    };
+    const turn = button(t("Take out"), t("Take this pair out of the set, or put it back"), act, failed);
+    root.lastChild.append(turn, state);
+    return { root, show: () => {} };
+  };
+  new Pages(set, ["preferences", set, "pairs"], (answer) => answer.pairs, (entry) => entry.line, row);
+}

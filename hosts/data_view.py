@@ -1,0 +1,193 @@
+"""What a page sees of data to train on, and may change: folders of pictures with captions, and the pairs of a set.
+
+Page by page, so that a folder or set of 100,000 stays quick. All names come from whoever sent the request. A folder of
+pictures lies in ComfyUI's input folder; a picture's caption is the text file of its name beside it, which core's nodes
+read too. A pair is taken out by a line that takes the judgement back, and put back by the line that it was.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..files.atomic import checked_name
+from ..files.entries import LinkError
+from ..files.folder import Inside, inside
+from ..files.growing import Folders
+from ..files.looks import FORMATS, Look, Looks
+from ..files.texts import decode
+from ..preferences.store import PAIRS, Pair, append, is_latent, read
+from .patience import soon
+
+MOST_FOLDERS, PROBED = 200, 50  # folders that are shown; entries of each that are looked at for a picture
+PAGE = 50
+CAPTION = 8192  # characters
+CAPTION_BYTES = 1 << 16
+KEPT = 4  # folders whose looks are kept in memory
+
+
+class ChangedError(ValueError):
+    """The caption on disk is another one than was edited; `now` is what it says."""
+
+    def __init__(self, name: str, now: str):
+        super().__init__(f"the caption of {name} was changed meanwhile: look at it and write it again")
+        self.now = now
+
+
+class _Pictures:
+    """A folder's pictures by name, looked for again when the folder has changed, and what they look like."""
+
+    def __init__(self, parent: Path, name: str):
+        self._files = Folders(inside(parent), name)
+        self.looks = Looks(inside(parent) / name)
+        self.names: list[str] = []
+
+    def refresh(self) -> None:
+        if self._files.look():
+            there = (PurePosixPath(name).name for name in self._files.there)
+            self.names = sorted(name for name in there if is_picture(name))
+
+
+_kept: OrderedDict[tuple[Path, str], _Pictures] = OrderedDict()
+_lock = threading.Lock()
+
+
+def is_picture(name: str) -> bool:
+    """By its ending."""
+    return PurePosixPath(name).suffix.lower() in FORMATS
+
+
+def _pictures(parent: Path, name: str) -> _Pictures:
+    with _lock:
+        found = _kept.setdefault((parent, name), _Pictures(parent, name))
+        _kept.move_to_end((parent, name))
+        while len(_kept) > KEPT:
+            _kept.popitem(last=False)
+    found.refresh()
+    return found
+
+
+# ---- folders of pictures -------------------------------------------------------------------------
+
+
+def folders(inputs: Path) -> list[dict[str, Any]]:
+    """The folders in the input folder that hold pictures, by name."""
+    found = []
+    for name in inside(inputs).folders():
+        if len(found) < MOST_FOLDERS and any(map(is_picture, (inside(inputs) / name).files(PROBED))):
+            found.append({"name": name})
+    return found
+
+
+def pictures(inputs: Path, folder: str, offset: int, find: str = "", marked: bool = False) -> dict[str, Any]:
+    """A page of a folder: `total` that fit, `looked` at of `of`, and of each its caption, size and marks.
+
+    find: part of the name. marked: only those that are marked, of those that were looked at. ValueError for a name that
+    leads elsewhere, FileNotFoundError where there is no such folder, BlockingIOError while a large one is read.
+    """
+    place = _folder(inputs, folder)
+    held = soon(("pictures", place.path), f"the folder {folder}", lambda: _pictures(inputs, place.name))
+    names, looks = held.names, held.looks
+    fitting = soon(("marked", place.path), f"the folder {folder}", looks.marked) if marked else names
+    if part := find.lower():
+        fitting = [name for name in fitting if part in name.lower()]
+    shown = fitting[offset : offset + PAGE]
+    looked = looks.ask(names, shown)
+    return {
+        "total": len(fitting), "of": len(names), "looked": looked,
+        "pictures": [{"name": name, "caption": _caption(place, name), **_told(looks, name)} for name in shown],
+    }  # fmt: skip
+
+
+def write_caption(inputs: Path, folder: str, name: str, caption: str, before: str) -> None:
+    """Write a picture's caption. before: what it was when it was shown; ChangedError where it is another one now."""
+    place = _folder(inputs, folder)
+    if not is_picture(_plain(name)) or not (place / name).is_file():
+        raise FileNotFoundError(f"there is no picture called {name!r:.140}")
+    if len(caption) > CAPTION or caption != caption.encode(errors="replace").decode():
+        raise ValueError(f"a caption is a text of at most {CAPTION} characters")
+    now = _caption(place, name)
+    if now != before:
+        raise ChangedError(name, now)
+    (place / f"{PurePosixPath(name).stem}.txt").write(caption.encode())
+
+
+def _folder(inputs: Path, folder: str) -> Inside:
+    place = inside(inputs) / checked_name(folder)
+    try:
+        there = place.is_dir()
+    except LinkError:
+        there = False
+    if not there:
+        raise FileNotFoundError(f"there is no folder called {folder!r:.140} in the input folder")
+    return place
+
+
+def _plain(name: str) -> str:
+    if PurePosixPath(name).name != name or set("\\:\0") & set(name):
+        raise ValueError(f"{name!r:.140} is no file's name")
+    return name
+
+
+def _caption(place: Inside, name: str) -> str:
+    file = place / f"{PurePosixPath(name).stem}.txt"
+    try:
+        return decode(file.read(CAPTION_BYTES)).strip()[:CAPTION] if file.is_file() else ""
+    except (OSError, ValueError):
+        return ""
+
+
+def _told(looks: Looks, name: str) -> dict[str, Any]:
+    found = looks.of(name)
+    size = [found.width, found.height] if isinstance(found, Look) else None
+    return {"size": size, "marks": looks.marks(name)}
+
+
+# ---- pairs of a set ------------------------------------------------------------------------------
+
+
+def pairs(sets: Path, name: str, offset: int, find: str = "") -> dict[str, Any]:
+    """A page of a set's pairs, the latest first: `total` that fit, and of each what it says. find: part of the prompt.
+
+    Errors are those of `pictures`.
+    """
+    folder = _set(sets, name)
+    found = soon(("pairs", folder), f"the set {name}", lambda: read(folder)).pairs
+    part = find.lower()
+    fitting = [pair for pair in found if part in pair.prompt.lower()] if part else found
+    end = len(fitting) - offset
+    shown = fitting[max(0, end - PAGE) : max(0, end)][::-1]
+    return {"total": len(fitting), "pairs": [_shown(pair) for pair in shown]}
+
+
+def take_out(sets: Path, name: str, line: int) -> dict[str, Any]:
+    """Take the pair of a line out; what `put_back` needs to put it back. FileNotFoundError where it is not there."""
+    folder = _set(sets, name)
+    pair = next((pair for pair in read(folder).pairs if pair.line == line), None)
+    if pair is None:
+        raise FileNotFoundError(f"the pair of line {line} is not in the set any more")
+    row = {name: getattr(pair, name) for name in ("prompt", "winner", "loser", "strength", "by")}
+    append(folder, [{**row, "undo": True}])
+    return row
+
+
+def put_back(sets: Path, name: str, row: dict[str, Any]) -> None:
+    """Add a pair that was taken out again. ValueError for a row that none was."""
+    if set(row) != {"prompt", "winner", "loser", "strength", "by"}:
+        raise ValueError("the body must be what take_out gave")
+    append(_set(sets, name), [row])
+
+
+def _set(sets: Path, name: str) -> Path:
+    folder = sets / checked_name(name)
+    if folder.is_symlink() or not (inside(folder) / PAIRS).is_file():
+        raise FileNotFoundError(f"there is no set called {name!r:.140}")
+    return folder
+
+
+def _shown(pair: Pair) -> dict[str, Any]:
+    latent = is_latent(pair.winner) or is_latent(pair.loser)
+    files = {} if latent else {"winner": Path(pair.winner).stem, "loser": Path(pair.loser).stem}
+    return {"line": pair.line, "prompt": pair.prompt[:2000], "tie": pair.strength == 0, "by": pair.by, **files}

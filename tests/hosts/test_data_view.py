@@ -1,0 +1,149 @@
+"""Folders of pictures with captions and the pairs of sets, page by page: what a page is told, and what it may change."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from retort.hosts import data_view
+from retort.preferences import store as preferences
+
+
+def patiently(work):
+    """What `work` gives in the end, however large what it reads is."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            return work()
+        except BlockingIOError:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """An input folder with 120 pictures in `cats`, of which two have captions."""
+    folder = tmp_path / "input" / "cats"
+    folder.mkdir(parents=True)
+    for i in range(120):
+        Image.new("RGB", (8, 8), (i, 2 * i, 0)).save(folder / f"{i:03}.png")
+    (folder / "000.txt").write_text("a cat\n", encoding="utf-8")
+    (folder / "001.txt").write_bytes("ein Kätzchen".encode("utf-16"))
+    (folder / "notes.md").write_text("no picture")
+    (tmp_path / "input" / "empty").mkdir()
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "a.png").write_bytes(b"")
+    (tmp_path / "input" / "link").symlink_to(tmp_path / "secret")
+    (folder / "out.png").symlink_to(tmp_path / "secret" / "a.png")
+    return tmp_path / "input"
+
+
+def test_pictures_come_page_by_page_with_their_captions(inputs):
+    assert data_view.folders(inputs) == [{"name": "cats"}]
+    found = patiently(lambda: data_view.pictures(inputs, "cats", 0))
+    assert (found["total"], found["of"], len(found["pictures"])) == (120, 120, data_view.PAGE)
+    assert [one["caption"] for one in found["pictures"][:3]] == ["a cat", "ein Kätzchen", ""]
+    last = patiently(lambda: data_view.pictures(inputs, "cats", 100))
+    assert [one["name"] for one in last["pictures"]] == [f"{i:03}.png" for i in range(100, 120)]
+    assert patiently(lambda: data_view.pictures(inputs, "cats", 0, "05"))["total"] == 12
+    assert patiently(lambda: data_view.pictures(inputs, "cats", 5000))["pictures"] == []
+
+
+def test_a_caption_is_written_where_it_was_and_no_other_change_is_lost(inputs):
+    data_view.write_caption(inputs, "cats", "000.png", "a black cat", "a cat")
+    data_view.write_caption(inputs, "cats", "007.png", "sieben", "")
+    assert (inputs / "cats" / "000.txt").read_text("utf-8") == "a black cat"
+    assert (inputs / "cats" / "007.txt").read_text("utf-8") == "sieben"
+    with pytest.raises(data_view.ChangedError, match="000.png was changed meanwhile") as caught:
+        data_view.write_caption(inputs, "cats", "000.png", "mine", "a cat")
+    assert caught.value.now == "a black cat" and (inputs / "cats" / "000.txt").read_text("utf-8") == "a black cat"
+
+
+@pytest.mark.parametrize("folder", ["..", "link", "empty/..", "nothing", "/etc"])
+def test_folders_stay_in_the_input_folder(inputs, folder):
+    with pytest.raises((ValueError, FileNotFoundError)):
+        patiently(lambda: data_view.pictures(inputs, folder, 0))
+
+
+@pytest.mark.parametrize("name", ["../cats/000.png", "000.txt", "out.png", "999.png", "..", "a\\b.png", "\0.png"])
+def test_only_a_picture_of_the_folder_gets_a_caption(inputs, name):
+    before = sorted(path.name for path in inputs.rglob("*"))
+    with pytest.raises((ValueError, OSError)):
+        data_view.write_caption(inputs, "cats", name, "x", "")
+    assert sorted(path.name for path in inputs.rglob("*")) == before
+
+
+@pytest.mark.parametrize("caption", ["x" * 9000, "half \ud800"])
+def test_a_caption_is_a_text(inputs, caption):
+    with pytest.raises(ValueError, match="at most 8192 characters"):
+        data_view.write_caption(inputs, "cats", "005.png", caption, "")
+    assert not (inputs / "cats" / "005.txt").exists()
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """A set of 130 pairs of three pictures."""
+    folder = tmp_path / "sets" / "taste"
+    names = [preferences.keep_image(folder, torch.full((4, 6, 3), i / 3)) for i in range(3)]
+    rows = [
+        {"prompt": f"prompt {i}", "winner": names[i % 3], "loser": names[(i + 1) % 3], "strength": 0.5, "by": "me"}
+        for i in range(130)
+    ]
+    preferences.append(folder, rows)
+    return tmp_path / "sets"
+
+
+def test_a_wrong_pair_is_taken_out_and_put_back(sets):
+    first = patiently(lambda: data_view.pairs(sets, "taste", 0))
+    assert first["total"] == 130 and [one["prompt"] for one in first["pairs"][:2]] == ["prompt 129", "prompt 128"]
+    assert len(patiently(lambda: data_view.pairs(sets, "taste", 100))["pairs"]) == 30
+    wrong = first["pairs"][1]
+    row = data_view.take_out(sets, "taste", wrong["line"])
+    assert json.loads(json.dumps(row))["prompt"] == "prompt 128"
+    left = patiently(lambda: data_view.pairs(sets, "taste", 0))
+    assert left["total"] == 129 and "prompt 128" not in [one["prompt"] for one in left["pairs"]]
+    with pytest.raises(FileNotFoundError, match="is not in the set any more"):
+        data_view.take_out(sets, "taste", wrong["line"])
+    data_view.put_back(sets, "taste", row)
+    again = preferences.read(sets / "taste").pairs
+    assert len(again) == 130 and again[-1].prompt == "prompt 128" and again[-1].strength == 0.5
+    assert patiently(lambda: data_view.pairs(sets, "taste", 0, "PROMPT 12"))["total"] == 11
+
+
+OUTSIDE = {"prompt": "a", "winner": "../x.png", "loser": "images/y.png", "strength": None, "by": ""}
+
+
+@pytest.mark.parametrize("row", [{}, {"prompt": "a"}, OUTSIDE])
+def test_nothing_but_a_pair_is_put_back(sets, row):
+    size = (sets / "taste" / preferences.PAIRS).stat().st_size
+    with pytest.raises(ValueError):
+        data_view.put_back(sets, "taste", row)
+    assert (sets / "taste" / preferences.PAIRS).stat().st_size == size
+
+
+def test_a_set_of_100000_pairs_answers_within_a_fifth_of_a_second(tmp_path):
+    """Once it has been read; meanwhile the page is told to ask again, at once."""
+    folder = tmp_path / "large"
+    names = [preferences.keep_image(folder, torch.full((2, 2, 3), i / 3)) for i in range(3)]
+    lines = (
+        json.dumps({"prompt": f"prompt {i}", "winner": names[i % 3], "loser": names[(i + 1) % 3], "by": ""})
+        for i in range(100_000)
+    )
+    (folder / preferences.PAIRS).write_text("\n".join(lines) + "\n")
+    began = time.monotonic()
+    with pytest.raises(BlockingIOError, match="ask again"):
+        data_view.pairs(tmp_path, "large", 0)
+    assert time.monotonic() - began < 1
+    patiently(lambda: data_view.pairs(tmp_path, "large", 0))
+    for offset, find in ((0, ""), (99_950, ""), (0, "77")):
+        took = []
+        for _ in range(3):
+            began = time.process_time()
+            found = patiently(lambda offset=offset, find=find: data_view.pairs(tmp_path, "large", offset, find))
+            took.append(time.process_time() - began)
+            assert len(json.dumps(found)) < 1_000_000
+        assert min(took) < 0.2, took
