@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -38,8 +39,8 @@ def join(frames: list[Path], target: Path, width: int) -> None:
     sizes = [picture.size for picture in pictures]
     if len(set(sizes)) > 1:
         raise ValueError(f"{target.stem}: the frames differ in size, {min(sizes)} to {max(sizes)}")
-    more = {"save_all": True, "append_images": pictures[1:], "duration": times, "loop": 0, "minimize_size": True}
-    pictures[0].save(target, quality=70, method=6, **more)
+    more: dict[str, Any] = {"append_images": pictures[1:], "duration": times, "loop": 0, "minimize_size": True}
+    pictures[0].save(target, save_all=True, quality=70, method=6, **more)
     if (took := target.stat().st_size) > MOST_BYTES:
         raise ValueError(f"{target.name} has {took} bytes, more than {MOST_BYTES}: show fewer frames")
 

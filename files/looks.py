@@ -39,7 +39,7 @@ class Look:
 
 def look(data: bytes) -> Look:
     """ValueError for what is no PNG, JPEG or WebP of at most 64 million pixels."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data), formats=tuple(set(FORMATS.values()))) as image:
@@ -49,6 +49,8 @@ def look(data: bytes) -> Look:
             width, height = image.size[::-1] if turned else image.size
             image.draft("L", (72, 64))
             small: Any = ImageOps.exif_transpose(image.convert("L")).resize((9, 8), Image.Resampling.BOX)
+    except UnidentifiedImageError as error:
+        raise ValueError("it is no PNG, JPEG or WebP") from error
     except Exception as error:  # Pillow's readers raise whatever a damaged file leads to
         raise ValueError(str(error) or type(error).__name__) from error
     grey = small.tobytes()

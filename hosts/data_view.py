@@ -18,7 +18,7 @@ from ..files.folder import Inside, inside
 from ..files.growing import Folders
 from ..files.looks import FORMATS, Look, Looks
 from ..files.texts import decode
-from ..preferences.store import PAIRS, Pair, append, is_latent, read
+from ..preferences.store import PAIRS, Pair, append, is_latent, judgement, read
 from .patience import soon
 
 MOST_FOLDERS, PROBED = 200, 50  # folders that are shown; entries of each that are looked at for a picture
@@ -74,7 +74,7 @@ def _pictures(parent: Path, name: str) -> _Pictures:
 
 def folders(inputs: Path) -> list[dict[str, Any]]:
     """The folders in the input folder that hold pictures, by name."""
-    found = []
+    found: list[dict[str, Any]] = []
     for name in inside(inputs).folders():
         if len(found) < MOST_FOLDERS and any(map(is_picture, (inside(inputs) / name).files(PROBED))):
             found.append({"name": name})
@@ -104,11 +104,15 @@ def pictures(inputs: Path, folder: str, offset: int, find: str = "", marked: boo
 def write_caption(inputs: Path, folder: str, name: str, caption: str, before: str) -> None:
     """Write a picture's caption. before: what it was when it was shown; ChangedError where it is another one now."""
     place = _folder(inputs, folder)
-    if not is_picture(_plain(name)) or not (place / name).is_file():
+    if not is_picture(_plain(name)):
+        raise ValueError(f"{name!r:.140} is no picture's name")
+    if not (place / name).is_file():
         raise FileNotFoundError(f"there is no picture called {name!r:.140}")
     if len(caption) > CAPTION or caption != caption.encode(errors="replace").decode():
         raise ValueError(f"a caption is a text of at most {CAPTION} characters")
     now = _caption(place, name)
+    if now == caption.strip():
+        return
     if now != before:
         raise ChangedError(name, now)
     (place / f"{PurePosixPath(name).stem}.txt").write(caption.encode())
@@ -162,22 +166,35 @@ def pairs(sets: Path, name: str, offset: int, find: str = "") -> dict[str, Any]:
     return {"total": len(fitting), "pairs": [_shown(pair) for pair in shown]}
 
 
-def take_out(sets: Path, name: str, line: int) -> dict[str, Any]:
-    """Take the pair of a line out; what `put_back` needs to put it back. FileNotFoundError where it is not there."""
+def take_out(sets: Path, name: str, line: int) -> None:
+    """Take the pair that a line told of out of the set, where it is in. FileNotFoundError for no pair."""
+    folder, pair, there = _told_of(sets, name, line)
+    if there:
+        append(folder, [_row(pair) | {"undo": True}])
+
+
+def put_back(sets: Path, name: str, line: int) -> None:
+    """Put the pair that a line told of back into the set, where it is out. FileNotFoundError for no pair."""
+    folder, pair, there = _told_of(sets, name, line)
+    if not there:
+        append(folder, [_row(pair)])
+
+
+def _told_of(sets: Path, name: str, line: int) -> tuple[Path, Pair, bool]:
+    """(the set's folder, the pair that a line told of, whether its judge's word on these pictures counts)."""
     folder = _set(sets, name)
-    pair = next((pair for pair in read(folder).pairs if pair.line == line), None)
+    pair = judgement(folder, line)
     if pair is None:
-        raise FileNotFoundError(f"the pair of line {line} is not in the set any more")
-    row = {name: getattr(pair, name) for name in ("prompt", "winner", "loser", "strength", "by")}
-    append(folder, [{**row, "undo": True}])
-    return row
+        raise FileNotFoundError(f"line {line} of the set tells of no pair")
+    return folder, pair, any(_key(one) == _key(pair) for one in read(folder).pairs)
 
 
-def put_back(sets: Path, name: str, row: dict[str, Any]) -> None:
-    """Add a pair that was taken out again. ValueError for a row that none was."""
-    if set(row) != {"prompt", "winner", "loser", "strength", "by"}:
-        raise ValueError("the body must be what take_out gave")
-    append(_set(sets, name), [row])
+def _key(pair: Pair) -> tuple[str, ...]:
+    return (pair.prompt, *sorted((pair.winner, pair.loser)), pair.by)
+
+
+def _row(pair: Pair) -> dict[str, Any]:
+    return {name: getattr(pair, name) for name in ("prompt", "winner", "loser", "strength", "by")}
 
 
 def _set(sets: Path, name: str) -> Path:

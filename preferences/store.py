@@ -137,6 +137,13 @@ def read(folder: Path | Inside) -> Preferences:
         return book.preferences()
 
 
+def judgement(folder: Path | Inside, line: int) -> Pair | None:
+    """What a line of a set says, whether it still counts or not; None where it says nothing that can be read."""
+    place = inside(folder)
+    with _books.take(place.root, place.parts) as book:
+        return book.said(line)
+
+
 class Book:
     """The judgements of a set as they are read on."""
 
@@ -164,6 +171,11 @@ class Book:
             self._found = None
 
     _elsewhere = False  # whether pairs name files that lie in neither folder, which are looked for each time
+
+    def said(self, line: int) -> Pair | None:
+        """The judgement of a line."""
+        told = (one for one in self._told if not isinstance(one, str))
+        return next((pair for number, pair, undone in told if number == line and not undone), None)
 
     def preferences(self) -> Preferences:
         """The set as it is now."""

@@ -35,11 +35,11 @@ def add(table: web.RouteTableDef, sets: Callable[[], Path], inputs: Callable[[],
     def pairs(name: str, offset: str = "0", find: str = "") -> dict[str, Any]:
         return data_view.pairs(sets(), name, whole("offset", offset), find)
 
-    def take_out(name: str, body: dict[str, Any]) -> dict[str, Any]:
-        return data_view.take_out(sets(), name, whole("line", str(body.get("line", ""))))
+    def take_out(name: str, body: dict[str, Any]) -> None:
+        data_view.take_out(sets(), name, whole("line", str(body.get("line", ""))))
 
     def put_back(name: str, body: dict[str, Any]) -> None:
-        data_view.put_back(sets(), name, body)
+        data_view.put_back(sets(), name, whole("line", str(body.get("line", ""))))
 
     table.get(f"{ROOT}/data")(guarded(every))
     table.get(f"{ROOT}/data/{{folder}}")(guarded(pictures))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from .guard import HEADERS, ROOT
+from .guard import HEADERS, ROOT, stranger
 
 _ROOT = Path(__file__).resolve().parents[2]
 PAGE = _ROOT / "extensions" / "comfyui"
@@ -34,7 +34,9 @@ def add(table: web.RouteTableDef) -> None:
         return _sent(text, "text/markdown")
 
     async def details(request: web.Request) -> web.Response:
-        path = DETAILS / f"{request.match_info['name']}.md"
+        if wrong := stranger(*(request.headers.getall(name, []) for name in ("Host", "Origin", "Sec-Fetch-Site"))):
+            raise web.HTTPForbidden(text=wrong)
+        path = DETAILS / f"{request.match_info['page']}.md"
         if not path.is_file():
             raise web.HTTPNotFound
         # A browser shows plain text, and would save Markdown.
@@ -44,7 +46,7 @@ def add(table: web.RouteTableDef) -> None:
     for name, folder in import_module("nodes").EXTENSION_WEB_DIRS.items():
         if Path(folder).resolve() == PAGE:
             table.get(f"/extensions/{name}/docs/{NAMES}")(page)
-    table.get(f"{ROOT}/docs/{{name:[A-Za-z]+}}.md")(details)
+    table.get(f"{ROOT}/docs/{{page:[A-Za-z]+}}.md")(details)
 
 
 def _sent(text: str, kind: str) -> web.Response:

@@ -10,6 +10,7 @@ import importlib
 import page_server
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("peft")
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -41,6 +42,11 @@ def filled(app):
     names = [preferences.keep_image(sets / "taste", torch.full((8, 8, 3), value)) for value in (0.2, 0.8)]
     row = {"prompt": "a red two", "winner": names[0], "loser": names[1], "by": "me", "strength": 1.0}
     preferences.append(sets / "taste", [row])
+    cats = app.base / "input" / "cats"
+    cats.mkdir(parents=True, exist_ok=True)
+    for name, size in (("a", 64), ("b", 64), ("c", 64), ("tiny", 8)):
+        Image.linear_gradient("L").rotate(90).resize((size, size)).save(cats / f"{name}.png")
+    (cats / "a.txt").write_text("a grey cat")
 
 
 def poor(page, what):
@@ -65,6 +71,16 @@ def test_every_text_can_be_read(page, filled, theme):
     page("until", condition="document.querySelector('.retort-pair img')?.naturalWidth")
     found += poor(page, "sets")
     page("shot", name=f"contrast_sets_{theme}")
+    page("click", where="button", text="All pairs")
+    page("until", condition="document.querySelector('.retort-data img')?.naturalWidth")
+    found += poor(page, "pairs")
+    page("click", where=".retort-data .retort-close")
+    page("panel", section="Pictures")
+    page("click", where=".retort-title", text="cats")
+    page("until", condition="document.querySelector('.retort-data strong:not(:empty)')")
+    found += poor(page, "pictures")
+    page("shot", name=f"contrast_pictures_{theme}")
+    page("click", where=".retort-data .retort-close")
     for vue in (False, True):
         page("look", vue=vue, theme=theme)
         for name, type in NODES.items():
@@ -73,6 +89,34 @@ def test_every_text_can_be_read(page, filled, theme):
             found += poor(page, f"{type}, {'nodes2' if vue else 'canvas'}")
             page("shot", name=f"contrast_{type}_{'nodes2' if vue else 'canvas'}_{theme}")
     assert not found, found
+
+
+def test_captions_are_written_and_wrong_pairs_taken_out(page, app, filled):
+    page("open")
+    page("look", vue=False, theme="dark")
+    page("panel", section="Pictures")
+    page("click", where=".retort-title", text="cats", keys="Enter")
+    page("until", condition="document.querySelectorAll('.retort-data strong:not(:empty)').length === 3")
+    told = page("evaluate", code="[...document.querySelectorAll('.retort-data strong')].map((one) => one.textContent)")
+    assert told == ["", "looks like a.png", "looks like a.png", "looks like a.png; much smaller than the others"]
+    page("evaluate", code="""() => { const text = document.querySelectorAll(".retort-data textarea")[1];
+      text.value = "another cat"; text.dispatchEvent(new Event("change")); }""")
+    page("until", condition="document.querySelector('.retort-data').textContent.includes('saved')")
+    assert (app.base / "input" / "cats" / "b.txt").read_text() == "another cat"
+    page("click", where=".retort-data label", text="only what is marked")
+    page("until", condition="document.querySelectorAll('.retort-data li').length === 3")
+    page("press", keys="Escape")
+    page("panel", section="Preferences")
+    page("click", where="button", text="All pairs")
+    lines = app.base / "output" / "retort_preferences" / "taste" / "pairs.jsonl"
+    count = lines.read_text().count("\n")
+    for said, then in (("Take out", "Put back"), ("Put back", "Take out")):
+        page("click", where=".retort-data button", text=said)
+        page("until", condition=f"document.querySelector('.retort-data li').textContent.includes('{then}')")
+        count += 1
+        assert lines.read_text().count("\n") == count
+    page("press", keys="Escape")
+    assert not page("heard")
 
 
 def test_these_are_all_the_themes(page):

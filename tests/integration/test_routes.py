@@ -16,7 +16,12 @@ import torch
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 SECRET = "what nobody may read"
 SEARCH = "20260101-000000-00000000"
-BODIES = {"command": {"command": "stop"}, "take": {"item": 0, "number": 1}}
+BODIES = {
+    "command": {"command": "stop"}, "take": {"item": 0, "number": 1}, "take_out": {"line": 1}, "put_back": {"line": 1},
+    "caption": {"name": "a.png", "caption": "a cat", "before": ""},
+}  # fmt: skip
+# What may be any text.
+FREE = {"caption": ("caption", "before")}
 # What is done with a run that has ended, each to a run of its own.
 ENDED = re.compile(r"(/api)?/retort/runs/\{run\}/(delete|rename|export)")
 # Paths that leave a folder, spelled in the ways that a server might take apart.
@@ -67,10 +72,15 @@ def known(server):
         (secret / name).write_text(json.dumps({"step": 1, "prompt": SECRET}) + "\n")
     for folder in (output / "retort", sets, records):
         (folder / "link").symlink_to(secret)
+    pictures = server.base / "input" / "known"
+    pictures.mkdir(parents=True)
+    (pictures / "a.png").write_bytes((sets / "known" / names[0]).read_bytes())
+    (pictures.parent / "link").symlink_to(secret)
     picture = names[0].split("/")[1].removesuffix(".png")
     (ticket,) = tickets.TicketState(sets / "known", "pick").waiting
     bodies = BODIES | {"answer": {"id": ticket.id, "choice": "skip"}, "take_back": {"id": ticket.id}}
     places = {"run": "known", "search": SEARCH, "item": "0", "number": "1", "name": "known", "set": "known",
+              "folder": "known", "page": "training",
               "image": picture, "picture": "step_0000001.png"}  # fmt: skip
     return places, bodies
 
@@ -169,7 +179,9 @@ def test_a_body_that_is_something_else_is_refused(server, routes, known):
     assert len(posts) >= 8
     for path in posts:
         right = body_of("POST", path, bodies)
-        forged = [right | {key: value} for key in right for value in (True, None, 1.5, [0], {"x": 0}, "é" * 5000, "")]
+        free = FREE.get(path.rsplit("/", 1)[1], ())
+        values = (True, None, 1.5, [0], {"x": 0}, "é" * 5000, "")
+        forged = [right | {key: value} for key in right for value in values[: 5 if key in free else None]]
         for body in (*wrong, *forged):
             status, text = ask(server, "POST", address(path, places), body)
             assert status == 400 and "error" in json.loads(text), (path, body, status, text)

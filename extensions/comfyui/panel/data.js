@@ -23,7 +23,7 @@ class Pages {
     };
     const turn = (text, label, by) => button(text, label, () => this.turn(by), (error) => this.say(error.message));
     this.bar = element("div", { class: "retort-row" });
-    this.find = box("search", t("find"));
+    this.find = box("text", t("find"));
     if (marks) this.marked = box("checkbox", t("only what is marked"));
     this.back = turn("\u2039", t("Previous page"), -PAGE);
     this.on = turn("\u203a", t("Next page"), PAGE);
@@ -127,11 +127,11 @@ export function openPairs(set) {
       "li", {}, picture(winner, tie ? t("one of a tie") : t("the better one")), element("span", {}, tie ? "=" : ">"),
       picture(loser, tie ? t("one of a tie") : t("the worse one")), element("div", {}, text),
     );
-    let out;
+    let out = false;
     const failed = (error) => (state.textContent = error.message);
     const act = async () => {
-      if (out) await tell(["preferences", set, "put_back"], out);
-      out = out ? undefined : await tell(["preferences", set, "take_out"], { line });
+      await tell(["preferences", set, out ? "put_back" : "take_out"], { line });
+      out = !out;
       text.style.textDecoration = out ? "line-through" : "";
       turn.textContent = out ? t("Put back") : t("Take out");
       state.textContent = "";
