@@ -52,6 +52,8 @@ def known(server):
     (run / "previews").mkdir(parents=True)
     (run / "metrics.jsonl").write_text('{"step": 1, "student_loss": 2}\n')
     (run / "previews" / "step_0000001.png").write_bytes(b"\x89PNG")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "step_0000001.safetensors").write_bytes(b"known")
     job_watch.write_status(run, job_watch.Status("running", 1, 9, machine="another"))
     for name in ("delete", "rename", "export"):
         for begin in ("api_", "own_"):
@@ -128,6 +130,8 @@ def marks(server) -> dict[str, str]:
 def body_of(method, path, bodies):
     if ended(path):
         return {"name": ended(path).replace("rename", "renamed")} if method == "POST" else None
+    if path.endswith("/keep"):  # under a name that nothing has yet
+        return {"step": 1, "name": f"kept by {'api' if path.startswith('/api') else 'own'}"}
     return bodies[path.rsplit("/", 1)[1]] if method == "POST" else None
 
 
