@@ -5,6 +5,7 @@ It says what, inputs, outputs, cost in calls and memory, shows a picture and nam
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -182,3 +183,37 @@ def test_links_lead_somewhere(path):
 def test_the_paper_is_named(page):
     name, text = page
     assert ("https://arxiv.org/abs/" in text) != (name in WITHOUT_PAPER)
+
+
+TRANSLATED = sorted(HELP.glob("*/*.md"))
+
+
+def quoted(text: str) -> set[str]:
+    """Messages that a page quotes: no language of ours but English has them."""
+    return {one for one in re.findall(r"(?<!\*)\*([^*\n]+)\*(?!\*)", text) if one.isascii() or "…" in one}
+
+
+@pytest.mark.parametrize("path", TRANSLATED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_translation_says_what_the_english_page_says(path):
+    """The same inputs, messages, numbers of the recipe and links, under a name of the catalogue; short, and no table."""
+    node = next(node for node in NODES if node.__name__ == path.parent.name)
+    text, english = (one.read_text(encoding="utf-8") for one in (path, HELP / f"{node.__name__}.md"))
+    catalogue = json.loads((HELP.parent / "locales" / f"{path.stem}.json").read_text(encoding="utf-8"))
+    assert text.startswith(f"# {catalogue['nodes'][node.GET_SCHEMA().display_name]}\n")
+    ids = {part.id for part in node.GET_SCHEMA().inputs}
+    assert explained(text) & ids == explained(english) & ids
+    assert {one for one in quoted(text) if one in sources()} <= quoted(english)
+    recipe = text.split("\n## ")[1]
+    numbers = set(re.findall(r"\d[\d.e-]*\d|\d", section(english, "Recipe")))
+    assert numbers <= set(re.findall(r"\d[\d.e-]*\d|\d", recipe)), numbers
+    assert {target.replace("../../../../docs", "../../../docs") for _, target in links(path)} <= {
+        target for _, target in links(HELP / f"{node.__name__}.md")
+    }
+    assert not [line for line in text.splitlines() if line.lstrip().startswith("|")]
+    (picture,) = re.findall(r"\]\((pictures/\w+\.jpg)\)", text) or [None]
+    assert picture is None or (HELP / picture).is_file()
+
+
+def test_the_most_used_pages_are_translated():
+    for language in ("zh", "ja"):
+        assert len([path for path in TRANSLATED if path.stem == language]) >= 10
