@@ -195,7 +195,7 @@ def quoted(text: str) -> set[str]:
 
 @pytest.mark.parametrize("path", TRANSLATED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_translation_says_what_the_english_page_says(path):
-    """The same inputs, messages, numbers of the recipe and links, under a name of the catalogue; short, and no table."""
+    """The same inputs, messages, numbers of the recipe and links, under the name that the catalogue has; no table."""
     node = next(node for node in NODES if node.__name__ == path.parent.name)
     text, english = (one.read_text(encoding="utf-8") for one in (path, HELP / f"{node.__name__}.md"))
     catalogue = json.loads((HELP.parent / "locales" / f"{path.stem}.json").read_text(encoding="utf-8"))
