@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..hosts.api import host, io, methods, recognise, students
 from ..sampling import presets
-from ..sampling.distilled import Mode, Rule
+from ..sampling.between import handover
+from ..sampling.distilled import Mode
 from ..sampling.presets import Preset
 from .checks import Asked, CheckedNode
 from .inputs import number, schema
@@ -15,7 +18,11 @@ ALIASES = [
     "instarevive", "sdxl lightning", "sdxl turbo", "sd turbo", "lcm lora",
 ]  # fmt: skip
 FROM_PRESET = "from preset"
-MODES: dict[str, Mode] = {"re-noise": "renoise", "deterministic": "deterministic", "single call": "single"}
+MODES: dict[str, Mode] = {
+    "re-noise": "renoise", "deterministic": "deterministic", "single call": "single", "ancestral": "ancestral",
+    "TCD": "tcd",
+}  # fmt: skip
+STAGES = ["first", "refine"]
 STARTS = {"unit noise": "unit", "noised latent": "noised", "clean latent": "latent"}
 
 
@@ -56,13 +63,42 @@ def _latent_input():
     )
 
 
-def _fitting(model, key: str | Preset, timesteps: str) -> Preset:
+def _stage_input():
+    return io.Combo.Input(
+        "stage",
+        options=STAGES,
+        default="first",
+        tooltip=(
+            "refine: the second stage of a student that was published with two (LTX-2), on the enlarged latent of the "
+            "first, with its own levels and the noise of the first of them."
+        ),
+    )
+
+
+def _split_output():
+    return io.Int.Output(
+        id="split",
+        display_name="split",
+        tooltip=(
+            "After how many of these steps the second of two networks goes on (Wan 2.2), for SplitSigmas and two "
+            "samplers; all of them for a student of one network."
+        ),
+    )
+
+
+def _named(key: str | Preset, stage: str) -> Preset:
+    """A preset, or its second stage."""
+    preset = key if isinstance(key, Preset) else students.named(key, host.presets_folders())
+    return presets.refining(preset) if stage == "refine" else preset
+
+
+def _fitting(model, key: str | Preset, timesteps: str, stage: str) -> Preset:
     """The preset, checked against the model."""
     path = host.noise_path(model)
-    if key == "custom":
+    if key == "custom" and stage == "first":
         preset = presets.custom(timesteps, highest=1000 if path.kind == "FLOW" else 999)
     else:
-        preset = students.named(key, host.presets_folders())
+        preset = _named(key, stage)
     presets.check(preset, path.kind, host.prediction(model), *host.latent_format(model))
     return preset
 
@@ -74,8 +110,10 @@ def _check(given: Asked) -> None:
     if given["preset"] == students.AUTO:
         _check_auto(given)
         return
-    if given["preset"] != "custom":
-        preset = students.named(given["preset"], host.presets_folders())
+    if not given.knows("stage"):
+        return
+    if given["preset"] != "custom" or given["stage"] == "refine":
+        preset = _named(given["preset"], given["stage"])
     elif given.knows("timesteps"):
         # As far as any model goes; whether this one is a flow is not known yet.
         preset = presets.custom(given["timesteps"], highest=1000)
@@ -83,6 +121,28 @@ def _check(given: Asked) -> None:
         return
     if given.knows("steps"):
         presets.count(preset, given["steps"] or None)
+
+
+def _boundary(preset: Preset, name: str) -> float:
+    """The level at which the second network goes on. name: the input that it is connected to."""
+    if preset.boundary is None:
+        raise presets.PresetMismatch(
+            f"{name} is connected, and {preset.title!r} was published with one network; disconnect it, or choose a "
+            "preset of two, such as wan22_lightx2v_t2v"
+        )
+    return preset.boundary
+
+
+def _split(preset: Preset, sigmas) -> int:
+    """After how many steps of the grid the second network goes on."""
+    return max(0, len(sigmas) - 1) if preset.boundary is None else handover(sigmas, preset.boundary)
+
+
+def _sampled_as(model, preset: Preset):
+    """The model with what the preset sets on it."""
+    if preset.shift is not None:
+        model = host.with_shift(model, preset.shift, preset.audio_shift)
+    return model if preset.noise_scale is None else host.with_noise_scale(model, preset.noise_scale)
 
 
 def _grid(model, preset: Preset, steps: int, denoise: float, latent=None):
@@ -100,6 +160,8 @@ def _grid(model, preset: Preset, steps: int, denoise: float, latent=None):
     if preset.sized:
         width, height = size or presets.SIZE
         text += f", for {width} x {height} pixels" + ("" if size else ", since no latent is connected")
+    if preset.boundary is not None:
+        text += f"; the first of two networks makes {_split(preset, sigmas)}, down to level {preset.boundary:g}"
     host.say(text)
     return sigmas
 
@@ -132,8 +194,12 @@ class RetortDistilledSigmas(CheckedNode):
                 _preset_input("The published student whose levels are wanted; 'custom' takes timesteps typed below."),
                 *_grid_inputs(),
                 _latent_input(),
+                _stage_input(),
             ],
-            outputs=[io.Sigmas.Output(tooltip="For SamplerCustomAdvanced, beside Distilled Sampler.")],
+            outputs=[
+                io.Sigmas.Output(tooltip="For SamplerCustomAdvanced, beside Distilled Sampler."),
+                _split_output(),
+            ],
         )
 
     @classmethod
@@ -142,8 +208,10 @@ class RetortDistilledSigmas(CheckedNode):
         _check(given)
 
     @classmethod
-    def execute(cls, model, preset, steps, timesteps="", denoise=1.0, latent=None):
-        return io.NodeOutput(_grid(model, _fitting(model, preset, timesteps), steps, denoise, latent))
+    def execute(cls, model, preset, steps, timesteps="", denoise=1.0, latent=None, stage="first"):
+        chosen = _fitting(model, preset, timesteps, stage)
+        sigmas = _grid(model, chosen, steps, denoise, latent)
+        return io.NodeOutput(sigmas, _split(chosen, sigmas))
 
 
 class RetortDistilledSampler(CheckedNode):
@@ -156,11 +224,11 @@ class RetortDistilledSampler(CheckedNode):
             display_name="Distilled Sampler",
             category=CATEGORY,
             description=(
-                "Samples as a few-step student was trained to be sampled: between its levels either fresh noise or the "
-                "predicted one, and a first input scaled as in training. Works on eps, v and flow models, images and "
-                "video, with masks and through every guider."
+                "Samples as a few-step student was trained to be sampled: between its levels fresh noise, the "
+                "predicted one or a part of either, and a first input scaled as in training. Works on eps, v and flow "
+                "models, images and video, with masks and through every guider, and with two networks."
             ),
-            search_aliases=[*ALIASES, "sampler", "re-noise"],
+            search_aliases=[*ALIASES, "sampler", "re-noise", "tcd", "ancestral", "high noise low noise"],
             inputs=[
                 _preset_input("The published student; the two inputs below follow it unless they are set."),
                 io.Combo.Input(
@@ -168,8 +236,9 @@ class RetortDistilledSampler(CheckedNode):
                     options=[FROM_PRESET, *MODES],
                     default=FROM_PRESET,
                     tooltip=(
-                        "re-noise: fresh noise between steps (DMD2, LCM, Turbo). deterministic: the predicted noise is "
-                        "kept (TDM, Lightning). single call: one step."
+                        "re-noise: fresh noise between steps (DMD2, LCM). deterministic: the predicted noise is kept "
+                        "(TDM, Lightning). single call: one step. ancestral, TCD: a part of the noise is fresh, see "
+                        "eta (SDXL Turbo; TCD, Hyper-SD)."
                     ),
                 ),
                 io.Combo.Input(
@@ -182,17 +251,46 @@ class RetortDistilledSampler(CheckedNode):
                         "latent image itself (restoration)."
                     ),
                 ),
+                _stage_input(),
+                number(
+                    "eta", 1.0, 0.0, 1.0,
+                    "How much of the noise is fresh in each step, where the mode above is set to ancestral or TCD; 0 "
+                    "is deterministic. TCD's authors advise 0.3. A mode from the preset brings its own.",
+                    step=0.01,
+                ),
+                io.Guider.Input(
+                    "low_noise_guider",
+                    optional=True,
+                    tooltip=(
+                        "The guider of the second of two networks (Wan 2.2's low-noise model), which goes on below the "
+                        "preset's boundary. The guider on SamplerCustomAdvanced is the first one's."
+                    ),
+                ),
             ],
             outputs=[io.Sampler.Output(tooltip="For SamplerCustomAdvanced, beside Distilled Sigmas.")],
         )
 
     @classmethod
-    def execute(cls, preset, mode=FROM_PRESET, start=FROM_PRESET):
-        chosen = students.named(preset, host.presets_folders())
-        rule = chosen.rule if mode == FROM_PRESET else Rule(MODES[mode])
+    def check(cls, given):
+        """See the base."""
+        if given.knows("preset", "stage"):
+            chosen = _named(given["preset"], given["stage"])
+            if given.connected("low_noise_guider"):
+                _boundary(chosen, "low_noise_guider")
+
+    @classmethod
+    def execute(
+        cls, preset, mode=FROM_PRESET, start=FROM_PRESET, stage="first", eta=1.0, low_noise_guider=None
+    ):
+        chosen = _named(preset, stage)
+        # What the network is told, and how noise is scaled, is the student's whatever the mode.
+        rule = chosen.rule if mode == FROM_PRESET else replace(chosen.rule, mode=MODES[mode], eta=eta)
         start = chosen.start if start == FROM_PRESET else STARTS[start]
         known = chosen if chosen.step_counts else None
-        return io.NodeOutput(host.method_sampler(methods.Distilled(rule, start, known)))
+        boundary = 0.0 if low_noise_guider is None else _boundary(chosen, "low_noise_guider")
+        return io.NodeOutput(
+            host.method_sampler(methods.Distilled(rule, start, known, low_noise_guider, boundary))
+        )
 
 
 class RetortDistilledSetup(CheckedNode):
@@ -208,7 +306,7 @@ class RetortDistilledSetup(CheckedNode):
                 "Everything that SamplerCustomAdvanced needs for a few-step student, set as its authors published it: "
                 "timestep shift, cfg, sampler and sigmas. Says what is wrong when the preset cannot fit the model."
             ),
-            search_aliases=[*ALIASES, "quick start", "guider", "auto"],
+            search_aliases=[*ALIASES, "quick start", "guider", "auto", "wan 2.2", "high noise low noise"],
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The student: its checkpoint, or the base model with its LoRA loaded."),
@@ -226,12 +324,25 @@ class RetortDistilledSetup(CheckedNode):
                 ),
                 *_grid_inputs(),
                 _latent_input(),
+                _stage_input(),
+                io.Model.Input(
+                    "low_noise_model",
+                    optional=True,
+                    tooltip=(
+                        "The second of two networks (Wan 2.2's low-noise model with its LoRA), where `model` is the "
+                        "first. One SamplerCustomAdvanced then samples with both, and the second goes on exactly at "
+                        "the preset's boundary."
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model with the preset's timestep shift."),
-                io.Guider.Output(tooltip="The guider with the preset's cfg."),
-                io.Sampler.Output(tooltip="The sampler that the student was trained for."),
+                io.Guider.Output(tooltip="The guider with the preset's cfg; of two networks, the first one's."),
+                io.Sampler.Output(
+                    tooltip="The sampler that the student was trained for; with a second network it changes over to it."
+                ),
                 io.Sigmas.Output(tooltip="The levels that the student was trained at."),
+                _split_output(),
             ],
         )
 
@@ -239,6 +350,9 @@ class RetortDistilledSetup(CheckedNode):
     def check(cls, given):
         """See the base."""
         _check(given)
+        plain = given.knows("preset", "stage") and given["preset"] not in ("custom", students.AUTO)
+        if plain and given.connected("low_noise_model"):
+            _boundary(_named(given["preset"], given["stage"]), "low_noise_model")
 
     @classmethod
     def recognised(cls, model) -> Preset:
@@ -249,15 +363,32 @@ class RetortDistilledSetup(CheckedNode):
         return recognise.of_model(host, every, names, model, lambda preset: presets.check(preset, *what))
 
     @classmethod
-    def execute(cls, model, positive, preset, steps, timesteps="", denoise=1.0, negative=None, latent=None):
-        chosen = _fitting(model, cls.recognised(model) if preset == students.AUTO else preset, timesteps)
+    def execute(
+        cls, model, positive, preset, steps, timesteps="", denoise=1.0, negative=None, latent=None, stage="first",
+        low_noise_model=None,
+    ):  # fmt: skip
+        chosen = _fitting(model, cls.recognised(model) if preset == students.AUTO else preset, timesteps, stage)
         if chosen.guidance is not None:
             positive = host.with_guidance(positive, chosen.guidance)
-        if chosen.shift is not None:
-            model = host.with_shift(model, chosen.shift)
-        return io.NodeOutput(
-            model,
-            host.cfg_guider(model, positive, negative, chosen.cfg),
-            host.method_sampler(methods.Distilled(chosen.rule, chosen.start, chosen)),
-            _grid(model, chosen, steps, denoise, latent),
-        )
+        model = _sampled_as(model, chosen)
+        sigmas = _grid(model, chosen, steps, denoise, latent)
+        split, second, boundary = _split(chosen, sigmas), None, 0.0
+        if low_noise_model is None:
+            guider = host.cfg_guider(model, positive, negative, chosen.cfg)
+        else:
+            boundary = _boundary(chosen, "low_noise_model")
+            low = _sampled_as(_fitting_too(low_noise_model, chosen), chosen)
+            guider = host.cfg_guider(low, positive, negative, chosen.cfg)
+            if split:
+                second, guider = guider, host.cfg_guider(model, positive, negative, chosen.cfg, boundary)
+        sampler = host.method_sampler(methods.Distilled(chosen.rule, chosen.start, chosen, second, boundary))
+        return io.NodeOutput(model, guider, sampler, sigmas, split)
+
+
+def _fitting_too(low, preset: Preset):
+    """The second network's MODEL; ValueError unless the preset fits it as it fits the first."""
+    try:
+        presets.check(preset, host.noise_path(low).kind, host.prediction(low), *host.latent_format(low))
+    except ValueError as error:
+        raise ValueError(f"low_noise_model does not fit: {error}") from error
+    return low

@@ -23,8 +23,8 @@ from .students.form import from_json
 from .students.preset import Preset, PresetMismatch, tokens_of
 
 __all__ = [
-    "PRESETS", "Preset", "PresetMismatch", "check", "count", "custom", "cut", "levels", "parse_timesteps", "sigmas",
-    "start_level", "timesteps", "told",
+    "PRESETS", "Preset", "PresetMismatch", "check", "count", "custom", "cut", "levels", "parse_timesteps", "refining",
+    "sigmas", "start_level", "timesteps", "told",
 ]  # fmt: skip
 
 _EXAMPLES = {"eps": "an eps model (SD1.5, SDXL)", "v": "a v-prediction model", "flow": "a flow model (SD3, Flux)"}
@@ -134,6 +134,22 @@ def cut(
     told, target = schedule.timestep(sigmas[:-1]).tolist(), float(schedule.timestep(wanted))
     first = min(reversed(range(steps)), key=lambda i: abs(told[i] - target))
     return sigmas[first:]
+
+
+def refining(preset: Preset) -> Preset:
+    """The preset of a student's second stage: its levels and mode, begun on a latent image noised to the first of them.
+
+    PresetMismatch for a student that has one stage.
+    """
+    if preset.refine is None:
+        raise PresetMismatch(
+            f"stage is 'refine', and {preset.title!r} was published with one stage; choose 'first', or a preset with "
+            "two, such as ltx2_distilled"
+        )
+    return replace(
+        preset, title=f"{preset.title}, second stage", timesteps=(), unshifted=(), mu=None,
+        levels=(preset.refine.levels,), mode=preset.refine.mode or preset.mode, start="noised", refine=None,
+    )  # fmt: skip
 
 
 def told(sigmas: Tensor, schedule: Schedule, path: NoisePath) -> str:

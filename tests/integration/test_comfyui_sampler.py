@@ -30,7 +30,7 @@ def setup(comfy):
     """setup(model, positive, preset, **options) -> MODEL, GUIDER, SAMPLER, SIGMAS of RetortDistilledSetup."""
 
     def make(model, positive, preset, steps=0, **options):
-        return comfy.plugin["RetortDistilledSetup"].execute(model, positive, preset, steps, **options).args
+        return comfy.plugin["RetortDistilledSetup"].execute(model, positive, preset, steps, **options).args[:4]
 
     return make
 

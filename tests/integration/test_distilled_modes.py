@@ -97,7 +97,8 @@ def test_the_sounds_shift_is_set_as_core_s_node_sets_it(comfy, host, real, guide
     node = importlib.import_module("comfy_extras.nodes_minimax_h3").MiniMaxH3SigmaShift
     theirs, mine = node.execute(model, video, audio)[0], host.with_shift(model, video, audio)
     euler = comfy.samplers.sampler_object("euler")
-    sigmas = [comfy.samplers.calculate_sigmas(m.get_model_object("model_sampling"), "simple", 2) for m in (theirs, mine)]
+    samplings = [m.get_model_object("model_sampling") for m in (theirs, mine)]
+    sigmas = [comfy.samplers.calculate_sigmas(sampling, "simple", 2) for sampling in samplings]
     assert torch.equal(*sigmas)
     found, expected = (sample(guided(m, prompt, prompt), euler, sigmas[0], latent) for m in (mine, theirs))
     assert equal(found, expected)

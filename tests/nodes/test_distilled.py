@@ -79,7 +79,8 @@ def test_sampler_follows_the_preset_unless_told_otherwise():
 
 def test_setup_samples_as_the_preset_says():
     network = Network()
-    model, guider, sampler, sigmas = RetortDistilledSetup.execute(flow(network), PROMPT, "tdm_sd3", 0).args
+    model, guider, sampler, sigmas, split = RetortDistilledSetup.execute(flow(network), PROMPT, "tdm_sd3", 0).args
+    assert split == 4
     assert model.schedule.shift == 6.0 and guider.cfg == 1.0 and guider.model is model
     noise = torch.randn(2, 16, 8, 8)
     out = guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, seed=1)
@@ -189,3 +190,101 @@ def test_auto_is_refused_before_anything_runs_where_no_name_says_anything(where)
     with pytest.raises(PresetMismatch, match="preset 'auto' finds no student"):
         RetortDistilledSetup.check(asked("z_image_bf16.safetensors"))
     assert "auto" not in next(one.options for one in RetortDistilledSigmas.GET_SCHEMA().inputs if one.id == "preset")
+
+
+def wan(network=None):
+    source = NetworkSource(lambda loras: network or Network())
+    return Model(source, FlowSchedule(shift=8.0), FLOW, "flow", LatentFormat(16, dims=3))
+
+
+@pytest.mark.parametrize(("key", "steps", "split"), [
+    ("wan22_lightx2v_t2v", 0, 2), ("wan22_lightx2v_t2v", 8, 4), ("wan22_lightx2v_i2v", 4, 2),
+    ("wan22_lightx2v_i2v", 8, 3), ("sfwan22", 0, 4), ("dmd2_sdxl_4step", 0, 4),
+])  # fmt: skip
+def test_the_split_is_where_the_second_network_goes_on(key, steps, split):
+    model = eps() if key.startswith("dmd2") else wan()
+    sigmas, found = RetortDistilledSigmas.execute(model, key, steps).args
+    assert found == split == RetortDistilledSetup.execute(model, PROMPT, key, steps).args[4]
+    boundary = PRESETS[key].boundary or 0.0
+    assert all((float(s) >= boundary) == (i < split) for i, s in enumerate(sigmas[:-1]))
+    assert RetortDistilledSigmas.execute(model, key, steps, "", 0.0).args[1] == 0
+
+
+def test_setup_samples_with_two_networks_each_at_its_levels():
+    high, low = Network(), Network()
+    model, guider, sampler, sigmas, split = RetortDistilledSetup.execute(
+        wan(high), PROMPT, "wan22_lightx2v_t2v", 0, low_noise_model=wan(low)
+    ).args
+    assert split == 2 and guider.model is model and model.schedule.shift == sampler.second.model.schedule.shift == 5.0
+    noise = torch.randn(1, 16, 2, 8, 8)
+    guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, seed=1)
+    assert [float(t[0]) for t in high.timesteps] == pytest.approx([1000.0, 937.5])
+    assert [float(t[0]) for t in low.timesteps] == pytest.approx([833.3333, 625.0])
+    with pytest.raises(ValueError, match="sigmas go below 0.875"):
+        guider.sample(noise, torch.zeros_like(noise), RetortDistilledSampler.execute("custom").args[0], sigmas, seed=1)
+
+
+def test_image_to_image_below_the_boundary_asks_the_second_network_alone():
+    high, low = Network(), Network()
+    _, guider, sampler, sigmas, split = RetortDistilledSetup.execute(
+        wan(high), PROMPT, "wan22_lightx2v_t2v", 0, "", 0.4, low_noise_model=wan(low)
+    ).args
+    assert split == 0 and not sampler.relays and float(sigmas[0]) < 0.875
+    picture = torch.randn(1, 16, 2, 8, 8)
+    guider.sample(torch.randn(1, 16, 2, 8, 8), picture, sampler, sigmas, seed=1)
+    assert not high.inputs and len(low.inputs) == len(sigmas) - 1
+
+
+def test_a_sampler_takes_a_guider_of_the_second_network():
+    low = RetortDistilledSetup.execute(wan(), PROMPT, "wan22_lightx2v_i2v", 0).args[1]
+    sampler = RetortDistilledSampler.execute("wan22_lightx2v_i2v", low_noise_guider=low).args[0]
+    assert (sampler.second, sampler.boundary, sampler.relays) == (low, 0.9, True)
+
+
+def test_modes_set_on_the_node_keep_what_is_the_students():
+    sampler = RetortDistilledSampler.execute("dmd2_sdxl_4step", "TCD", eta=0.3).args[0]
+    assert (sampler.rule.mode, sampler.rule.eta) == ("tcd", 0.3)
+    for key, preset in PRESETS.items():
+        rule = RetortDistilledSampler.execute(key, "ancestral", eta=0.5).args[0].rule
+        assert (rule.mode, rule.eta) == ("ancestral", 0.5)
+        same = ("label_scale", "noise_scale", "clip")
+        assert [vars(rule)[name] for name in same] == [vars(preset.rule)[name] for name in same]
+
+
+@pytest.mark.parametrize("key", [key for key, preset in PRESETS.items() if preset.refine])
+def test_a_second_stage_has_its_own_levels_and_begins_on_a_noised_latent(key):
+    network, preset = Network(), PRESETS[key]
+    model = Model(
+        NetworkSource(lambda loras: network), FlowSchedule(2.37), FLOW, "flow",
+        LatentFormat(preset.latent_channels or 128, dims=3),
+    )  # fmt: skip
+    sigmas = RetortDistilledSigmas.execute(model, key, 0, stage="refine").args[0]
+    assert sigmas.tolist() == pytest.approx([*preset.refine.levels, 0.0])
+    _, guider, sampler, same, split = RetortDistilledSetup.execute(model, PROMPT, key, 0, stage="refine").args
+    alone = RetortDistilledSampler.execute(key, stage="refine").args[0]
+    assert torch.equal(same, sigmas) and split == 3
+    assert sampler.rule == alone.rule and sampler.start == alone.start == "noised"
+    assert sampler.rule.mode == (preset.refine.mode or preset.mode)
+    picture, noise = (torch.randn(2, model.latent.channels, 1, 4, 4) for _ in range(2))
+    guider.sample(noise, picture, sampler, sigmas, seed=1)
+    s = float(sigmas[0])
+    torch.testing.assert_close(network.inputs[0], s * noise + (1 - s) * picture, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("inputs", "said"), [
+    ({"preset": "tdm_sd3", "stage": "refine"}, "stage is 'refine', and 'TDM, SD3 medium, 4 steps' was published"),
+    ({"preset": "custom", "stage": "refine"}, "stage is 'refine'"),
+    ({"preset": "tdm_sd3", "low_noise_model": True}, "low_noise_model is connected, and 'TDM, SD3"),
+    ({"preset": "custom", "timesteps": "999", "low_noise_model": True}, "low_noise_model is connected"),
+])  # fmt: skip
+def test_what_a_preset_does_not_have_is_refused_by_name(inputs, said):
+    given = dict(inputs)
+    if given.pop("low_noise_model", None):
+        given["low_noise_model"] = flow()
+    with pytest.raises(PresetMismatch, match=said):
+        RetortDistilledSetup.execute(flow(), PROMPT, given.pop("preset"), 0, **given)
+
+
+def test_a_second_model_of_another_kind_is_refused_by_name():
+    with pytest.raises(ValueError, match="low_noise_model does not fit: preset 'Wan 2.2 T2V"):
+        RetortDistilledSetup.execute(wan(), PROMPT, "wan22_lightx2v_t2v", 0, low_noise_model=eps())
