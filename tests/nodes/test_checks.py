@@ -78,7 +78,7 @@ def test_what_a_trainer_lacks_is_said_on_its_input(refusal, changes, said):
         ("RetortDistilledSetup", {**SETUP, "timesteps": ""}, "timesteps: timesteps is empty; type one per step"),
         ("RetortDistilledSetup", {**SETUP, "preset": "dmd2_sdxl_4step", "steps": 3}, "steps: steps is 3, and 'DMD2"),
         ("RetortDistilledSetup", {**SETUP, "preset": "lcm", "stage": "refine"}, "stage: stage is 'refine', and 'LCM"),
-        ("RetortDistilledSetup", {**SETUP, "preset": "lcm", "low_noise_model": LINKED}, "low_noise_model: low_noise_mod"),
+        ("RetortDistilledSetup", {**SETUP, "preset": "lcm", "low_noise_model": LINKED}, "low_noise_model: low_noise_"),
         ("RetortDistilledSampler", {"preset": "lcm", "stage": "refine"}, "stage: stage is 'refine', and 'LCM"),
         ("RetortDistilledSampler", {"preset": "lcm", "low_noise_guider": LINKED}, "low_noise_guider: low_noise_guid"),
         ("RetortTreeSearch", {**SEARCH, "transition": "ode"}, "transition: transition is ode, which draws no noise"),
