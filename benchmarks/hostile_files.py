@@ -39,8 +39,9 @@ METHODS: dict[str, Config] = {
 def searches(folder: Path) -> dict[str, Reader]:
     """A saved search of each method; a policy's noise is drawn, too, and what can be drawn from a tree."""
     host = SimpleNamespace(
-        runs_folder=lambda: folder / "retort", random_noise=RandomNoise, latents_out=lambda guider, latents: latents
-    )
+        runs_folder=lambda: folder / "retort", random_noise=RandomNoise,
+        latents_out=lambda guider, latents, packing: latents, latents_of=lambda guider, latent: latent["samples"],
+    )  # fmt: skip
     sigmas = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
     found: dict[str, Reader] = {}
 

@@ -32,7 +32,7 @@ from ..graphs.registry import Registry
 from ..graphs.widgets import places
 from ..graphs.workflow_ui import VIRTUAL
 from .comfyui import Server
-from .report import Figure, Report, arguments, finish
+from .report import RESULTS, Figure, Report, arguments, finish, put
 
 SCENES = (
     "Load3D", "Load3DAdvanced", "Preview3DAdvanced", "Save3DAdvanced", "PreviewGaussianSplat", "PreviewPointCloud",
@@ -55,6 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         kept = options.page or Path(temporary)
         kept.mkdir(parents=True, exist_ok=True)
+        there = any((kept / path.name).is_file() for path in files)
         started = time.monotonic()
         info = asked(Path(checkout).resolve(), files, kept)
         took = time.monotonic() - started
@@ -64,18 +65,32 @@ def main() -> None:
         reading = time.monotonic() - started
     report = Report("templates")
     counted = Counter(kind for kind, _ in verdicts.values())
-    here = sum(counted[kind] for kind in ("same", "differs"))
+    here = sum(counted[kind] for kind in ("same", "differs", "refused"))
     for kind, words in KINDS.items():
         report.figures[words] = Figure(counted[kind])
     report.figures["the same, of those whose classes the checkout has"] = Figure(
         100 * counted["same"] / max(here, 1), "%", target=98, better="higher"
     )
     report.figures["files read and compared by us"] = Figure(reading, "s")
-    report.figures["files opened by the page"] = Figure(took, "s")
-    for name, (kind, why) in verdicts.items():
-        if kind != "same":
-            sys.stdout.write(f"{name}: {KINDS[kind]}: {why}\n")
+    if not there:
+        report.figures["all files opened by the page, its server's start among it"] = Figure(took, "s")
+    others = {name: found for name, found in verdicts.items() if found[0] != "same"}
+    for name, (kind, why) in others.items():
+        sys.stdout.write(f"{name}: {KINDS[kind]}: {why}\n")
     finish(report, options)
+    if options.write:
+        put(RESULTS, "templates-others", table(others))
+
+
+def table(others: dict[str, tuple[str, str]]) -> str:
+    """The templates that are not the same, with the reason of each, for RESULTS.md."""
+    lines = ["| template | | why |", "|---|---|---|"]
+    for name, (kind, why) in sorted(others.items(), key=lambda item: (list(KINDS).index(item[1][0]), item[0])):
+        if kind != "missing":
+            shown = why.replace("|", "\\|").replace("\n", " ")
+            lines.append(f"| {name} | {KINDS[kind]} | {shown if len(shown) <= 300 else shown[:300] + '...'} |")
+    lacking = [f"{name} ({why})" for name, (kind, why) in others.items() if kind == "missing"]
+    return "\n".join([*lines, "", f"A class is missing in the checkout for {'; '.join(lacking)}."])
 
 
 KINDS = {
@@ -126,7 +141,7 @@ def verdict(path: Path, said: Path, known: Registry) -> tuple[str, str]:
     newer = sorted({f"{kind}: {name}" for content in contents for kind, name in _undeclared(content, known)})
     if newer:
         return "newer", ", ".join(newer)
-    return "differs", "; ".join(differences[:6]) + _reason(ours, page)
+    return "differs", _reason(ours, page) + "; ".join(differences[:6])
 
 
 def _contents(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -191,10 +206,16 @@ def _reason(ours: dict[str, Any], page: dict[str, Any]) -> str:
     more = page.keys() - ours.keys()
     used = {source[0] for id in ours for source in page.get(id, {"inputs": {}})["inputs"].values() if _is_link(source)}
     if all(page[id] == ours[id] for id in ours if id in page) and ours.keys() < page.keys() and not more & used:
-        return " (nodes of a bypassed subgraph within a subgraph, which nothing needs)"
+        return "the page sends nodes of a bypassed subgraph within a subgraph, which nothing needs: "
     if any(node["class_type"] in SCENES for node in (*ours.values(), *page.values())):
-        return " (the page draws a 3D scene and sends its pictures and camera)"
-    return ""
+        return "the page draws a 3D scene and sends its pictures and camera: "
+    lost = [
+        name
+        for id in ours.keys() & page.keys()
+        for name, value in ours[id]["inputs"].items()
+        if _is_link(value) and name not in page[id]["inputs"]
+    ]
+    return "the page loses a link to a growing input: " if any("." in name for name in lost) else ""
 
 
 if __name__ == "__main__":

@@ -13,17 +13,17 @@ class NodeError(UsageError):
     NO_VALUE = object()
 
     def __init__(self, node, problem: str, *, input: str | None = None, value=NO_VALUE, remedy: str = ""):
-        where = f'node {_short(node.id)} "{_short(node.title)}"'
+        where = f'node {short(node.id)} "{short(node.title)}"'
         if node.title != node.class_type:
-            where += f" ({_short(node.class_type)})"
+            where += f" ({short(node.class_type)})"
         if input is not None:
             where += f', input "{input}"'
         text = f"{where}: {problem}"
         if value is not NodeError.NO_VALUE:
-            text += f" (got {_short(repr(value))})"
+            text += f" (got {short(repr(value))})"
         super().__init__(". ".join(part.rstrip(".") for part in (text, remedy) if part) + ".")
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     """A text that a file may have made as long as it likes."""
     return text if len(text) <= 80 else f"{text[:60]}...{text[-16:]}"

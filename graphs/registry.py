@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from ..files.errors import NodeError
+from ..files.errors import NodeError, short
 from .api.schema import ComfyExtension, ComfyNode, Schema
 from .graph import Node
 
@@ -40,7 +40,7 @@ class Registry:
             near = difflib.get_close_matches(node.class_type, self.names(), n=2)
             hint = f"Did you mean {' or '.join(near)}? " if near else ""
             said, remedy = self.unknown
-            raise NodeError(node, f"the class {node.class_type!r} {said}", remedy=f"{hint}{remedy}")
+            raise NodeError(node, f"the class {short(repr(node.class_type))} {said}", remedy=f"{hint}{remedy}")
         return schema
 
     def names(self) -> list[str]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection
 from typing import Any
 
-from ..files.errors import NodeError, UsageError
+from ..files.errors import NodeError, UsageError, short
 from ..files.paths import FileNames
 from ..hosts.prompted import NODE, PROMPT
 from .api.inputs import BooleanInput, ComboInput, FloatInput, Input, IntInput, StringInput, WidgetInput
@@ -45,7 +45,7 @@ def needed(graph: Graph, registry: Registry) -> tuple[list[str], list[str]]:
     known = [n.id for n in graph.nodes.values() if (schema := registry.find(n.class_type)) and schema.is_output_node]
     outputs = [id for id in known if not _unfed(graph, id, registry)] or known
     graph.notes += [
-        f'node {id} "{graph.nodes[id].title}" is left out: nothing is connected to its input'
+        f'node {id} "{short(graph.nodes[id].title)}" is left out: nothing is connected to its input'
         for id in known
         if id not in outputs
     ]
@@ -57,8 +57,8 @@ def needed(graph: Graph, registry: Registry) -> tuple[list[str], list[str]]:
         raise UsageError("the workflow has no output node, so nothing would come of it; add SaveImage or PreviewImage")
     for node in strange:
         graph.notes.append(
-            f'node {node.id} "{node.title}" is left out: its class {node.class_type!r} is not known here, and no '
-            "output needs it"
+            f'node {node.id} "{short(node.title)}" is left out: its class {short(repr(node.class_type))} is not known '
+            "here, and no output needs it"
         )
         del graph.nodes[node.id]
     for id in order:
@@ -140,7 +140,7 @@ def _node(graph: Graph, node: Node, registry: Registry) -> None:
     known = {live.name for live in lives}
     extra = [name for name in node.inputs if name not in known]
     if extra:
-        graph.notes.append(f'node {node.id} "{node.title}": unknown input {", ".join(extra)} is ignored')
+        graph.notes.append(f'node {node.id} "{short(node.title)}": unknown input {", ".join(extra)} is ignored')
     node.inputs = checked
     _own_check(graph, node, registry.cls(node), schema, known)
 
@@ -151,7 +151,7 @@ def _link(graph: Graph, node: Node, live: Live, link: Link, registry: Registry) 
     if not 0 <= link.slot < len(outputs):
         raise NodeError(
             node,
-            f'it is linked to output {link.slot} of node {source.id} "{source.title}", which has {len(outputs)}',
+            f'it is linked to output {link.slot} of node {source.id} "{short(source.title)}", which has {len(outputs)}',
             input=live.name,
             remedy=f"Connect it again. {_OLDER}",
         )
@@ -159,7 +159,7 @@ def _link(graph: Graph, node: Node, live: Live, link: Link, registry: Registry) 
     if not _fits(given, wanted):
         raise NodeError(
             node,
-            f'a {wanted} is needed, but output {link.slot} of node {source.id} "{source.title}" is a {given}',
+            f'a {wanted} is needed, but output {link.slot} of node {source.id} "{short(source.title)}" is a {given}',
             input=live.name,
             remedy=f"Connect an output of type {wanted}",
         )

@@ -21,6 +21,7 @@ from ...graphs.graph import Graph, Node
 from ...graphs.run import Outcome, prepared
 from ..headless import progress
 from ..headless.folders import Folders
+from ..workflow_doctor import MEDIA, MODELS
 from .server import CLIENT
 from .session import Session
 
@@ -138,6 +139,9 @@ def _refusal(node: Node, error: Mapping[str, Any]) -> NodeError:
     if kind == "required_input_missing":
         return NodeError(node, "it is required, and nothing is connected or typed", input=name, remedy="Connect it")
     if kind == "value_not_in_list":
+        if isinstance(value, str) and value.lower().endswith((*MODELS, *MEDIA)):
+            remedy = "`retort doctor WORKFLOW` says where this file comes from and goes"
+            return NodeError(node, "this file is not there", input=name, value=value, remedy=remedy)
         choices = options.get("options") or (more.get("input_config") or [None])[0]
         listed = f"Choose {', '.join(map(str, choices[:20]))}. " if isinstance(choices, list) and choices else ""
         return NodeError(node, "this is not one of its choices", input=name, value=value, remedy=listed + OLDER)
@@ -159,7 +163,7 @@ def _failed(graph: Graph, told: Mapping[str, Any]) -> NodeError:
     # A node that another unfolded has no place in the workflow.
     kind, id = told["node_type"], told["node_id"]
     node = graph.nodes.get(id) or Node(id, kind, kind)
-    message = str(told["exception_message"]).strip()
+    message = " ".join(str(told["exception_message"]).split())  # of several lines, with hints
     name = str(told["exception_type"]).rpartition(".")[2]
     if name in MISTAKES:
         problem = NodeError(node, message)

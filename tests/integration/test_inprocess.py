@@ -162,6 +162,19 @@ def test_mistakes_are_one_sentence_each(comfyui, base, workflow, tmp_path):
     assert not list(tmp_path.rglob("*.png"))
 
 
+def test_a_missing_file_is_named(comfyui, base, tmp_path):
+    graph = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "far.safetensors"}},
+        "2": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 0}},
+        "3": {"class_type": "VAEEncode", "inputs": {"pixels": ["2", 0], "vae": ["1", 2]}},
+        "4": {"class_type": "SaveLatent", "inputs": {"samples": ["3", 0], "filename_prefix": "x"}},
+    }
+    (tmp_path / "far.json").write_text(json.dumps(graph), encoding="utf-8")
+    told, _ = run_inside(comfyui, tmp_path, [tmp_path / "far.json"], {}, ["--base-directory", str(base)])
+    said = told["far"]["error"]
+    assert "this file is not there (got 'far.safetensors')" in said and "retort doctor" in said and "\n" not in said
+
+
 def test_a_missing_class_is_named(comfyui, base, workflow, tmp_path):
     workflow.write_text(workflow.read_text(encoding="utf-8").replace("OneFileFlag", "OneFileFlog"), encoding="utf-8")
     going = start(comfyui, base, workflow, tmp_path / "out")
