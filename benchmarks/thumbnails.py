@@ -47,10 +47,25 @@ SHOWN = {
     "SDXL - Reflect Juggernaut against its base": (STRIPS / "reflected.jpg", 0.625),
     "SDXL - Reflect a LoRA": (STRIPS / "reflected.jpg", 0.5),
     "SD3 - TDM in 4 steps": (STRIPS / "distilled.jpg", 0.625),
+    "Boogu - Turbo in 4 steps": (STRIPS / "distilled.jpg", 0.5),
+    "ERNIE-Image - Turbo in 8 steps": (STRIPS / "distilled.jpg", 0.5),
+    "Flux.2 - Dev Turbo in 8 steps": (STRIPS / "distilled.jpg", 0.5),
+    "Flux.2 - Klein in 4 steps": (STRIPS / "distilled.jpg", 0.5),
+    "LTX-2.3 - Video with sound in two stages": (STRIPS / "distilled.jpg", 0.5),
+    "MiniMax-H3 - Video with sound in 8 steps": (STRIPS / "distilled.jpg", 0.5),
+    "Qwen-Image - Lightning in 4 steps": (STRIPS / "distilled.jpg", 0.5),
+    "SD3.5 - Large Turbo in 4 steps": (STRIPS / "distilled.jpg", 0.5),
+    "Wan 2.1 - CausVid in 9 steps": (STRIPS / "distilled.jpg", 0.5),
+    "Wan 2.2 - Text to video in 4 steps": (STRIPS / "distilled.jpg", 0.5),
+    "Z-Image - Turbo in 8 steps": (STRIPS / "distilled.jpg", 0.5),
     "Flux - Reflect guidance": (HELP / "reflection.jpg", 1.0),
     "PixArt - Restore with InstaRevive": (STRIPS / "photographs.jpg", 1.0),
 }
-NEEDS = {"SDXL": "needs SDXL", "SD3": "needs SD3", "Flux": "needs Flux", "PixArt": "needs InstaRevive"}
+# Families whose templates need files that have to be downloaded.
+NEEDS = {family: f"needs {family}" for family in (
+    "SDXL", "SD3", "SD3.5", "Flux", "Flux.2", "Qwen-Image", "Z-Image", "ERNIE-Image", "Boogu", "Wan 2.1", "Wan 2.2",
+    "LTX-2.3", "MiniMax-H3",
+)} | {"PixArt": "needs InstaRevive"}  # fmt: skip
 
 
 def words(name: str) -> str:
