@@ -19,7 +19,16 @@ from .checks import Asked, CheckedNode, at
 from .inputs import completed, number, schema
 from .preference import PREFERENCES, asked, check_pairs
 from .training import ALIASES, CATEGORY, NOTHING, TRAINER_ALIASES, check_training, config_of, one, read
-from .training_inputs import SETTINGS, common_inputs, image_inputs, late_inputs, method_input, reference_input, sources
+from .training_inputs import (
+    EXPERTS,
+    SETTINGS,
+    common_inputs,
+    image_inputs,
+    late_inputs,
+    method_input,
+    reference_input,
+    sources,
+)
 
 COMMANDS = [NOTHING, "sample", "save", "stop"]
 LOOK_EVERY = 0.5
@@ -85,7 +94,7 @@ class RetortTrainingJob(CheckedNode):
                     "pairs", optional=True, tooltip=f"{_of_pairs('and')}: the pairs to learn from, instead of images."
                 ),
                 *image_inputs(),
-                *late_inputs(),
+                *late_inputs(experts=True),
                 reference_input(),
             ],
             outputs=[
@@ -104,7 +113,7 @@ class RetortTrainingJob(CheckedNode):
     def check(cls, given):
         """See the base."""
         method = given["method"]["method"]
-        if given.knows("method", *SETTINGS):
+        if given.knows("method", *SETTINGS, *EXPERTS):
             refuse_reward(config_of(given))
         if "comparisons" in METHODS[method].objective.needs:
             if given.connected("references"):

@@ -353,7 +353,7 @@ class RetortTrainPreference(TrainingNode):
                 method_input(of_group("preference")),
                 *common_inputs("my_preference", 500, 16, fake=False, prompts=False),
                 *image_inputs(),
-                *late_inputs(),
+                *late_inputs(experts=True),
             ],
             outputs=outputs(),
         )

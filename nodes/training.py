@@ -11,7 +11,7 @@ from ..files import texts
 from ..files.atomic import checked_name
 from ..files.pictures import rounded
 from ..hosts.api import host, io, training, ui
-from ..sampling.settings import offered
+from ..sampling.settings import declared, offered
 from ..trainers.adapters import require_peft
 from ..trainers.config import RunConfig
 from ..trainers.dataset import NO_SIZE, Dataset, entries_of, latents_of, one_for_each, refuse_missing
@@ -20,6 +20,7 @@ from ..trainers.watch import latest_preview
 from .checks import Asked, CheckedNode, about, at, is_empty, within
 from .inputs import completed, inputs_of, schema
 from .training_inputs import (
+    EXPERTS,
     NOTHING,
     SETTINGS,
     common_inputs,
@@ -56,18 +57,19 @@ def outputs() -> list:
 
 
 def trainer_schema(
-    inputs: list, aliases: Sequence[str], sound: bool = True, references: bool = True, **facts: Any
-) -> io.Schema:
+    inputs: list, aliases: Sequence[str], sound: bool = True, references: bool = True, experts: bool = False,
+    **facts: Any,
+) -> io.Schema:  # fmt: skip
     """The schema of a trainer with these inputs; facts: its id and texts.
 
-    sound, references: whether it takes video with sound, and pictures that a model is shown.
+    sound, references, experts: whether it takes video with sound, pictures that a model is shown, one of two networks.
     """
     return schema(
         category=CATEGORY,
         search_aliases=[*TRAINER_ALIASES, *aliases],
         is_input_list=True,
         is_output_node=True,
-        inputs=[*inputs, *late_inputs(sound), *([reference_input()] if references else [])],
+        inputs=[*inputs, *late_inputs(sound, experts), *([reference_input()] if references else [])],
         outputs=outputs(),
         **facts,
     )
@@ -129,7 +131,7 @@ def check_settings(given: Asked, method: str = "") -> RunConfig | None:
     if given.knows("name"):
         with at("name"):
             checked_name(given["name"])
-    if not given.knows(*SETTINGS, *(offered_names(method) if method else ("method",))):
+    if not given.knows(*SETTINGS, *EXPERTS, *(offered_names(method) if method else ("method",))):
         return None
     if not method:
         chosen = dict(given["method"])
@@ -176,6 +178,11 @@ def config_of(given: Asked, method: str = "") -> RunConfig:
     else:
         objective = dict(given["method"])
         method = objective.pop("method")
+    more = {name: given[name] for name in EXPERTS if given[name] is not None}
+    if more and "expert" in declared(METHODS[method].config):
+        objective |= more
+    elif more and more["expert"] != "whole":
+        raise ValueError(f"expert {more['expert']!r}: {method} trains a network on all its levels; set it to whole")
     values = {name: given[name] for name in SETTINGS if given[name] is not None}
     return read_config({"method": method, "objective": objective, **training_settings(values)})
 
@@ -280,6 +287,7 @@ class RetortTrainFlow(TrainingNode):
                 "Fine-tunes a LoRA on images: flow matching for flow models, noise or velocity prediction for others, "
                 "in the network's own loss space and with the levels that suit it."
             ),
+            experts=True,
             aliases=[
                 "fine-tune", "finetune", "fine tune", "dreambooth", "kohya", "flow matching", "lfm", "pfgm", "style",
                 "character",

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..hosts.api import host, io
+from ..sampling.settings import declared
 from ..trainers.adapters import LoraConfig
 from ..trainers.config import TrainingConfig
 from ..trainers.methods import METHODS
-from .inputs import file_input, inputs_of
+from ..trainers.objectives.flow_matching import FlowMatchingConfig
+from .inputs import file_input, input_of, inputs_of
 
 NOTHING = "none"
 # Of a run's inputs, which saved workflows count on. What came later stands behind: `image_inputs`, `late_inputs`.
@@ -23,6 +25,8 @@ ORDER = (
 _LORA = [f.name for f in dataclasses.fields(LoraConfig)]
 _TRAINING = [f.name for f in dataclasses.fields(TrainingConfig)]
 SETTINGS = (*_TRAINING, *_LORA)
+# Of methods, but behind a run's inputs, since saved workflows know widgets by their place.
+EXPERTS = ("expert", "boundary")
 
 
 def sources() -> list:
@@ -97,10 +101,12 @@ def image_inputs() -> list:
     return [one for one in inputs_of(TrainingConfig) if one.id in ("slow_repeats", "slow_after", "importance")]
 
 
-def late_inputs(sound: bool = True) -> list:
-    """Where the frozen base lies while it does not compute, and what a video's sound counts, where a method asks."""
+def late_inputs(sound: bool = True, experts: bool = False) -> list:
+    """Where the frozen base lies while it does not compute; what a video's sound counts, and which of two networks is
+    trained, where a method asks."""
     by_name = {one.id: one for one in inputs_of(TrainingConfig)}
-    return [by_name[name] for name in ("offload", *(["sound_weight"] if sound else []))]
+    own = [by_name[name] for name in ("offload", *(["sound_weight"] if sound else []))]
+    return own + [input_of(declared(FlowMatchingConfig)[name]) for name in EXPERTS if experts]
 
 
 def reference_input() -> Any:

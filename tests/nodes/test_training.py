@@ -261,3 +261,22 @@ def test_a_refused_or_stopped_request_leaves_what_a_finished_run_shows(run, wher
     monkeypatch.undo()
     run(RetortTrainDistillation, "tdm", {"steps": 1}, name="kept", steps=9)
     assert (job_watch.read_status(folder).state, job_watch.read_status(folder).message) == ("finished", "")
+
+
+def test_an_expert_is_a_setting_of_methods_that_draw_levels_and_stands_last():
+    """Saved workflows know widgets by their place: those of a method stay as they were."""
+    from retort.nodes.checks import Asked
+    from retort.nodes.jobs import RetortTrainingJob
+    from retort.nodes.preference import RetortTrainPreference
+    from retort.nodes.training import RetortTrainFlow, config_of
+    from retort.trainers.methods import METHODS
+
+    for node in (RetortTrainFlow, RetortTrainPreference, RetortTrainingJob):
+        widgets = [one.id for one in node.define_schema().inputs if one.get_io_type() in ("COMBO", "FLOAT", "STRING")]
+        assert widgets[-4:] == ["offload", "sound_weight", "expert", "boundary"]
+    given = {"method": {"method": "dpo"}, "expert": "low noise", "boundary": 0.9}
+    made = config_of(Asked(given)).objective
+    assert (made.expert, made.boundary) == ("low noise", 0.9) and METHODS["dpo"].config().expert == "whole"
+    with pytest.raises(ValueError, match="expert 'low noise': tdm trains a network on all its levels"):
+        config_of(Asked({**given, "method": {"method": "tdm"}}))
+    assert config_of(Asked({**given, "method": {"method": "tdm"}, "expert": "whole"})).method == "tdm"

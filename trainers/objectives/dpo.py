@@ -27,7 +27,7 @@ from .parts.registry import Method, register
 class DPOConfig(PairConfig):
     """beta: errors are means over a latent, so 5000 makes 2.5 of a difference of 1e-3."""
 
-    shown = ("beta", "flipped", "levels", "cfg", "expert", "boundary")
+    shown = ("beta", "flipped", "levels", "cfg")
 
     beta: float = setting(5000.0, 1e-3, 1e7, step=0.1, round=1e-3,
         help="How dearly leaving the model as it was is paid; lower moves further, 5000 is the paper's.",

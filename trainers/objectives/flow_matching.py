@@ -53,7 +53,7 @@ class FlowMatchingConfig(Settings):
     that they fall into the expert's. steps: of the previews.
     """
 
-    shown = ("loss_space", "levels", "cfg", "mean", "std", "max_weight", "aug_dim", "expert", "boundary")
+    shown = ("loss_space", "levels", "cfg", "mean", "std", "max_weight", "aug_dim")
 
     loss_space: LossSpace = setting("native", advanced=True,
         help="native: the error of what the network predicts, as it was trained. x0: of the picture, as core does.",

@@ -26,7 +26,7 @@ NEAR, FAR = 0.1, 80.0
 class MaPOConfig(PairConfig):
     """MaPO's settings. snr: s of phi. scale: T."""
 
-    shown = ("beta", "snr", "scale", "levels", "cfg", "expert", "boundary")
+    shown = ("beta", "snr", "scale", "levels", "cfg")
 
     beta: float = setting(0.1, 0, 1e4, step=0.1, round=1e-3,
         help="Weight of the margin between both beside fitting the winner.",

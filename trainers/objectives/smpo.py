@@ -38,9 +38,7 @@ class SmPOConfig(PairConfig):
     inversion_steps: 0 takes fresh noise shared by the pair, as DPO has it.
     """
 
-    shown = (
-        "beta", "gamma", "labels", "temperature", "inversion_steps", "renoise", "levels", "cfg", "expert", "boundary",
-    )  # fmt: skip
+    shown = ("beta", "gamma", "labels", "temperature", "inversion_steps", "renoise", "levels", "cfg")
 
     beta: float = changed(DPOConfig, "beta", default=2000.0,
         help="As DPO's, times gamma: how dearly leaving the model as it was is paid.",
