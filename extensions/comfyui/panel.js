@@ -1,10 +1,21 @@
 // The Retort panel: training runs, searches, preference sets and folders of pictures, whoever started them and whenever.
 import { app } from "../../scripts/app.js";
-import { FolderList } from "./panel/folder_list.js";
 import { RunList } from "./panel/run_list.js";
 import { SearchList } from "./panel/search_list.js";
 import { SetList } from "./panel/set_list.js";
 import { element } from "./panel/page.js";
+
+/** Folders of pictures; their module comes when they are first looked at. */
+class FolderList {
+  constructor(root) {
+    import("./panel/data.js").then((data) => this.closed || (this.list = new data.FolderList(root)));
+  }
+
+  close() {
+    this.closed = true;
+    this.list?.close();
+  }
+}
 
 const SECTIONS = [["Training", RunList], ["Searches", SearchList], ["Preferences", SetList], ["Pictures", FolderList]];
 

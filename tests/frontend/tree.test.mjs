@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { columns, finished, path, shares, staircase } from "../../extensions/comfyui/panel/tree.js";
+import { beside, columns, finished, path, shares, staircase } from "../../extensions/comfyui/panel/tree.js";
 
 // Root 0; 1 and 2 below it; leaves 3, 5 below 1 and 4 below 2.
 const parent = [-1, 0, 0, 1, 2, 1];
@@ -32,4 +32,18 @@ test("values as shares", () => {
 test("the best is held until a better one came", () => {
   assert.deepEqual(staircase([[10, 1], [30, 2]], 50), [[10, 1], [30, 1], [30, 2], [50, 2]]);
   assert.deepEqual(staircase([], 50), []);
+});
+
+test("keys go through the candidates from left to right and stay at the ends", () => {
+  const spots = [{ number: 7, x: 30 }, { number: 8, x: 10 }, { number: 9, x: 20 }];
+  const walk = (number, ...keys) => keys.reduce((at, key) => beside(spots, at, key).number, number);
+  assert.equal(walk(null, "ArrowRight"), 8);
+  assert.equal(walk(8, "ArrowRight"), 9);
+  assert.equal(walk(8, "ArrowRight", "ArrowRight", "ArrowRight"), 7);
+  assert.equal(walk(7, "ArrowLeft"), 9);
+  assert.equal(walk(8, "ArrowLeft"), 8);
+  assert.equal(walk(9, "End"), 7);
+  assert.equal(walk(9, "Home"), 8);
+  assert.equal(beside(spots, 9, "x"), undefined);
+  assert.equal(beside([], null, "Home"), undefined);
 });

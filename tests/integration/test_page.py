@@ -316,6 +316,12 @@ def test_a_search_is_looked_through(page, app):
     assert (app.base / "input" / file).is_file()
     page("click", where=".retort-grid button", keys="Enter")
     assert len(page("until", condition=f"{loads}.length === 2 && {loads}")) == 2
+    # A candidate of the tree by keys alone.
+    page("click", where=".retort-tree", keys="Home")
+    page("click", where=".retort-tree", keys="ArrowRight")
+    assert page("evaluate", code="document.querySelector('.retort-treebox output').textContent").startswith("candidate ")
+    page("click", where=".retort-tree", keys="Enter")
+    page("until", condition=f"{loads}.length === 3")
     sound(page("audit"))
     page("shot", name="search")
     assert HOSTILE in page("evaluate", code="document.querySelector('.retort-list').textContent")

@@ -1,10 +1,19 @@
-// Data to train on, page by page in a window: pictures with captions to edit, and pairs to take out and put back.
+// Data to train on, page by page in a window: pictures with captions to edit, and pairs to take out and put back. It is
+// asked for when it is first needed.
 import { api } from "../../../scripts/api.js";
 import { t } from "../locales/words.js";
 import { address, ask, tell } from "./client.js";
+import { List } from "./list.js";
 import { button, element, openWindow } from "./page.js";
 
 const PAGE = 50, AGAIN = 1000;
+document.head.append(element("style", {}, `
+.retort-data .retort-list > li { flex-direction: row; }
+.retort-data .retort-list > li > div { flex: 1 1 auto; min-width: 0; display: flex; flex-direction: column; align-items: flex-start; gap: 4px; }
+.retort-data img { flex: none; width: 128px; height: 128px; object-fit: contain; }
+.retort-data textarea { width: 100%; box-sizing: border-box; font: inherit; color: inherit; background: var(--comfy-input-bg, #222); border: 1px solid var(--retort-grid); }
+.retort-data p { margin: 0; overflow-wrap: anywhere; }
+`));
 
 class Pages {
   /** parts: of the address. key(entry): what tells entries apart. row(entry) -> {root, show(entry)}. marks: a box for them. */
@@ -141,4 +150,27 @@ export function openPairs(set) {
     return { root, show: () => {} };
   };
   new Pages(set, ["preferences", set, "pairs"], (answer) => answer.pairs, (entry) => entry.line, row);
+}
+
+/** Folders of pictures in ComfyUI's input folder, in the panel. */
+export class FolderList {
+  constructor(root) {
+    this.list = new List(root, {
+      parts: ["data"],
+      label: t("Folders of pictures"),
+      empty: t("No folders of pictures yet: put one into ComfyUI's input folder, with a text file of the same name for each caption."),
+      row: (name) => {
+        const note = element("span", { class: "retort-line" });
+        const open = async () => openPictures(name);
+        const failed = (error) => (note.textContent = error.message);
+        const title = button(name, t("Pictures and captions"), open, failed);
+        title.className = "retort-title";
+        return { root: element("li", {}, title, note), show: () => {} };
+      },
+    });
+  }
+
+  close() {
+    this.list.close();
+  }
 }

@@ -1,11 +1,12 @@
 // Searches in the panel: the best so far, how the reward rose, the tree, and latents to take from it.
+import { t } from "../locales/words.js";
 import { addNode } from "./add_node.js";
 import { address, ask, interrupt, tell } from "./client.js";
 import { colours, pen as penOf } from "./drawing.js";
 import { List } from "./list.js";
 import { button, element } from "./page.js";
 import { short } from "./series.js";
-import { columns, finished, path, shares, staircase } from "./tree.js";
+import { beside, columns, finished, path, shares, staircase } from "./tree.js";
 
 const SHOWN = 12, NEAR = 14;
 
@@ -17,18 +18,36 @@ class Item {
     this.failed = failed;
     this.line = element("div", { class: "retort-line" });
     this.curve = element("canvas", { class: "retort-curve", role: "img" });
-    this.canvas = element("canvas", { class: "retort-tree", role: "img", "aria-label": "Search tree" });
+    this.canvas = element("canvas", { class: "retort-tree", role: "application", tabindex: 0, "aria-label": "Search tree" });
+    // What the keys have come to, read out.
+    this.said = element("output", { class: "retort-line" });
     this.hint = element("img", { class: "retort-hint", alt: "" });
     this.hint.hidden = true;
-    this.tree = element("div", { class: "retort-treebox" }, this.canvas, this.hint);
+    this.tree = element("div", { class: "retort-treebox" }, this.canvas, this.hint, this.said);
     this.best = element("div", { class: "retort-grid", role: "group", "aria-label": "The best; click one to take its latent" });
     this.root = element("div", { class: "retort-item" }, this.line, this.curve, this.tree, this.best);
     this.canvas.addEventListener("pointermove", (event) => this.hover(this.at(event)));
     this.canvas.addEventListener("pointerleave", () => this.hover(null));
+    this.canvas.addEventListener("blur", () => this.hover(null));
+    this.canvas.addEventListener("keydown", (event) => this.key(event));
     this.canvas.addEventListener("click", (event) => {
       const number = this.at(event);
       if (number !== null) this.take(number).catch(this.failed);
     });
+  }
+
+  /** Arrows, Home and End go through the candidates of the tree; Enter takes one. */
+  key(event) {
+    const spot = beside(this.spots ?? [], this.marked, event.key);
+    const take = event.key === "Enter" && this.marked != null;
+    if (!spot && !take) return;
+    // The canvas behind has shortcuts of its own.
+    event.preventDefault();
+    event.stopPropagation();
+    if (take) return this.take(this.marked).catch(this.failed);
+    this.hover(spot.number);
+    const reward = this.view.kept.find(([number]) => number === spot.number)[1];
+    this.said.textContent = t("candidate {number}, reward {reward}: Enter takes it", { number: spot.number, reward: short(reward) });
   }
 
   source(number) {

@@ -37,6 +37,15 @@ export function finished(tree) {
   return found;
 }
 
+/** The spot that a key leads to from a candidate's, left to right and not beyond the ends; the first where there is none. */
+export function beside(spots, number, key) {
+  const sorted = [...spots].sort((a, b) => a.x - b.x);
+  const at = sorted.findIndex((spot) => spot.number === number);
+  const last = sorted.length - 1;
+  const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: last }[key];
+  return to === undefined ? undefined : sorted[Math.min(last, Math.max(0, to))];
+}
+
 /** Share (0 .. 1) of each value between the outer two percent of all. */
 export function shares(values) {
   const sorted = Array.from(values).sort((a, b) => a - b);
