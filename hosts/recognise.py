@@ -111,7 +111,9 @@ def has_recipe(host: Host, name: str) -> bool:
 
 def behind(prompt: Mapping[str, Any] | None, node: str | None, input: str) -> list[str]:
     """`files_of` an input of a node in a prompt; nothing where the prompt does not know the node."""
-    return files_of(Source(prompt, node).get(input)) if prompt and node in prompt else []
+    if prompt is None or node is None or node not in prompt:
+        return []
+    return files_of(Source(prompt, node).get(input))
 
 
 def of_model(
