@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 
@@ -32,6 +33,22 @@ def family(comfy):
     return make
 
 
+@contextlib.contextmanager
+def told_to(network):
+    """The highest timestep of each call; networks of video with sound are given lists."""
+    found: list[float] = []
+
+    def saw(module, given):
+        parts = given[1] if isinstance(given[1], list | tuple) else [given[1]]
+        found.append(max(float(part.max()) for part in parts))
+
+    handle = network.register_forward_pre_hook(saw)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
 def test_every_class_that_a_preset_names_is_one_of_comfyui_s(comfy):
     known = {kind.__name__ for kind in comfy.supported_models.models}
     assert {kind for _, kind in CASES} <= known
@@ -40,26 +57,29 @@ def test_every_class_that_a_preset_names_is_one_of_comfyui_s(comfy):
 
 
 @pytest.mark.parametrize(("key", "kind"), sorted(CASES, key=lambda case: case[1]))
-def test_the_network_is_told_the_student_s_levels(comfy, family, recording, key, kind):
-    """In the units of its class, to 1e-6; whole timesteps exactly, and times the student's own factor."""
+def test_the_network_is_told_the_student_s_levels(comfy, ours, family, key, kind):
+    """In the units of its class, to 1e-6 (Mage-Flow's class itself rounds what it is told to bf16); whole timesteps
+    exactly, and times the student's own factor."""
     preset, (row, model, positive) = PRESETS[key], family(kind)
+    if ours("hosts.comfyui.host").host.prediction(model) != preset.family:
+        pytest.skip("ComfyUI tells eps from v of SD2 by its weights, which are random here")
     setup = comfy.plugin["RetortDistilledSetup"]
     more = {} if preset.cfg == 1 else {"negative": row.prompt(4)}
     latent = row.empty(row.noise(5)) if preset.start == "latent" else row.empty()
     for steps in preset.step_counts:
         patched, guider, sampler, sigmas, *_ = setup.execute(model, positive, key, steps, **more).args
-        with torch.inference_mode(), recording(patched) as seen:
+        with torch.inference_mode(), told_to(patched.model.diffusion_model) as told:
             noise = comfy.custom.Noise_RandomNoise(7).generate_noise(latent)
             out = guider.sample(noise, latent["samples"], sampler, sigmas, seed=7)
-        assert len(seen.timesteps) == steps
-        told = [float(call.max()) for call in seen.timesteps]
+        assert len(told) == steps
         schedule = patched.get_model_object("model_sampling")
         unit = float(schedule.timestep(torch.tensor(1.0))) if preset.family == "flow" else 1000.0
         if preset.timesteps:
             expected = [math.floor(t * preset.label_scale) * unit / 1000 for t in presets.timesteps(preset, steps)]
         else:
             expected = [unit * level for level in presets.levels(preset, steps).tolist()]
-        assert told == pytest.approx(expected, rel=0, abs=1e-6 * unit)
+        rounded = 2**-8 if kind == "MageFlow" else 1e-6
+        assert told == pytest.approx(expected, rel=0, abs=rounded * unit)
         parts = out.unbind() if out.is_nested else [out]
         assert all(bool(torch.isfinite(part).all()) for part in parts)
 
