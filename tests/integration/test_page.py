@@ -319,7 +319,7 @@ def test_a_search_is_looked_through(page, app):
     # A candidate of the tree by keys alone.
     page("click", where=".retort-tree", keys="Home")
     page("click", where=".retort-tree", keys="ArrowRight")
-    assert page("evaluate", code="document.querySelector('.retort-treebox output').textContent").startswith("candidate ")
+    page("until", condition="/^candidate /.test(document.querySelector('.retort-treebox output').textContent)")
     page("click", where=".retort-tree", keys="Enter")
     page("until", condition=f"{loads}.length === 3")
     sound(page("audit"))
