@@ -29,7 +29,8 @@ def load(checkout: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
-    importlib.import_module("comfy.utils").PROGRESS_BAR_ENABLED = False
+    utils: Any = importlib.import_module("comfy.utils")
+    utils.PROGRESS_BAR_ENABLED = False
     for name in ("folder_paths", "comfy_extras.nodes_custom_sampler", "comfy.sd"):
         importlib.import_module(name)
     for name in ("hosts.comfyui.host", "hosts.training.run", "nodes.distilled", "nodes.reflection", "nodes.search"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class _Watched(Around):
 def watching(modules: Sequence[nn.Module], look: Callable[[nn.Module, Any], None]) -> Iterator[None]:
     """Within it `look` is shown each of these blocks with its output, whichever way it is called."""
     for module in modules:
-        surround(module, lambda forward, inside, m=module: _Watched(forward, inside, lambda output: look(m, output)))
+        surround(module, partial(_Watched, look=partial(look, module)))
     try:
         yield
     finally:

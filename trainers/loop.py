@@ -192,9 +192,15 @@ class Trainer:
         return True
 
     def lora(self) -> dict[str, Tensor]:
-        """The student so far, the averaged one where there is an average; layers as the network names them."""
+        """The student so far, the averaged one where there is an average; layers as the network names them.
+
+        Without the layers that no gradient has reached, such as those of sound where videos have none: their update is
+        exactly zero.
+        """
         adapter = self.objective.players["student"].adapter
-        return self.denoiser.adapters.lora(adapter, self.average or None)
+        lora = self.denoiser.adapters.lora(adapter, self.average or None)
+        moved = {key.rpartition("lora_")[0] for key, up in lora.items() if "lora_B" in key and bool(up.any())}
+        return {key: value for key, value in lora.items() if key.rpartition("lora_")[0] in moved} or lora
 
     # ---- steps -----------------------------------------------------------------------------------
 

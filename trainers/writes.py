@@ -40,6 +40,11 @@ def _plain(value: Any) -> bool:
     return type(value) in (Tensor, nn.Parameter)
 
 
+def _whole(tensor: Tensor) -> Tensor:
+    """What a view is of, or the tensor itself."""
+    return tensor if tensor._base is None else tensor._base
+
+
 def _same_place(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.stride() == b.stride() and a.storage_offset() == b.storage_offset()
 
@@ -77,7 +82,7 @@ class NoWrites(TorchFunctionMode):
 
     def _now(self, tensor: Tensor) -> Tensor:
         while True:
-            whole = tensor._base if tensor._is_view() else tensor
+            whole = _whole(tensor)
             copy = self._copies.get(whole)
             if copy is None:
                 return tensor
@@ -117,7 +122,7 @@ class NoWrites(TorchFunctionMode):
 
     def _written(self, func: Any, args: Any, kwargs: Any) -> Any:
         tensor = args[0]
-        whole = tensor._base if tensor._is_view() else tensor
+        whole = _whole(tensor)
         copy = whole.clone()
         if copy.stride() != whole.stride():
             return func(*args, **kwargs)  # memory with holes or overlaps: as it is written

@@ -58,6 +58,18 @@ def test_cancelled_in_the_middle_of_a_step_keeps_the_last_whole_one(make, error)
     same(second.train(), whole)
 
 
+def test_layers_that_no_gradient_reaches_are_left_out(make, monkeypatch):
+    """Their update is zero, so that the LoRA without them does the same: LTX-2's sound, for videos without any."""
+    trainer = make("run")
+    trainer.prepare()
+    ups = {"a.lora_B.weight": torch.ones(2, 1), "b.lora_B.weight": torch.zeros(2, 1)}
+    whole = {**{key.replace("_B", "_A"): torch.ones(1, 2) for key in ups}, **ups}
+    monkeypatch.setattr(trainer.denoiser.adapters, "lora", lambda *_: whole)
+    assert trainer.lora().keys() == {"a.lora_A.weight", "a.lora_B.weight"}
+    ups["a.lora_B.weight"].zero_()
+    assert trainer.lora().keys() == whole.keys()  # nothing has moved yet
+
+
 def test_other_settings_are_refused_by_name(make):
     with pytest.raises(Stopped):
         make("run", Stop(3)).train()
