@@ -382,11 +382,12 @@ def asked(given: dict[str, Any]) -> tuple[training.Request, list[str]]:
     settings = Asked(given)
     check_pairs(settings)
     config = config_of(settings)
-    start = None if given["start_from"] == NOTHING else host.read_lora(given["start_from"])
+    named = given["start_from"]
+    start, recipe = (None, "") if named == NOTHING else training.start_of(host, named)
     # A tie teaches something only where its evenness is learnt.
     kept = given["pairs"].filtered(ties=given["method"].get("labels") == "soft")
     found, problems = dataset(kept, given["clip"], given.get("vae"))
-    return training.Request(given["name"], config, found, start), problems[: preferences.SHOWN]
+    return training.Request(given["name"], config, found, start, recipe), problems[: preferences.SHOWN]
 
 
 def dataset(pairs: Preferences, clip: Any, vae: Any) -> tuple[Dataset, list[str]]:

@@ -196,9 +196,10 @@ def read(
     asked = Asked({**settings, **several})
     check_training(asked, method)
     config = config_of(asked, method)
-    start = None if settings["start_from"] == NOTHING else host.read_lora(settings["start_from"])
+    named = settings["start_from"]
+    start, recipe = (None, "") if named == NOTHING else training.start_of(host, named)
     data = dataset(settings, **several, keep="pictures" in METHODS[config.method].objective.needs)
-    return settings, training.Request(settings["name"], config, data, start)
+    return settings, training.Request(settings["name"], config, data, start, recipe)
 
 
 def train(node: type[io.ComfyNode], given: dict[str, Any], method: str = "") -> io.NodeOutput:

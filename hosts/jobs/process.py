@@ -18,7 +18,7 @@ from ...trainers.loop import Reducer, Stopped
 from ...trainers.parallel import launched
 from ...trainers.watch import Watcher
 from ..contract import Host
-from ..training.run import Request, run
+from ..training.run import Request, run, start_of
 
 _log = logging.getLogger("retort.job")
 
@@ -85,8 +85,8 @@ def _train(host: Host, folder: Path, job: Job, watcher: Watcher, reducer: Reduce
     watcher.says("loading the base model")
     model = host.load_base(job.base, folder)
     vae = None if job.vae is None else host.load_vae(job.vae)
-    start = host.read_lora(job.start) if job.start else None
-    request = Request(job.name, job.config, dataset, start)
+    start, recipe = start_of(host, job.start) if job.start else (None, "")
+    request = Request(job.name, job.config, dataset, start, recipe)
     result = run(host, model, request, watcher=watcher, vae=vae, folder=folder, reducer=reducer)
     return "" if result.path is None else result.path.name
 

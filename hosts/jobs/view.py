@@ -113,9 +113,9 @@ def _when(folder: Path) -> list[tuple[float, str]]:
 def summary(run: Path) -> dict[str, Any]:
     """Where a run stands: the fields of `Status`, which runs of earlier versions and of scripts may lack; its settings.
 
-    method; timesteps: a few-step student's, empty for others; base: as job.json names it, None where no file is the
-    whole of it; prompt: the first that it trained on; latent: the shape of its first latent, empty where that is not
-    known.
+    method; timesteps: a few-step student's, empty for others; student: whether the LoRA carries its recipe; base: as
+    job.json names it, None where no file is the whole of it; prompt: the first that it trained on; latent: the shape of
+    its first latent, empty where that is not known.
     """
     files = inside(run)
     config, result = _object(files / CONFIG), _object(files / RESULT)
@@ -123,6 +123,7 @@ def summary(run: Path) -> dict[str, Any]:
     known: dict[str, Any] = {
         "method": str(config.get("method", ""))[:MOST_TEXT],
         "timesteps": _list(result.get("timesteps")),
+        "student": result.get("student") is True,
         "base": _texts(base) if isinstance(base, dict) else None,
         "prompt": str(result.get("prompt", ""))[:MOST_MESSAGE],
         "latent": _list(result.get("latent")),

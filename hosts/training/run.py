@@ -22,6 +22,8 @@ from ...files.log_file import METRICS, column
 from ...files.strangers import read_json
 from ...rewards.contract import Reward, require_differences
 from ...sampling.parts import first_of
+from ...sampling.presets import Preset
+from ...trainers import recipes
 from ...trainers.checkpointing import units
 from ...trainers.config import RunConfig
 from ...trainers.dataset import Dataset
@@ -49,12 +51,21 @@ _log = logging.getLogger("retort.training")
 
 @dataclass
 class Request:
-    """What is to be trained. name: of the LoRA and of the run's folder; start: a LoRA that the student begins as."""
+    """What is to be trained. name: of the LoRA and of the run's folder; start: a LoRA that the student begins as.
+
+    recipe: that which start's file carries, see `trainers.recipes`; empty for none.
+    """
 
     name: str
     config: RunConfig
     dataset: Dataset
     start: dict[str, Tensor] | None = None
+    recipe: str = ""
+
+
+def start_of(host: Host, name: str) -> tuple[dict[str, Tensor], str]:
+    """(LoRA, its recipe) for a Request, from a file of the host's list. ValueError for one that cannot be read."""
+    return host.read_lora(name), host.lora_metadata(name).get(recipes.KEY, "")
 
 
 @dataclass
@@ -159,6 +170,7 @@ def run(
                     round(float(denoiser.schedule.timestep(level)), 3) for level in called if denoiser.levels.listed
                 ]
                 sigmas = [round(float(level), 6) for level in called]
+                own = recipes.preset_of(title, objective, denoiser, first_of(shape_of(request.dataset)))
                 done, begun = trainer.done, trainer.begun
             finally:
                 # Optimisers, averages and the decoder, too: the memory is wanted for looking at the LoRA's file.
@@ -170,10 +182,13 @@ def run(
     path = None if done > begun else written(folder, host.loras_folder(), done)
     if path is None:
         notes = metadata(config, done, title, architecture, base_hash, VERSION)
+        named = _base(host, model)
+        recipe = _recipe(own, config.method, architecture, named, request.recipe)
+        notes |= {recipes.KEY: recipe} if recipe else {}
         path = write_lora(host.loras_folder(), title, lora, notes)
         written_down = {
             "file": path.name, "sha256": _hash(path), "steps": done, "timesteps": timesteps, "sigmas": sigmas,
-            "base": _base(host, model), "prompt": (request.dataset.prompts or [""])[0],
+            "base": named, "student": bool(recipe), "prompt": (request.dataset.prompts or [""])[0],
             "latent": list(first_of(shape_of(request.dataset))),
         }  # fmt: skip
         write_json(inside(folder) / RESULT, written_down)
@@ -252,6 +267,21 @@ def _base(host: Host, model: MODEL) -> dict[str, Any] | None:
     except ValueError:
         return None
     return None if base is None else base.to_json()
+
+
+def _recipe(
+    own: Preset | None, method: str, architecture: str, base: Mapping[str, Any] | None, started_as: str
+) -> str:
+    """The recipe of a few-step student, or, of a method that makes none, that of the student it began as."""
+    if own is None:
+        try:
+            return started_as if recipes.read({recipes.KEY: started_as} if started_as else {}) else ""
+        except ValueError as error:
+            _log.warning("the LoRA's recipe is left out, since that of start_from is none: %s", error)
+            return ""
+    names = [str(base[key]) for key in ("file", "folder", "variant") if base and base.get(key)]
+    known = {"architecture": architecture} | ({"name": Path(names[0]).name} if names else {})
+    return recipes.written(recipes.Recipe(own, method, known))
 
 
 def _hash(path: Path) -> str:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ...restoration.spoil import Spoiling
+from ...sampling.distilled import Rule
 from ...sampling.settings import changed, setting
 from .parts.adversarial import Adversarial, AdversarialConfig, GanConfig, GanOn
 from .parts.contract import DEGRADED, Batch, Cond, Draws, Loss, Player, Tools, TrainableDenoiser, mean_each
@@ -106,6 +107,7 @@ class InstaRevive(Adversarial):
     name = "InstaRevive"
     needs = frozenset({"pictures"})
     needs_latents = True
+    student_rule, student_start = Rule("single"), "latent"
     config: InstaReviveConfig
 
     def __init__(self, config: InstaReviveConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):

@@ -147,6 +147,7 @@ class TDM(Objective):
     name = "tdm"
     of_parts = True
     config: TDMConfig
+    student_rule = Rule("deterministic")
 
     def __init__(self, config: TDMConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
         super().__init__(config, denoiser, tools)
@@ -173,6 +174,12 @@ class TDM(Objective):
     def student_levels(self) -> list[Tensor]:
         """See the contract."""
         return list(self.grids[self.config.steps][:-1])
+
+    @property
+    def student_grids(self) -> list[list[Tensor]]:
+        """See the contract."""
+        own = self.config.steps
+        return [list(self.grids[k][:-1]) for k in sorted(self.grids, key=lambda k: (k != own, k))]
 
     def fake(self, steps: int, number: int) -> str:
         """The fake score's adapter for a step of the student that makes so many."""
@@ -303,7 +310,7 @@ class TDM(Objective):
             return denoiser.predict_x0(x, sigma, cond)
 
         start = denoiser.path.unit_start(sigmas[0], noise)
-        return sample_distilled(model, start, sigmas, disable=True, path=denoiser.path, rule=Rule("deterministic"))
+        return sample_distilled(model, start, sigmas, disable=True, path=denoiser.path, rule=self.student_rule)
 
 
 register(Method("tdm", TDMConfig, TDM, "distillation"))

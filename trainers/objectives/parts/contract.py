@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ....sampling.accounts import seed_of
+from ....sampling.distilled import Rule, Start
 from ....sampling.levels import Levels, Parametrisation, Prediction
 from ....sampling.parts import WHOLE, Parts
 from ....sampling.path import NoisePath
@@ -254,6 +255,7 @@ class Objective(ABC):
     each part of a latent by itself (`Batch.parts`), as video with sound asks for.
     needs_latents, needs_uncond - whether images, and the empty prompt, are asked for: of the class with every config,
     of the object with its own (`asks_latents`, `asks_uncond`).
+    student_rule, student_start - what a few-step student does between its levels, and what it starts from.
     heaviest, of the object - whether draws that decide how many graphs wait fall on the most of them, as memory has to
     be counted.
     """
@@ -264,6 +266,8 @@ class Objective(ABC):
     two_rewards: ClassVar[bool] = False
     of_samples: ClassVar[bool] = False
     of_parts: ClassVar[bool] = False
+    student_rule: ClassVar[Rule] = Rule()
+    student_start: ClassVar[Start] = "unit"
     needs_latents: bool = False
     needs_uncond: bool = False
     heaviest: bool = False
@@ -332,6 +336,11 @@ class Objective(ABC):
     def student_levels(self) -> list[Tensor]:
         """The levels at which a few-step student is called, highest first; none for other methods."""
         return []
+
+    @property
+    def student_grids(self) -> list[list[Tensor]]:
+        """Such levels for each number of calls that the student can make, its own number first."""
+        return [self.student_levels] if self.student_levels else []
 
     def prepare(self, samples: Iterable[Batch]) -> None:
         """Called once, before the optimisers are made, with the run's first samples, of any size and one to a batch:

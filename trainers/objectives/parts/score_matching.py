@@ -81,6 +81,7 @@ class ScoreMatching(Objective):
     """A student and a fake score. sigmas: (steps + 1,) levels of the student's grid, descending to 0."""
 
     config: MatchingConfig
+    student_rule = Rule("renoise")
 
     def __init__(
         self, config: MatchingConfig, denoiser: TrainableDenoiser, sigmas: Tensor, tools: Tools | None = None
@@ -191,7 +192,7 @@ class ScoreMatching(Objective):
             sigmas,
             disable=True,
             path=self.denoiser.path,
-            rule=Rule("renoise"),
+            rule=self.student_rule,
             noise_sampler=default_noise_sampler(noise, seed=0),
         )
 
