@@ -84,8 +84,14 @@ class Models(Protocol):
         """A clone whose guided x0 goes through `patch(x0, sigma (B,))` at every call."""
         ...
 
-    def with_lora(self, model: MODEL, name: str, strength: float) -> MODEL:
-        """A clone with a LoRA file of the host's list; ValueError where it does not fit."""
+    def with_lora(
+        self, model: MODEL, name: str, strength: float, bypass: bool = False, note: Callable[[str], None] | None = None
+    ) -> MODEL:
+        """A clone with a LoRA file of the host's list; ValueError where it does not fit.
+
+        bypass: beside the layers instead of in their weights, where the host tells the two apart. note: is told of
+        tensors that are left out, besides the log; None: the user is.
+        """
         ...
 
     def with_weights(self, model: MODEL, lora: dict[str, Tensor], name: str, strength: float) -> MODEL:

@@ -19,7 +19,7 @@ from ..files.atomic import write_tensors
 from ..files.errors import UsageError
 from ..models.layouts.lora_keys import ALPHA, BIAS, DIFF, DOWN, UP, bare, flat, is_text, shown, stems
 from ..models.layouts.lora_places import Line, Names, Shape, placed_in
-from ..models.layouts.lora_state import Alphas, Reading, alphas_of, read, whole
+from ..models.layouts.lora_state import Reading, alphas_of, read, whole, with_alphas
 from ..models.layouts.lora_vocabulary import Family
 from ..trainers.export import lora_metadata, read_lora
 
@@ -61,9 +61,10 @@ def convert(file: Path, out: Path | None, model: Path | None, alpha: float | Non
         found = known(stem, rank)
         return alpha if found is None else found
 
-    tensors, reading = _converted(state, None if model is None else _layers(model), given)
+    silent = not any(name.endswith(f".{ALPHA}") for name in with_alphas(state, known))
+    tensors, reading = _converted(with_alphas(state, given), None if model is None else _layers(model))
     told = [reading.told()] if reading.left else []
-    if not any(ALPHA in piece.tensors for piece in reading.pieces) and any(UP in p.tensors for p in reading.pieces):
+    if silent and alpha is None and any(UP in piece.tensors for piece in reading.pieces):
         told.append(
             "the file says no alpha, which was taken as the rank: where its page names another, convert with --alpha"
         )
@@ -89,7 +90,7 @@ def _renamed(places: Mapping[str, tuple[str, Line]]) -> bool:
 
 
 def _converted(
-    state: Mapping[str, Tensor], layers: dict[str, Shape] | None, alphas: Alphas
+    state: Mapping[str, Tensor], layers: dict[str, Shape] | None
 ) -> tuple[dict[str, Tensor], Reading]:
     found = {
         stem: {what: value for what, (_, value) in held.items()}
@@ -107,7 +108,7 @@ def _converted(
             layers = {name: _shape(found[stem]) for stem, name in names.items()}
     elif any(name.startswith("input_blocks.") for name in layers):
         written = "kohya"
-    reading = read(state, Names(layers), alphas)
+    reading = read(state, Names(layers))
     made = whole(reading, {layer: shape[0] for layer, shape in layers.items()})
     out: dict[str, Tensor] = {}
     for layer, tensors in made.items():

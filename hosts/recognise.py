@@ -93,7 +93,7 @@ def student(
     named = by_name(every, plain, kind)
     meant = [*((preset, f"as {name} says") for name, preset in said.items())]
     meant += [(preset, _how(preset, name, kind)) for preset, name in named.values()]
-    fitting = [pair for pair in meant if _fits(check, pair[0])]
+    fitting = [pair for pair in meant if fits(check, pair[0])]
     if len(fitting) == 1:
         return fitting[0]
     if not fitting and len(meant) == 1:
@@ -138,7 +138,8 @@ def none_found(presets: Iterable[Preset], names: Sequence[str], kind: str = "") 
     )
 
 
-def _fits(check: Callable[[Preset], None], preset: Preset) -> bool:
+def fits(check: Callable[[Preset], None], preset: Preset) -> bool:
+    """Whether a check lets a preset pass."""
     try:
         check(preset)
     except PresetMismatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ..hosts.api import host, io, methods, recognise, students
@@ -52,7 +53,8 @@ def _grid_inputs():
     ]
 
 
-def _latent_input():
+def latent_input():
+    """The latent whose size some students' levels follow."""
     return io.Latent.Input(
         "latent",
         optional=True,
@@ -145,8 +147,8 @@ def _sampled_as(model, preset: Preset):
     return model if preset.noise_scale is None else host.with_noise_scale(model, preset.noise_scale)
 
 
-def _grid(model, preset: Preset, steps: int, denoise: float, latent=None):
-    """The preset's levels, or the end of them; tells which."""
+def _grid(model, preset: Preset, steps: int, denoise: float, latent=None, said: Sequence[str] = ()):
+    """The preset's levels, or the end of them; tells which, after what is said."""
     schedule, path = host.schedule(model), host.noise_path(model)
     size = None if latent is None else host.picture_size(model, latent)
     sigmas = presets.sigmas(preset, steps or None, schedule, path, size)
@@ -162,7 +164,7 @@ def _grid(model, preset: Preset, steps: int, denoise: float, latent=None):
         text += f", for {width} x {height} pixels" + ("" if size else ", since no latent is connected")
     if preset.boundary is not None:
         text += f"; the first of two networks makes {_split(preset, sigmas)}, down to level {preset.boundary:g}"
-    host.say(text)
+    host.say("; ".join([*said, text]))
     return sigmas
 
 
@@ -173,6 +175,43 @@ def _check_auto(given: Asked) -> None:
     loras = set(host.lora_names()).intersection(names)
     if not recognise.by_name(every, names) and not any(recognise.has_recipe(host, name) for name in loras):
         raise presets.PresetMismatch(recognise.none_found(every, names))
+
+
+def set_up_outputs() -> list:
+    """What `set_up` gives."""
+    return [
+        io.Model.Output(tooltip="The model with the preset's timestep shift."),
+        io.Guider.Output(tooltip="The guider with the preset's cfg; of two networks, the first one's."),
+        io.Sampler.Output(
+            tooltip="The sampler that the student was trained for; with a second network it changes over to it."
+        ),
+        io.Sigmas.Output(tooltip="The levels that the student was trained at."),
+        _split_output(),
+    ]
+
+
+def set_up(
+    model, preset: Preset, positive, negative, steps: int, denoise: float, latent, low=None, said: Sequence[str] = ()
+):
+    """Model, guider, sampler, levels and split of a preset that fits the model.
+
+    low: the second network's MODEL. said: what the node has to say besides.
+    """
+    if preset.guidance is not None:
+        positive = host.with_guidance(positive, preset.guidance)
+    model = _sampled_as(model, preset)
+    sigmas = _grid(model, preset, steps, denoise, latent, said)
+    split, second, boundary = _split(preset, sigmas), None, 0.0
+    if low is None:
+        guider = host.cfg_guider(model, positive, negative, preset.cfg)
+    else:
+        boundary = _boundary(preset, "low_noise_model")
+        low = _sampled_as(_fitting_too(low, preset), preset)
+        guider = host.cfg_guider(low, positive, negative, preset.cfg)
+        if split:
+            second, guider = guider, host.cfg_guider(model, positive, negative, preset.cfg, boundary)
+    sampler = host.method_sampler(methods.Distilled(preset.rule, preset.start, preset, second, boundary))
+    return io.NodeOutput(model, guider, sampler, sigmas, split)
 
 
 class RetortDistilledSigmas(CheckedNode):
@@ -193,7 +232,7 @@ class RetortDistilledSigmas(CheckedNode):
                 io.Model.Input("model", tooltip="The student: its noise schedule turns timesteps into sigmas."),
                 _preset_input("The published student whose levels are wanted; 'custom' takes timesteps typed below."),
                 *_grid_inputs(),
-                _latent_input(),
+                latent_input(),
                 _stage_input(),
             ],
             outputs=[
@@ -323,7 +362,7 @@ class RetortDistilledSetup(CheckedNode):
                     students.AUTO,
                 ),
                 *_grid_inputs(),
-                _latent_input(),
+                latent_input(),
                 _stage_input(),
                 io.Model.Input(
                     "low_noise_model",
@@ -335,15 +374,7 @@ class RetortDistilledSetup(CheckedNode):
                     ),
                 ),
             ],
-            outputs=[
-                io.Model.Output(tooltip="The model with the preset's timestep shift."),
-                io.Guider.Output(tooltip="The guider with the preset's cfg; of two networks, the first one's."),
-                io.Sampler.Output(
-                    tooltip="The sampler that the student was trained for; with a second network it changes over to it."
-                ),
-                io.Sigmas.Output(tooltip="The levels that the student was trained at."),
-                _split_output(),
-            ],
+            outputs=set_up_outputs(),
         )
 
     @classmethod
@@ -368,21 +399,7 @@ class RetortDistilledSetup(CheckedNode):
         low_noise_model=None,
     ):  # fmt: skip
         chosen = _fitting(model, cls.recognised(model) if preset == students.AUTO else preset, timesteps, stage)
-        if chosen.guidance is not None:
-            positive = host.with_guidance(positive, chosen.guidance)
-        model = _sampled_as(model, chosen)
-        sigmas = _grid(model, chosen, steps, denoise, latent)
-        split, second, boundary = _split(chosen, sigmas), None, 0.0
-        if low_noise_model is None:
-            guider = host.cfg_guider(model, positive, negative, chosen.cfg)
-        else:
-            boundary = _boundary(chosen, "low_noise_model")
-            low = _sampled_as(_fitting_too(low_noise_model, chosen), chosen)
-            guider = host.cfg_guider(low, positive, negative, chosen.cfg)
-            if split:
-                second, guider = guider, host.cfg_guider(model, positive, negative, chosen.cfg, boundary)
-        sampler = host.method_sampler(methods.Distilled(chosen.rule, chosen.start, chosen, second, boundary))
-        return io.NodeOutput(model, guider, sampler, sigmas, split)
+        return set_up(model, chosen, positive, negative, steps, denoise, latent, low_noise_model)
 
 
 def _fitting_too(low, preset: Preset):

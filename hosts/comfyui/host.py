@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +91,24 @@ class ComfyUI(Host):
         clone.set_model_sampler_post_cfg_function(lambda args: patch(args["denoised"], args["sigma"]))
         return clone
 
-    def with_lora(self, model: MODEL, name: str, strength: float) -> MODEL:
+    def with_lora(
+        self, model: MODEL, name: str, strength: float, bypass: bool = False, note: Callable[[str], None] | None = None
+    ) -> MODEL:
         if strength == 0:
             return model
         lora, metadata = self.read_lora(name), self.lora_metadata(name)
-        return loras.applied(model, lora, metadata, strength, self.say, what=f"the LoRA {name}")
+
+        def say(text: str) -> None:
+            self.say(text, warn=True)
+            if note is not None:
+                note(text)
+
+        return loras.applied(model, lora, metadata, strength, say, bypass, f"the LoRA {name}")
 
     def with_weights(self, model: MODEL, lora: dict[str, Tensor], name: str, strength: float) -> MODEL:
         if strength == 0:
             return model
-        return loras.applied(model, lora, {}, strength, self.say, what=f"the LoRA {name}")
+        return loras.applied(model, lora, {}, strength, partial(self.say, warn=True), what=f"the LoRA {name}")
 
     def embedded(self, variant: str) -> tuple[MODEL, CLIP, VAE]:
         return embedded.load(variant)

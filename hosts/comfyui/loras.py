@@ -15,7 +15,7 @@ from torch import Tensor
 from ...files.errors import UsageError
 from ...models.layouts.lora_keys import BIAS, DORA
 from ...models.layouts.lora_places import Names, Place
-from ...models.layouts.lora_state import Piece, Reading, alphas_of, read, whole
+from ...models.layouts.lora_state import Piece, Reading, alphas_of, read, whole, with_alphas
 
 _ROOT = "diffusion_model."
 BYPASS = "bypass_lora"  # as core calls the injections of its own
@@ -26,7 +26,7 @@ def applied(
     lora: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     strength: float,
-    say: Callable[..., None],
+    say: Callable[[str], None],
     bypass: bool = False,
     what: str = "the LoRA",
 ) -> Any:
@@ -35,11 +35,11 @@ def applied(
     bypass: beside the layers, as core's Load LoRA (Bypass) has it, instead of in their weights. UsageError where no
     tensor belongs to the model, and for what a bypass cannot compute.
     """
-    keys = parameters(model)
-    reading = read(comfy.lora_convert.convert_lora(dict(lora)), names_of(model, keys), alphas_of(metadata), what)
+    keys, given = parameters(model), comfy.lora_convert.convert_lora(dict(lora))
+    reading = read(with_alphas(given, alphas_of(metadata)), names_of(model, keys), what)
     patched = _beside(model, reading, keys, strength) if bypass else _patched(model, reading, keys, strength)
     if told := reading.told(what):
-        say(told, warn=True)
+        say(told)
     return patched
 
 

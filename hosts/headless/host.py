@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...files import weights as files
+from ...models.layouts.lora_state import alphas_of, with_alphas
 from ...restoration.hidden import filled
 from ...sampling.parts import Parts
 from ...sampling.path import NoisePath
@@ -79,10 +80,14 @@ class Headless(Host):
     def with_x0_patch(self, model: Model, patch: Callable[[Tensor, Tensor], Tensor]) -> Model:
         return replace(model, patches=(*model.patches, patch))
 
-    def with_lora(self, model: Model, name: str, strength: float) -> Model:
+    def with_lora(
+        self, model: Model, name: str, strength: float, bypass: bool = False, note: Callable[[str], None] | None = None
+    ) -> Model:
         if strength == 0:
             return model
-        return self.with_weights(model, files.load(folders.current().model("loras", name)), name, strength)
+        # Beside the layers in any case, where a network's weights are not our own copy.
+        state = with_alphas(self.read_lora(name), alphas_of(self.lora_metadata(name)))
+        return self.with_weights(model, state, name, strength)
 
     def with_weights(self, model: Model, lora: dict[str, Tensor], name: str, strength: float) -> Model:
         if strength == 0:

@@ -49,11 +49,6 @@ class Reading:
         return f"{len(self.left)} tensors of {what} are left out ({'; '.join(parts)})" if parts else ""
 
 
-def no_alphas(stem: str, rank: int) -> float | None:
-    """For files whose metadata say nothing."""
-    return None
-
-
 def alphas_of(metadata: Mapping[str, str]) -> Alphas:
     """The alphas that diffusers writes into a file's metadata: PEFT's LoraConfig as JSON, prefixed by the model's name.
 
@@ -79,9 +74,18 @@ def alphas_of(metadata: Mapping[str, str]) -> Alphas:
     return of
 
 
-def read(
-    state: Mapping[str, Tensor], names: Names, alphas: Alphas = no_alphas, what: str = "the LoRA"
-) -> Reading:
+def with_alphas(state: Mapping[str, Tensor], alphas: Alphas) -> dict[str, Tensor]:
+    """A file's tensors, with the alphas that they lack."""
+    made = dict(state)
+    for stem, held in stems(state)[0].items():
+        if DOWN in held and ALPHA not in held and not is_text(stem):
+            alpha = alphas(stem, len(held[DOWN][1]))
+            if alpha is not None:
+                made[f"{stem}.{ALPHA}"] = torch.tensor(alpha)
+    return made
+
+
+def read(state: Mapping[str, Tensor], names: Names, what: str = "the LoRA") -> Reading:
     """A file's tensors at their places; messages call it `what`.
 
     UsageError for a pair of which one half is missing, and where no tensor has a place: it says what the file seems to
@@ -107,7 +111,7 @@ def read(
             continue
         taken.add((place.layer, place.rows))
         bias = BIAS in held and held[BIAS][0].endswith(".bias")
-        made = _normal(tensors, place, names.shapes[place.layer], alphas, stem, bias)
+        made = _normal(tensors, place, names.shapes[place.layer], stem, bias)
         reading.pieces.append(Piece(stem, place, made, keys))
     if not reading.pieces:
         raise UsageError(_nothing(state, reading, [s for s in found if not is_text(s)], what))
@@ -150,16 +154,12 @@ def _fits(place: Place, shape: Shape, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _normal(
-    tensors: dict[str, Tensor], place: Place, shape: Shape, alphas: Alphas, stem: str, scaled_bias: bool
+    tensors: dict[str, Tensor], place: Place, shape: Shape, stem: str, scaled_bias: bool
 ) -> dict[str, Tensor]:
-    """With alpha from the metadata, magnitudes as columns, and the order of rows of the network."""
+    """With magnitudes as columns, PEFT's biases as they act, and the order of rows of the network."""
     made = dict(tensors)
     if ALPHA in made and (made[ALPHA].numel() != 1 or not bool(made[ALPHA].isfinite())):
         raise UsageError(f"the LoRA's layer {stem} has an alpha that is no number; the file is damaged: get it again")
-    if DOWN in made and ALPHA not in made:
-        alpha = alphas(stem, len(made[DOWN]))
-        if alpha is not None:
-            made[ALPHA] = torch.tensor(alpha)
     if DORA in made and made[DORA].ndim == 1:
         made[DORA] = made[DORA].reshape(-1, *(1 for _ in shape[1:]))
     if scaled_bias and ALPHA in made and DOWN in made:

@@ -164,14 +164,12 @@ def test_a_name_that_no_run_can_have_is_not_asked_for(page):
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
-@pytest.mark.parametrize(
-    ("method", "sampler"), [("tdm", "deterministic"), ("dmd2", "re-noise"), ("flow", ""), ("instarevive", "")]
-)
-def test_a_lora_is_opened_as_its_method_is_sampled(page, vue, method, sampler):
-    """The run's prompt, size and levels; with the LoRA, and without it from the same noise; no node over another."""
-    few = ["1000", "750"] if sampler else []
+@pytest.mark.parametrize("method", ["tdm", "flow", "instarevive"])
+def test_a_lora_is_opened_as_it_is_sampled(page, vue, method):
+    """The run's prompt and size; with the LoRA, and without it from the same noise; no node over another."""
+    student = method == "tdm"
     run = {
-        "method": method, "lora": "digits_flow_tdm_4step.safetensors", "timesteps": [float(one) for one in few],
+        "method": method, "lora": "digits_flow_tdm_4step.safetensors", "student": method != "flow",
         "base": {"kind": "embedded", "variant": "flow"}, "prompt": "a red two", "latent": [16, 8, 12],
     }  # fmt: skip
     page("look", vue=vue, theme="dark")
@@ -183,13 +181,13 @@ def test_a_lora_is_opened_as_its_method_is_sampled(page, vue, method, sampler):
         assert [one[0] for one in values["RetortRestore"]] == ["a red two"] * 2
     else:
         assert values["EmptyLatentImage"] == [[96, 64, 4]] and values["CLIPTextEncode"][0] == ["a red two"]
-    if sampler:
-        assert values["RetortDistilledSampler"] == [["custom", sampler, "from preset"]]
-        assert values["RetortDistilledSigmas"] == [["custom", 2, "1000, 750", 1]]
+    if student:
+        assert values["RetortLoadStudent"] == [[run["lora"], 1, 0, False]]
         assert values["RandomNoise"] == [[1, "fixed"]] and len(values["SamplerCustomAdvanced"]) == 2
     elif method == "flow":
         assert values["KSampler"] == [[1, "fixed", 20, 4, "euler", "simple", 1]] * 2
-    assert len(values["PreviewImage"]) == 2 and len(values["LoraLoaderModelOnly"]) == 1
+    assert len(values["PreviewImage"]) == 2
+    assert len(values["RetortLoadStudent" if student else "LoraLoaderModelOnly"]) == 1
     for one, two in combinations(seen, 2):
         (a, b, c, d), (e, f, g, h) = one["box"], two["box"]
         across, down = min(c, g) - max(a, e), min(d, h) - max(b, f)

@@ -20,6 +20,7 @@ WORDS = {
     "one step": "RetortTrainDistillation",
     "distil": "RetortTrainDistillation",
     "instarevive": "RetortDistilledSetup",
+    "load lora": "RetortLoadStudent",
     "lora": "RetortTrainFlow",
     "fine-tune": "RetortTrainFlow",
     "finetune": "RetortTrainFlow",

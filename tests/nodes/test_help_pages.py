@@ -33,7 +33,7 @@ WITHOUT_PAPER = {
     "RetortEmbeddedModel", "RetortCollectJob", "RetortLossChart", "RetortCombineRewards", "RetortScoreImages",
     "RetortCompareModels", "RetortPreferenceSet", "RetortLabelPairs", "RetortSaveSearch", "RetortLoadSearch",
     "RetortLoadGaussianStatistics", "RetortPreferencePicker", "RetortPromptQueue", "RetortCaption",
-    "RetortCompareImages", "RetortDemoPhotograph",
+    "RetortCompareImages", "RetortDemoPhotograph", "RetortLoadStudent",
 }  # fmt: skip
 
 

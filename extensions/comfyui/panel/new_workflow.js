@@ -1,4 +1,4 @@
-// A run's LoRA in a workflow of its own: with it and without it, from the same noise, as the run's method is sampled.
+// A run's LoRA in a workflow of its own: with it and without it, from the same noise, as it says that it is sampled.
 import { app } from "../../../scripts/app.js";
 import { spelt } from "./spelt.js";
 
@@ -40,9 +40,11 @@ async function begin(run) {
 /** run: an entry of /retort/runs that has a LoRA. */
 export async function openLora(run) {
   const { add, base, embedded } = await begin(run);
-  const lora = add("LoraLoaderModelOnly", MIDDLE, 0, { lora_name: run.lora });
+  const restores = run.method === "instarevive";
+  const student = run.student && !restores;
+  const lora = add(student ? "RetortLoadStudent" : "LoraLoaderModelOnly", MIDDLE, 0, { lora_name: run.lora });
   join(base, 0, lora, "model");
-  const sample = run.method === "instarevive" ? restored(run, add, base) : drawn(run, add, base, embedded);
+  const sample = restores ? restored(run, add, base) : drawn(run, add, base, embedded, student && lora);
   for (const [model, y, title] of [[lora, 0, "With the LoRA"], [base, ROW, "Without it"]]) {
     const show = add("PreviewImage", END, y, {}, title);
     show.setSize([420, 420]);
@@ -101,10 +103,10 @@ function restored(run, add, base) {
   };
 }
 
-/** The same: four pictures are drawn at the size and, where the method says so, the levels of the training. */
-function drawn(run, add, base, embedded) {
+/** The same: four pictures are drawn at the size of the training, by a student's own levels where there is one. */
+function drawn(run, add, base, embedded, student) {
   const latent = emptyLatent(run, add, 4);
-  const positive = add("CLIPTextEncode", MIDDLE, 260, { text: run.prompt ?? "" });
+  const positive = add("CLIPTextEncode", MIDDLE, student ? 460 : 260, { text: run.prompt ?? "" });
   join(base, 1, positive, "clip");
   const decoded = (samples, y) => {
     const decode = add("VAEDecode", END, y - 120);
@@ -112,19 +114,22 @@ function drawn(run, add, base, embedded) {
     join(base, 2, decode, "vae");
     return decode;
   };
-  const few = fewSteps(run, add, base);
-  if (few) {
-    const { levels, sampler } = few;
+  if (student) {
     const noise = add("RandomNoise", LEFT, 560, { noise_seed: SEED, control_after_generate: "fixed" });
+    join(positive, 0, student, "positive");
     return (model, y) => {
-      const guider = add("BasicGuider", RIGHT, y);
-      join(model, 0, guider, "model");
-      join(positive, 0, guider, "conditioning");
       const samples = add("SamplerCustomAdvanced", RIGHT, y + 200);
       join(noise, 0, samples, "noise");
-      join(guider, 0, samples, "guider");
-      join(sampler, 0, samples, "sampler");
-      join(levels, 0, samples, "sigmas");
+      if (model === student) {
+        join(student, 1, samples, "guider");
+      } else {
+        const guider = add("BasicGuider", RIGHT, y);
+        join(model, 0, guider, "model");
+        join(positive, 0, guider, "conditioning");
+        join(guider, 0, samples, "guider");
+      }
+      join(student, 2, samples, "sampler");
+      join(student, 3, samples, "sigmas");
       join(latent, 0, samples, "latent_image");
       return decoded(samples, y);
     };
