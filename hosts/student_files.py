@@ -13,8 +13,8 @@ from .recognise import by_name, fits
 def candidates(host: Host, name: str, presets: Iterable[Preset], kind: str = "") -> tuple[list[Preset], str]:
     """(presets that a LoRA of the host's list may be of, how they were found): of a file's own recipe one.
 
-    presets: those whose published files are known by name. kind: of the model, see `recognise.by_name`. ValueError where there is none, and for a recipe that cannot
-    be read.
+    presets: those whose published files are known by name. kind: of the model, see `recognise.by_name`. ValueError
+    where there is none, and for a recipe that cannot be read.
     """
     try:
         recipe = recipes.read(host.lora_metadata(name))
@@ -37,8 +37,8 @@ def student_of(
 ) -> tuple[Preset, str]:
     """(the one that a model can be the student of, how it was found).
 
-    kind: of the model. check: PresetMismatch where the model cannot be a preset's. ValueError as `candidates`', where none fits, and where
-    two are as likely.
+    kind: of the model. check: PresetMismatch where the model cannot be a preset's. ValueError as `candidates`', where
+    none fits, and where two are as likely.
     """
     found, how = candidates(host, name, presets, kind)
     fitting = [preset for preset in found if fits(check, preset)]

@@ -86,7 +86,8 @@ class RetortLoadStudent(CheckedNode):
         # All in one text: a node shows the last that was said.
         said: list[str] = []
         model = host.with_lora(model, lora_name, strength * preset.lora_strength, bypass, said.append)
-        return set_up(model, preset, positive, negative, steps, 1.0, latent, *said, f"{lora_name}, {how}")
+        said.append(f"{lora_name}, {how}")
+        return set_up(model, preset, positive, negative, steps, 1.0, latent, said=said)
 
 
 def _published() -> list[Preset]:

@@ -53,7 +53,7 @@ def test_a_student_is_sampled_with_nothing_typed_as_by_hand(comfy, node, sample,
     settings, mode, start = STUDENTS[method]
     name = trained("digits flow", method, settings)
     model, positive = loaded("digits flow")
-    student, guider, sampler, sigmas = node("RetortLoadStudent", model=model, positive=positive, lora_name=name)
+    student, guider, sampler, sigmas, _ = node("RetortLoadStudent", model=model, positive=positive, lora_name=name)
     with torch.inference_mode():
         by_hand = comfy.nodes.LoraLoaderModelOnly().load_lora_model_only(model, name, 1.0)[0]
         steps = settings.get("steps", 1)
@@ -79,7 +79,7 @@ def test_a_quantised_base_keeps_its_weights_in_bypass(comfy, ours, host, node, s
     made = {}
     for bypass in (False, True):
         given = {"model": model, "positive": positive, "lora_name": name, "bypass": bypass}
-        student, guider, sampler, sigmas = node("RetortLoadStudent", **given)
+        student, guider, sampler, sigmas, _ = node("RetortLoadStudent", **given)
         made[bypass] = sample(guider, sampler, sigmas, latent)
         assert bool(student.patches) != bypass and bool(student.injections) == bypass
     plain = sample(comfy.custom.BasicGuider.execute(model, positive)[0], sampler, sigmas, latent)

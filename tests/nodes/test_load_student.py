@@ -72,7 +72,7 @@ def pictures(model, guider, sampler, sigmas, start="unit noise"):
 def test_a_trained_student_is_sampled_with_nothing_typed_as_by_hand(where, name):
     twin, method, settings, typed, mode, start = STUDENTS[name]
     file, model, positive = trained(twin, method, settings)
-    student, *rest = RetortLoadStudent.execute(model, positive, file).args
+    student, *rest, _ = RetortLoadStudent.execute(model, positive, file).args
     by_hand = host.with_lora(model, file, 1.0)
     steps = settings.get("steps", 1)
     sigmas = (
@@ -125,7 +125,9 @@ def test_a_published_file_is_known_by_its_name(where, file, twin, steps):
     model, clip, _ = embedded.load(twin)
     name = f"{file}.safetensors"
     assert recipes.KEY not in host.lora_metadata(name)
-    student, guider, sampler, sigmas = RetortLoadStudent.execute(model, clip.encode("three"), name, steps=steps).args
+    made = RetortLoadStudent.execute(model, clip.encode("three"), name, steps=steps).args
+    student, guider, sampler, sigmas, split = made
+    assert split == len(sigmas) - 1
     assert sampler.preset.key == {"flow": "digits_flow", "eps": "digits_eps"}[twin] + ("_tdm" if "tdm" in file else "")
     assert torch.isfinite(pictures(student, guider, sampler, sigmas)).all()
     other = embedded.load("eps" if twin == "flow" else "flow")[0]
