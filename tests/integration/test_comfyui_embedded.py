@@ -122,9 +122,9 @@ def test_loras_reach_it_and_the_distilled_sampler(comfy, embedded, sample, varia
     for strength in (0.0, 1.0):
         patched, _ = comfy.sd.load_lora_for_models(model, None, lora, strength, 0)
         setup = comfy.plugin["RetortDistilledSetup"].execute(patched, positive, f"digits_{variant}", 1).args
-        outputs[strength] = sample(*setup[1:], {"samples": torch.zeros(1, 16, 8, 8)})
+        outputs[strength] = sample(*setup[1:4], {"samples": torch.zeros(1, 16, 8, 8)})
     plain = comfy.plugin["RetortDistilledSetup"].execute(model, positive, f"digits_{variant}", 1).args
-    assert torch.equal(outputs[0.0], sample(*plain[1:], {"samples": torch.zeros(1, 16, 8, 8)}))
+    assert torch.equal(outputs[0.0], sample(*plain[1:4], {"samples": torch.zeros(1, 16, 8, 8)}))
     assert (outputs[1.0] - outputs[0.0]).abs().max() > 1e-3
 
 

@@ -288,3 +288,74 @@ def test_a_second_model_of_another_kind_is_refused(comfy, tiny, pair, guided, sa
     other, positive2, negative2, _ = tiny("flow")
     with pytest.raises(ValueError, match="the second guider's model has latents of another format"):
         sample(guided(high, positive, negative), relay(guided(other, positive2, negative2)), shifted(5, 4), latent)
+
+
+def test_the_node_samples_with_both_and_a_search_with_the_first_is_refused(
+    comfy, tiny, pair, node, sample, recording
+):
+    high, low = pair("wan")
+    _, positive, negative, latent = tiny("wan", 2)
+    for key, steps, first in (("wan22_lightx2v_t2v", 8, 4), ("wan22_lightx2v_i2v", 8, 3), ("wan22_lightx2v_t2v", 4, 2)):
+        model, guider, sampler, sigmas, split = node(
+            "RetortDistilledSetup", model=high, positive=positive, preset=key, steps=steps, low_noise_model=low
+        )
+        shift = [m.get_model_object("model_sampling").shift for m in (model, sampler.method.second.model_patcher)]
+        assert split == first and guider.model_patcher is model and shift == [5.0, 5.0]
+        with recording(high) as above, recording(low) as below:
+            found = sample(guider, sampler, sigmas, latent)
+        assert (len(above.inputs), len(below.inputs)) == (first, steps - first)
+    alone = node("RetortDistilledSampler", preset="wan22_lightx2v_t2v")[0]
+    begun = sample(guider, alone, sigmas[: split + 1], latent)
+    second = sampler.method.second
+    noise = comfy.custom.Noise_EmptyNoise()
+    noise.seed = 7
+    with torch.inference_mode():
+        ended = comfy.custom.SamplerCustomAdvanced.execute(noise, second, alone, sigmas[split:], {"samples": begun})
+    assert torch.equal(found, ended[0]["samples"])
+    for name in ("euler", "dpmpp_2m", "lcm"):
+        with pytest.raises(ValueError, match="sigmas go below 0.875"):
+            sample(guider, comfy.samplers.sampler_object(name), sigmas, latent)
+
+
+def test_only_one_of_two_is_in_memory_where_both_have_no_room(comfy, card, tiny, pair, guided, sample, relay,
+                                                              monkeypatch):  # fmt: skip
+    """On a card whose memory, as core counts it, holds one network and the little that sampling needs."""
+    if not card:
+        pytest.skip("needs a card: RETORT_SECOND_DEVICE=plain")
+    high, low = pair("wan")
+    _, positive, negative, latent = tiny("wan")
+    sigmas, boundary = grid(comfy, high, "wan")
+    management = comfy.model_management
+    management.unload_all_models()
+    monkeypatch.setattr(management, "minimum_inference_memory", lambda: 0)
+    monkeypatch.setattr(management, "extra_reserved_memory", lambda: 0)
+    monkeypatch.setattr(type(high.model), "memory_required", lambda self, *given, **named: 0)
+    size = high.model_size()
+
+    def free(dev=None, torch_free_too=False):
+        left = int(1.5 * size) - sum(m.loaded_size() for m in (high, low))
+        return (left, left) if torch_free_too else left
+
+    for model, name in ((high, "first"), (low, "second")):
+        assert model.loaded_size() == 0, name
+    expected = None
+    for short in (False, True):
+        if short:
+            monkeypatch.setattr(management, "get_free_memory", free)
+        there = []
+        handles = [
+            model.model.diffusion_model.register_forward_pre_hook(
+                lambda module, given, there=there: there.append(tuple(m.loaded_size() > 0 for m in (high, low)))
+            )
+            for model in (high, low)
+        ]
+        sampler = relay(guided(low, positive, negative), boundary)
+        found = sample(guided(high, positive, negative), sampler, sigmas, latent)
+        for handle in handles:
+            handle.remove()
+        if short:
+            assert there == [(True, False)] * 2 + [(False, True)] * 2 and torch.equal(found, expected)
+        else:
+            assert there == [(True, False)] * 2 + [(True, True)] * 2
+            management.unload_all_models()
+        expected = found

@@ -98,6 +98,27 @@ def test_a_flow_student_starts_from_the_noise_itself(host, script) -> None:
     assert torch.allclose(out, alone, atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["tcd", "ancestral"])
+@pytest.mark.parametrize("kind", ["epsilon", "const"])
+def test_modes_that_renew_a_part_of_the_noise_take_the_hosts_schedule_and_noise(host, script, kind, mode) -> None:
+    settings = {"preset": PRESETS["custom"].title, "timesteps": "999, 749, 499, 249", "mode": mode}
+    sampler, processing = made(host, script, DISTILLED, kind, **settings)
+    out = text_to_image(sampler, processing(shape=(4, 6, 5)))
+    calls, predictor, rng = sampler.model_wrap_cfg.calls, sampler.model_wrap.predictor, Rng([1], (4, 6, 5))
+    rng.next()
+    levels = torch.cat([*(call.sigma[:1] for call in calls), torch.zeros(1)])
+    alone = sample_distilled(
+        lambda x, sigma: Model(kind).guided(x, sigma, 1.0), calls[0].x, levels, disable=True, path=predictor.path,
+        rule=Rule(mode), schedule=predictor, noise_sampler=lambda *_: rng.next(),
+    )  # fmt: skip
+    assert len(calls) == 4 and torch.allclose(out, alone, atol=1e-5)
+
+
+def test_a_student_whose_network_is_told_another_timestep_is_not_offered(script) -> None:
+    told = [preset.title for preset in PRESETS.values() if preset.label_scale != 1]
+    assert told and not set(told) & set(script.OFFERED)
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "const"])
 @pytest.mark.parametrize("extra", [0.0, 0.3])
 def test_image_to_image_begins_with_the_hosts_noised_latent(host, script, kind, extra) -> None:

@@ -48,8 +48,12 @@ from retort.sampling.presets import PRESETS, Preset, PresetMismatch  # noqa: E40
 from retort.sampling.reflection import BASES, INVERSIONS, ReflectionConfig, sample_reflection  # noqa: E402
 
 DISTILLED, REFLECTION = "Retort Distilled", "Retort Reflection"
-# The host has no model of the embedded digits, and none that samples in VP.
-OFFERED = {p.title: p for p in PRESETS.values() if not p.key.startswith("digits") and p.paths != ("VP",)}
+# The host has no model of the embedded digits, none that samples in VP, and no way to tell a network another timestep.
+OFFERED = {
+    p.title: p
+    for p in PRESETS.values()
+    if not p.key.startswith("digits") and p.paths != ("VP",) and p.label_scale == 1
+}
 CUSTOM = PRESETS["custom"].title
 # The presets' notes name ComfyUI's folders; these are the host's.
 FOLDERS = {
@@ -187,9 +191,10 @@ class DistilledSampler(RetortSampler):
             logging.getLogger("retort").warning("CFG Scale is %g; few-step students want 1, or at most 2", cfg)
 
     def run(self, model, x, sigmas, extra_args=None, callback=None, disable=None):
-        preset, (path, _) = self.preset_of(self.p), kind_of(self.model_wrap.predictor)
+        preset, predictor = self.preset_of(self.p), self.model_wrap.predictor
+        path = preset.rule.noised(kind_of(predictor)[0])
         latent = None if self.latent is None else self.latent.to(x)
-        highest = presets.start_level(preset, self.model_wrap.predictor, path)
+        highest = presets.start_level(preset, predictor, path)
         noise = self.unit_noise.to(x)
         first = start(path, sigmas[0], noise, latent, preset.start, start_sigma=highest)
         # Where it is a noised latent that is wanted, the host's own has its extra noise in it.
@@ -204,6 +209,7 @@ class DistilledSampler(RetortSampler):
             disable,
             path=path,
             rule=preset.rule,
+            schedule=predictor,
             # The host's generators: one per image, so that a batch gives what single images give.
             noise_sampler=lambda *_: self.p.rng.next().to(x),
         )
