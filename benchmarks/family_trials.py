@@ -85,7 +85,7 @@ class Trial:
         for cell in cells:
             try:
                 with torch.inference_mode():
-                    found = getattr(self, f"_{cell}")() or OK
+                    found = getattr(self, f"_{cell}")()
             except Exception as error:
                 found = said(error)
             yield cell, found
@@ -122,7 +122,7 @@ class Trial:
         high, low = (float(levels.level(torch.tensor([time]))) for time in (990.0, 490.0))
         return torch.tensor([high, low, 0.0])
 
-    def _sampler(self) -> str | None:
+    def _sampler(self) -> str:
         distilled, euler = self._ours("nodes.distilled").RetortDistilledSampler, self._core("euler")
         guider, sigmas, empty = self._guider(2.0), self._two_levels(), self.family.empty
         ours = {
@@ -139,7 +139,7 @@ class Trial:
         self._near(ours["re-noise"], lcm, SAMPLER, "lcm")
         return OK
 
-    def _mask(self) -> str | None:
+    def _mask(self) -> str:
         if self.family.sound:
             return NONE
         latent = {"samples": self.family.noise(5, 2 if self.family.frames else 1) * 0.5}
@@ -160,7 +160,7 @@ class Trial:
             self._near(found, core, 1e-5, "lcm")
         return OK
 
-    def _reflection(self) -> str | None:
+    def _reflection(self) -> str:
         setup, sigmas = self._ours("nodes.reflection").RetortReflectionSetup, self._simple(3)
         pair = {"pair": "cfg", "weak_cfg": 0.0}
         for end in (0.0, 1.0):
@@ -175,7 +175,7 @@ class Trial:
                 raise Wrong("not finite")
         return OK
 
-    def _search(self) -> str | None:
+    def _search(self) -> str:
         nodes = self._ours("nodes.search")
         reward, sigmas = self._ours("hosts.rewards.kinds").make(self._host, "sharpness", {}), self._simple(3)
 
@@ -250,11 +250,11 @@ class Trial:
             raise Wrong("the student did not move")
         return result
 
-    def _flow(self) -> str | None:
+    def _flow(self) -> str:
         self._trained["flow"] = self._train("flow", "flow", {})
         return OK
 
-    def _exact(self) -> str | None:
+    def _exact(self) -> str:
         without = self._train("exact", "flow", {}, gradient_checkpointing=False)
         if "flow" not in self._trained:
             return OK
@@ -264,25 +264,25 @@ class Trial:
             raise Wrong(f"{len(other)} of {len(lora)} tensors of the LoRA differ, such as {other[:1]}")
         return OK
 
-    def _lengths(self) -> str | None:
+    def _lengths(self) -> str:
         if self.family.one_length:
             return NONE
         self._train("lengths", "flow", {}, more=3)
         return OK
 
-    def _dmd2(self) -> str | None:
+    def _dmd2(self) -> str:
         self._train("dmd2", "dmd2", {"ratio": 1})
         return OK
 
-    def _tdm(self) -> str | None:
+    def _tdm(self) -> str:
         self._train("tdm", "tdm", {"steps": 2})
         return OK
 
-    def _gan(self) -> str | None:
+    def _gan(self) -> str:
         self._train("gan", "dmd2", {"ratio": 1, "gan_weight": 0.01})
         return OK
 
-    def _dpo(self) -> str | None:
+    def _dpo(self) -> str:
         self._train("dpo", "dpo", {"beta": 500.0})
         return OK
 
@@ -310,7 +310,7 @@ class Trial:
         out = self._through(model, Once(), x, grid)
         return model.model.process_latent_in(out).clone().float()
 
-    def _lora(self) -> str | None:
+    def _lora(self) -> str:
         if "flow" not in self._trained:
             return NONE
         path = self._trained["flow"].path
