@@ -10,6 +10,7 @@ more with one. So it takes a pass and the memory of a single block. Found are:
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,7 +35,7 @@ def rehearse(network: nn.Module, call: Callable[[], Any]) -> None:
     units = checkpointing.units(network)
     seen = _Seen(network)
     for _, module in units:
-        surround(module, lambda forward, inside, module=module: _Tried(forward, inside, module, seen))
+        surround(module, functools.partial(_Tried, module=module, seen=seen))
     try:
         with torch.enable_grad(), _kept() as outside:
             call()
@@ -139,7 +140,7 @@ class _Tried(Around):
 
     def _once(self, args: Any, kwargs: Any) -> bool:
         """Forwards and back; whether something was written to that had been kept."""
-        wanted = [p for p in self._module.parameters() if p.requires_grad]
+        wanted: list[Tensor] = [p for p in self._module.parameters() if p.requires_grad]
 
         def own(tensor: Tensor) -> Tensor:
             if not tensor.requires_grad:
@@ -196,7 +197,12 @@ def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 def _tensors(value: Any) -> list[Tensor]:
     found: list[Tensor] = []
-    _each(value, lambda tensor: (found.append(tensor), tensor)[1])
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _each(value, keep)
     return found
 
 

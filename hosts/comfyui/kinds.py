@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import comfy.model_base
 from comfy.ldm.flux.model import Flux
@@ -20,7 +20,7 @@ def family_of(network: nn.Module) -> Family | None:
     if isinstance(network, MMDiT):
         return "sd3"
     # Later models of the class (Flux 2, LongCat, Ovis) have no pooled text, and diffusers other classes for them.
-    if type(network) is Flux and network.params.vec_in_dim is not None:
+    if type(network) is Flux and cast(Any, network.params).vec_in_dim is not None:
         return "flux"
     return "unet" if type(network) is UNetModel else None
 
