@@ -2,7 +2,7 @@
 
 English comes from the schemas alone, another language from a catalogue, extensions/comfyui/locales/LANGUAGE.json, which
 gives a translation for each English text. A changed text is thus one without a translation: none outlives what it says.
-The page's own words are what its modules give to `t("...")`.
+The page's own words are what its modules give to `t("...")`, and the titles and texts of recipes.json.
 The command adds such texts to the catalogues with nothing beside them, and takes out those that no node says any more.
 
 locales/LANGUAGE/nodeDefs.json holds names only. ComfyUI sends that of every language to every page; tooltips and
@@ -94,9 +94,11 @@ def texts(nodes: Sequence[type[io.ComfyNode]]) -> Iterator[str]:
 
 def page_texts() -> Iterator[str]:
     """Every text that the page shows in the user's language."""
-    for path in sorted(PAGE.rglob("*.js")):
+    for path in sorted([*PAGE.rglob("*.js"), *PAGE.rglob("*.mjs")]):
         for found in CALL.findall(path.read_text(encoding="utf-8")):
             yield json.loads(found)
+    for recipe in json.loads((PAGE / "recipes.json").read_text(encoding="utf-8")):
+        yield from (recipe["title"], recipe["text"])
 
 
 def english(section: str, text: str, place: str) -> str:

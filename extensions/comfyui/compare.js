@@ -11,8 +11,7 @@ const style = document.createElement("style");
 style.textContent = `
 .retort-compare { display: flex; flex-direction: column; gap: 4px; width: 100%; height: 100%; min-height: 0;
   box-sizing: border-box; font: 12px/1.35 sans-serif;
-  color: color-mix(in srgb, var(--input-text, #ddd) 60%,
-    oklch(from var(--comfy-input-bg, #222) clamp(0, (0.65 - l) * 1000, 1) 0 0)); }
+  color: color-mix(in srgb, var(--input-text, #ddd) 60%, var(--retort-far)); }
 .retort-compare-view { position: relative; flex: 1 1 0; min-height: 120px; overflow: hidden; touch-action: none;
   cursor: ew-resize; background: var(--comfy-input-bg, #222); border-radius: 4px; }
 .retort-compare-view span[hidden] { display: none; }

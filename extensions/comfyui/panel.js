@@ -8,7 +8,7 @@ import { element } from "./panel/page.js";
 /** Folders of pictures; their module comes when they are first looked at. */
 class FolderList {
   constructor(root) {
-    import("./panel/data.js").then((data) => this.closed || (this.list = new data.FolderList(root)));
+    import("./panel/data.mjs").then((data) => this.closed || (this.list = new data.FolderList(root)));
   }
 
   close() {

@@ -1,18 +1,22 @@
 // Preference Picker: shows on the node what waits beside a set, sends what is chosen, and draws ahead while one chooses.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { Desk } from "./picker/desk.js";
 import { Drawing, MOST, promptsLeft, queuedFor } from "./picker/drawing.js";
-import { Mail } from "./picker/mail.js";
+import { Session } from "./picker/session.js";
 import { View } from "./picker/view.js";
-import { connected } from "./panel/page.js";
+import { addNode } from "./panel/add_node.js";
+import { ask } from "./panel/client.js";
+import { connected, element, openWindow } from "./panel/page.js";
+import { t } from "./locales/words.js";
 
 const PICKER = "RetortPreferencePicker";
 const QUEUE = "RetortPromptQueue";
+const TRAINER = "RetortTrainPreference";
 const KEEP = "retort_waiting";
+const UNQUEUED = "The workflow could not be queued: ComfyUI says why.";
 const LOOK = 3000; // ms between looks at the desk while something is drawn
 const BUSY = 1000; // ms until a server that is busy is asked again
-const HEIGHT = 380;
+const HEIGHT = 420;
 
 const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
@@ -31,9 +35,18 @@ class Picker {
     this.away = ""; // why the desk cannot be seen
     this.queued = 0;
     this.drawing = new Drawing();
+    const told = (work) => () => work().catch((error) => {
+      this.note = error.message;
+      this.render();
+    });
+    const more = [
+      [t("Train now"), t("Train a LoRA on these choices"), told(() => this.train())],
+      [t("Full screen"), t("Large pictures; Escape ends it"), () => this.view.root.requestFullscreen()],
+      [t("Phone"), t("Pick on a phone in the same network"), told(() => this.phone())],
+    ];
     this.view = new View(
-      { pick: (place) => this.said(this.desk.choose(place)), say: (word) => this.say(word), keep: (n) => this.keep(n) },
-      (image) => api.apiURL(`${this.path}/images/${image}`),
+      { pick: (place) => this.said(this.desk.choose(place)), say: (word) => this.say(word), keep: (n) => this.keep(n), more },
+      (image) => api.apiURL(`${this.session.path}/images/${image}`),
     );
     this.open();
   }
@@ -44,51 +57,53 @@ class Picker {
     return { set: given("name").trim(), by: given("by") };
   }
 
-  get path() {
-    return `/retort/picker/${encodeURIComponent(this.place.set)}`;
-  }
-
-  get drawer() {
-    const { set, by } = this.place;
-    return `retort.picker.unsent ${JSON.stringify([set, by])}`;
+  get desk() {
+    return this.session.desk;
   }
 
   /** Begin with a set; what an earlier page could not send is sent now. */
   open() {
-    this.mail?.stop();
-    const drawer = this.drawer;
-    this.opened = drawer;
-    this.desk = new Desk(JSON.parse(sessionStorage.getItem(drawer) ?? "[]"));
-    const { path } = this;
-    const { by } = this.place;
-    this.mail = new Mail(this.desk, {
-      post: ({ id, choice }) => this.ask(path, by, choice === undefined ? "take_back" : "answer", { id, choice }),
-      keep: (unsent) => sessionStorage.setItem(drawer, JSON.stringify(unsent)),
-      changed: (note) => {
-        this.note = note;
-        this.render();
-        this.look();
-      },
-      later: (seconds, what) => setTimeout(what, 1000 * seconds),
+    this.session?.mail.stop();
+    this.opened = Session.drawer(this.place);
+    this.session = new Session(this.place, (path, options) => api.fetchApi(path, options), (note) => {
+      this.note = note;
+      this.render();
+      this.look();
     });
-    if (this.desk.unsent.length) this.mail.send();
   }
 
-  async ask(path, by, what, body) {
-    const sent = body && { method: "POST", body: JSON.stringify(body) };
-    const answer = await api.fetchApi(`${path}/${what}?by=${encodeURIComponent(by)}`, {
-      ...sent,
-      cache: "no-store",
-      headers: sent && { "Content-Type": "application/json" },
-    });
-    return { status: answer.status, body: await answer.json().catch(() => null) };
+  /** Train on the set: with the trainer of this workflow and what it needs, or with a new one, which is to be connected. */
+  async train() {
+    const trainer = app.graph.nodes.find((node) => node.comfyClass === TRAINER);
+    if (trainer) {
+      for (const node of upstream(trainer)) node.mode = 0;
+      const done = await app.queuePrompt(0, 1, { queueNodeIds: [String(trainer.id)] });
+      this.note = done ? t("The training is in the queue.") : UNQUEUED;
+    } else {
+      const [set, made] = [addNode("RetortPreferenceSet", { name: this.place.set }), addNode(TRAINER, {})];
+      set.connect(0, made, made.inputs.findIndex((input) => input.name === "pairs"));
+      this.note = t("Connect the model to Train Preference, then press Run.");
+    }
+    this.render();
+  }
+
+  /** Say where a phone finds the page of this set. */
+  async phone() {
+    const { set, by } = this.place;
+    const { addresses } = await ask(["pick", "addresses"]);
+    const { body } = openWindow(t("Pick on a phone"));
+    const links = addresses.map((one) => `${one}/retort/pick?${new URLSearchParams({ set, by })}`);
+    body.append(
+      element("p", {}, links.length ? t("Open this address on a phone in the same network:") : t("Start ComfyUI with --listen to reach it from a phone.")),
+      ...links.map((href) => element("a", { href, target: "_blank" }, href)),
+    );
   }
 
   said(done) {
     if (!done) return;
     this.note = "";
     this.render();
-    this.mail.send();
+    this.session.mail.send();
   }
 
   say(word) {
@@ -130,14 +145,14 @@ class Picker {
   }
 
   async see() {
-    if (this.opened !== this.drawer) this.open();
-    const { place, path, desk } = this;
+    if (this.opened !== Session.drawer(this.place)) this.open();
+    const { place, desk, session } = this;
     if (!place.set) return;
     const settled = desk.settled;
     try {
       // The queue first: a run that has left it has left its tickets on the desk.
       const queue = await (await api.fetchApi("/queue", { cache: "no-store" })).json();
-      const { status, body } = await this.ask(path, place.by, "tickets");
+      const { status, body } = await session.ask("tickets");
       this.away = status === 200 ? "" : body?.error || `ComfyUI answered ${status}`;
       if (status === 503) {
         // A large set is being read.
@@ -176,7 +191,7 @@ class Picker {
     for (const widget of controls) widget.beforeQueued?.({ isPartialExecution: false });
     const done = await app.queuePrompt(0, 1, inside ? {} : { queueNodeIds: [String(this.node.id)] });
     if (!done) {
-      this.drawing.failed("The workflow could not be queued: ComfyUI says why.");
+      this.drawing.failed(UNQUEUED);
       return;
     }
     for (const widget of controls) widget.afterQueued?.({ isPartialExecution: false });
@@ -192,7 +207,7 @@ class Picker {
 
   remove() {
     this.gone = true;
-    this.mail.stop();
+    this.session.mail.stop();
     this.drawing.stop();
   }
 }
@@ -252,7 +267,7 @@ app.registerExtension({
       picker.remove();
       pickers.delete(picker);
     };
-    node.setSize([Math.max(node.size[0], 460), Math.max(node.size[1], 600)]);
+    node.setSize([Math.max(node.size[0], 520), Math.max(node.size[1], 600)]);
     picker.render();
     picker.look();
   },

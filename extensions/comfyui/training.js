@@ -3,7 +3,10 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { nameRun } from "./panel/notice.js";
 import { connected } from "./panel/page.js";
+import { TRAINERS, offerRecipes } from "./panel/recipes.js";
 import { RunView } from "./panel/run_view.js";
+import { offerPanel } from "./panel/toast.js";
+import { t } from "./locales/words.js";
 
 const RUN = "retort_run", CHART = "retort_chart";
 // The widget that names the run.
@@ -27,6 +30,11 @@ app.registerExtension({
   name: "retort.training",
   nodeCreated(node) {
     if (!(node.comfyClass in NAMES)) return;
+    if (TRAINERS.includes(node.comfyClass)) {
+      const recipes = node.addWidget("button", "recipes", null, () => offerRecipes(node), { serialize: false });
+      recipes.label = t("Recipes");
+      recipes.serialize = false;
+    }
     const settings = (node.properties[CHART] ??= { shown: "student_loss", window: 25, log: false });
     let filled = false, room = false;
     const view = new RunView(settings, () => {
@@ -71,6 +79,7 @@ app.registerExtension({
       if (mine) {
         nameRun(typed(node));
         open(typed(node), true);
+        offerPanel(typed(node));
       }
       else if (view.awaited) view.open(view.name);
     };

@@ -1,11 +1,14 @@
-"""The help pages under the address that ComfyUI's page asks first, which names a language, and what they link to.
+"""Files of the page that ComfyUI alone would not serve so: help pages in a language, what they link to, later modules.
 
 A page in that language is docs/NAME/LANGUAGE.md; where there is none, the English docs/NAME.md is given. The panel
 opens links as they stand, so one that leads to docs/ in the repository is made to lead to our route for it.
+Modules that end in .mjs are not loaded with ComfyUI's page, but when they are wanted. A browser may not keep them, as
+it may not keep others: after an update all are of one version.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -46,7 +49,13 @@ def add(table: web.RouteTableDef) -> None:
     for name, folder in import_module("nodes").EXTENSION_WEB_DIRS.items():
         if Path(folder).resolve() == PAGE:
             table.get(f"/extensions/{name}/docs/{NAMES}")(page)
+            for path in PAGE.rglob("*.mjs"):
+                table.get(f"/extensions/{name}/{path.relative_to(PAGE).as_posix()}")(partial(_module, path))
     table.get(f"{ROOT}/docs/{{page:[A-Za-z]+}}.md")(details)
+
+
+async def _module(path: Path, request: web.Request) -> web.Response:
+    return _sent(path.read_text(encoding="utf-8"), "text/javascript")
 
 
 def _sent(text: str, kind: str) -> web.Response:

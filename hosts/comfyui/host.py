@@ -40,6 +40,7 @@ from . import (
     job_base,
     loras,
     model_files,
+    phone_routes,
     picker_routes,
     preference_routes,
     refusals,
@@ -338,6 +339,8 @@ class ComfyUI(Host):
             table = PromptServer.instance.routes
             help_routes.add(table)
             picker_routes.add(table, sets)
+            args = comfy.cli_args.args
+            phone_routes.add(table, lambda: (args.listen, PromptServer.instance.port, bool(args.tls_keyfile)))
             preference_routes.add(table, sets)
             data_routes.add(table, sets, lambda: self.input_folders()[0])
             run_routes.add(table, self.runs_folder, self.loras_folder)

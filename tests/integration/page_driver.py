@@ -37,7 +37,8 @@ NODES = """(vue) => app.graph._nodes.map((node) => {
   const box = shown?.getBoundingClientRect();
   // What happens to a seed after a run stands in the seed's own row.
   const control = (widget) => String(widget.options?.values).startsWith("fixed,increment,decrement");
-  const seen = (widget) => !control(widget) && !widget.hidden && !widget.options?.hidden
+  // Nodes 2.0 draws buttons, ours and core's, apart from fields.
+  const seen = (widget) => !control(widget) && widget.type !== "button" && !widget.hidden && !widget.options?.hidden
     && !((widget.advanced || widget.options?.advanced) && !node.showAdvanced);
   const scale = app.canvas.ds.scale;
   return {

@@ -89,7 +89,7 @@ def test_previews_over_time(page, opened, size, theme):
     page("size", width=size[0], height=size[1])
     page("look", vue=False, theme=theme)
     page("click", where=".retort-previews > button")
-    page("until", condition=f"{WINDOW}.dataset.filled === 'yes'")
+    page("until", condition="document.querySelector('.retort-time')?.ariaBusy === 'false'")
     heads = page("evaluate", code="[...document.querySelectorAll('.retort-step')].map((one) => one.textContent)")
     assert heads == [str(step) for step in STEPS]
     texts = "[...document.querySelectorAll('.retort-time tbody th')].map((one) => one.textContent)"
@@ -110,10 +110,10 @@ def test_previews_over_time(page, opened, size, theme):
     page("until", condition=f"{now} === 'step {STEPS[2]}'")
     page("click", where=".retort-gallery button", text="Pause")
     # Large by keys: to the right is later, down is the next prompt.
-    page("click", where=".retort-time td button", keys="ArrowRight")
-    page("press", keys="Enter")
+    page("click", where=".retort-time td button", keys="Enter")
     said = "document.querySelector('.retort-lightbox img')?.alt"
-    page("until", condition=f"{said} === 'step {STEPS[1]}: {PROMPTS[0]}'")
+    page("until", condition=f"{said} === 'step {STEPS[0]}: {PROMPTS[0]}'")
+    page("press", keys="ArrowRight")
     page("press", keys="ArrowRight")
     page("press", keys="ArrowDown")
     page("until", condition=f"{said}?.startsWith('step {STEPS[2]}: a blue four')")

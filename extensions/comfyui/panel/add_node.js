@@ -1,7 +1,7 @@
 // A node on the canvas, beside what is there.
 import { app } from "../../../scripts/app.js";
 
-/** Add a node with these values of widgets to the right of everything, and look at it. */
+/** Add a node with these values of widgets to the right of everything, and look at it; the node. */
 export function addNode(type, values, title) {
   const node = LiteGraph.createNode(type);
   const others = app.graph.nodes;
@@ -19,4 +19,5 @@ export function addNode(type, values, title) {
   }
   app.canvas.selectNode(node);
   app.canvas.centerOnNode(node);
+  return node;
 }

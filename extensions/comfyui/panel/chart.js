@@ -1,8 +1,8 @@
 // A chart of one number of a run: raw values pale, their running mean strong, phases apart, save points on the axis.
-import { LEFT, RIGHT, pictureOf, plot } from "./curves.js";
+import { LEFT, RIGHT, exporters, plot } from "./curves.js";
 import { colours } from "./drawing.js";
-import { button, download, element } from "./page.js";
-import { bounds, csv, nearest, short, smooth, split } from "./series.js";
+import { element } from "./page.js";
+import { bounds, nearest, short, smooth, split } from "./series.js";
 import { t } from "../locales/words.js";
 
 export class Chart {
@@ -21,10 +21,10 @@ export class Chart {
     const smoothing = element("label", { title: t("Steps that the strong line averages") }, `${t("smooth")} `, this.slider);
     const scale = element("label", { title: t("Logarithmic, where all values are positive") }, this.log, " log");
     const failed = (error) => (this.note.textContent = error.message);
-    const exports = [
-      button("CSV", t("All numbers of this run as a table"), () => this.export("csv"), failed),
-      button("PNG", t("This chart as a picture"), () => this.export("png"), failed),
-    ];
+    const exports = exporters(() => {
+      const name = this.run ?? "run";
+      return { name, runs: [{ name, series: this.series }], canvases: [this.canvas], ground: colours(this.root)("back") };
+    }, failed);
     exports[0].classList.add("retort-apart");
     this.root = element(
       "div", { class: "retort-chart" },
@@ -126,13 +126,6 @@ export class Chart {
       pen.arc(x(steps[i]), y(line[i], spans[parts.findIndex((part) => i < part.end)]), 3, 0, 7);
       pen.fill();
     }
-  }
-
-  /** Give the user the numbers, or the picture. */
-  async export(kind) {
-    const name = this.run || "run";
-    if (kind === "csv") download(`${name}.csv`, new Blob([csv([{ name, series: this.series }])], { type: "text/csv" }));
-    else download(`${name}.png`, await pictureOf([this.canvas], colours(this.root)("back")));
   }
 
   point(event) {

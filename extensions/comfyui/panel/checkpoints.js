@@ -15,7 +15,7 @@ export class Checkpoints {
       const { lora } = await tell(["runs", run().name, "keep"], { step: Number(this.select.value), name: this.name.value });
       this.note.textContent = t("kept as {lora}", { lora });
     }, failed);
-    const grid = button(t("Checkpoint grid"), t("A workflow that draws the checkpoints at several strengths on one sheet"), () => openGrid(run()), failed);
+    const grid = button(t("Checkpoint grid"), t("Draw the checkpoints at several strengths on one sheet"), () => openGrid(run()), failed);
     this.select.addEventListener("change", () => this.call(run().name));
     this.root = element("div", { class: "retort-row retort-menu" }, this.select, this.name, keep, grid, this.note);
   }

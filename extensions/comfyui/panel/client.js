@@ -32,3 +32,8 @@ export function address(parts) {
 export async function interrupt() {
   await api.interrupt(null);
 }
+
+/** Where a run's preview of a step is. */
+export function previewOf(run, step) {
+  return address(["runs", run, "previews", `step_${String(step).padStart(7, "0")}.png`]);
+}

@@ -1,6 +1,7 @@
 // Lines over steps on a canvas, with axes that have names; each phase of a run has a scale of its own.
 import { pen as penOf } from "./drawing.js";
-import { short, thin, ticks } from "./series.js";
+import { button, download } from "./page.js";
+import { csv, short, thin, ticks } from "./series.js";
 import { t } from "../locales/words.js";
 
 export const LEFT = 44, RIGHT = 8;
@@ -77,7 +78,7 @@ export function plot(canvas, colour, { first, last, spans, logged, axis }) {
 }
 
 /** One picture of several canvases, below one another, on a ground: a promise of a PNG. */
-export function pictureOf(canvases, ground) {
+function pictureOf(canvases, ground) {
   const whole = document.createElement("canvas");
   whole.width = Math.max(...canvases.map((one) => one.width));
   whole.height = canvases.reduce((sum, one) => sum + one.height, 0);
@@ -90,4 +91,18 @@ export function pictureOf(canvases, ground) {
     top += one.height;
   }
   return new Promise((done) => whole.toBlob(done, "image/png"));
+}
+
+/** Buttons that give the user the numbers of runs, or their charts. given(): {name, runs, canvases, ground}. */
+export function exporters(given, failed) {
+  return [
+    button("CSV", t("The numbers as a table"), () => {
+      const { name, runs } = given();
+      download(`${name}.csv`, new Blob([csv(runs)], { type: "text/csv" }));
+    }, failed),
+    button("PNG", t("The chart as a picture"), async () => {
+      const { name, canvases, ground } = given();
+      download(`${name}.png`, await pictureOf(canvases, ground));
+    }, failed),
+  ];
 }

@@ -2,14 +2,16 @@
 import { address, tell } from "./client.js";
 import { List } from "./list.js";
 import { Checkpoints } from "./checkpoints.js";
-import { Compared, MOST } from "./compared.js";
 import { openLora } from "./new_workflow.js";
 import { notifySwitch } from "./notice.js";
 import { button, element } from "./page.js";
-import { RunView } from "./run_view.js";
+import { RunView, commandsOf } from "./run_view.js";
 import { counted, going, standing } from "./series.js";
 import { t } from "../locales/words.js";
 
+/** run: the one that opens as soon as it is listed. */
+export const wanted = { run: "" };
+const MOST = 8; // runs that are compared at once: as many as compared.mjs has colours
 const settings = { shown: "student_loss", window: 25, log: false };
 
 export class RunList {
@@ -21,7 +23,7 @@ export class RunList {
       row: (name) => this.row(name),
     });
     this.ticked = new Set();
-    this.compare = button("", t("Curves, settings that differ and previews of the ticked runs"), () => new Compared([...this.ticked]),
+    this.compare = button("", t("Curves, settings and previews side by side"), async () => new (await import("./compared.mjs")).Compared([...this.ticked]),
       (error) => this.list.say(error.message));
     this.compare.classList.add("retort-wide");
     root.prepend(this.compare);
@@ -46,14 +48,7 @@ export class RunList {
     const state = element("span", { class: "retort-line" });
     const bar = element("progress", { "aria-label": `Steps of ${name}` });
     const failed = (error) => (state.textContent = error.message);
-    const command = (wish, text, tip) => button(text, tip, () => tell(["runs", name, "command"], { command: wish }), failed);
-    const commands = element(
-      "div", { class: "retort-row" },
-      command("sample", "Sample now", "Draw previews after this step"),
-      command("save", "Save now", "Write a checkpoint after this step"),
-      command("stop", "Stop", "Save, then end the run"),
-    );
-    commands.lastChild.classList.add("retort-apart");
+    const commands = commandsOf(() => name, (text) => (state.textContent = text));
     let run;
     const open = button("Open LoRA", "The LoRA in a new workflow", () => openLora(run), failed);
     const more = this.menu(name, failed);
@@ -67,6 +62,10 @@ export class RunList {
     title.addEventListener("click", () => this.toggle(name, title, root, () => run));
     const show = (now) => {
       run = now;
+      if (wanted.run === name) {
+        wanted.run = "";
+        if (this.view?.name !== name) title.click();
+      }
       const text = [standing(now), now.method, now.message].filter(Boolean).join(" · ");
       if (state.textContent !== text) state.textContent = text;
       state.dataset.state = now.state;

@@ -1,7 +1,6 @@
 // A training run as it goes on: where it stands, its chart, its previews, and what it can be told.
-import { ask, tell } from "./client.js";
+import { ask, previewOf, tell } from "./client.js";
 import { Chart } from "./chart.js";
-import { Gallery, previewOf } from "./gallery.js";
 import { tellEnd, wanted } from "./notice.js";
 import { button, element, lightbox } from "./page.js";
 import { Series, counted, going, standing } from "./series.js";
@@ -11,6 +10,23 @@ const GB = 2 ** 30;
 const EVERY = 1000, AGAIN = 3000, MOST_PICTURES = 48;
 // How long an answer to a button stays before the line says again where the run stands.
 const NOTED = 5000;
+
+/** Buttons for what a run can be told. run(): its name; say(text): what came of it. */
+export function commandsOf(run, say) {
+  const command = (wish, text, title, done) => button(text, title, async () => {
+    await tell(["runs", run(), "command"], { command: wish });
+    say(done);
+  }, (error) => say(error.message));
+  const row = element(
+    "div", { class: "retort-row" },
+    command("sample", "Sample now", "Draw previews after this step", "draws previews after this step"),
+    command("save", "Save now", "Write a checkpoint after this step", "saves after this step"),
+    command("stop", "Stop", "Save, hand out the LoRA so far and go on with the workflow; queue it again to train on",
+      "saves and stops after this step"),
+  );
+  row.lastChild.classList.add("retort-apart");
+  return row;
+}
 
 export class RunView {
   /**
@@ -25,20 +41,10 @@ export class RunView {
     this.bar = element("progress", { "aria-label": "Steps done" });
     this.memory = element("div", { class: "retort-memory" });
     const failed = (error) => this.say(error.message);
-    const command = (wish, text, title) =>
-      button(text, title, async () => {
-        await tell(["runs", this.name, "command"], { command: wish });
-        this.say({ sample: "draws previews after this step", save: "saves after this step", stop: "saves and stops after this step" }[wish]);
-      }, failed);
-    this.buttons = element(
-      "div", { class: "retort-row" },
-      command("sample", "Sample now", "Draw previews after this step"),
-      command("save", "Save now", "Write a checkpoint after this step"),
-      command("stop", "Stop", "Save, hand out the LoRA so far and go on with the workflow; queue it again to train on"),
-    );
-    this.buttons.lastChild.classList.add("retort-apart");
+    this.buttons = commandsOf(() => this.name, (text) => this.say(text));
     this.strip = element("div", { class: "retort-strip", role: "group", "aria-label": "Previews" });
-    const all = button(t("Over time"), t("All previews: a row for each prompt, a column for each step"), () => {
+    const all = button(t("Over time"), t("All previews by prompt and step"), async () => {
+      const { Gallery } = await import("./gallery.mjs");
       this.gallery = new Gallery(this.name, this.series.pictures);
     }, failed);
     this.previews = element("div", { class: "retort-previews" }, this.strip, all);
@@ -159,6 +165,7 @@ export class RunView {
   pictures() {
     const steps = this.series.pictures.slice(-MOST_PICTURES);
     if (this.gallery?.open && this.gallery.run === this.name) this.gallery.update(this.series.pictures);
+    this.previews.hidden = !steps.length;
     if (steps.join() === this.shown) return;
     this.shown = steps.join();
     const pictures = steps.map((step) => ({
@@ -173,7 +180,6 @@ export class RunView {
         return made;
       }),
     );
-    this.previews.hidden = !steps.length;
     this.strip.scrollLeft = this.strip.scrollWidth;
   }
 }

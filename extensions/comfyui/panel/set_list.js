@@ -28,7 +28,7 @@ export class SetList {
     const put = (text, type) => button(text, `Put ${text} on the canvas`, () => addNode(type, { name }), failed);
     const nodes = element(
       "div", { class: "retort-row" }, put("Preference Picker", "RetortPreferencePicker"), put("Preference Set", "RetortPreferenceSet"),
-      button(t("All pairs"), t("Look at all pairs, and take wrong ones out"), async () => (await import("./data.js")).openPairs(name), failed),
+      button(t("All pairs"), t("Look at all pairs, and take wrong ones out"), async () => (await import("./data.mjs")).openPairs(name), failed),
     );
     const root = element("li", {}, title, when, nodes, body);
     let shown, latest;

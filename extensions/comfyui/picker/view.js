@@ -1,24 +1,22 @@
 // What is seen on the node: the prompt, its candidates, buttons and counts. Texts are set as text, never as HTML.
 import { keyMeaning, markAt } from "./desk.js";
 import { MOST } from "./drawing.js";
+import { t } from "../locales/words.js";
+
+const ENOUGH = 20; // choices for a first LoRA
 
 // A second click of a double click is not meant for the pictures that have just come.
 const GUARD = 250; // ms
-const STYLE = new URL("./picker.css", import.meta.url);
 
 function make(kind, className, more = {}) {
   return Object.assign(document.createElement(kind), { className }, more);
 }
 
-function wearStyle() {
-  if (!document.querySelector(`link[href="${STYLE.pathname}"]`))
-    document.head.append(make("link", "", { rel: "stylesheet", href: STYLE.pathname }));
-}
+document.head.append(make("link", "", { rel: "stylesheet", href: new URL("./picker.css", import.meta.url).href }));
 
 export class View {
-  /** does: pick(place), say(word), keep(count); picture(id): its address. */
+  /** does: pick(place), say(word), keep(count), more: [[text, title, work]]; picture(id): its address. */
   constructor(does, picture) {
-    wearStyle();
     Object.assign(this, { does, picture, shown: undefined, since: 0, mark: null, cells: [] });
     this.root = make("div", "retort-picker", { tabIndex: 0 });
     // ComfyUI takes Ctrl+Z for the graph before any element hears of it, unless a text field has the focus.
@@ -42,11 +40,15 @@ export class View {
     const ahead = make("label", "retort-picker-ahead", { title: "How many sets are kept waiting for you" });
     ahead.append("keep ", this.keep, " waiting");
     const { tie, skip, undo, draw } = this.buttons;
+    this.way = make("progress", "", { max: ENOUGH, ariaHidden: true });
+    this.far = make("span", "retort-picker-far");
+    const more = make("div", "retort-picker-row");
+    more.append(this.way, this.far, ...does.more.map(([textContent, title, onclick]) => make("button", "", { type: "button", title, textContent, onclick })));
     const answers = make("div", "retort-picker-row");
     answers.append(tie, skip, undo, this.counts);
     const drawing = make("div", "retort-picker-row");
     drawing.append(draw, ahead, this.note);
-    this.root.append(this.prompt, this.grid, answers, drawing);
+    this.root.append(this.prompt, this.grid, answers, drawing, more);
     this.root.addEventListener("keydown", (event) => this.key(event));
     this.root.addEventListener("mousedown", (event) => this.focus(event));
     // The canvas would take the wheel and the pointer for itself.
@@ -115,6 +117,9 @@ export class View {
     if (document.activeElement !== this.keep) this.keep.value = drawing.keep;
     const lost = desk.problems ? ` · ${desk.problems} unreadable` : "";
     this.counts.textContent = `${desk.judged} judged · ${desk.waiting} waiting · ${desk.skipped} skipped${lost}`;
+    this.way.value = desk.judged;
+    this.far.textContent = desk.judged < ENOUGH
+      ? t("{count} of about 20 choices for a first LoRA", { count: desk.judged }) : t("{count} choices, enough for a first LoRA", { count: desk.judged });
     const said = note || drawing.why;
     this.note.textContent = said || (drawn ? "drawing…" : "");
     this.note.title = said;

@@ -1,18 +1,13 @@
 // How a run's previews change: a row for each prompt, a column for each step, and one column that plays them.
-import { address, ask } from "./client.js";
+import { ask, previewOf } from "./client.js";
 import { element, lightbox, openWindow } from "./page.js";
 import { evenly } from "./series.js";
-import { cut, load } from "./sheets.js";
+import { cut, load } from "./sheets.mjs";
 import { t } from "../locales/words.js";
 
 const MOST_STEPS = 48;
 const WIDE = 256; // pixels of a picture in the table
 const PAUSE = 600; // ms that a step stays while it plays
-
-/** The address of a preview. */
-export function previewOf(run, step) {
-  return address(["runs", run, "previews", `step_${String(step).padStart(7, "0")}.png`]);
-}
 
 export class Gallery {
   /** Opens over the page. steps: those that there are previews of. */
@@ -29,7 +24,6 @@ export class Gallery {
     body.append(element("div", { class: "retort-row" }, this.player, this.slider, this.step), this.note, box);
     this.slider.addEventListener("input", () => this.show(Number(this.slider.value)));
     this.player.addEventListener("click", () => this.play(!this.timer));
-    this.table.addEventListener("keydown", (event) => this.key(event));
     dialog.addEventListener("close", () => this.play(false));
     this.update(steps);
   }
@@ -57,6 +51,7 @@ export class Gallery {
     // Without a layout a sheet is one picture.
     this.sheet = sheet ?? { columns: 1, prompts: [""] };
     this.steps = steps;
+    this.table.ariaBusy = "true";
     this.now = this.sheet.prompts.map(() => element("canvas", { role: "img" }));
     this.cells = this.sheet.prompts.map(() => steps.map(() => element("canvas", { "aria-hidden": true })));
     const head = (text, kind) => element("th", { scope: "col", class: kind }, text);
@@ -73,6 +68,7 @@ export class Gallery {
     });
     const first = element("tr", {}, head(t("prompt"), ""), this.shown, ...this.heads);
     this.table.replaceChildren(element("thead", {}, first), element("tbody", {}, ...rows));
+    // One stop for keys: the large pictures are gone through by arrows.
     this.table.querySelector("td button").tabIndex = 0;
     this.slider.max = String(steps.length - 1);
     this.note.textContent = "";
@@ -85,7 +81,7 @@ export class Gallery {
       this.cells.forEach((row, i) => cut(image, this.sheet, i, row[j], WIDE));
       if (j === this.index) this.show(j);
     }
-    this.dialog.dataset.filled = "yes";
+    this.table.ariaBusy = "false";
   }
 
   caption(row, column) {
@@ -112,19 +108,6 @@ export class Gallery {
     this.timer = on ? setInterval(() => this.show((this.index + 1) % this.steps.length), PAUSE) : undefined;
     this.player.textContent = on ? t("Pause") : t("Play");
     this.player.setAttribute("aria-pressed", String(on));
-  }
-
-  key(event) {
-    const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
-    const cell = event.target.closest("td");
-    if (!move || !cell) return;
-    event.preventDefault();
-    const rows = [...this.table.tBodies[0].rows];
-    const to = rows[rows.indexOf(cell.parentElement) + move[0]]?.cells[cell.cellIndex + move[1]]?.querySelector("button");
-    if (!to) return;
-    event.target.tabIndex = -1;
-    to.tabIndex = 0;
-    to.focus();
   }
 
   enlarge(row, column) {

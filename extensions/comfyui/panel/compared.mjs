@@ -1,16 +1,13 @@
 // Runs side by side: their curves in one chart for each number, the settings that differ, and their previews.
-import { ask } from "./client.js";
-import { pictureOf, plot } from "./curves.js";
+import { ask, previewOf } from "./client.js";
+import { exporters, plot } from "./curves.js";
 import { colours } from "./drawing.js";
-import { previewOf } from "./gallery.js";
-import { button, download, element, lightbox, openWindow } from "./page.js";
-import { Series, bounds, csv, differing, nearest, smooth } from "./series.js";
+import { element, lightbox, openWindow } from "./page.js";
+import { Series, bounds, differing, nearest, smooth } from "./series.js";
 import { t } from "../locales/words.js";
 
 const EVERY = 3000; // ms
 const STROKES = ["#3b8eea", "#e89a3c", "#5fb86a", "#d16bb4", "#a08be8", "#3fb3b3", "#d9534f", "#9aa04a"];
-/** So many runs can be told apart. */
-export const MOST = STROKES.length;
 const SMOOTHING = 25;
 
 export class Compared {
@@ -29,11 +26,9 @@ export class Compared {
     this.step = element("output");
     this.pictures = element("div", { class: "retort-beside" });
     const failed = (error) => (this.note.textContent = error.message);
-    const exports = element(
-      "div", { class: "retort-row" },
-      button("CSV", t("All numbers of these runs as a table"), () => download("runs.csv", new Blob([csv(this.runs)], { type: "text/csv" })), failed),
-      button("PNG", t("These charts as a picture"), () => this.picture(), failed),
-    );
+    const exports = element("div", { class: "retort-row" }, ...exporters(() => (
+      { name: "runs", runs: this.runs, canvases: [...this.charts.children], ground: colours(dialog)("back") }
+    ), failed));
     this.beside = element("section", {}, element("h4", {}, t("Previews")),
       element("div", { class: "retort-row" }, this.slider, this.step), this.pictures);
     body.append(this.legend, this.numbers, this.charts, exports, this.note,
@@ -141,9 +136,5 @@ export class Compared {
       made.addEventListener("click", () => lightbox(found, i));
       return made;
     }));
-  }
-
-  async picture() {
-    download("runs.png", await pictureOf([...this.charts.children], colours(this.dialog)("back")));
   }
 }

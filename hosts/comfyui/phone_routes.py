@@ -1,0 +1,70 @@
+"""The picker as a page of its own, for a phone in the same network: retort/pick, and where a phone finds this server.
+
+The page holds nothing but the address of its script; what it shows it asks for by `picker_routes`, as ComfyUI's page
+does. It loads nothing from elsewhere, and no other page may show it in a frame.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from aiohttp import web
+
+from .guard import HEADERS, ROOT, guarded, stranger
+from .help_routes import PAGE
+
+POLICY = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+HERE = {"127.0.0.1", "localhost", "::1"}
+EVERYWHERE = {"0.0.0.0", "::"}
+# Of the networks for examples: nothing is sent there, the system only says from where it would be.
+ELSEWHERE = ("192.0.2.1", 9)
+
+
+def add(table: web.RouteTableDef, listens: Callable[[], tuple[str, int, bool]]) -> None:
+    """Add the routes. listens: gives the addresses, with commas between, the port, and whether it is by TLS."""
+
+    async def page(request: web.Request) -> web.Response:
+        # A link to it may stand on any page: it shows nothing by itself.
+        if wrong := stranger(request.headers.getall("Host", []), [], []):
+            raise web.HTTPForbidden(text=wrong)
+        folders = import_module("nodes").EXTENSION_WEB_DIRS
+        names = [name for name, place in folders.items() if Path(place).resolve() == PAGE]
+        if not names:
+            raise web.HTTPNotFound
+        source = f"/extensions/{quote(names[0])}/picker/phone.mjs"
+        text = (PAGE / "picker" / "phone.html").read_text(encoding="utf-8").replace("SCRIPT", source)
+        return web.Response(text=text, content_type="text/html", headers=HEADERS | {"Content-Security-Policy": POLICY})
+
+    def addresses() -> dict[str, Any]:
+        names, port, safe = listens()
+        found = reachable(names.split(","), own_address())
+        return {"addresses": [f"http{'s' if safe else ''}://{name}:{port}" for name in found]}
+
+    table.get(f"{ROOT}/pick/addresses")(guarded(addresses))
+    table.get(f"{ROOT}/pick")(page)
+
+
+def reachable(names: Iterable[str], own: str | None) -> list[str]:
+    """Of the names that a server listens at, those by which another machine reaches it. own: this machine's address."""
+    given = [name.strip() for name in names if name.strip()]
+    found = [name for name in given if name not in HERE | EVERYWHERE]
+    if own is not None and own not in HERE and EVERYWHERE & {*given}:
+        found.insert(0, own)
+    return [f"[{name}]" if ":" in name else name for name in dict.fromkeys(found)]
+
+
+def own_address() -> str | None:
+    """This machine's address in its network, None where it is in none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+        try:
+            made.connect(ELSEWHERE)
+            return str(made.getsockname()[0])
+        except OSError:
+            return None

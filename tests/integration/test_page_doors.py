@@ -1,0 +1,150 @@
+"""Ways in: recipes on trainers, the picker as the front door and on a phone, the offer to watch a first training."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import page_server
+import pytest
+import torch
+
+pytest.importorskip("peft")
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+app, page = page_server.app, page_server.page
+SIZES = [(1366, 768), (1800, 1100)]
+WINDOW = "document.querySelector('.retort-window')"
+TASTE = "app.graph._nodes.find((one) => one.type === 'RetortPreferencePicker')"
+
+
+def sound(audit):
+    assert audit["count"] > 0 and not audit["unnamed"] and not audit["unseen"] and not audit["poor"], audit
+
+
+@pytest.fixture(scope="module")
+def taste(app):
+    """A set of five pairs that wait for "pick"."""
+    preferences, tickets = (importlib.import_module(f"retort.preferences.{name}") for name in ("store", "tickets"))
+    folder = app.base / "output" / "retort_preferences" / "by_hand"
+    names = [preferences.keep_image(folder, torch.full((48, 64, 3), i / 10)) for i in range(10)]
+    tickets.ask(folder, [tickets.Ticket(f"pair {i}", tuple(names[2 * i : 2 * i + 2]), by="pick") for i in range(5)])
+    return folder
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_recipe_fills_in_a_trainer(page, size, vue):
+    """Its widgets have the recipe's values, and are stored as before: the button takes no place among them."""
+    page("size", width=size[0], height=size[1])
+    page("look", vue=vue, theme="light" if vue else "dark")
+    page("fresh", types=["RetortTrainDistillation"])
+    node = "app.graph._nodes[0]"
+    stored = page("evaluate", code=f"{node}.serialize().widgets_values.length")
+    assert page("evaluate", code=f"{node}.widgets.at(-2).label ?? {node}.widgets.at(-2).name").lower() == "recipes"
+    page("evaluate", code=f"() => {{ {node}.widgets.find((one) => one.name === 'recipes').callback(); }}")
+    page("until", condition=f"{WINDOW}?.querySelectorAll('.retort-window-body button').length === 4")
+    told = page("evaluate", code=f"{WINDOW}.textContent")
+    assert "Flux.1, 24 GB, 4 steps" in told and "22.5 GB on the card" in told and "TFLOP/s" in told
+    sound(page("audit"))
+    page("shot", name=f"recipes_{size[0]}_{'nodes2' if vue else 'canvas'}")
+    page("click", where=".retort-window button", text="Flux.1, 24 GB, 4 steps", keys="Enter")
+    page("until", condition=f"!{WINDOW}")
+    values = page("evaluate", code=f"Object.fromEntries({node}.widgets.map((one) => [one.name, one.value]))")
+    assert values["method"] == "tdm" and values["method.steps"] == 4 and values["method.cfg"] == 3.5
+    assert (values["rank"], values["accumulation"], values["steps"]) == (16, 4, 5000)
+    assert values["gradient_checkpointing"] is True
+    page("shot", name=f"filled_{size[0]}_{'nodes2' if vue else 'canvas'}")
+    assert page("evaluate", code=f"{node}.serialize().widgets_values.includes('recipes')") is False and stored > 20
+    assert not page("heard")
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
+def test_the_picker_says_how_far_it_is_and_leads_on(page, app, taste, vue):
+    """The bar counts choices; full screen shows the same pictures; a phone's address, or why there is none."""
+    page("size", width=1366, height=768)
+    page("look", vue=vue, theme="dark")
+    page("fresh", types=["RetortPreferencePicker"])
+    page("change", type="RetortPreferencePicker", values={"name": "by_hand", "by": "pick"})
+    page("fit", type="RetortPreferencePicker")
+    shown = "[...document.querySelectorAll('.retort-picker-cell img')].every((one) => one.naturalWidth)"
+    page("until", condition=f"document.querySelectorAll('.retort-picker-cell').length === 2 && {shown}")
+    before = page("evaluate", code="document.querySelector('.retort-picker progress').value")
+    page("evaluate", code="() => new Promise((done) => setTimeout(done, 500))")
+    page("click", where=".retort-picker-cell")
+    page("until", condition=f"document.querySelector('.retort-picker progress').value === {before} + 1")
+    said = page("evaluate", code="document.querySelector('.retort-picker-far').textContent")
+    assert said == f"{int(before) + 1} of about 20 choices for a first LoRA"
+    sound(page("audit"))
+    page("shot", name=f"door_{'nodes2' if vue else 'canvas'}")
+    page("click", where=".retort-picker button", text="Full screen")
+    page("until", condition="document.fullscreenElement?.classList.contains('retort-picker')")
+    page("shot", name=f"full_{'nodes2' if vue else 'canvas'}")
+    page("evaluate", code="() => document.exitFullscreen()")
+    page("click", where=".retort-picker button", text="Phone")
+    page("until", condition=f"{WINDOW}")
+    # This server listens to this machine alone.
+    assert "--listen" in page("evaluate", code=f"{WINDOW}.textContent")
+    page("press", keys="Escape")
+    # No trainer is there: one is put on the canvas, with the set.
+    page("click", where=".retort-picker button", text="Train now")
+    trainer = "app.graph._nodes.find((one) => one.type === 'RetortTrainPreference')"
+    page("until", condition=f"{trainer}?.inputs.find((one) => one.name === 'pairs').link != null")
+    sets = "app.graph._nodes.find((one) => one.type === 'RetortPreferenceSet').widgets[0].value"
+    assert page("evaluate", code=sets) == "by_hand" and not page("heard")
+
+
+def test_a_phone_picks(page, app, taste):
+    """The page by itself: a choice is in the set's file, undo takes it back, and no button needs the workflow."""
+    page("size", width=390, height=844)
+    lines = taste / "pairs.jsonl"
+    before = len(lines.read_text().splitlines()) if lines.is_file() else 0
+    page("evaluate", code="() => { location.href = '/retort/pick?set=by_hand&by=pick'; }")
+    shown = "[...document.querySelectorAll('.retort-picker-cell img')].every((one) => one.naturalWidth)"
+    page("until", condition=f"document.querySelectorAll('.retort-picker-cell').length === 2 && {shown}")
+    page("shot", name="phone")
+    wide = page("evaluate", code="document.documentElement.scrollWidth")
+    assert wide <= 390 and "Generate" not in page("evaluate", code="document.body.innerText")
+    page("evaluate", code="() => new Promise((done) => setTimeout(done, 500))")
+    page("click", where=".retort-picker-cell")
+    counted = "document.querySelector('.retort-picker-counts').textContent"
+    page("until", condition=f"{counted}.startsWith('{before + 1} judged')")
+    page("until", condition="!document.querySelector('.retort-picker-trouble')")
+    page("evaluate", code="() => new Promise((done) => setTimeout(done, 1500))")
+    assert len(lines.read_text().splitlines()) == before + 1
+    page("click", where=".retort-picker button", text="Undo")
+    page("until", condition=f"{counted}.startsWith('{before} judged')")
+    # The audit asks ComfyUI's page for the colour of a node.
+    page("evaluate", code="() => { window.LiteGraph = { NODE_DEFAULT_BGCOLOR: '#202020' }; }")
+    sound(page("audit"))
+    assert not page("heard")
+    page("open")
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_first_training_offers_to_be_watched(page, app, size):
+    """Once in a session; the panel opens with the run."""
+    page("size", width=size[0], height=size[1])
+    page("open")
+    page("look", vue=False, theme="dark")
+    page("evaluate", code="() => { localStorage.setItem('retort.panel', '2'); }")
+    job_watch = importlib.import_module("retort.trainers.job_watch")
+    folder = app.base / "output" / "retort" / "offered"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "student_loss": 1.0}) + "\n")
+    job_watch.write_status(folder, job_watch.Status("finished", 1, 1, machine="another"))
+    if page("evaluate", code="Boolean(document.querySelector('.retort-panel'))"):
+        page("evaluate", code="() => app.extensionManager.command.execute('Workspace.ToggleSidebarTab.retort')")
+        page("until", condition="!document.querySelector('.retort-panel')")
+    offer = """async () => {
+      (await import("/extensions/retort/panel/toast.js")).offerPanel("offered"); }"""
+    page("evaluate", code=offer)
+    page("until", condition="document.querySelector('.retort-toast')?.textContent.includes('offered')")
+    sound(page("audit"))
+    page("shot", name=f"toast_{size[0]}")
+    page("click", where=".retort-toast button", text="Show")
+    page("until", condition="document.querySelector('.retort-list .retort-run canvas')")
+    opened = "document.querySelector('.retort-title[aria-expanded=true]').textContent"
+    assert page("evaluate", code=opened) == "offered"
+    page("shot", name=f"offered_{size[0]}")
+    page("evaluate", code=offer)
+    assert not page("evaluate", code="document.querySelector('.retort-toast')") and not page("heard")
