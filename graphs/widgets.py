@@ -45,12 +45,12 @@ def assign(
     Its "widgets_values" are a list in the order of the widgets or a dict by name. A list that ends early was saved by
     an older version of the node; the later inputs' defaults are added to it, which is said in `notes`. One that does
     not fit otherwise raises NodeError; where not `strict`, it is read as ComfyUI's page reads it: by position, come
-    what may, and what is left over is let go. Newer files say the widgets' names too, so that a node of another version
+    what may, and what is left over is let go. Where a file names its widgets too, a node of another version
     gets what is its own.
     """
     values = raw.get("widgets_values")
     if not strict:
-        named = Place.named(values, raw.get("widgets_values_named"))
+        named = Place.named(values, raw.get("widgets_values_named")) or _listed(raw, values)
         if named and schema.node_id != MADE_UP:
             return _NamedRow(named).take(schema.inputs, "")
         if values is None:
@@ -175,6 +175,15 @@ class _NamedRow(_Row):
             return []
         place = self.named.get(name) or Place([widget.default], 0)
         return [(name, place.holder[place.key], place)]
+
+
+def _listed(raw: dict[str, Any], values: Any) -> dict[str, Place]:
+    """Values by name where a node's inputs name just as many widgets as there are values, else nothing."""
+    inputs = [one for one in raw.get("inputs") or [] if isinstance(one, dict) and isinstance(one.get("widget"), dict)]
+    names = [str(one["widget"].get("name")) for one in inputs]
+    if not isinstance(values, list) or len(names) != len(values) or len(set(names)) != len(names):
+        return {}
+    return {name: Place(values, at) for at, name in enumerate(names)}
 
 
 def places(raw: dict[str, Any], schema: Schema) -> dict[str, Place]:

@@ -37,7 +37,8 @@ class Session:
 
         args = comfy.cli_args.args
         if not torch.accelerator.is_available():
-            args.cpu = True  # without it ComfyUI asks for a card, and fails
+            args.cpu = True  # without it ComfyUI asks for a card, and fails; so do processes that it starts
+            sys.argv.append("--cpu")
         import folder_paths
 
         for kind, path in _further(where or Folders()):

@@ -198,7 +198,7 @@ def inside(comfyui, tmp_path_factory) -> dict[str, dict]:
 def test_latents_equal_the_servers_to_the_bit(server, inside, name):
     told = inside[name]
     assert "error" not in told, told["error"]
-    history = server.run(told["prompt"])
+    history = server.run(told["prompt"], seconds=1200)
     assert history["status"]["status_str"] == "success", history["status"]
     mine = sorted((inside["folder"] / name / "agree").glob("*.latent"))
     assert mine
