@@ -77,6 +77,7 @@ def test_inputs_in_host_memory_change_no_bit(ours, denoiser, loaded, kind):
     made, cond = denoiser(model, positive, x_of(kind).shape)
     ours("trainers.checkpointing").enable(made.network)
     one, found = calls(ours, made, kind, cond)[0], []
+    made.rehearse(x_of(kind).shape[1:], made.chosen(one.cond, [0]))
     keeping = ours("trainers.host_inputs").HostInputs(made.device, least=256)
     weights = made.adapters.parameters("student").values()
     for host_inputs in (None, keeping):

@@ -36,6 +36,7 @@ def test_gradients_flow_under_a_nodes_inference_mode_and_checkpoints_change_noth
     checkpointing = ours("trainers.checkpointing")
     with torch.inference_mode(), host.training_session():
         denoiser, one = ready(ours, host, model, positive, kind)
+        denoiser.rehearse(x_of(kind).shape[1:], denoiser.join([one]))
         found = []
         for on in (False, True):
             if on:
