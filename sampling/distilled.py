@@ -132,8 +132,9 @@ def sample_distilled(
 
     path: `rule.noised` of the model's own. model: is told what `rule.label_scale` says by whoever gives it. rule: None
     re-noises. schedule: the model's, which only "tcd" asks for. steps: those of the grid that are made, all by default;
-    x is then at the first one's level. A step to level zero returns the model's x0 itself. Raises ValueError for
-    "single" on a grid of more than one step.
+    x is then at the first one's level. A step to level zero returns the model's x0
+    itself; in "deterministic" it is rounded as by core's euler. Raises ValueError for "single" on a grid of more than
+    one step.
     """
     rule = Rule() if rule is None else rule
     mode = rule.mode
@@ -155,10 +156,11 @@ def sample_distilled(
         watch.saw(i, denoised)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-        if mode == "single" or numbers[i + 1] == 0:
-            x = denoised
-        elif mode == "deterministic":
+        if mode == "deterministic":
+            # To level zero too, where core's euler ends in the same roundings of x0.
             x = path.move(x, denoised, sigma, levels[i + 1])
+        elif mode == "single" or numbers[i + 1] == 0:
+            x = denoised
         else:
             fresh = clipped(noise_sampler(sigma, levels[i + 1]), rule.clip)
             if partly is None:

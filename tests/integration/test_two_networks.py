@@ -76,13 +76,12 @@ def test_wans_networks_are_each_asked_at_their_own_levels(
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_it_is_two_samplers_by_hand_to_the_bit(comfy, tiny, pair, guided, sample, relay, batch):
-    """KSamplerAdvanced with leftover noise, then another; core's last step to zero is x - (x - x0), ours is x0."""
+    """KSamplerAdvanced with leftover noise, then another."""
     high, low = pair("wan")
     _, positive, negative, latent = tiny("wan", batch)
     core = comfy.nodes
     high, low = _sd3(high, 5.0), _sd3(low, 5.0)
     advanced = core.KSamplerAdvanced()
-    last = {}
     with torch.inference_mode():
         begun = advanced.sample(
             high, "enable", 7, 4, 1.0, "euler", "simple", positive, negative, latent, 0, 2, "enable"
@@ -91,15 +90,8 @@ def test_it_is_two_samplers_by_hand_to_the_bit(comfy, tiny, pair, guided, sample
             low, "disable", 7, 4, 1.0, "euler", "simple", positive, negative, begun, 2, 10000, "disable"
         )[0]["samples"]  # fmt: skip
         simple = comfy.samplers.calculate_sigmas(low.get_model_object("model_sampling"), "simple", 4)
-        comfy.sample.sample(
-            low, torch.zeros_like(begun["samples"]), 4, 1.0, "euler", "simple", positive, negative, begun["samples"],
-            start_step=2, disable_noise=True, force_full_denoise=True, seed=7,
-            callback=lambda step, x0, x, total: last.update(x0=x0),
-        )  # fmt: skip
-        expected = low.model.process_latent_out(last["x0"].float())
     found = sample(guided(high, positive, negative), relay(guided(low, positive, negative)), simple, latent)
-    assert torch.equal(found, expected)
-    torch.testing.assert_close(found, ended, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found, ended)
 
 
 def _sd3(model, shift):
