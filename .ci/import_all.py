@@ -17,7 +17,7 @@ from pathlib import Path
 
 # Whose modules must import with requirements.txt alone.
 WHOLE = ("nodes", "sampling", "rewards", "restoration", "trainers", "files", "preferences")
-OUTSIDE = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server", "nodes"}
+OUTSIDE = {"comfy", "comfy_api", "comfy_execution", "comfy_kitchen", "folder_paths", "server", "nodes"}
 NO_MODULES = ("install.py", "extensions/", "hosts/job.py", "benchmarks/")
 
 

@@ -24,6 +24,7 @@ SHOWN = {
     "5 Restore a photograph": (STRIPS / "photographs.jpg", 1.0),
     "6 Reflect - More of what a LoRA adds": (STRIPS / "reflected.jpg", 0.5),
     "Distil - A teacher and three students": (HELP / "distilled.jpg", 1.0),
+    "Distil - A student by its own recipe": (HELP / "drawn.jpg", 1.0),
     "Distil - A student by its parts": (HELP / "drawn.jpg", 1.0),
     "Distil - A noise-prediction model": (STRIPS / "distilled.jpg", 0.75),
     "Distil - Train in a process of its own": (HELP / "chart.jpg", 1.0),

@@ -86,5 +86,6 @@ def test_every_node_is_in_a_workflow_that_has_a_thumbnail() -> None:
     for path in (ROOT / "workflows").glob("*.json"):
         assert path.with_suffix(".jpg").is_file(), f"{path.name} has no thumbnail"
         shown |= {node["type"] for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]}
-    missing = {node.define_schema().node_id for node in NODES} - shown
+    # The panel opens the grid with the names of a run.
+    missing = {node.define_schema().node_id for node in NODES} - shown - {"RetortLoraGrid"}
     assert not missing, f"in no workflow: {', '.join(sorted(missing))}"

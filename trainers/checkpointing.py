@@ -68,7 +68,8 @@ class Checkpointed(Around):
         """See the base."""
         # ComfyUI tells its blocks where they are through one dictionary, which says something else by the second pass.
         # Others fill a cache that the second pass would find full.
-        kept, named = _remembered(args), {name: _remembered(value) for name, value in kwargs.items()}
+        # Tensors are left to the checkpoint, so that they can wait in host memory.
+        kept = [None if isinstance(value, Tensor) else _remembered(value) for value in (*args, *kwargs.values())]
         names, count, passes = tuple(kwargs), len(args), 0
 
         def run(*given: Any) -> Any:
@@ -76,7 +77,7 @@ class Checkpointed(Around):
             passes += 1
             told = [
                 _told(now, before, passes == 1)
-                for now, before in zip(given, (*kept, *named.values()), strict=True)
+                for now, before in zip(given, kept, strict=True)
             ]
             return self.within(*told[:count], **dict(zip(names, told[count:], strict=True)))
 

@@ -76,7 +76,7 @@ def for_network(
     Layers of text encoders are left out. UsageError where no layer is the network's, naming one; of some that are not,
     `note`, or the log, is told.
     """
-    known = set(modules)
+    known = set(modules) - {""}  # the network itself
     named = {spelt: name for name in (*table.modules, *known) for spelt in (flat(name), name)}
     out: dict[str, Tensor] = {}
     unknown = []
