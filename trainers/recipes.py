@@ -2,7 +2,7 @@
 
 The value is a JSON object: "schema" (1); "preset", in the form of `sampling.students.form`, its levels as the network
 was shown them; "method"; and "base", what the student was made from, by "name" and "architecture". The schema is
-described for others in docs/student-metadata.md.
+described for others in docs/RetortLoadStudent.md.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from ...trainers.chart import LEFT_OUT
 from ...trainers.job import JOB
 from ...trainers.job_watch import COMMANDS, MOST_MESSAGE, STATUS, has_status, read_status, send
 from ...trainers.loop import CONFIG, SHEET
+from ...trainers.methods import METHODS
 from ...trainers.watch import columns_of
 from ..training.run import RESULT
 
@@ -113,15 +114,17 @@ def _when(folder: Path) -> list[tuple[float, str]]:
 def summary(run: Path) -> dict[str, Any]:
     """Where a run stands: the fields of `Status`, which runs of earlier versions and of scripts may lack; its settings.
 
-    method; timesteps: a few-step student's, empty for others; student: whether the LoRA carries its recipe; base: as
-    job.json names it, None where no file is the whole of it; prompt: the first that it trained on; latent: the shape of
-    its first latent, empty where that is not known.
+    method; timesteps: a few-step student's, empty for others; mode: what such a student does between them; student:
+    whether the LoRA carries its recipe; base: as job.json names it, None where no file is the whole of it; prompt: the
+    first that it trained on; latent: the shape of its first latent, empty where that is not known.
     """
     files = inside(run)
     config, result = _object(files / CONFIG), _object(files / RESULT)
     base = result.get("base") or _object(files / JOB).get("base")
+    method = str(config.get("method", ""))
     known: dict[str, Any] = {
-        "method": str(config.get("method", ""))[:MOST_TEXT],
+        "method": method[:MOST_TEXT],
+        "mode": METHODS[method].objective.student_rule.mode if method in METHODS else "",
         "timesteps": _list(result.get("timesteps")),
         "student": result.get("student") is True,
         "base": _texts(base) if isinstance(base, dict) else None,

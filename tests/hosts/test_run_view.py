@@ -250,3 +250,11 @@ def test_a_run_that_copies_pairs_first_has_two_phases(run):
     for strange in (True, "9", -1, None, [4]):
         (run / "config.json").write_text(json.dumps({"objective": {"regression_steps": strange}}))
         assert run_view.log(run, 0, 0)["phases"] == []
+
+
+def test_a_run_says_what_its_student_does_between_its_levels(tmp_path):
+    for method, mode in (("dmd2", "renoise"), ("tdm", "deterministic"), ("instarevive", "single"), ("of_tomorrow", "")):
+        run = tmp_path / method
+        run.mkdir()
+        (run / "config.json").write_text(json.dumps({"method": method}))
+        assert run_view.summary(run)["mode"] == mode

@@ -1,1 +1,1 @@
-"""The maths of training: one paper, one file; what they share is in `contract`."""
+"""The maths of training: one paper, one file; what they share is in `parts`."""

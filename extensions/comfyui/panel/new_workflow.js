@@ -2,7 +2,6 @@
 import { app } from "../../../scripts/app.js";
 import { spelt } from "./spelt.js";
 
-const DISTILLED = new Set(["dmd2", "f_distill", "tdm", "di_star"]);
 const SEED = 1, PIXELS = 8; // of a latent's cell; nodes of empty latents count in it
 // Columns that are wide enough in both renderers, and rows for the branch with the LoRA and the one without.
 const LEFT = 0, MIDDLE = 460, RIGHT = 1000, END = 1480, ROW = 900;
@@ -80,13 +79,13 @@ function emptyLatent(run, add, batch_size) {
 
 /** {levels, sampler} of a few-step student as it was trained; null for another run. */
 function fewSteps(run, add, base) {
-  if (!DISTILLED.has(run.method) || !run.timesteps.length) return null;
+  if (!run.timesteps.length || run.mode === "single") return null;
   const levels = add("RetortDistilledSigmas", MIDDLE, 560, {
     preset: "custom", steps: run.timesteps.length, timesteps: run.timesteps.join(", "),
   });
   join(base, 0, levels, "model");
   // What the student's noise does between its steps is the method's own.
-  const mode = run.method === "tdm" ? "deterministic" : "re-noise";
+  const mode = run.mode === "deterministic" ? "deterministic" : "re-noise";
   return { levels, sampler: add("RetortDistilledSampler", MIDDLE, 900, { preset: "custom", mode }) };
 }
 
