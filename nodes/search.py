@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..hosts.api import host, io, ui
@@ -44,6 +46,7 @@ def _tree(usual: TreeConfig, first: str) -> list:
     return [by_name[name] for name in shown]
 
 
+# The inputs of each method.
 METHODS = {
     "dts_star": lambda: _tree(DTS_STAR, "exploration"),
     "dts": lambda: _tree(TreeConfig(), "selection"),
@@ -58,20 +61,24 @@ METHODS = {
 }
 
 
+def _values(temperature: float, **given: Any) -> ValueConfig:
+    return ValueConfig(lam=1 / temperature if temperature else math.inf, **given)
+
+
+# What the search takes, of the values of those inputs.
+CONFIGS: dict[str, Callable[..., Any]] = {
+    "dts_star": partial(TreeConfig, selection="uct"),
+    "dts": TreeConfig,
+    "best_of_n": BestOfConfig,
+    "fk": SteeringConfig,
+    "svdd": _values,
+}
+
+
 def config_of(method: dict[str, Any]):
     """The settings of a method, as the search takes them."""
     given = dict(method)
-    kind = given.pop("method")
-    if kind == "dts_star":
-        return TreeConfig(selection="uct", **given)
-    if kind == "dts":
-        return TreeConfig(**given)
-    if kind == "fk":
-        return SteeringConfig(**given)
-    if kind == "svdd":
-        temperature = given.pop("temperature")
-        return ValueConfig(lam=1 / temperature if temperature else math.inf, **given)
-    return BestOfConfig()
+    return CONFIGS[given.pop("method")](**given)
 
 
 def budget_of(calls: int, seconds: float, enough: str) -> Budget:
