@@ -98,7 +98,7 @@ def _fitting(model, key: str | Preset, timesteps: str, stage: str) -> Preset:
     """The preset, checked against the model."""
     path = host.noise_path(model)
     if key == "custom" and stage == "first":
-        preset = presets.custom(timesteps, highest=1000 if path.kind == "FLOW" else 999)
+        preset = presets.custom(timesteps, highest=presets.highest(path))
     else:
         preset = _named(key, stage)
     presets.check(preset, path.kind, host.prediction(model), *host.latent_format(model))
@@ -157,7 +157,7 @@ def _grid(model, preset: Preset, steps: int, denoise: float, latent=None, said: 
         return sigmas[:0]
     if denoise < 1:
         sigmas = presets.cut(preset, sigmas, denoise, schedule, path, size)
-    names = "levels" if path.kind == "FLOW" else "timesteps"
+    names = "levels" if path.flow else "timesteps"
     text = f"{preset.title}: {len(sigmas) - 1} calls at {names} {presets.told(sigmas, schedule, path)}"
     if preset.sized:
         width, height = size or presets.SIZE

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .path import NoisePath, broadcast, vp_scale
+from .path import NoisePath, broadcast, level_of, time_of, vp_scale
 from .schedule import Schedule
 from .standard import ancestral_levels, ancestral_step, flow_ancestral_levels, flow_noise
 
@@ -59,8 +59,8 @@ def ancestral(path: NoisePath, sigmas: Tensor, eta: float) -> Partly:
 def tcd(path: NoisePath, schedule: Schedule, sigmas: Tensor, eta: float) -> Partly:
     """TCD's steps along sigmas (steps + 1,): 0 keeps all of the noise, 1 renews all of it above timestep 0.
 
-    As in its authors' code s is rounded down to a whole timestep where the schedule is a table; a flow's is
-    proportional to the level. The last level is the grid's own, where that code ends at timestep 0.
+    As in its authors' code s is rounded down to a whole timestep where the schedule is a table; a flow's is its time.
+    The last level is the grid's own, where that code ends at timestep 0.
     """
     there = sigmas[1:]
     if path.kind == "FLOW":
@@ -69,9 +69,12 @@ def tcd(path: NoisePath, schedule: Schedule, sigmas: Tensor, eta: float) -> Part
         return Partly(path, down, up, keep)
     if eta == 0:
         return Partly(path, there, torch.zeros_like(there), None)
-    # Whatever is found for a level of zero is not used.
-    s = (1 - eta) * schedule.timestep(there.clamp_min(torch.finfo(there.dtype).tiny))
-    down = torch.minimum(schedule.sigma(s.floor()).to(there), there)
+    if path.rectified:
+        down = level_of((1 - eta) * time_of(there))
+    else:
+        # Whatever is found for a level of zero is not used.
+        s = (1 - eta) * schedule.timestep(there.clamp_min(torch.finfo(there.dtype).tiny))
+        down = torch.minimum(schedule.sigma(s.floor()).to(there), there)
     return Partly(path, down, (there**2 - down**2) ** 0.5, None)
 
 
@@ -91,11 +94,13 @@ def told(x: Tensor, sigma: Tensor, scale: float, schedule: Schedule, path: Noise
     """
     if path.kind == "FLOW":
         return x, sigma * scale
-    level = schedule.sigma((schedule.timestep(sigma) * scale).floor()).to(sigma)
+    if path.rectified:
+        level = level_of(time_of(sigma) * scale)
+    else:
+        level = schedule.sigma((schedule.timestep(sigma) * scale).floor()).to(sigma)
     if path.kind == "VP":
         return x, level
-    root, root_there = ((path.sigma_data**2 + s**2) ** 0.5 for s in (sigma, level))
-    return x * broadcast(root_there / root, x), level
+    return x * broadcast(path.shrinking(level) / path.shrinking(sigma), x), level
 
 
 def handover(sigmas: Tensor, boundary: float) -> int:

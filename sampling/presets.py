@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .distilled import Mode, Start
-from .path import NoisePath
+from .path import NoisePath, level_of, time_of
 from .schedule import Schedule
 from .students.form import from_json
 from .students.preset import Preset, PresetMismatch, tokens_of
@@ -64,12 +64,13 @@ def timesteps(preset: Preset, steps: int | None = None) -> tuple[int, ...]:
 def levels(preset: Preset, steps: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
     """The levels of a flow's preset that has no timesteps: float32 (steps,), descending; errors as `count`'s.
 
-    size: (width, height) of the picture in pixels, which matters where `preset.sized`; None: 1024 x 1024.
+    They are the flow's times, in float64 where the preset lists them for a model that is carried as VE. size: (width,
+    height) of the picture in pixels, which matters where `preset.sized`; None: 1024 x 1024.
     """
     calls = count(preset, steps)
     row = preset.step_counts.index(calls)
     if preset.levels:
-        return torch.tensor(preset.levels[row])
+        return torch.tensor(preset.levels[row], dtype=torch.float64 if "VE" in preset.paths else torch.float32)
     return preset.shifted(torch.tensor(preset.unshifted[row]), calls, tokens_of(*(size or SIZE)))
 
 
@@ -80,11 +81,12 @@ def sigmas(
 
     Of integers every level s satisfies schedule.timestep(s) == t, so the network is told the integer it was trained
     with (t / 1000 where a flow counts in units of one; of 1 .. 1000 ten have no float32 level, and no preset here uses
-    those: they are met within 1.2e-7). A flow's levels are what its network is told, whatever the model's own shift is.
-    size: see `levels`. Raises PresetMismatch where the schedule has no such level.
+    those: they are met within 1.2e-7, and within 2.4e-7 on a flow that is carried as VE). A flow's levels are what its
+    network is told, whatever the model's own shift is. size: see `levels`. Raises PresetMismatch where the schedule has
+    no such level.
     """
     if preset.levels or preset.unshifted:
-        return torch.cat([levels(preset, steps, size), torch.zeros(1)])
+        return torch.cat([_carried(levels(preset, steps, size), path), torch.zeros(1)])
     return torch.tensor([_level(t, preset, schedule, path) for t in timesteps(preset, steps)] + [0.0])
 
 
@@ -92,7 +94,17 @@ def start_level(preset: Preset, schedule: Schedule, path: NoisePath) -> float:
     """The highest level that the student starts from, over its step counts; a grid below it is a part of one."""
     if preset.timesteps:
         return max(_level(grid[0], preset, schedule, path) for grid in preset.timesteps)
-    return max(float(levels(preset, n)[0]) for n in preset.step_counts)
+    return max(float(_carried(levels(preset, n), path)[0]) for n in preset.step_counts)
+
+
+def highest(path: NoisePath) -> int:
+    """The highest timestep that may be typed, in thousandths of the schedule."""
+    return 1000 if path.flow else 999
+
+
+def _carried(times: Tensor, path: NoisePath) -> Tensor:
+    """Levels, float32, of a flow's times."""
+    return level_of(times).float() if path.rectified else times
 
 
 def _level(t: int, preset: Preset, schedule: Schedule, path: NoisePath) -> float:
@@ -101,6 +113,16 @@ def _level(t: int, preset: Preset, schedule: Schedule, path: NoisePath) -> float
         # A flow's timestep is proportional to the level. schedule.sigma() would apply the shift to integers that
         # are shifted already. A float just below a power of two (127, 511, ..) is met to its last bit but one.
         wanted, slack, candidates = t / 1000 * unit, 2.0**-23, [torch.tensor(t / 1000)]
+    elif path.rectified:
+        # Any level has a time there; the network knows those between the table's ends.
+        low, high = (float(time_of(end)) for end in (schedule.sigma_min, schedule.sigma_max))
+        if not low <= t / 1000 <= high:
+            raise PresetMismatch(
+                f"preset {preset.title!r} needs timestep {t}, and this model's go from {math.ceil(1000 * low)} to "
+                f"{math.floor(1000 * high)}; type others"
+            )
+        wanted, slack = t / 1000, 2.0**-22
+        candidates = [level_of(torch.tensor(wanted, dtype=torch.float64))]
     else:
         # The table itself first: sigma(t) goes through a logarithm and may miss the table's last bit.
         wanted, slack, candidates = float(t), 0.0, [schedule.sigma(torch.tensor(float(t)))]

@@ -40,11 +40,11 @@ class Prior:
     def first(self, noise: Tensor) -> Tensor:
         """The latent (B, ...) at the first level, of unit noise (B, ...), scaled as ComfyUI scales it.
 
-        There a VE model gets the unit noise itself at its highest level; ComfyUI takes sigma_data to be 1 for that,
-        whatever it is.
+        There a VE model gets the unit noise itself at its highest level, but for a rectified flow; ComfyUI takes
+        sigma_data to be 1 for that, whatever it is.
         """
         latent = torch.zeros_like(noise) if self.latent is None else self.latent
-        if self.path.kind == "VE" and self.top:
+        if self.path.kind == "VE" and self.top and not self.path.rectified:
             return VE.unit_start(self.sigmas[0], noise) + latent
         return self.path.add_noise(latent, self.sigmas[0], noise)
 

@@ -221,8 +221,10 @@ class Run:
     def setting(self) -> dict[str, Any]:
         """What a state belongs to, in JSON's types."""
         path = asdict(self.path)
-        if path["sigma_data"] == 1.0:
-            del path["sigma_data"]  # files from before there was another
+        # Files from before there was anything else do without.
+        for name, usual in (("sigma_data", 1.0), ("rectified", False)):
+            if path[name] == usual:
+                del path[name]
         return {
             "path": path, "shape": list(self.prior.shape), "transition": asdict(self.transition),
             "sigmas": self.levels, "identity": self.prior.identity,

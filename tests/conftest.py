@@ -99,6 +99,20 @@ class ContinuousV(ContinuousEDM):
         return (timestep * math.pi / 2).tan()
 
 
+class CosmosRFlow(ContinuousEDM):
+    """Its ModelSamplingCosmosRFlow: a rectified flow's network is told the time."""
+
+    def __init__(self, low=0.002, high=80.0):
+        super().__init__(low, high)
+
+    def timestep(self, sigma):
+        return sigma / (sigma + 1)
+
+    def sigma(self, timestep):
+        top = self.sigma_max
+        return top if timestep >= top / (top + 1) else timestep / (1 - timestep)
+
+
 class Cascade(ContinuousEDM):
     """Its StableCascadeSampling: a cosine schedule over times in (0, 1], shifted; a table of 10,000 for samplers."""
 
@@ -136,6 +150,29 @@ CONTINUOUS = {
 @pytest.fixture(params=list(CONTINUOUS))
 def continuous(request):
     """(schedule, NoisePath, prediction) of each kind of model whose levels are not those of a table."""
+    from retort.sampling.path import NoisePath
+
+    schedule, data, prediction = CONTINUOUS[request.param]
+    return schedule(), NoisePath("VE", sigma_data=data), prediction
+
+
+def _rectified():
+    from retort.sampling.path import RECTIFIED
+
+    return CosmosRFlow(), RECTIFIED, "flow"
+
+
+@pytest.fixture
+def rectified():
+    """The same of a rectified flow that is carried as VE: Cosmos Predict2."""
+    return _rectified()
+
+
+@pytest.fixture(params=[*CONTINUOUS, "Cosmos Predict2"])
+def off_table(request):
+    """The same of every model whose levels are not those of a table, rectified flows among them."""
+    if request.param not in CONTINUOUS:
+        return _rectified()
     from retort.sampling.path import NoisePath
 
     schedule, data, prediction = CONTINUOUS[request.param]

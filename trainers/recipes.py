@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ..files.strangers import parse, plain
+from ..sampling.path import time_of
 from ..sampling.students.form import from_json, to_json
 from ..sampling.students.preset import Preset
 from .objectives.parts.contract import Objective, TrainableDenoiser
@@ -39,8 +40,8 @@ def preset_of(
 ) -> Preset | None:
     """How an objective's student is sampled; None for methods without one, and where no preset can say its levels.
 
-    shape: (C, ...) of a latent. Levels of a flow are kept to the last bit; those of eps and v models are timesteps,
-    which continuous schedules have none of.
+    shape: (C, ...) of a latent. Levels of a flow are kept to the last bit, as its times in (0, 1]; those of eps and v
+    models are timesteps, which continuous schedules have none of.
     """
     grids = objective.student_grids
     if not grids or denoiser.prediction not in ("eps", "v", "flow"):
@@ -48,6 +49,9 @@ def preset_of(
     given: dict[str, Any] = {}
     if denoiser.path.kind == "FLOW":
         given["levels"] = tuple(tuple(float(level) for level in grid) for grid in grids)
+    elif denoiser.path.rectified:
+        # In double precision, so that the level comes back from its time.
+        given["levels"] = tuple(tuple(float(time_of(level.double())) for level in grid) for grid in grids)
     elif denoiser.levels.listed:
         given["timesteps"] = tuple(tuple(_timestep(denoiser, level) for level in grid) for grid in grids)
     else:

@@ -112,7 +112,8 @@ def _shift(model) -> float | None:
     if "model_sampling" in model.object_patches_backup:
         plain.add_object_patch("model_sampling", model.object_patches_backup["model_sampling"])
     base = plain.get_model_object("model_sampling")
-    if path_of(base) == path_of(patched) and prediction_of(base) == "flow" == prediction_of(patched):
+    shifts = path_of(base).kind == "FLOW"
+    if shifts and path_of(base) == path_of(patched) and prediction_of(base) == "flow" == prediction_of(patched):
         shift = math.exp(patched.shift) if isinstance(base, ModelSamplingFlux) else patched.shift
         shifted = with_shift(plain, shift).get_model_object("model_sampling")
         if torch.allclose(shifted.sigmas.cpu(), patched.sigmas.cpu(), atol=1e-6):

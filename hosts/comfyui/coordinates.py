@@ -7,6 +7,7 @@ import math
 
 from comfy.model_sampling import (
     CONST,
+    COSMOS_RFLOW,
     EDM,
     EPS,
     V_PREDICTION,
@@ -18,7 +19,7 @@ from comfy.model_sampling import (
 )
 
 from ...sampling.levels import Prediction
-from ...sampling.path import VP, NoisePath
+from ...sampling.path import RECTIFIED, VP, NoisePath
 
 # ComfyUI mixes a schedule and a parametrisation into a class made on the fly, so its name says nothing. These three
 # methods fix the coordinates; what overrides only calculate_denoised (V_PREDICTION, EDM, X0, LCM) keeps them.
@@ -26,26 +27,31 @@ _COORDINATES = ("calculate_input", "noise_scaling", "inverse_noise_scaling")
 
 
 def path_of(model_sampling) -> NoisePath:
-    """The NoisePath of a `model_sampling` object; ValueError names the class when it is none of the three."""
+    """The NoisePath of a `model_sampling` object; ValueError names the class when Retort has none for it."""
     owners = {_owner(type(model_sampling), method) for method in _COORDINATES}
     if owners == {EPS}:
         return NoisePath("VE", sigma_data=float(model_sampling.sigma_data))
     if owners == {V_PREDICTION_DDPM}:
         return VP
+    if owners == {COSMOS_RFLOW}:
+        return RECTIFIED
     if owners == {CONST}:
         # Only some flow schedules have a noise scale; core too takes 1 for the others.
         return NoisePath("FLOW", float(model_sampling.noise_scale) if hasattr(model_sampling, "noise_scale") else 1.0)
-    foreign = sorted(owner.__name__ for owner in owners - {EPS, CONST, V_PREDICTION_DDPM}) or ["a mixture"]
+    known = {EPS, CONST, COSMOS_RFLOW, V_PREDICTION_DDPM}
+    foreign = sorted(owner.__name__ for owner in owners - known) or ["a mixture"]
     raise ValueError(
         f"this model samples in coordinates of its own (model_sampling: {', '.join(foreign)}). Retort knows those of "
-        "eps, v, x0 and EDM models, of flow models (SD3, Flux, Wan) and of CogVideoX: use one of them here"
+        "eps, v, x0 and EDM models, of flow models (SD3, Flux, Wan, Cosmos Predict2) and of CogVideoX: use one of them "
+        "here"
     )
 
 
 def prediction_of(model_sampling) -> Prediction:
     """What the network predicts; only asked of models whose coordinates `path_of` knows."""
     kinds: tuple[tuple[type, Prediction], ...] = (
-        (CONST, "flow"), (X0, "x0"), (EDM, "edm"), (V_PREDICTION, "v"), (V_PREDICTION_DDPM, "v"), (EPS, "eps"),
+        (CONST, "flow"), (COSMOS_RFLOW, "flow"), (X0, "x0"), (EDM, "edm"), (V_PREDICTION, "v"),
+        (V_PREDICTION_DDPM, "v"), (EPS, "eps"),
     )  # fmt: skip
     for kind, prediction in kinds:
         if isinstance(model_sampling, kind):
@@ -80,8 +86,8 @@ def with_shift(model, shift: float, audio_shift: float | None = None):
         new.set_parameters(shift=math.log(shift))
     else:
         raise ValueError(
-            f"shift {shift:g} cannot be set: only flow models have a timestep shift, and this one predicts "
-            f"{prediction_of(old)}; load a flow model such as SD3, Flux or Wan"
+            f"shift {shift:g} cannot be set: only flow models have a timestep shift, Cosmos Predict2 not among them, "
+            f"and this one predicts {prediction_of(old)}: load a flow model such as SD3, Flux or Wan"
         )
     clone.add_object_patch("model_sampling", new)
     return clone

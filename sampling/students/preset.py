@@ -20,7 +20,9 @@ from ..path import KINDS
 
 Family = Literal["eps", "v", "flow", "any"]
 FAMILIES: tuple[str, ...] = get_args(Family)
+# Those of a family by default, and what it may run on besides: a flow that is carried as VE (Cosmos Predict2).
 _PATHS = {"eps": ("VE",), "v": ("VE", "VP"), "flow": ("FLOW",), "any": KINDS}
+_MORE_PATHS = {"flow": ("VE",)}
 Certainty = Literal["code", "maker", "port", "template"]
 CERTAINTIES: tuple[str, ...] = get_args(Certainty)
 MuRule: TypeAlias = float | Literal["bfl"] | tuple[float, float, float, float]
@@ -111,7 +113,7 @@ class Preset:
         require(self.latent_channels is None or self.latent_channels > 0, "latent_channels", "use a count or None")
         if not self.paths:
             object.__setattr__(self, "paths", _PATHS[self.family])
-        allowed = _PATHS[self.family]
+        allowed = (*_PATHS[self.family], *_MORE_PATHS.get(self.family, ()))
         require(all(p in allowed for p in self.paths), "paths", f"family {self.family!r} runs on {', '.join(allowed)}")
         try:
             _ = self.rule

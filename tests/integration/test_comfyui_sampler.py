@@ -244,9 +244,9 @@ def test_packed_latents_go_through(comfy, tiny, guided):
 def test_models_with_other_coordinates_are_refused_by_name(comfy, ours):
     path_of, sampling = ours("hosts.comfyui.coordinates").path_of, comfy.model_sampling
     for name, schedule in (
-        ("COSMOS_RFLOW", "ModelSamplingCosmosRFlow"), ("IMG_TO_IMG", "ModelSamplingDiscrete"),
+        ("IMG_TO_IMG", "ModelSamplingDiscrete"),
         ("IMG_TO_IMG_FLOW", "ModelSamplingDiscreteFlow"),
-    ):  # fmt: skip
+    ):
         mixed = type("ModelSampling", (getattr(sampling, schedule), getattr(sampling, name)), {})()
         with pytest.raises(ValueError, match=name):
             path_of(mixed)
@@ -254,6 +254,8 @@ def test_models_with_other_coordinates_are_refused_by_name(comfy, ours):
     for name, kind in kinds.items():
         mixed = type("ModelSampling", (sampling.ModelSamplingDiscrete, getattr(sampling, name)), {})()
         assert path_of(mixed).kind == kind
+    cosmos = type("ModelSampling", (sampling.ModelSamplingCosmosRFlow, sampling.COSMOS_RFLOW), {})()
+    assert path_of(cosmos) == ours("sampling.path").RECTIFIED
     flow = type("ModelSampling", (sampling.ModelSamplingDiscreteFlow, sampling.CONST), {})()
     flow.set_noise_scale(2.0)
     assert path_of(flow).noise_scale == 2.0

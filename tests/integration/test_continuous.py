@@ -32,6 +32,7 @@ KINDS = {
     "SVD": (EDM, ("v_prediction", 700.0, 0.002), 1.0, "v"),
     "SDXL by EDM's levels": (EDM, ("eps", 14.6, 0.03), 1.0, "eps"),
     "continuous v": ("ModelSamplingContinuousV", ("v_prediction", 500.0, 0.03), 1.0, "v"),
+    "Cosmos Predict2": (EDM, ("cosmos_rflow", 80.0, 0.002), 1.0, "flow"),
     "Stable Cascade": ("ModelSamplingStableCascade", (2.0,), 1.0, "eps"),
 }
 
@@ -64,7 +65,11 @@ def test_levels_and_outputs_are_comfyui_s(ours, loaded, kind):
         parametrisation.x0(output, x, sigma), theirs.calculate_denoised(sigma, output, x), rtol=1e-5, atol=1e-4
     )
     noise = torch.randn(5, 4, 6, 6, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(theirs.calculate_input(sigma, path.unit_start(sigma, noise)), noise)
+    if path.rectified:
+        expected = theirs.noise_scaling(sigma, noise.clone(), torch.zeros_like(noise), True)
+        assert torch.equal(path.unit_start(sigma, noise), expected)
+    else:
+        torch.testing.assert_close(theirs.calculate_input(sigma, path.unit_start(sigma, noise)), noise)
     share = torch.tensor([0.1, 0.5, 0.95])
     expected = [float(theirs.percent_to_sigma(1 - float(part))) for part in share]
     torch.testing.assert_close(found.sampled(share), torch.tensor(expected))
@@ -75,6 +80,7 @@ def test_the_unit_tests_schedules_are_comfyui_s(comfy, loaded):
     for (name, settings, *_), mine in (
         (KINDS["Playground 2.5"], formulas.ContinuousEDM(0.002, 80.0)),
         (KINDS["continuous v"], formulas.ContinuousV(0.03, 500.0)),
+        (KINDS["Cosmos Predict2"], formulas.CosmosRFlow(0.002, 80.0)),
         (KINDS["Stable Cascade"], formulas.Cascade(2.0)),
     ):
         theirs = patched(model, name, settings).get_model_object("model_sampling")
@@ -107,8 +113,6 @@ def test_it_trains(host, loaded, trained, kind, method):
 
 def test_levels_that_no_network_can_be_trained_on_are_refused_before_the_first_step(comfy, loaded, trained, tmp_path):
     model, positive = loaded("sd15")
-    with pytest.raises(ValueError, match="COSMOS_RFLOW"):
-        trained(patched(model, EDM, ("cosmos_rflow", 80.0, 0.002)), positive, "sd15", "flow")
     reversed_ = patched(model, EDM, ("eps", 0.01, 14.0))
     with pytest.raises(ValueError, match="ModelSamplingContinuousEDM: the levels .* do not rise"):
         trained(reversed_, positive, "sd15", "flow")

@@ -23,9 +23,10 @@ WORKS = {
     "HunyuanVideo15_SR_Distilled": ("search",),  # MeanFlow: one level for the whole batch
     "HiDreamO1": ("flow", "exact"),  # writes by `out`, and keeps keys and values from call to call
     "CosmosT2V": ("sampler", "flow"),  # EDM's continuous levels
+    "CosmosT2IPredict2": ("sampler", "reflection", "search", "flow", "exact", "lora"),  # a flow in VE's coordinates
 }
 REFUSED = {
-    ("SVD_img2vid", "search"): "guider's model (SVD_img2vid) takes a batch for the frames of one video",
+    ("SVD_img2vid", "search"): "the guider's model (SVD_img2vid) takes a batch for the frames of one video",
     ("SVD_img2vid", "flow"): "model (SVD_img2vid) takes a batch for the frames of one video",
     ("HunyuanVideo15_SR_Distilled", "flow"): "model (HunyuanVideo15_SR_Distilled) is a MeanFlow model",
     ("LotusD", "sampler"): "this model samples in coordinates of its own (model_sampling: IMG_TO_IMG)",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from retort.sampling.levels import Levels, Parametrisation
-from retort.sampling.path import FLOW, VE, VP, NoisePath
+from retort.sampling.path import FLOW, RECTIFIED, VE, VP, NoisePath, time_of
 from retort.sampling.schedule import DiscreteSchedule, FlowSchedule, FluxSchedule
 
 SD = DiscreteSchedule()
@@ -77,6 +77,30 @@ def test_one_step_begins_where_there_is_as_much_noise_as_on_a_table(continuous):
     assert Levels(SD, VE).one_step() == float(SD.sigmas[399]) == pytest.approx(1.2, abs=0.05)
 
 
+def test_levels_of_a_rectified_flow_are_even_in_its_time(rectified):
+    schedule, path, _ = rectified
+    levels, low, high = Levels(schedule, path), float(schedule.sigmas[0]), float(schedule.sigmas[-1])
+    assert levels.listed and not levels.tabulated
+    times = torch.tensor([0.0, 2.5, 250.0, 500.0, 980.0, 1000.0])
+    expected = [low, 2.5 / 997.5, 1 / 3, 1.0, 49.0, high]
+    assert levels.level(times).tolist() == pytest.approx(expected, rel=1e-5)
+    assert levels.time(torch.tensor(expected)).tolist()[1:5] == pytest.approx(times.tolist()[1:5], rel=1e-5)
+    ends = low / (1 + low), high / (1 + high)
+    even = time_of(levels.uniform(shares()))
+    torch.testing.assert_close(even.diff(), torch.full((3999,), (ends[1] - ends[0]) / 4000), rtol=2e-3, atol=0)
+    assert float(even[-1]) == pytest.approx(ends[1], rel=1e-5)
+    # As of any flow: between two times, behind a shift, and no further than the schedule goes.
+    drawn = levels.drawn(torch.tensor([0.0, 0.5, 0.999]), 0.02, 0.98, shift=3.0)
+    t = torch.tensor([0.02, 0.5, 0.02 + 0.96 * 0.999])
+    torch.testing.assert_close(drawn, (3 * t / (1 - t)).clamp(max=high), rtol=1e-4, atol=0)
+    for shift in (1.0, 3.0):
+        end = levels.drawn(torch.tensor([1.0]), 0.02, levels.place(5.0, shift), shift)
+        assert float(end) == pytest.approx(5.0, rel=1e-5)
+    for found in (levels.trained(1000 * shares()), levels.sampled(shares()), levels.drawn(shares())):
+        assert low <= float(found.min()) and float(found.max()) <= high and (found.diff() >= 0).all()
+    assert levels.one_step() == high
+
+
 def test_every_entry_of_a_table_is_drawn_as_often():
     for schedule in (SD, Spaced(), DiscreteSchedule("sqrt_linear", 1e-4, 0.02, timesteps=50)):
         levels = Levels(schedule, VE)
@@ -108,11 +132,14 @@ def test_a_schedule_that_no_network_can_be_trained_on_is_named(levels):
 KINDS = [
     ("eps", VE), ("v", VE), ("edm", NoisePath("VE", sigma_data=0.5)), ("v", NoisePath("VE", sigma_data=0.5)),
     ("eps", NoisePath("VE", sigma_data=0.5)), ("x0", VE), ("eps", VP), ("v", VP), ("flow", FLOW),
-    ("flow", NoisePath("FLOW", 2.0)), ("x0", FLOW),
+    ("flow", NoisePath("FLOW", 2.0)), ("x0", FLOW), ("flow", RECTIFIED), ("x0", RECTIFIED),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("prediction", "path"), KINDS, ids=[f"{p}-{q.kind}-{q.sigma_data}" for p, q in KINDS])
+NAMES = [f"{p}-{q.kind}-{q.sigma_data}-{q.rectified}" for p, q in KINDS]
+
+
+@pytest.mark.parametrize(("prediction", "path"), KINDS, ids=NAMES)
 def test_the_target_of_a_network_gives_the_clean_latent(prediction, path):
     """x0 from what the network should put out at this x, by the definition of eps, v, EDM's F and a flow's velocity."""
     generator = torch.Generator().manual_seed(0)
@@ -127,7 +154,9 @@ def test_the_target_of_a_network_gives_the_clean_latent(prediction, path):
     target = {"eps": n, "v": v, "edm": -v, "flow": path.noise_scale * n - x0, "x0": x0}[prediction]
     torch.testing.assert_close(kind.x0(target, x, sigma), x0, rtol=1e-10, atol=1e-10)
     shown = kind.shown(x, sigma)
-    if path.kind != "FLOW":
+    if path.rectified:
+        torch.testing.assert_close(shown, FLOW.add_noise(x0, time_of(sigma), n))
+    elif path.kind != "FLOW":
         torch.testing.assert_close(shown.std((1, 2, 3)), torch.ones(3).double(), rtol=0.05, atol=0)
         torch.testing.assert_close(kind.shown(path.unit_start(sigma, n), sigma), n)
     if prediction in ("v", "edm"):

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from retort.sampling.path import FLOW, VE, VP, NoisePath
+from retort.sampling.path import FLOW, RECTIFIED, VE, VP, NoisePath, level_of, time_of
 
-PATHS = [VE, FLOW, VP, NoisePath("FLOW", 8.0)]
+PATHS = [VE, FLOW, VP, NoisePath("FLOW", 8.0), RECTIFIED]
 SHAPES = [(3, 4, 5, 6), (3, 2, 4, 5, 6)]
 
 
@@ -81,6 +81,23 @@ def test_unit_input_feeds_a_clean_latent(noise):
     assert torch.equal(VP.unit_input(2.04, z), z)
 
 
+def test_a_rectified_flow_carried_as_ve_is_the_flow_at_its_time(noise):
+    """x = z / (1 - t): noising, moving and the noise within are FLOW's, and the network is shown z."""
+    x0, n = noise((3, 4, 5, 6), 1, torch.float64), noise((3, 4, 5, 6), 2, torch.float64)
+    time, there = torch.tensor([0.02, 0.5, 0.98]).double(), torch.tensor([0.01, 0.3, 0.5]).double()
+    sigma, low, kept = level_of(time), level_of(there), (1 - time).view(-1, 1, 1, 1)
+    torch.testing.assert_close(time_of(sigma), time, rtol=1e-14, atol=0)
+    x, z = RECTIFIED.add_noise(x0, sigma, n), FLOW.add_noise(x0, time, n)
+    torch.testing.assert_close(x * kept, z, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(x / RECTIFIED.shrinking(sigma).view(-1, 1, 1, 1), z, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(RECTIFIED.noise_from(x, x0, sigma), FLOW.noise_from(z, x0, time), rtol=1e-9, atol=1e-9)
+    moved = RECTIFIED.move(x, x0, sigma, low) * (1 - there).view(-1, 1, 1, 1)
+    torch.testing.assert_close(moved, FLOW.move(z, x0, time, there), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(RECTIFIED.unit_input(sigma, x0) * kept, x0, rtol=1e-12, atol=1e-12)
+    assert torch.equal(RECTIFIED.unit_start(sigma, n), sigma.view(-1, 1, 1, 1) * n)
+    assert RECTIFIED.flow and FLOW.flow and not VE.flow and not VP.flow
+
+
 def test_bad_values_are_named():
     with pytest.raises(ValueError, match="'EDM' is not known"):
         NoisePath("EDM")
@@ -88,5 +105,8 @@ def test_bad_values_are_named():
         NoisePath("FLOW", 0.0)
     with pytest.raises(ValueError, match="only has a meaning for FLOW"):
         NoisePath("VE", 2.0)
+    for kind, data in (("FLOW", 1.0), ("VP", 1.0), ("VE", 0.5)):
+        with pytest.raises(ValueError, match="leave rectified at False"):
+            NoisePath(kind, sigma_data=data, rectified=True)
     with pytest.raises(ValueError, match=r"one level per item, shape \(3,\)"):
         VE.add_noise(torch.zeros(3, 4, 5, 6), torch.ones(2), torch.zeros(3, 4, 5, 6))

@@ -168,7 +168,7 @@ class DistilledSampler(RetortSampler):
         if chosen.preset != CUSTOM:
             return OFFERED[chosen.preset]
         path, _ = kind_of(self.model_wrap.predictor)
-        return presets.custom(chosen.timesteps, chosen.mode, chosen.start, 1000 if path.kind == "FLOW" else 999)
+        return presets.custom(chosen.timesteps, chosen.mode, chosen.start, presets.highest(path))
 
     def sample(self, p, x, *arguments, **named):
         """Text to image; x is unit noise."""

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from retort.sampling.path import broadcast
+from retort.sampling.presets import sigmas as sigmas_of
+from retort.sampling.students.form import from_json, to_json
 from retort.trainers.objectives.align_prop import AlignProp, AlignPropConfig
 from retort.trainers.objectives.di_star import DIStar, DIStarConfig
 from retort.trainers.objectives.dmd2 import DMD2, DMD2Config
@@ -22,6 +24,7 @@ from retort.trainers.objectives.parts.grids import student_sigmas
 from retort.trainers.objectives.smpo import SmPO, SmPOConfig
 from retort.trainers.objectives.spo import SPO, SPOConfig
 from retort.trainers.objectives.tdm import TDM, TDMConfig
+from retort.trainers.recipes import preset_of
 
 SHAPE = (3, 4, 4)
 METHODS = {
@@ -44,9 +47,9 @@ METHODS = {
 }
 
 
-def made(tiny, continuous):
+def made(tiny, off_table):
     """A tiny network that lives on this schedule; `told` collects the levels of its calls."""
-    schedule, path, prediction = continuous
+    schedule, path, prediction = off_table
     denoiser = tiny(path)
     denoiser.schedule, denoiser.prediction = schedule, prediction
     denoiser.sigma_range = float(schedule.sigmas[0]), float(schedule.sigmas[-1])
@@ -67,8 +70,8 @@ def batch_of(step=0, count=4):
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_every_method_trains_within_the_schedule(tiny, continuous, method):
-    denoiser = made(tiny, continuous)
+def test_every_method_trains_within_the_schedule(tiny, off_table, method):
+    denoiser = made(tiny, off_table)
     objective = METHODS[method](denoiser)
     objective.reward = lambda x, prompts, batch: x.flatten(1).mean(1)
     objective.prepare([batch_of()])
@@ -87,17 +90,17 @@ def test_every_method_trains_within_the_schedule(tiny, continuous, method):
 
 
 @pytest.mark.parametrize("levels", ["uniform", "logit_normal"])
-def test_fine_tuning_sees_as_much_noise_as_data(tiny, continuous, levels):
+def test_fine_tuning_sees_as_much_noise_as_data(tiny, off_table, levels):
     """The median level is near sigma_data, and few draws are where there is nothing to learn."""
-    denoiser = made(tiny, continuous)
+    denoiser = made(tiny, off_table)
     objective = FlowMatching(FlowMatchingConfig(levels=levels), denoiser)
     sigma = objective.sigma(Draws(0, 0, tuple(range(2000)))) / denoiser.path.sigma_data
     assert 0.8 < float(sigma.median()) < 1.25
     assert float(((sigma > 0.1) & (sigma < 10)).float().mean()) > 0.8
 
 
-def test_the_loss_is_in_the_network_s_own_output(tiny, continuous):
-    denoiser, batch = made(tiny, continuous), batch_of()
+def test_the_loss_is_in_the_network_s_own_output(tiny, off_table):
+    denoiser, batch = made(tiny, off_table), batch_of()
     objective = FlowMatching(FlowMatchingConfig(max_weight=1e8), denoiser)
     (loss,) = objective.losses(batch, 0)
     sigma, data = objective.sigma(batch.draws).double(), denoiser.path.sigma_data
@@ -111,6 +114,8 @@ def test_the_loss_is_in_the_network_s_own_output(tiny, continuous):
     def output(clean):
         if denoiser.prediction == "eps":
             return (x - clean) / s
+        if denoiser.prediction == "flow":
+            return (x - (1 + s) * clean) / s
         v = (x * data**2 / root**2 - clean) * root / (s * data)
         return -v if denoiser.prediction == "edm" else v
 
@@ -130,8 +135,25 @@ def test_a_student_of_one_call_begins_with_unit_noise(tiny, continuous):
         InstaRevive(InstaReviveConfig(), denoiser)
 
 
-def test_tdm_compares_between_a_state_and_the_step_s_start(tiny, continuous):
-    denoiser = made(tiny, continuous)
+def test_a_rectified_flow_s_student_begins_at_the_top_and_is_told_its_times(tiny, rectified):
+    """As ComfyUI begins: sigma n, of which the network is shown the time's share."""
+    denoiser, noise = made(tiny, rectified), torch.randn(2, *SHAPE, dtype=torch.float64)
+    sigmas = student_sigmas(denoiser, 1)
+    assert sigmas.tolist() == [pytest.approx(80.0), 0.0]
+    assert torch.equal(denoiser.path.unit_start(sigmas[0], noise), sigmas[0] * noise)
+    assert student_sigmas(denoiser, 2, "980, 500").tolist() == pytest.approx([49.0, 1.0, 0.0])
+    with pytest.raises(ValueError, match="needs timestep 999, and this model's go from 2 to 987"):
+        student_sigmas(denoiser, 1, "999")
+    objective = TDM(TDMConfig(steps=4), denoiser)
+    preset = preset_of("a student", objective, denoiser, (16, 1, 8, 8))
+    assert preset.family == "flow" and preset.paths == ("VE",) and 0.98 < preset.levels[0][0] < 1
+    again = sigmas_of(preset, 4, denoiser.schedule, denoiser.path)
+    assert torch.equal(again, objective.grids[4])
+    assert from_json(to_json(preset), "student") == preset
+
+
+def test_tdm_compares_between_a_state_and_the_step_s_start(tiny, off_table):
+    denoiser = made(tiny, off_table)
     objective = TDM(TDMConfig(), denoiser)
     sigmas = objective.grids[4]
     for pick in range(4):
@@ -141,8 +163,8 @@ def test_tdm_compares_between_a_state_and_the_step_s_start(tiny, continuous):
         assert float(tau.max() / tau.min()) > 1.05
 
 
-def test_smpo_s_inversion_rises_in_even_steps(tiny, continuous):
-    denoiser = made(tiny, continuous)
+def test_smpo_s_inversion_rises_in_even_steps(tiny, off_table):
+    denoiser = made(tiny, off_table)
     objective = SmPO(SmPOConfig(inversion_steps=5), denoiser)
     sigma = torch.tensor([0.05, 1.0, denoiser.sigma_range[1]])
     grid = torch.stack(objective._grid(sigma))
@@ -151,8 +173,8 @@ def test_smpo_s_inversion_rises_in_even_steps(tiny, continuous):
     torch.testing.assert_close(times, times[-1:] * torch.arange(1, 6)[:, None] / 5, rtol=1e-3, atol=1e-1)
 
 
-def test_few_shot_s_phases_are_shares_of_the_angle(tiny, continuous):
-    denoiser = made(tiny, continuous)
+def test_few_shot_s_phases_are_shares_of_the_angle(tiny, off_table):
+    denoiser = made(tiny, off_table)
     objective = FewShot(FewShotConfig(consistency=0.0), denoiser)
     seen = {}
     for step in range(20):

@@ -426,13 +426,13 @@ def swapped(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Iter
 
 
 def alpha_sigma(path: NoisePath, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """(a, s) of x_t = a x0 + s n as the papers write it: VP's for VE models, (1 - t, t) for flow; sigma (B,).
+    """(a, s) of x_t = a x0 + s n as the papers write it: VP's for VE models, (1 - t, t) for flows; sigma (B,).
 
     It is what the network is shown: where sigma_data is not 1, x_t has unit variance and x0 has sigma_data's.
     """
     if path.kind == "FLOW":
         return 1 - sigma, sigma * path.noise_scale
-    a = 1 / (path.sigma_data**2 + sigma.square()).sqrt()
+    a = 1 / path.shrinking(sigma)
     return a, sigma * a
 
 

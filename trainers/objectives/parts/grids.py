@@ -30,15 +30,14 @@ def student_sigmas(denoiser: TrainableDenoiser, steps: int, timesteps: str = "")
     """The levels of a student of so many steps: fp32 (steps + 1,), descending to 0, on the CPU.
 
     timesteps: the network's own, "999, 749, 499, 249" (a flow's are 1000 sigma); "" takes those of ComfyUI's `simple`
-    scheduler, except that one step on VE and VP starts at 2/5 of the table (t = 399), where the noise is 1.2 times the
-    data; there too on a continuous schedule.
+    scheduler, except that one step of other models than flows starts at 2/5 of the table (t = 399), where the noise is
+    1.2 times the data; there too on a continuous schedule.
     ValueError names `steps` or `timesteps`; timesteps that this model's schedule lacks raise it too.
     """
     check_grid(steps, timesteps)
-    flow = denoiser.path.kind == "FLOW"
     if timesteps.strip():
-        own = presets.custom(timesteps, highest=1000 if flow else 999)
+        own = presets.custom(timesteps, highest=presets.highest(denoiser.path))
         return presets.sigmas(own, None, denoiser.schedule, denoiser.path)
-    if steps == 1 and not flow:
+    if steps == 1:
         return torch.tensor([denoiser.levels.one_step(), 0.0])
     return grids.simple(denoiser.schedule, steps)

@@ -86,7 +86,7 @@ class ScoreMatching(Objective):
     def __init__(
         self, config: MatchingConfig, denoiser: TrainableDenoiser, sigmas: Tensor, tools: Tools | None = None
     ):
-        if config.shift != 1 and denoiser.path.kind != "FLOW":
+        if config.shift != 1 and not denoiser.path.flow:
             raise ValueError(f"shift is {config.shift}, and this model is not a flow: set it to 1")
         super().__init__(config, denoiser, tools)
         self.sigmas = sigmas
