@@ -43,19 +43,24 @@ def run(call: Callable[..., Tensor], x: Tensor, sigma: Tensor, joined: Joined) -
     """`call(x, sigma, **keywords)` for every group, put together in the batch's order. x (B, ...), sigma (B,)."""
     if len(joined.groups) == 1:
         return call(x, sigma, **joined.groups[0][1])
-    parts = [call(x[list(rows)], sigma[list(rows)], **keywords) for rows, keywords in joined.groups]
-    order = torch.tensor([row for rows, _ in joined.groups for row in rows]).argsort()
-    return torch.cat(parts)[order.to(x.device)]
+    return in_order([call(x[list(rows)], sigma[list(rows)], **keywords) for rows, keywords in joined.groups], joined)
 
 
-def require_one_group(joined: Joined) -> None:
-    """ValueError when the batch takes several calls, whose features could not be put together."""
-    if len(joined.groups) > 1:
-        lengths = " and ".join(str(len(rows)) for rows, _ in joined.groups)
+def in_order(parts: Sequence[Tensor], joined: Joined) -> Tensor:
+    """What each group's call gave (rows, ...) as one tensor (B, ...) in the batch's order.
+
+    ValueError where rows of two calls differ in shape, as features do of prompts that differ in length.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    if len({part.shape[1:] for part in parts}) > 1:
+        counts = " and ".join(str(len(rows)) for rows, _ in joined.groups)
         raise ValueError(
-            f"the batch's prompts have different lengths ({lengths} samples each), and a discriminator compares their "
+            f"the batch's prompts have different lengths ({counts} samples each), and a discriminator compares their "
             "features: set batch_size to 1 and raise accumulation instead, or use prompts of one length"
         )
+    order = torch.tensor([row for rows, _ in joined.groups for row in rows]).argsort()
+    return torch.cat(list(parts))[order.to(parts[0].device)]
 
 
 # What belongs to an area, a span of levels or another network: no part of a prompt that a network could learn from.

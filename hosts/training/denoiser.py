@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -48,9 +48,23 @@ class HostDenoiser(Denoiser):
         return self.join([cond.parts[row] for row in rows])
 
     def features(self, x: Tensor, sigma: Tensor, cond: Joined) -> list[Tensor]:
-        """See the contract; ValueError where the batch's prompts differ in length."""
-        conditions.require_one_group(cond)
-        return super().features(x, sigma, cond)
+        """See the contract; ValueError where the batch's prompts differ in length and features with them."""
+        found = [super(HostDenoiser, self).features(*each) for each in self._groups(x, sigma, cond)]
+        return [conditions.in_order(layer, cond) for layer in zip(*found, strict=True)]
+
+    def features_and_x0(self, x: Tensor, sigma: Tensor, cond: Joined) -> tuple[list[Tensor], Tensor]:
+        """See the contract and `features`."""
+        found = [super(HostDenoiser, self).features_and_x0(*each) for each in self._groups(x, sigma, cond)]
+        features = [conditions.in_order(layer, cond) for layer in zip(*(each for each, _ in found), strict=True)]
+        return features, conditions.in_order([x0 for _, x0 in found], cond)
+
+    def _groups(self, x: Tensor, sigma: Tensor, cond: Joined) -> Iterator[tuple[Tensor, Tensor, Joined]]:
+        """What each of a batch's calls of the network is given."""
+        if len(cond.groups) == 1:
+            yield x, sigma, cond
+            return
+        for rows, _ in cond.groups:
+            yield x[list(rows)], sigma[list(rows)], self.chosen(cond, rows)
 
     def whole(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of one latent (C, H, W) or with T as the network takes it, from that of a stored one; here the same."""

@@ -118,6 +118,32 @@ def test_kept_sound_stays(searched, kind):
     assert torch.allclose(heard, parts(latent)[1], atol=1e-5) and not torch.allclose(video, parts(latent)[0], atol=0.1)
 
 
+@pytest.mark.parametrize("kept", ["sound", "half of the video"])
+def test_a_sampler_obeys_a_mask_for_each_part(ours, comfy, tiny, guided, sample, kind, kept):
+    """Our deterministic sampler and a reflection that ends at once are core's euler beneath the same nested mask."""
+    model, positive, negative = tiny(kind)
+    guider, weak = guided(model, positive, negative, 2.0), guided(model, positive, negative, 0.0)
+    masks = [torch.ones(1, *shape) for shape in sound.shapes(kind)]
+    if kept == "sound":
+        masks[1] *= 0
+    else:
+        masks[0][..., :2] = 0
+    latent = {"samples": sound.filled(kind, 4), "noise_mask": sound.nested(masks)}
+    distilled = ours("nodes.distilled").RetortDistilledSampler
+    methods, config = ours("hosts.methods"), ours("sampling.reflection").ReflectionConfig
+    reflected = ours("hosts.comfyui.sampler").MethodSampler(methods.Reflected(weak, config(begin=0.0, end=0.0)))
+    with torch.inference_mode():
+        ours_ = distilled.execute("custom", "deterministic", "noised latent")[0]
+    core = sample(guider, comfy.samplers.sampler_object("euler"), levels(comfy, model), latent).unbind()
+    for sampler in (ours_, reflected):
+        found = sample(guider, sampler, levels(comfy, model), latent).unbind()
+        for a, b in zip(found, core, strict=True):
+            assert float((a - b).abs().max()) <= 2e-7 * max(1.0, float(b.abs().max()))
+    for part, before, mask in zip(core, latent["samples"].unbind(), masks, strict=True):
+        still = (mask == 0).expand_as(part)
+        assert torch.allclose(part[still], before[still], atol=1e-5)
+
+
 def test_items_of_a_batch_are_searched_by_themselves(searched, kind):
     """The first of two items is what it would be alone."""
     two, one = searched(kind, latent=sound.empty(kind, 2))[0], searched(kind)[0]

@@ -12,6 +12,7 @@ pytest.importorskip("peft")
 pytestmark = pytest.mark.integration
 METHODS = {
     "flow": {},
+    "dmd2 with a discriminator": {"ratio": 1, "gan_weight": 0.01, "gan_on": "fake"},
     "dmd2": {"ratio": 1, "steps": 2, "regression_weight": 0.2, "pairs": 2, "pair_steps": 1},
     "tdm": {"steps": 2},
     "dpo": {},
@@ -162,6 +163,20 @@ def test_without_weight_the_sound_teaches_nothing(ours, made, kind, monkeypatch)
     assert torch.equal(found, video.grad) and found.any() and not heard.any()
 
 
+def test_a_discriminator_sees_each_sample_of_a_batch(made, kind):
+    """Features and x0 of a batch are those of its samples alone, also where the network takes one at a time (H3)."""
+    denoiser, batch, _ = made(kind)
+    x, sigma = batch.images, torch.tensor([0.4, 0.8])
+    with torch.no_grad():
+        together, x0 = denoiser.features_and_x0(x, sigma, batch.cond)
+        assert all(torch.equal(a, b) for a, b in zip(denoiser.features(x, sigma, batch.cond), together, strict=True))
+        for row in range(2):
+            rows = slice(row, row + 1)
+            alone, one = denoiser.features_and_x0(x[rows], sigma[rows], denoiser.chosen(batch.cond, [row]))
+            for a, b in zip([*together, x0], [*alone, one], strict=True):
+                assert torch.allclose(a[rows], b, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_it_trains_and_core_reads_the_lora(comfy, ours, host, tiny, kind, method, tmp_path, monkeypatch):
     """Two steps of a batch of two with previews; every key of the file is read by core, whose output it changes."""
@@ -170,7 +185,9 @@ def test_it_trains_and_core_reads_the_lora(comfy, ours, host, tiny, kind, method
         "steps": 2, "batch_size": 2, "warmup": 0, "learning_rate": 0.01, "preview_every": 2, "previews": 2,
         "gradient_checkpointing": True,
     }  # fmt: skip
-    config = {"method": method, "objective": METHODS[method], "training": training, "lora": {"rank": 2}}
+    config = {
+        "method": method.split()[0], "objective": METHODS[method], "training": training, "lora": {"rank": 2},
+    }  # fmt: skip
     request = ours("hosts.training.run").Request(
         method, ours("trainers.methods").read_config(config), dataset(ours, kind, method == "dpo")
     )

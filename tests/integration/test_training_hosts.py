@@ -111,8 +111,10 @@ def test_prompts_of_unlike_length_take_calls_of_their_own(host, loaded, training
     whole = denoiser.predict_x0(x, sigma, joined)
     for i, cond in enumerate((short, long, short)):
         assert close(whole[i : i + 1], denoiser.predict_x0(x[i : i + 1], sigma[:1], denoiser.join([cond])))
-    with pytest.raises(ValueError, match="different lengths .2 and 1 samples each.*batch_size to 1"):
-        denoiser.features(x, sigma, joined)
+    seen = denoiser.features(x, sigma, joined)
+    for i, cond in enumerate((short, long, short)):
+        alone = denoiser.features(x[i : i + 1], sigma[:1], denoiser.join([cond]))
+        assert all(close(a[i : i + 1], b) for a, b in zip(seen, alone, strict=True))
     denoiser.release()
 
 

@@ -20,6 +20,7 @@ from retort.hosts.headless import embedded, folders  # noqa: E402
 from retort.hosts.headless.guider import Guider  # noqa: E402
 from retort.hosts.headless.host import host  # noqa: E402
 from retort.hosts.headless.model import Lora  # noqa: E402
+from retort.hosts.training import conditions  # noqa: E402
 from retort.hosts.training import run as training  # noqa: E402
 from retort.trainers import checkpointing  # noqa: E402
 from retort.trainers.adapters import LoraConfig  # noqa: E402
@@ -176,8 +177,19 @@ def test_prompts_of_unlike_length(models):
         whole = denoiser.predict_x0(x, level(model, 2), joined)
         for i in range(2):
             assert close(whole[i : i + 1], denoiser.predict_x0(x[i : i + 1], level(model), denoiser.join([conds[i]])))
-    with pytest.raises(ValueError, match="different lengths"):
-        denoiser.features(x, level(model, 2), joined)
+        seen = denoiser.features(x, level(model, 2), joined)
+        for i in range(2):
+            alone = denoiser.features(x[i : i + 1], level(model), denoiser.join([conds[i]]))
+            assert all(close(a[i : i + 1], b) for a, b in zip(seen, alone, strict=True))
+
+
+def test_features_of_unlike_shape_cannot_be_put_together():
+    """Where a block's tokens are those of the picture and of the prompt, and prompts differ in length."""
+    joined = conditions.join([1, 2, 1], lambda a, b: a == b, lambda group: {})
+    alike = [torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0]])]
+    assert conditions.in_order(alike, joined).flatten().tolist() == [1.0, 2.0, 3.0]
+    with pytest.raises(ValueError, match="different lengths .2 and 1 samples each.*batch_size to 1"):
+        conditions.in_order([torch.zeros(2, 5, 4), torch.zeros(1, 6, 4)], joined)
 
 
 @pytest.mark.parametrize("kind", KINDS)
