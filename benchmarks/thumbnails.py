@@ -55,6 +55,7 @@ SHOWN = {
     "LTX-2.3 - Video with sound in two stages": (STRIPS / "distilled.jpg", 0.5),
     "MiniMax-H3 - Video with sound in 8 steps": (STRIPS / "distilled.jpg", 0.5),
     "Qwen-Image - Lightning in 4 steps": (STRIPS / "distilled.jpg", 0.5),
+    "Qwen-Image - Train an edit on pairs": (HELP / "chart.jpg", 1.0),
     "SD3.5 - Large Turbo in 4 steps": (STRIPS / "distilled.jpg", 0.5),
     "Wan 2.1 - CausVid in 9 steps": (STRIPS / "distilled.jpg", 0.5),
     "Wan 2.2 - Text to video in 4 steps": (STRIPS / "distilled.jpg", 0.5),

@@ -186,15 +186,12 @@ def _told_of(sets: Path, name: str, line: int) -> tuple[Path, Pair, bool]:
     pair = judgement(folder, line)
     if pair is None:
         raise FileNotFoundError(f"line {line} of the set tells of no pair")
-    return folder, pair, any(_key(one) == _key(pair) for one in read(folder).pairs)
-
-
-def _key(pair: Pair) -> tuple[str, ...]:
-    return (pair.prompt, *sorted((pair.winner, pair.loser)), pair.by)
+    return folder, pair, any(one.key == pair.key for one in read(folder).pairs)
 
 
 def _row(pair: Pair) -> dict[str, Any]:
-    return {name: getattr(pair, name) for name in ("prompt", "winner", "loser", "strength", "by")}
+    row = {name: getattr(pair, name) for name in ("prompt", "winner", "loser", "strength", "by")}
+    return row | ({"reference": pair.reference} if pair.reference else {})
 
 
 def _set(sets: Path, name: str) -> Path:

@@ -6,6 +6,7 @@ from ..hosts.api import ComfyExtension, host, io
 from . import (
     compare,
     distilled,
+    edit_pairs,
     embedded,
     gaussian,
     jobs,
@@ -34,6 +35,7 @@ NODES: list[type[io.ComfyNode]] = [
     load_student.RetortLoadStudent,
     distilled.RetortDistilledSigmas,
     distilled.RetortDistilledSampler,
+    edit_pairs.RetortEditPairs,
     training.RetortTrainDistillation,
     training.RetortTrainFlow,
     training.RetortFewShotAdapt,

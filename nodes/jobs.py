@@ -117,7 +117,7 @@ class RetortTrainingJob(CheckedNode):
             refuse_reward(config_of(given))
         if "comparisons" in METHODS[method].objective.needs:
             if given.connected("references"):
-                raise ValueError(f"references: {method} learns from pairs, which are shown none; disconnect them")
+                raise ValueError(f"references: {method} learns from pairs, which bring their own; disconnect them")
             check_pairs(given)
         elif given.connected("pairs"):
             raise ValueError(f"pairs: {method} learns from none; choose {_of_pairs('or')}, or disconnect them")

@@ -12,7 +12,7 @@ from ..preferences.tickets import Ticket
 from ..trainers.dataset import latents_of
 from .checks import Asked, CheckedNode, at, batch_of
 from .inputs import number, schema
-from .preference import ALIASES, CATEGORY, set_folder
+from .preference import ALIASES, CATEGORY, references_of, set_folder
 
 
 def _check_count(images: int, size: int) -> None:
@@ -65,6 +65,14 @@ class RetortPreferencePicker(CheckedNode):
                     default="pick",
                     tooltip="Who picks: stands beside each pair, and each name is asked for itself.",
                 ),
+                io.Image.Input(
+                    "reference",
+                    optional=True,
+                    tooltip=(
+                        "Edit models: the picture that the candidates are edits of, one for all or one for each set. "
+                        "It is shown above them, and training shows it to the model."
+                    ),
+                ),
             ],
             outputs=[
                 io.Int.Output(id="waiting", display_name="waiting", tooltip="Sets of candidates that wait for you."),
@@ -89,7 +97,7 @@ class RetortPreferencePicker(CheckedNode):
                 _check_count(count, int(given["candidates"]))
 
     @classmethod
-    def execute(cls, images, prompt="", name="my_taste", candidates="2", by="pick", samples=None):
+    def execute(cls, images, prompt="", name="my_taste", candidates="2", by="pick", samples=None, reference=None):
         folder, size = set_folder(name), int(candidates)
         _check_count(len(images), size)
         latents = None if samples is None else latents_of([samples])[0]
@@ -98,6 +106,7 @@ class RetortPreferencePicker(CheckedNode):
                 f"samples holds {len(latents or [])} pictures and images {len(images)}: connect what images was "
                 "decoded from"
             )
+        shown = references_of(reference, folder, len(images) // size, "sets of candidates")
         asked, alike = [], 0
         for begin in range(0, len(images), size):
             rows = range(begin, begin + size)
@@ -106,7 +115,7 @@ class RetortPreferencePicker(CheckedNode):
                 alike += 1
                 continue
             kept = () if latents is None else tuple(preferences.keep_latent(folder, latents[i]) for i in rows)
-            asked.append(Ticket(prompt, tuple(files), kept, by))
+            asked.append(Ticket(prompt, tuple(files), kept, by, shown[begin // size]))
         added = tickets.ask(folder, asked)
         with tickets.at(folder, by) as state:
             waiting = len(state.waiting)
@@ -117,8 +126,8 @@ class RetortPreferencePicker(CheckedNode):
             problems = state.problems[: preferences.SHOWN]
         if alike:
             text += f"\n{alike} sets held the same picture twice and were left out: sample with another seed"
-        shown = {"text": (text,), "tickets": added, "set": (folder.name,), "by": (by,)}
-        return io.NodeOutput(waiting, "\n".join([text, *problems]), ui=shown)
+        told = {"text": (text,), "tickets": added, "set": (folder.name,), "by": (by,)}
+        return io.NodeOutput(waiting, "\n".join([text, *problems]), ui=told)
 
 
 class RetortPromptQueue(CheckedNode):

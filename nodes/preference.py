@@ -45,6 +45,22 @@ def set_folder(name: str) -> Path:
     return sets_folder() / checked_name(name)
 
 
+def references_of(pictures: Any, folder: Path, count: int, what: str) -> list[str]:
+    """Of each of `count`, the file in a set of the picture (H, W, 3) that an edit model was shown; "" without any.
+
+    pictures: one for all, or one for each. ValueError for another number; what: there are so many of.
+    """
+    if pictures is None:
+        return [""] * count
+    if len(pictures) not in (1, count):
+        raise ValueError(
+            f"reference holds {len(pictures)} pictures, and there are {count} {what}: connect one for all, or one for "
+            "each"
+        )
+    kept = [preferences.keep_image(folder, picture) for picture in pictures]
+    return kept * count if len(kept) == 1 else kept
+
+
 class RetortPreferenceSet(CheckedNode):
     """Load, import, filter, split and export a set of preferences."""
 
@@ -230,6 +246,14 @@ class RetortLabelPairs(CheckedNode):
                 io.Int.Input(
                     "batch_size", default=8, min=1, max=4096, tooltip="Images judged at once; changes memory alone."
                 ),
+                io.Image.Input(
+                    "reference",
+                    optional=True,
+                    tooltip=(
+                        "Edit models: the picture that the candidates are edits of, one for all or one for each. Pairs "
+                        "are made among those of one picture, and training shows it to the model."
+                    ),
+                ),
             ],
             outputs=[
                 PREFERENCES.Output(id="pairs", display_name="pairs", tooltip="The whole set, with what was added."),
@@ -259,7 +283,7 @@ class RetortLabelPairs(CheckedNode):
     @classmethod
     def execute(
         cls, name, prompt="", prompt_per_line=False, pairing="all", margin=0.0, batch_size=8, reward=None, images=None,
-        latents=None, vae=None,
+        latents=None, vae=None, reference=None,
     ):  # fmt: skip
         cls.check(Asked({
             "name": name, "images": images, "latents": latents, "vae": vae, "reward": reward, "margin": margin,
@@ -286,10 +310,12 @@ class RetortLabelPairs(CheckedNode):
             each = torch.tensor(_scores(reward, images, asked, batch_size), dtype=torch.float64)
             scores, by = each.view(-1, frames).mean(1).tolist(), reward.name[: preferences.NAME_LENGTH]
         judged = []
-        for words in dict.fromkeys(prompts):
-            rows = [i for i, other in enumerate(prompts) if other == words]
+        told = list(zip(prompts, references_of(reference, folder, len(items), "candidates"), strict=True))
+        for words, shown in dict.fromkeys(told):
+            rows = [i for i, other in enumerate(told) if other == (words, shown)]
             for a, b, difference in preferences.ranked_pairs([scores[i] for i in rows], pairing, margin):
                 pair = {"prompt": words, "strength": None if reward is None else difference, "by": by}
+                pair |= {"reference": shown} if shown else {}
                 judged.append((rows[a], rows[b], pair))
         used = {i for a, b, _ in judged for i in (a, b)}
         if stored is None:
@@ -395,15 +421,21 @@ def dataset(pairs: Preferences, clip: Any, vae: Any) -> tuple[Dataset, list[str]
     known: dict[str, Latent] = {}
     texts: dict[str, Entry] = {}
     rows: list[tuple[str, Latent, Latent, float]] = []
+    shown: list[Tensor] = []
+    edits = any(pair.reference for pair in pairs.pairs)
     problems: list[str] = []
     progress = host.progress(max(1, len(pairs.pairs)))
     for done, pair in enumerate(pairs.pairs):
         host.check_cancelled()
         try:
-            for name in (pair.winner, pair.loser):
+            if edits and not pair.reference:
+                raise ValueError("it has no reference picture, and other pairs have one: train on either by itself")
+            for name in (pair.winner, pair.loser, *([pair.reference] if edits else [])):
                 if name not in known:
                     known[name] = _latent(pairs.folder, name, vae)
-            winner, loser = known[pair.winner], known[pair.loser]
+            winner, loser, before = known[pair.winner], known[pair.loser], known.get(pair.reference)
+            if edits and not isinstance(before, Tensor):
+                raise ValueError(f"its reference {pair.reference} is a latent of several parts, and no picture")
             if shape_of(winner) != shape_of(loser):
                 raise ValueError(f"winner and loser differ in size, {shape_of(winner)} and {shape_of(loser)}")
         except ValueError as error:
@@ -412,13 +444,14 @@ def dataset(pairs: Preferences, clip: Any, vae: Any) -> tuple[Dataset, list[str]
         if pair.prompt not in texts:
             texts[pair.prompt] = entries_of([host.encode_text(clip, pair.prompt)], "prompt")[0]
         rows.append((pair.prompt, winner, loser, pair.certainty))
+        shown += [before] if isinstance(before, Tensor) else []
         progress.step(done + 1)
     if not rows:
         raise ValueError("\n".join(["none of the pairs can be trained on:", *problems[: preferences.SHOWN]]))
     prompts, winners, losers, strengths = (list(column) for column in zip(*rows, strict=True))
     empty = entries_of([host.encode_text(clip, "")], "prompt")[0]
     entries = [texts[prompt] for prompt in prompts]
-    return Dataset(entries, prompts, empty, winners, None, losers, strengths), problems
+    return Dataset(entries, prompts, empty, winners, None, losers, strengths, references=shown or None), problems
 
 
 def _latent(folder: Path, name: str, vae: Any) -> Latent:

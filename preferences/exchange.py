@@ -159,6 +159,8 @@ def _rows_out(preferences: Preferences) -> Iterator[tuple[Pair, list[Inside], fl
         names = [pair.winner, pair.loser]
         if any(is_latent(name) for name in names):
             raise ValueError(f"line {pair.line}: latents are no plain files that others read; store pictures")
+        if pair.reference:
+            raise ValueError(f"line {pair.line}: it has a reference picture, for which Pick-a-Pic has no column")
         label = 0.5 if pair.certainty == 0 else float(number % 2 == 0)
         folder = inside(preferences.folder)
         yield pair, [folder / name for name in (names[::-1] if number % 2 else names)], label

@@ -1,7 +1,8 @@
 """A set of preferences as a folder: pictures or latents, and pairs.jsonl, one judgement a line, read while it grows.
 
 A line is {"prompt", "winner", "loser", "strength", "by"}: two files of the folder, by how much the winner is better (a
-difference of rewards, 0 for a tie, null where somebody simply said so) and who said so. What one judge said last about
+difference of rewards, 0 for a tie, null where somebody simply said so) and who said so. "reference" may name a third
+file: the picture that an edit model was shown, which winner and loser are edits of. What one judge said last about
 a pair and its prompt counts; with "undo": true the line takes the judgement back. Lines are only ever appended, each
 synced, so a reader finds whole lines and perhaps an unfinished last one, which it leaves for the next time.
 
@@ -50,7 +51,10 @@ _CUT_OFF = f"it is not finished, or longer than {LINE_BYTES} bytes"
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One judgement. line: where it stands. strength: None where the judge gave none; by: who said so."""
+    """One judgement. line: where it stands. strength: None where the judge gave none; by: who said so.
+
+    reference: what an edit model was shown, "" for other models.
+    """
 
     line: int
     prompt: str
@@ -58,6 +62,12 @@ class Pair:
     loser: str
     strength: float | None
     by: str
+    reference: str = ""
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What it is about and who says so: of two lines with the same key the later one counts."""
+        return (self.prompt, *sorted((self.winner, self.loser)), self.by, self.reference)
 
     @property
     def certainty(self) -> float:
@@ -194,7 +204,7 @@ class Book:
                 continue
             number, pair, undone = told
             wrong = ""
-            for name in (pair.winner, pair.loser):
+            for name in _files(pair):
                 if name in there and name.lower().endswith(ENDINGS):
                     continue
                 if name not in known:
@@ -203,11 +213,10 @@ class Book:
             if wrong:
                 problems.append(f"line {number}: {wrong[:200]}")
                 continue
-            key = (pair.prompt, *sorted((pair.winner, pair.loser)), pair.by)
-            before = latest.pop(key, None)
+            before = latest.pop(pair.key, None)
             if before is not None and not undone and before.winner != pair.winner:
                 problems.append(f"line {before.line}: {pair.by or 'the same judge'} said the opposite in line {number}")
-            latest[key] = None if undone else pair
+            latest[pair.key] = None if undone else pair
         if self._lines.unfinished is not None:
             problems.append(f"line {self._lines.unfinished}: {_CUT_OFF}")
         self._elsewhere = any(PurePosixPath(name).parent.as_posix() not in FOLDERS for name in known)
@@ -234,8 +243,9 @@ def _judgement(number: int, line: bytes | None) -> tuple[Pair, bool]:
     if not isinstance(row, dict):
         raise ValueError("it is no object with prompt, winner and loser")
     texts: dict[str, str] = {}
-    for name, most in (("prompt", PROMPT_LENGTH), ("winner", NAME_LENGTH), ("loser", NAME_LENGTH), ("by", NAME_LENGTH)):
-        value = row.get(name, "" if name == "by" else None)
+    for name in ("prompt", "winner", "loser", "by", "reference"):
+        most = PROMPT_LENGTH if name == "prompt" else NAME_LENGTH
+        value = row.get(name, "" if name in ("by", "reference") else None)
         if not isinstance(value, str) or len(value) > most:
             raise ValueError(f"{name} must be a text of at most {most} characters, got {value!r:.40}")
         texts[name] = value
@@ -249,7 +259,12 @@ def _judgement(number: int, line: bytes | None) -> tuple[Pair, bool]:
     undone = row.get("undo", False)
     if not isinstance(undone, bool):
         raise ValueError(f"undo must be true or false, got {undone!r:.40}")
-    return Pair(number, texts["prompt"], texts["winner"], texts["loser"], strength, texts["by"]), undone
+    return Pair(number, strength=strength, **texts), undone
+
+
+def _files(pair: Pair) -> tuple[str, ...]:
+    """The files of the set that a pair names."""
+    return (pair.winner, pair.loser, *([pair.reference] if pair.reference else []))
 
 
 def trouble(folder: Path | Inside, name: str) -> str:
@@ -276,7 +291,7 @@ def append(folder: Path | Inside, judgements: Iterable[Mapping[str, Any]]) -> in
     for row in judgements:
         line = (json.dumps({k: v for k, v in row.items() if k != "line"}) + "\n").encode()
         pair, _ = _judgement(0, line if len(line) <= LINE_BYTES else None)
-        for name in (pair.winner, pair.loser):
+        for name in _files(pair):
             if wrong := trouble(folder, name):
                 raise ValueError(wrong)
         lines.append(line)

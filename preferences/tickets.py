@@ -44,12 +44,16 @@ class AnsweredError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A question: which of these pictures is best for the prompt? latents: what pairs name instead, where there are."""
+    """A question: which of these pictures is best for the prompt? latents: what pairs name instead, where there are.
+
+    reference: the picture that an edit model was shown, "" for other models.
+    """
 
     prompt: str
     candidates: tuple[str, ...]
     latents: tuple[str, ...] = ()
     by: str = ""
+    reference: str = ""
 
     def __post_init__(self):
         for name, text, most in (("prompt", self.prompt, PROMPT_LENGTH), ("by", self.by, NAME_LENGTH)):
@@ -60,6 +64,8 @@ class Ticket:
         _check("candidates", self.candidates, PICTURE)
         if self.latents:
             _check("latents", self.latents, LATENT)
+        if self.reference != "":
+            _check("reference", (self.reference,), PICTURE)
         if not 2 <= len(self.candidates) <= 4:
             raise ValueError(f"there must be 2 to 4 candidates, got {len(self.candidates)}")
         if self.latents and len(self.latents) != len(self.candidates):
@@ -68,9 +74,20 @@ class Ticket:
     @property
     def id(self) -> str:
         """A name made of the question, whatever the order of its candidates."""
-        # Spelled as json.dumps spells a list of the four. The names of files hold nothing that JSON would spell.
+        # Spelled as json.dumps spells a list of them. The names of files hold nothing that JSON would spell.
         parts = [json.dumps(self.prompt), _listed(self.candidates), _listed(self.latents), json.dumps(self.by)]
+        parts += [f'"{self.reference}"'] if self.reference else []
         return hashlib.blake2b(f"[{', '.join(parts)}]".encode(), digest_size=16).hexdigest()
+
+    @property
+    def asks(self) -> tuple[str, str]:
+        """For what the best is asked: the prompt, and the picture that was to be edited."""
+        return self.prompt, self.reference
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """All files of the set that it names."""
+        return (*self.candidates, *self.latents, *([self.reference] if self.reference else []))
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -168,7 +185,7 @@ class TicketState:
         for id in self.tickets if anew else self._touched:
             ticket = self.tickets[id]
             self._missing.pop(id, None)
-            if id not in self.answers and (missing := {*ticket.candidates, *ticket.latents} - self._folders.there):
+            if id not in self.answers and (missing := set(ticket.needs) - self._folders.there):
                 self._missing[id] = min(missing)
         self._new, self._touched = set(), set()
         if opened:
@@ -199,7 +216,8 @@ class TicketState:
         candidates, latents = (row.get(name, []) for name in ("candidates", "latents"))
         if not isinstance(candidates, list) or not isinstance(latents, list):
             raise ValueError("candidates and latents must be lists of names")
-        ticket = Ticket(row.get("prompt", None), tuple(candidates), tuple(latents), row.get("by", ""))
+        given = row.get("prompt", None), tuple(candidates), tuple(latents), row.get("by", ""), row.get("reference", "")
+        ticket = Ticket(*given)
         if row.get("id") != (id := ticket.id):
             raise ValueError(f"id {row.get('id')!r:.40} is not that of this question")
         if ticket.by == self.by and id not in self.tickets:
@@ -219,7 +237,7 @@ class TicketState:
         if ticket is None:
             self._strange.add(id)
             return
-        if get("prompt") != ticket.prompt or get("by") != ticket.by:
+        if get("prompt") != ticket.prompt or get("by") != ticket.by or get("reference", "") != ticket.reference:
             return
         if winner == loser or winner not in (files := ticket.files) or loser not in files:
             return
@@ -274,7 +292,7 @@ class TicketState:
             rows.append(self._row(id, self.turn + 1, winner, loser, strength, {"undo": True}))
             others = [
                 (*one, other) for other, older in self._said.items() if other != id
-                for one in older if {winner, loser} == set(one[:2]) and self.tickets[other].prompt == ticket.prompt
+                for one in older if {winner, loser} == set(one[:2]) and self.tickets[other].asks == ticket.asks
             ]  # fmt: skip
             if others:
                 won, lost, strength, turn, other = max(others, key=lambda one: one[3])
@@ -282,7 +300,10 @@ class TicketState:
         return rows
 
     def _row(self, id: str, turn: int, winner: str, loser: str, strength: float | None, more: dict) -> dict[str, Any]:
-        known = {"prompt": self.tickets[id].prompt, "winner": winner, "loser": loser, "strength": strength}
+        ticket = self.tickets[id]
+        known = {"prompt": ticket.prompt, "winner": winner, "loser": loser, "strength": strength}
+        if ticket.reference:
+            known["reference"] = ticket.reference
         return {**known, "by": self.by, "ticket": id, "turn": turn, **more}
 
 
@@ -324,11 +345,12 @@ def ask(folder: Path | Inside, tickets: Sequence[Ticket]) -> list[str]:
                 new |= {id: ticket for id, ticket in mine.items() if id not in state.tickets}
         lines = []
         for id, ticket in new.items():
-            for name in (*ticket.candidates, *ticket.latents):
+            for name in ticket.needs:
                 if not (inside(folder) / name).is_file():
                     raise ValueError(f"{name} is missing in {folder}")
             row = {"id": id, "prompt": ticket.prompt, "candidates": ticket.candidates, "by": ticket.by}
-            lines.append(_line(row | ({"latents": ticket.latents} if ticket.latents else {})))
+            more = {"latents": ticket.latents, "reference": ticket.reference}
+            lines.append(_line(row | {name: value for name, value in more.items() if value}))
         if lines:
             (inside(folder) / TICKETS).append(lines)
     return list(new)

@@ -108,4 +108,5 @@ def _spelled(state: TicketState) -> dict[str, Any]:
 
 
 def _shown(ticket: Ticket) -> dict[str, Any]:
-    return {"id": ticket.id, "prompt": ticket.prompt, "candidates": [Path(name).stem for name in ticket.candidates]}
+    shown = {"id": ticket.id, "prompt": ticket.prompt, "candidates": [Path(name).stem for name in ticket.candidates]}
+    return shown | ({"reference": Path(ticket.reference).stem} if ticket.reference else {})

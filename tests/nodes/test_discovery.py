@@ -88,6 +88,8 @@ WORDS = {
     "vote": "RetortPreferencePicker",
     "human feedback": "RetortPreferencePicker",
     "wildcard": "RetortPromptQueue",
+    "before after": "RetortEditPairs",
+    "kontext": "RetortEditPairs",
 }
 # What a search for another kind of node must not bring.
 STRANGERS = {"turbo": ("RetortLossChart", "RetortCollectJob", "RetortTrainPreference"), "dpo": ("RetortTreeSearch",)}

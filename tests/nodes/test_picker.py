@@ -57,6 +57,33 @@ def test_latents_are_kept_with_their_pictures(where):
         assert torch.equal(preferences.load_latent(where / pair.loser), rows[1])
 
 
+def test_candidates_of_an_edit_are_asked_with_the_picture_before(where):
+    """It is a part of the question, and is kept with each pair; without one, questions and pairs are as ever."""
+    plain = drawn(0.1, 0.2).ui["tickets"]
+    done = drawn(0.1, 0.2, 0.3, 0.4, reference=pictures(0.8, 0.9))
+    first, second = done.ui["tickets"]
+    assert done.args[0] == 3 and not {first, second} & set(plain)
+    assert drawn(0.1, 0.2, 0.3, 0.4, reference=pictures(0.8, 0.9)).args[0] == 3
+    for id in (*plain, first, second):
+        tickets.answer(where, id, 0, "pick")
+    found = preferences.read(where).pairs
+    assert [bool(pair.reference) for pair in found] == [False, True, True]
+    assert len({pair.key for pair in found}) == 3
+    for pair, value in zip(found[1:], (0.8, 0.9), strict=True):
+        shown = preferences.load_image(where / pair.reference)
+        assert torch.allclose(shown, torch.full_like(shown, value), atol=1 / 255)
+    # What was said of the same pictures as edits of another is another word.
+    tickets.take_back(where, first, "pick")
+    assert [pair.reference for pair in preferences.read(where).pairs] == ["", found[2].reference]
+    (where / found[2].reference).unlink()
+    with tickets.at(where, "pick") as state:
+        assert second in state.tickets
+    left = preferences.read(where)
+    assert len(left.pairs) == 1 and "is missing" in " ".join(left.problems)
+    with pytest.raises(ValueError, match="reference holds 3 pictures, and there are 1 sets of candidates"):
+        drawn(0.1, 0.2, reference=pictures(0.1, 0.2, 0.3))
+
+
 def test_what_cannot_be_asked_is_explained(where):
     for given, message in (
         ((0.1,), "1 images cannot be shared out in sets of 2"),

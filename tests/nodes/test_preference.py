@@ -77,6 +77,27 @@ def test_a_reward_labels_pictures(where):
     assert added == 1 and len(found.pairs) == 4
 
 
+def test_candidates_are_compared_with_those_of_the_same_reference(where, digits):
+    """And each pair is trained beside its own, encoded by the VAE."""
+    references = pictures(0.9, 0.9, 0.5, 0.5)
+    found, added, _ = label(images=pictures(0.2, 0.6, 0.3, 0.4), reference=references).args
+    assert added == 2 and [p.strength for p in found.pairs] == pytest.approx([0.4, 0.1], abs=1e-6)
+    data, problems = preference.dataset(found, digits["clip"], digits["vae"])
+    assert not problems and len(data.references) == 2
+    for pair, reference, value in zip(found.pairs, data.references, (0.9, 0.5), strict=True):
+        kept = preferences.load_image(found.folder / pair.reference)
+        assert torch.allclose(kept, torch.full_like(kept, value), atol=1 / 255)
+        assert torch.equal(reference, api.host.encode_images(digits["vae"], kept[None])["samples"][0])
+    one, added, _ = label(name="one", images=pictures(0.2, 0.6, 0.3), reference=pictures(0.7)).args
+    assert added == 3 and len({pair.reference for pair in one.pairs}) == 1
+    # A pair without one cannot be trained beside those.
+    label(images=pictures(0.1, 0.7))
+    data, problems = preference.dataset(preferences.read(found.folder), digits["clip"], digits["vae"])
+    assert len(data.references) == 2 and "has no reference picture" in problems[0]
+    with pytest.raises(ValueError, match="reference holds 2 pictures, and there are 3 candidates"):
+        label(images=pictures(0.2, 0.6, 0.3), reference=pictures(0.1, 0.2))
+
+
 def test_ties_under_the_margin_make_no_pair(where):
     with pytest.raises(ValueError, match=r"no two of the 2 candidates differ by more than 0\.1"):
         label(images=pictures(0.5, 0.55), margin=0.1)

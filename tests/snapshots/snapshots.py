@@ -46,6 +46,8 @@ PUBLISHED = {
     "Wan 2.2 - Text to video in 4 steps",
     "Z-Image - Turbo in 8 steps",
 }  # fmt: skip
+# They train a published model on pictures of the user's own.
+OWN_PICTURES = {"Qwen-Image - Train an edit on pairs"}
 # Restores a photograph, and samples nothing.
 RESTORES = "5 Restore a photograph"
 # They train for minutes: here two steps of everything.
@@ -144,7 +146,7 @@ def same(found: dict[str, Any], kept: dict[str, Any]) -> bool:
 
 def names() -> list[str]:
     """Workflows that run anywhere and sample."""
-    return sorted({path.stem for path in WORKFLOWS.glob("*.json")} - DOWNLOADS - PUBLISHED - {RESTORES})
+    return sorted({path.stem for path in WORKFLOWS.glob("*.json")} - DOWNLOADS - PUBLISHED - OWN_PICTURES - {RESTORES})
 
 
 def fingerprints(chosen: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:

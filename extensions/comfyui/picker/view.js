@@ -24,6 +24,8 @@ export class View {
     this.root.setAttribute("role", "application");
     this.root.setAttribute("aria-roledescription", "preference picker");
     this.prompt = make("div", "retort-picker-prompt");
+    this.before = make("img", "retort-picker-before", { draggable: false, hidden: true });
+    this.before.alt = this.before.title = t("The picture that the candidates are edits of");
     this.grid = make("div", "retort-picker-grid");
     this.note = make("div", "retort-picker-note");
     this.note.setAttribute("role", "status");
@@ -48,7 +50,7 @@ export class View {
     answers.append(tie, skip, undo, this.counts);
     const drawing = make("div", "retort-picker-row");
     drawing.append(draw, ahead, this.note);
-    this.root.append(this.prompt, this.grid, answers, drawing, more);
+    this.root.append(this.prompt, this.before, this.grid, answers, drawing, more);
     this.root.addEventListener("keydown", (event) => this.key(event));
     this.root.addEventListener("mousedown", (event) => this.focus(event));
     // The canvas would take the wheel and the pointer for itself.
@@ -130,7 +132,8 @@ export class View {
         : "Nothing waits. Press Generate, or queue the workflow.";
     }
     // The next pictures are there when they are asked for.
-    for (const id of desk.tickets[1]?.candidates ?? []) make("img", "", { src: this.picture(id) });
+    const next = desk.tickets[1];
+    for (const id of [...(next?.candidates ?? []), next?.reference ?? []].flat()) make("img", "", { src: this.picture(id) });
   }
 
   show(ticket) {
@@ -142,6 +145,8 @@ export class View {
     const prompt = ticket ? ticket.prompt || "(no prompt)" : "";
     if (ticket) this.prompt.textContent = prompt;
     this.prompt.title = prompt;
+    this.before.hidden = !ticket?.reference;
+    if (ticket?.reference) this.before.src = this.picture(ticket.reference);
     this.cells = (ticket?.candidates ?? []).map((id, place, all) => this.cell(id, place, all.length, prompt));
     this.grid.dataset.count = this.cells.length;
     this.grid.replaceChildren(...this.cells);
