@@ -20,10 +20,11 @@ def after(count):
     return [torch.randn(16, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(count)]
 
 
-def given(ours, positive, count=2):
+def given(ours, positive, count=2, losers=False):
     entry = tuple(positive[0])
     empty = (entry[0] * 0, entry[1])
-    return ours("trainers.dataset").Dataset([entry] * count, [], empty, after(count), references=shown(count))
+    pairs = {"losers": after(2 * count)[count:], "strengths": [1.0] * count} if losers else {}
+    return ours("trainers.dataset").Dataset([entry] * count, [], empty, after(count), references=shown(count), **pairs)
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_references_of_unlike_sizes_train_in_one_batch(ours, loaded, denoiser):
         assert torch.isfinite(denoiser.predict_x0(torch.stack(after(2)), torch.tensor([0.5, 0.7]), batch.cond)).all()
 
 
-@pytest.mark.parametrize("method", ["flow", "dmd2"])
+@pytest.mark.parametrize("method", ["flow", "dmd2", "dpo"])
 def test_it_trains_and_core_reads_the_lora(ours, host, loaded, method, tmp_path, monkeypatch):
     monkeypatch.setattr(host, "loras_folder", lambda: tmp_path / "loras")
     model, positive = loaded("flux")
@@ -76,7 +77,7 @@ def test_it_trains_and_core_reads_the_lora(ours, host, loaded, method, tmp_path,
     objective = {"ratio": 1} if method == "dmd2" else {}
     config = {"method": method, "objective": objective, "training": training, "lora": {"rank": 2}}
     config = ours("trainers.methods").read_config(config)
-    request = ours("hosts.training.run").Request(method, config, given(ours, positive))
+    request = ours("hosts.training.run").Request(method, config, given(ours, positive, losers=method == "dpo"))
     with torch.inference_mode():
         result = ours("hosts.training.run").run(
             host, model, request, watcher=ours("trainers.watch").Silent(), folder=tmp_path / method
