@@ -118,6 +118,6 @@ def test_it_runs_and_each_picture_is_told_of_its_own(comfyui, base):
     lora = load_file(base / "models" / "loras" / "my_edit.safetensors")
     assert any(bool(value.any()) for key, value in lora.items() if "lora_up" in key or "lora_B" in key)
     # In the order of names; the text of the second, that of the node for the others.
-    told = [line for line in (done.stdout + done.stderr).splitlines() if "ENCODED" in line]
+    said = [line.split("ENCODED ")[1] for line in (done.stdout + done.stderr).splitlines() if "ENCODED" in line]
     words = ["Turn the photograph into a pencil drawing. [0.1]", "Turn the photograph into a pencil drawing. [0.3]"]
-    assert {line.split("ENCODED ")[1].split("<|vision_end|>")[-1] for line in told} == {*words, "make it night [0.2]", " []"}
+    assert {text.split("<|vision_end|>")[-1] for text in said} == {*words, "make it night [0.2]", " []"}
