@@ -1,14 +1,19 @@
-"""Two models on the same prompts and seeds, scored by a reward; pictures as pairs."""
+"""Two models on the same prompts and seeds, scored by a reward or asked about; pictures as pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..preferences import store as preferences
+from ..preferences import tickets as preference_tickets
+from ..preferences.tickets import Ticket
 from ..rewards.comparison import Comparison, compare
 from ..rewards.contract import Reward
 from ..rewards.scoring import score
@@ -16,6 +21,8 @@ from ..sampling.parts import parts_of
 from ..sampling.prior import require_steps
 from .contract import CLIP, GUIDER, LATENT, SAMPLER, VAE, Host
 from .rewards.sheet import pairs_sheet
+
+BASE, TUNED = "base", "tuned"
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,26 @@ def sampled(host: Host, guider: GUIDER, vae: VAE, sampling: Sampling, seeds: Seq
     return images.view(len(seeds), -1, *images.shape[1:])
 
 
+def drawn(
+    host: Host, models: tuple[Any, Any], clip: CLIP, vae: VAE, prompts: Sequence[str], negative: str,
+    sampling: Sampling, seeds: Sequence[int],
+) -> Iterator[tuple[str, Tensor, Tensor]]:  # fmt: skip
+    """(prompt, pictures of base, of tuned) for each prompt, pictures as `sampled` gives them.
+
+    `models` are base and tuned; each seed gives both the same noise. ValueError for no prompt or no step.
+    """
+    require_steps(sampling.sigmas, "compare")
+    refuse_no_prompts(prompts)
+    without = host.encode_text(clip, negative) if sampling.cfg != 1 else None
+    for prompt in prompts:
+        encoded, made = host.encode_text(clip, prompt), []
+        for model in models:
+            host.check_cancelled()
+            guider = host.cfg_guider(model, encoded, without, sampling.cfg)
+            made.append(sampled(host, guider, vae, sampling, seeds))
+        yield prompt, *made
+
+
 def run(
     host: Host,
     models: tuple[Any, Any],
@@ -79,25 +106,15 @@ def run(
     sampling: Sampling,
     seeds: Sequence[int],
 ) -> Compared:
-    """Sample base and tuned (`models`, in this order) and score them; each seed gives both the same noise.
-
-    ValueError for no prompt or no step, and as `score` raises it.
-    """
-    require_steps(sampling.sigmas, "compare")
-    refuse_no_prompts(prompts)
-    without = host.encode_text(clip, negative) if sampling.cfg != 1 else None
+    """Sample base and tuned as `drawn` does, and score them. ValueError as there, and as `score` raises it."""
     progress = host.progress(len(prompts))
     made: tuple[list[Tensor], list[Tensor]] = ([], [])
     scores: tuple[list[float], list[float]] = ([], [])
     words: list[str] = []
-    for done, prompt in enumerate(prompts):
-        encoded = host.encode_text(clip, prompt)
+    for done, (prompt, *both) in enumerate(drawn(host, models, clip, vae, prompts, negative, sampling, seeds)):
         words += [prompt] * len(seeds)
-        for which, model in enumerate(models):
-            host.check_cancelled()
-            guider = host.cfg_guider(model, encoded, without, sampling.cfg)
+        for which, frames in enumerate(both):
             # A video's score is the mean of its frames'.
-            frames = sampled(host, guider, vae, sampling, seeds)
             with torch.no_grad():
                 scores[which].extend(score(reward, frames, [prompt] * len(seeds)).tolist())
             made[which].append(frames[:, 0])
@@ -106,3 +123,27 @@ def run(
     pairs, comparison = list(zip(base, tuned, strict=True)), compare(tuned, base)
     progress.step(len(prompts), text=f"tuned {comparison}")
     return Compared(torch.cat(made[0]), torch.cat(made[1]), pairs, words, comparison)
+
+
+def asked(
+    host: Host, folder: Path, models: tuple[Any, Any], clip: CLIP, vae: VAE, prompts: Sequence[str], negative: str,
+    sampling: Sampling, seeds: Sequence[int],
+) -> tuple[str, list[Ticket], int]:  # fmt: skip
+    """A blind test in a set's folder: (who is asked, tickets, pairs that were left out since both pictures are equal).
+
+    Each pair is a ticket whose candidates stand in the order of their files' names, which are made of their content
+    and tell nothing. Who is asked is a name made of all pictures, so that tests in one folder are counted apart.
+    ValueError as `drawn` raises it.
+    """
+    progress, found, alike = host.progress(len(prompts)), [], 0
+    for done, (prompt, *both) in enumerate(drawn(host, models, clip, vae, prompts, negative, sampling, seeds)):
+        for pictures in zip(*both, strict=True):
+            names = [preferences.keep_image(folder, frames[0].clamp(0, 1)) for frames in pictures]
+            alike += names[0] == names[1]
+            if names[0] != names[1]:
+                found.append((prompt, *zip(*sorted(zip(names, (BASE, TUNED), strict=True)), strict=True)))
+        progress.step(done + 1)
+    by = f"blind {hashlib.blake2b(repr(found).encode(), digest_size=4).hexdigest()}"
+    made = [Ticket(prompt, candidates, by=by, models=sides) for prompt, candidates, sides in found]
+    preference_tickets.ask(folder, made)
+    return by, made, alike

@@ -55,6 +55,7 @@ NODES: list[type[io.ComfyNode]] = [
     preference.RetortTrainPreference,
     picker.RetortPreferencePicker,
     picker.RetortPromptQueue,
+    compare.RetortBlindTest,
     search.RetortTreeSearch,
     search.RetortResumeSearch,
     search_files.RetortSaveSearch,

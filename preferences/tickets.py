@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class Ticket:
     """A question: which of these pictures is best for the prompt? latents: what pairs name instead, where there are.
 
     reference: the picture that an edit model was shown, "" for other models.
+    models: who drew each candidate, in a blind test, where nobody is told before the last answer.
     """
 
     prompt: str
@@ -54,6 +56,7 @@ class Ticket:
     latents: tuple[str, ...] = ()
     by: str = ""
     reference: str = ""
+    models: tuple[str, ...] = ()
 
     def __post_init__(self):
         for name, text, most in (("prompt", self.prompt, PROMPT_LENGTH), ("by", self.by, NAME_LENGTH)):
@@ -70,6 +73,10 @@ class Ticket:
             raise ValueError(f"there must be 2 to 4 candidates, got {len(self.candidates)}")
         if self.latents and len(self.latents) != len(self.candidates):
             raise ValueError(f"there are {len(self.candidates)} candidates and {len(self.latents)} latents")
+        if self.models:
+            named = all(isinstance(one, str) and 0 < len(one) <= NAME_LENGTH for one in self.models)
+            if len(self.models) != len(self.candidates) or not named:
+                raise ValueError(f"models must name who drew each of {len(self.candidates)} candidates")
 
     @property
     def id(self) -> str:
@@ -77,6 +84,8 @@ class Ticket:
         # Spelled as json.dumps spells a list of them. The names of files hold nothing that JSON would spell.
         parts = [json.dumps(self.prompt), _listed(self.candidates), _listed(self.latents), json.dumps(self.by)]
         parts += [f'"{self.reference}"'] if self.reference else []
+        if self.models:
+            parts.append(json.dumps(sorted(zip(self.candidates, self.models, strict=True))))
         return hashlib.blake2b(f"[{', '.join(parts)}]".encode(), digest_size=16).hexdigest()
 
     @property
@@ -138,6 +147,7 @@ class TicketState:
         self._pairs.forget()
         self.tickets: dict[str, Ticket] = {}
         self.turn = 0  # the last one
+        self.blind = False  # whether who drew what is kept until the last answer
         self.answers: dict[str, tuple[Choice, int]] = {}
         self.waiting: list[Ticket] = []  # the oldest first
         self._open: dict[str, Ticket] = {}
@@ -213,15 +223,17 @@ class TicketState:
                 if row.get("undo") is not True:
                     self._skips[id] = turn
             return
-        candidates, latents = (row.get(name, []) for name in ("candidates", "latents"))
-        if not isinstance(candidates, list) or not isinstance(latents, list):
-            raise ValueError("candidates and latents must be lists of names")
-        given = row.get("prompt", None), tuple(candidates), tuple(latents), row.get("by", ""), row.get("reference", "")
+        lists = [row.get(name, []) for name in ("candidates", "latents", "models")]
+        if not all(isinstance(one, list) for one in lists):
+            raise ValueError("candidates, latents and models must be lists of names")
+        candidates, latents, models = map(tuple, lists)
+        given = row.get("prompt", None), candidates, latents, row.get("by", ""), row.get("reference", ""), models
         ticket = Ticket(*given)
         if row.get("id") != (id := ticket.id):
             raise ValueError(f"id {row.get('id')!r:.40} is not that of this question")
         if ticket.by == self.by and id not in self.tickets:
             self.tickets[id] = ticket
+            self.blind |= bool(models)
             self._new.add(id)
             self._touched.add(id)
 
@@ -276,6 +288,16 @@ class TicketState:
     def count(self, *, skipped: bool) -> int:
         """How many were skipped, or how many were judged."""
         return len(self._skips) if skipped else len(self.answers) - len(self._skips)
+
+    def votes(self) -> tuple[dict[str, int], int]:
+        """(how often a candidate of each model was the best, ties), of tickets that say who drew their candidates."""
+        found, ties = Counter[str](), 0
+        for id, (choice, _) in self.answers.items():
+            models = self.tickets[id].models
+            if models and isinstance(choice, int):
+                found[models[choice]] += 1
+            ties += bool(models) and choice == TIE
+        return dict(found), ties
 
     def rows(self, id: str, choice: Choice) -> list[dict[str, Any]]:
         """Lines for pairs.jsonl that make this the ticket's answer, whatever was half said before."""
@@ -349,7 +371,7 @@ def ask(folder: Path | Inside, tickets: Sequence[Ticket]) -> list[str]:
                 if not (inside(folder) / name).is_file():
                     raise ValueError(f"{name} is missing in {folder}")
             row = {"id": id, "prompt": ticket.prompt, "candidates": ticket.candidates, "by": ticket.by}
-            more = {"latents": ticket.latents, "reference": ticket.reference}
+            more = {"latents": ticket.latents, "reference": ticket.reference, "models": ticket.models}
             lines.append(_line(row | {name: value for name, value in more.items() if value}))
         if lines:
             (inside(folder) / TICKETS).append(lines)

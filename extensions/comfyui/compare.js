@@ -1,6 +1,7 @@
 // The slider of Compare Images: before on the left of the line, after on the right, moved by pointer or keys.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { t } from "./locales/words.js";
 
 const NODE = "RetortCompareImages";
 const STEP = 2;
@@ -52,9 +53,9 @@ class Slider {
     this.root = document.createElement("div");
     this.root.className = "retort-compare";
     this.bar = element(this.root, "div", "-bar");
-    this.previous = this.button("\u2039", "Previous pair", -1);
+    this.previous = this.button("\u2039", t("Previous pair"), -1);
     this.count = element(this.bar, "span");
-    this.next = this.button("\u203a", "Next pair", 1);
+    this.next = this.button("\u203a", t("Next pair"), 1);
     this.view = element(this.root, "div", "-view");
     this.pictures = ["After", "Before"].map((alt) => Object.assign(element(this.view, "img"), { alt, draggable: false }));
     this.line = element(this.view, "div", "-line");
@@ -65,7 +66,7 @@ class Slider {
       return tag;
     });
     this.empty = element(this.view, "span", "-empty");
-    this.empty.textContent = "Nothing to compare yet: queue the workflow.";
+    this.empty.textContent = t("Nothing to compare yet: queue the workflow.");
     this.text = element(this.root, "div", "-text");
     const told = { role: "slider", tabindex: "0", "aria-label": "Share of the picture that shows before",
       "aria-valuemin": "0", "aria-valuemax": "100" };

@@ -4,6 +4,7 @@ import { RunList } from "./panel/run_list.js";
 import { SearchList } from "./panel/search_list.js";
 import { SetList } from "./panel/set_list.js";
 import { element } from "./panel/page.js";
+import { t } from "./locales/words.js";
 
 /** Folders of pictures; their module comes when they are first looked at. */
 class FolderList {
@@ -17,7 +18,7 @@ class FolderList {
   }
 }
 
-const SECTIONS = [["Training", RunList], ["Searches", SearchList], ["Preferences", SetList], ["Pictures", FolderList]];
+const SECTIONS = [[() => t("Training"), RunList], [() => t("Searches"), SearchList], [() => t("Preferences"), SetList], [() => t("Pictures"), FolderList]];
 
 class Panel {
   constructor(root) {
@@ -26,7 +27,7 @@ class Panel {
     this.root = element("div", { class: "retort-panel" }, this.tabs, this.body);
     root.replaceChildren(this.root);
     SECTIONS.forEach(([title], i) => {
-      const tab = element("button", { type: "button", role: "tab", id: `retort-tab-${i}` }, title);
+      const tab = element("button", { type: "button", role: "tab", id: `retort-tab-${i}` }, title());
       tab.addEventListener("click", () => this.open(i));
       this.tabs.append(tab);
     });

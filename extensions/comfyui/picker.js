@@ -4,19 +4,20 @@ import { app } from "../../scripts/app.js";
 import { Drawing, MOST, promptsLeft, queuedFor } from "./picker/drawing.js";
 import { Session } from "./picker/session.js";
 import { View } from "./picker/view.js";
-import { addNode } from "./panel/add_node.js";
 import { ask } from "./panel/client.js";
 import { connected, element, openWindow } from "./panel/page.js";
 import { t } from "./locales/words.js";
 
 const PICKER = "RetortPreferencePicker";
 const QUEUE = "RetortPromptQueue";
+const BLIND = "RetortBlindTest";
 const TRAINER = "RetortTrainPreference";
+const TEST = "retort_blind"; // the test that a node asked last
 const KEEP = "retort_waiting";
-const UNQUEUED = "The workflow could not be queued: ComfyUI says why.";
+const unqueued = () => t("The workflow could not be queued: ComfyUI says why.");
 const LOOK = 3000; // ms between looks at the desk while something is drawn
 const BUSY = 1000; // ms until a server that is busy is asked again
-const HEIGHT = 420;
+const HEIGHT = 420, LOW = 350;
 
 const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
@@ -31,6 +32,7 @@ function upstream(node, seen = new Set()) {
 class Picker {
   constructor(node) {
     this.node = node;
+    this.blind = node.comfyClass === BLIND;
     this.note = "";
     this.away = ""; // why the desk cannot be seen
     this.queued = 0;
@@ -40,12 +42,12 @@ class Picker {
       this.render();
     });
     const more = [
-      [t("Train now"), t("Train a LoRA on these choices"), told(() => this.train())],
+      ...(this.blind ? [] : [[t("Train now"), t("Train a LoRA on these choices"), told(() => this.train())]]),
       [t("Full screen"), t("Large pictures; Escape ends it"), () => this.view.root.requestFullscreen()],
       [t("Phone"), t("Pick on a phone in the same network"), told(() => this.phone())],
     ];
     this.view = new View(
-      { pick: (place) => this.said(this.desk.choose(place)), say: (word) => this.say(word), keep: (n) => this.keep(n), more },
+      { pick: (place) => this.said(this.desk.choose(place)), say: (word) => this.say(word), keep: (n) => this.keep(n), more, blind: this.blind },
       (image) => api.apiURL(`${this.session.path}/images/${image}`),
     );
     this.open();
@@ -54,7 +56,7 @@ class Picker {
   /** The set that this node is about: as typed, or as it came by a link when the node ran last. */
   get place() {
     const given = (name) => (connected(this.node, name) ? this.ran?.[name] : widgetOf(this.node, name)?.value) ?? "";
-    return { set: given("name").trim(), by: given("by") };
+    return { set: given("name").trim(), by: this.blind ? (this.node.properties?.[TEST] ?? "") : given("by") };
   }
 
   get desk() {
@@ -72,17 +74,21 @@ class Picker {
     });
   }
 
-  /** Train on the set: with the trainer of this workflow and what it needs, or with a new one, which is to be connected. */
+  /** Train on the set, and draw the blind tests of what comes of it: with what this workflow has, or with new nodes. */
   async train() {
     const trainer = app.graph.nodes.find((node) => node.comfyClass === TRAINER);
     if (trainer) {
-      for (const node of upstream(trainer)) node.mode = 0;
-      const done = await app.queuePrompt(0, 1, { queueNodeIds: [String(trainer.id)] });
-      this.note = done ? t("The training is in the queue.") : UNQUEUED;
+      const tests = app.graph.nodes.filter((node) => node.comfyClass === BLIND && upstream(node).has(trainer));
+      const wanted = [trainer, ...tests];
+      for (const one of wanted) for (const node of upstream(one)) node.mode = 0;
+      const done = await app.queuePrompt(0, 1, { queueNodeIds: wanted.map((node) => String(node.id)) });
+      const queued = tests.length ? t("The training is in the queue; then Blind Test asks which you like better.") : t("The training is in the queue.");
+      this.note = done ? queued : unqueued();
     } else {
-      const [set, made] = [addNode("RetortPreferenceSet", { name: this.place.set }), addNode(TRAINER, {})];
-      set.connect(0, made, made.inputs.findIndex((input) => input.name === "pairs"));
-      this.note = t("Connect the model to Train Preference, then press Run.");
+      const { build } = await import("./picker/train.mjs");
+      this.note = build([...upstream(this.node)], this.place.set)
+        ? t("Train Preference and Blind Test are connected: look at their settings, then press Train now again.")
+        : t("Connect the model to Train Preference, then press Run.");
     }
     this.render();
   }
@@ -147,7 +153,7 @@ class Picker {
   async see() {
     if (this.opened !== Session.drawer(this.place)) this.open();
     const { place, desk, session } = this;
-    if (!place.set) return;
+    if (!place.set || (this.blind && !place.by)) return;
     const settled = desk.settled;
     try {
       // The queue first: a run that has left it has left its tickets on the desk.
@@ -167,7 +173,7 @@ class Picker {
       if (!desk.hear(body, settled)) this.again = true;
       else if (this.drawing.step({ queued: this.queued, desk: desk.view, left: this.left() })) await this.draw();
     } catch (error) {
-      this.away = `ComfyUI does not answer (${error.message}). What you choose is kept until it does.`;
+      this.away = t("ComfyUI does not answer ({why}). What you choose is kept until it does.", { why: error.message });
     }
   }
 
@@ -191,7 +197,7 @@ class Picker {
     for (const widget of controls) widget.beforeQueued?.({ isPartialExecution: false });
     const done = await app.queuePrompt(0, 1, inside ? {} : { queueNodeIds: [String(this.node.id)] });
     if (!done) {
-      this.drawing.failed(UNQUEUED);
+      this.drawing.failed(unqueued());
       return;
     }
     for (const widget of controls) widget.afterQueued?.({ isPartialExecution: false });
@@ -214,7 +220,7 @@ class Picker {
 
 const pickers = new Set();
 const failed = ({ detail }) => {
-  const said = detail?.exception_message ? `The run failed: ${detail.exception_message}` : "The run was cancelled.";
+  const said = detail?.exception_message ? t("The run failed: {why}", { why: detail.exception_message }) : t("The run was cancelled.");
   for (const picker of pickers) picker.drawing.failed(said.trim());
 };
 
@@ -231,19 +237,18 @@ app.registerExtension({
     document.addEventListener("visibilitychange", () => document.hidden || look());
   },
   nodeCreated(node) {
-    if (node.comfyClass !== PICKER) return;
+    if (node.comfyClass !== PICKER && node.comfyClass !== BLIND) return;
     const picker = new Picker(node);
     pickers.add(picker);
     const shown = node.addDOMWidget("picker", "retort_picker", picker.view.root, {
       serialize: false,
       hideOnZoom: false,
       hideInPanel: true,
-      getMinHeight: () => HEIGHT,
+      getMinHeight: () => (picker.blind ? LOW : HEIGHT),
     });
     // Widgets are stored by place, and this one holds nothing.
     shown.serialize = false;
-    for (const name of ["name", "by"]) {
-      const widget = widgetOf(node, name);
+    for (const widget of ["name", "by"].map((name) => widgetOf(node, name)).filter(Boolean)) {
       const { callback } = widget;
       widget.callback = function (...given) {
         const result = callback?.apply(this, given);
@@ -255,6 +260,7 @@ app.registerExtension({
     node.onExecuted = function (output) {
       onExecuted?.call(this, output);
       picker.ran = { name: output?.set?.[0], by: output?.by?.[0] };
+      if (picker.blind && picker.ran.by) node.setProperty(TEST, picker.ran.by);
       picker.look();
     };
     node.onConfigure = function (...given) {

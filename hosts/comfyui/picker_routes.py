@@ -19,6 +19,7 @@ from ...files.atomic import checked_name
 from ...preferences import tickets
 from ...preferences.store import NAME_LENGTH, trouble
 from ...preferences.tickets import SKIP, AnsweredError, Ticket, TicketState
+from ..compare import BASE, TUNED
 from ..patience import soon
 from .guard import ROOT, ConflictError, guarded
 
@@ -104,7 +105,21 @@ def _spelled(state: TicketState) -> dict[str, Any]:
         "tickets": [_shown(ticket) for ticket in state.waiting[:SHOWN]],
         "last": None if last is None else {**_shown(state.tickets[last]), "skipped": state.answers[last][0] == SKIP},
         "problems": len(state.problems),
+        **({"blind": True, "result": _result(state)} if state.blind else {}),
     }
+
+
+def _result(state: TicketState) -> dict[str, Any] | None:
+    """Of a blind test nothing while something waits, then how often the tuned model won and how sure that is."""
+    votes, ties = state.votes()
+    if state.waiting or not (votes or ties):
+        return None
+    # scipy, which it needs, takes a second to import.
+    from ...rewards.comparison import Comparison
+
+    found = Comparison(votes.get(TUNED, 0), votes.get(BASE, 0), ties)
+    low, high = found.interval()
+    return {"wins": found.wins, "of": found.wins + found.losses, "ties": ties, "low": low, "high": high}
 
 
 def _shown(ticket: Ticket) -> dict[str, Any]:

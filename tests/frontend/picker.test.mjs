@@ -5,6 +5,7 @@ import { test } from "node:test";
 import { Desk, keyMeaning, markAt } from "../../extensions/comfyui/picker/desk.js";
 import { Drawing, promptsLeft, queuedFor } from "../../extensions/comfyui/picker/drawing.js";
 import { Mail } from "../../extensions/comfyui/picker/mail.js";
+import { progress } from "../../extensions/comfyui/picker/progress.js";
 
 const ticket = (id, count = 2) => ({ id, prompt: `prompt ${id}`, candidates: [..."abcd"].slice(0, count) });
 const told = (tickets, more = {}) => ({ judged: 0, skipped: 0, waiting: tickets.length, tickets, last: null, ...more });
@@ -211,4 +212,25 @@ test("runs of this set are counted, whichever page queued them", () => {
   };
   assert.equal(queuedFor(queue, "Picker", { set: "s", by: "pick" }), 3);
   assert.equal(queuedFor({}, "Picker", { set: "s", by: "pick" }), 0);
+});
+
+test("how far one is", () => {
+  const plain = { judged: 7, waiting: 2, skipped: 1, blind: false, result: null };
+  assert.deepEqual(progress(plain), { value: 7, max: 20, text: "7 of about 20 choices for a first LoRA" });
+  assert.equal(progress({ ...plain, judged: 20 }).text, "20 choices, enough for a first LoRA");
+  const blind = { ...plain, blind: true };
+  assert.deepEqual(progress(blind), { value: 8, max: 10, text: "8 of 10: which is which is said after the last" });
+  assert.equal(progress({ judged: 0, waiting: 0, skipped: 0, blind: true, result: null }).text, "");
+  const result = { wins: 14, of: 20, ties: 0, low: 0.4572, high: 0.8811 };
+  const said = "Yours against the base: 14 of 20 (95 % interval 46 to 88 %)";
+  assert.equal(progress({ ...blind, waiting: 0, result }).text, said);
+  assert.ok(progress({ ...blind, waiting: 0, result: { ...result, ties: 2 } }).text.startsWith("Yours against the base: 14 of 20, 2 ties"));
+});
+
+test("a blind test's result is not shown while an answer is on its way", () => {
+  const result = { wins: 1, of: 1, ties: 0, low: 0.025, high: 1 };
+  const it = desk([], { judged: 1, last: ticket("a"), blind: true, result });
+  assert.deepEqual(it.view.result, result);
+  it.undo();
+  assert.deepEqual([it.view.result, it.view.waiting], [null, 1]);
 });

@@ -68,6 +68,24 @@ def ask(served):
     return one
 
 
+def test_a_blind_test_tells_who_drew_what_after_its_last_answer(ask, folder):
+    names = sorted(preferences.keep_image(folder, torch.full((4, 6, 3), i / 8)) for i in range(4))
+    given = ((names[:2], ("base", "tuned")), (names[2:], ("tuned", "base")))
+    made = [tickets.Ticket("a", tuple(pair), by="blind 1", models=sides) for pair, sides in given]
+    first, second = tickets.ask(folder, made)
+    _, seen = ask("/tickets?by=blind%201")
+    assert seen["blind"] is True and seen["result"] is None and "models" not in json.dumps(seen)
+    assert ask("/answer?by=blind%201", {"id": first, "choice": 1})[1]["result"] is None
+    # One of one: Clopper and Pearson's interval begins at 0.025 and ends at 1.
+    _, seen = ask("/answer?by=blind%201", {"id": second, "choice": "skip"})
+    assert seen["result"] == {"wins": 1, "of": 1, "ties": 0, "low": pytest.approx(0.025), "high": 1.0}
+    _, seen = ask("/take_back?by=blind%201", {"id": second})
+    assert seen["result"] is None
+    _, seen = ask("/answer?by=blind%201", {"id": second, "choice": 1})
+    assert {key: seen["result"][key] for key in ("wins", "of", "ties")} == {"wins": 1, "of": 2, "ties": 0}
+    assert "blind" not in ask("/tickets?by=pick")[1]
+
+
 def test_a_ticket_is_shown_answered_and_taken_back(ask, folder):
     status, state = ask("/tickets?by=pick")
     first, second = state["tickets"]

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-READY = """() => { const i = [...document.querySelectorAll('.retort-picker-cell img')];
-  return i.length > 0 && i.every((one) => one.naturalWidth > 0); }"""
+# The picker's own, and not those of Blind Test, which looks the same.
+OURS = ".retort-picker:not(.retort-blind)"
+READY = f"""() => {{ const i = [...document.querySelectorAll('{OURS} .retort-picker-cell img')];
+  return i.length > 0 && i.every((one) => one.naturalWidth > 0); }}"""
 PICKER = "app.graph._nodes.find((n) => n.type === 'RetortPreferencePicker')"
 PLACE = f"""(z) => {{ const c = app.canvas, n = {PICKER};
   c.ds.scale = z; c.ds.offset = [250 / z - n.pos[0], 110 / z - n.pos[1]]; c.setDirty(true, true); }}"""
@@ -41,10 +43,10 @@ class Picking:
         self.page.wait_for_function(PICKER, timeout=30_000)
         self.page.keyboard.press("Escape")
         self.page.evaluate(PLACE, 1.0)
-        self.page.wait_for_selector(".retort-picker-counts", timeout=30_000)
+        self.page.wait_for_selector(f"{OURS} .retort-picker-counts", timeout=30_000)
 
     def text(self, part: str) -> str:
-        return self.page.locator(f".retort-picker-{part}").inner_text()
+        return self.page.locator(f"{OURS} .retort-picker-{part}").inner_text()
 
     def until(self, what: str, *, judged: int | None = None, note: str | None = None) -> str:
         """Wait until so many are judged, or the note holds a text; the counts, or the note."""
@@ -62,14 +64,16 @@ class Picking:
         """The candidates that can be chosen now."""
         self.page.wait_for_function(READY, timeout=60_000)
         time.sleep(0.35)  # a choice of what has just come is not taken
-        sources = self.page.evaluate("[...document.querySelectorAll('.retort-picker-cell img')].map((i) => i.src)")
+        sources = self.page.evaluate(
+            f"[...document.querySelectorAll('{OURS} .retort-picker-cell img')].map((i) => i.src)"
+        )
         return [source.rsplit("/", 1)[1] for source in sources]
 
     def choose(self, place: int, key: str | None = None) -> dict:
         """Choose by mouse, or by a key; winner and loser."""
         names = self.shown()
         if key is None:
-            self.page.locator(".retort-picker-cell").nth(place).click()
+            self.page.locator(f"{OURS} .retort-picker-cell").nth(place).click()
         else:
             self.page.keyboard.press(key)
         return {"winner": names[place], "loser": names[1 - place]}
@@ -82,7 +86,7 @@ class Picking:
             time.sleep(0.5)
 
     def press(self, text: str) -> None:
-        self.page.locator(".retort-picker-row button", has_text=text).click()
+        self.page.locator(f"{OURS} .retort-picker-row button", has_text=text).click()
 
 
 def picked(one: Picking, count: int, judged: int) -> list[dict]:
@@ -122,7 +126,7 @@ def main(url: str, workflow: Path, pictures: Path) -> None:
         one.shown()
         one.page.keyboard.press("s")
         seen["skipped"] = one.page.wait_for_function(
-            "document.querySelector('.retort-picker-counts').textContent.includes('1 skipped')", timeout=10_000
+            f"document.querySelector('{OURS} .retort-picker-counts').textContent.includes('1 skipped')", timeout=10_000
         ).json_value()
         one.shown()
         one.page.keyboard.press("t")
@@ -141,7 +145,7 @@ def main(url: str, workflow: Path, pictures: Path) -> None:
         one.page.on("dialog", lambda dialog: dialog.accept())
         one.open(document, **{"Comfy.VueNodes.Enabled": True, "Comfy.ColorPalette": "light"})
         one.until("after the reload", judged=11)
-        seen["draws_after_reload"] = one.page.locator("button[aria-pressed='true']", has_text="Stop").count()
+        seen["draws_after_reload"] = one.page.locator(f"{OURS} button[aria-pressed='true']", has_text="Stop").count()
         one.press("Generate")
         seen["chosen"] += picked(one, 9, 11)
         one.shown()
@@ -171,7 +175,7 @@ def main(url: str, workflow: Path, pictures: Path) -> None:
         one.page.evaluate("app.graph._nodes.find((n) => n.type === 'RetortPromptQueue').widgets[0].value = ''")
         one.press("Generate")
         seen["failed"] = one.until("a refused prompt", note="could not be queued")
-        seen["draws_after_failure"] = one.page.locator("button[aria-pressed='true']", has_text="Stop").count()
+        seen["draws_after_failure"] = one.page.locator(f"{OURS} button[aria-pressed='true']", has_text="Stop").count()
         one.page.screenshot(path=pictures / "failed.png")
         one.page.keyboard.press("Escape")
 
@@ -180,7 +184,7 @@ def main(url: str, workflow: Path, pictures: Path) -> None:
         one.page.evaluate(
             """() => { for (const node of app.graph._nodes) { node.mode = 0;
               const few = { RetortTrainPreference: { steps: 4, warmup: 0, preview_every: 0 },
-                RetortCompareModels: { prompts: 'a thin red two\\na bold blue one', per_prompt: 2 } }[node.type] ?? {};
+                RetortBlindTest: { prompts: 'a thin red two\\na bold blue one', per_prompt: 2 } }[node.type] ?? {};
               for (const [name, value] of Object.entries(few))
                 node.widgets.find((widget) => widget.name === name).value = value; } }"""
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from itertools import combinations
 
 import page_server
 import pytest
@@ -91,6 +92,78 @@ def test_the_picker_says_how_far_it_is_and_leads_on(page, app, taste, vue):
     page("until", condition=f"{trainer}?.inputs.find((one) => one.name === 'pairs').link != null")
     sets = "app.graph._nodes.find((one) => one.type === 'RetortPreferenceSet').widgets[0].value"
     assert page("evaluate", code=sets) == "by_hand" and not page("heard")
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
+def test_train_now_connects_a_trainer_and_a_blind_test(page, app, vue):
+    """To what draws for the picker, with its sampler; prompts of the picker's list."""
+    page("size", width=1366, height=768)
+    page("look", vue=vue, theme="dark")
+    page("template", name="3 Teach it your taste", vue=vue)
+    page("evaluate", code="""() => {
+        for (const node of [...app.graph._nodes]) if (node.mode === 2) app.graph.remove(node); }""")  # fmt: skip
+    page("fit", type="RetortPreferencePicker")
+    page("click", where=".retort-picker button", text="Train now")
+    page("until", condition="app.graph._nodes.some((one) => one.type === 'RetortBlindTest')")
+    made = page("evaluate", code="""Object.fromEntries(app.graph._nodes.map((node) => [node.type,
+        Object.fromEntries((node.inputs ?? []).filter((one) => one.link != null).map((one, slot) =>
+          [one.name, node.getInputNode(node.inputs.indexOf(one)).type]))]))""")  # fmt: skip
+    model = "RetortEmbeddedModel"
+    assert made["RetortTrainPreference"] == {
+        "model": model, "clip": model, "pairs": "RetortPreferenceSet", "vae": model}  # fmt: skip
+    assert made["LoraModelLoader"] == {"model": model, "lora": "RetortTrainPreference"}
+    assert made["RetortBlindTest"] == {
+        "base": model, "tuned": "LoraModelLoader", "clip": model, "vae": model, "sampler": "KSamplerSelect",
+        "sigmas": "BasicScheduler", "latent": "EmptySD3LatentImage"}  # fmt: skip
+    kinds = ["KSamplerSelect", "BasicScheduler", "RetortBlindTest"]
+    values = page("evaluate", given=kinds, code="""(kinds) => Object.fromEntries(kinds.flatMap((type) =>
+        app.graph._nodes.find((one) => one.type === type).widgets.map((one) => [one.name, one.value])))""")  # fmt: skip
+    assert (values["sampler_name"], values["scheduler"], values["steps"], values["cfg"]) == ("euler", "simple", 20, 3)
+    assert values["prompts"].startswith("a regular black zero") and len(values["prompts"].splitlines()) == 10
+    boxes = page("evaluate", code="app.graph._nodes.slice(-7).map((node) => [...node.getBounding()])")
+    for one, two in combinations(boxes, 2):
+        across, down = (min(one[i] + one[i + 2], two[i] + two[i + 2]) - max(one[i], two[i]) for i in (0, 1))
+        assert min(across, down) <= 2, (one, two)
+    page("shot", name=f"train_now_{'nodes2' if vue else 'canvas'}")
+    assert not page("heard")
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
+def test_a_blind_test_says_who_won_after_its_last_pair(page, app, vue):
+    """By mouse and key; undo hides it again; the order is what the set's file says, which tells nothing."""
+    preferences, tickets = (importlib.import_module(f"retort.preferences.{one}") for one in ("store", "tickets"))
+    folder, by = app.base / "output" / "retort_preferences" / f"blind{int(vue)}", "blind 12345678"
+    names = sorted(preferences.keep_image(folder, torch.full((8, 8, 3), i / 4)) for i in range(4))
+    tickets.ask(folder, [tickets.Ticket(f"prompt {i}", tuple(names[2 * i : 2 * i + 2]), by=by, models=("base", "tuned"))
+                         for i in range(2)])  # fmt: skip
+    page("size", width=1366, height=768)
+    page("look", vue=vue, theme="dark")
+    page("fresh", types=["RetortBlindTest"])
+    page("fit", type="RetortBlindTest")
+    # As the node is told when it has run.
+    page("evaluate", given=[folder.name, by], code="""([name, by]) => {
+        const node = app.graph._nodes[0];
+        node.widgets.find((one) => one.name === "name").value = name;
+        node.onExecuted({ set: [name], by: [by] }); }""")  # fmt: skip
+    shown = "[...document.querySelectorAll('.retort-picker-cell img')].every((one) => one.naturalWidth)"
+    far = "document.querySelector('.retort-picker-far').textContent"
+    page("until", condition=f"document.querySelectorAll('.retort-picker-cell').length === 2 && {shown}")
+    assert "Generate" not in page("evaluate", code="document.querySelector('.retort-picker').innerText")
+    assert page("evaluate", code=far).startswith("0 of 2")
+    page("evaluate", code="() => new Promise((done) => setTimeout(done, 500))")
+    page("evaluate", code="() => document.querySelectorAll('.retort-picker-cell')[1].click()")
+    page("until", condition=f"{far}.startsWith('1 of 2')")
+    page("until", condition=f"document.querySelectorAll('.retort-picker-cell').length === 2 && {shown}")
+    page("evaluate", code="() => new Promise((done) => setTimeout(done, 500))")
+    page("evaluate", code="() => document.querySelectorAll('.retort-picker-cell')[0].click()")
+    page("until", condition=f"{far}.startsWith('Yours against the base: 1 of 2 (95 % interval 1 to 99 %)')")
+    sound(page("audit"))
+    page("shot", name=f"blind_{'nodes2' if vue else 'canvas'}")
+    page("click", where=".retort-picker button", text="Undo")
+    page("until", condition=f"{far}.startsWith('1 of 2')")
+    # A file keeps which test it was.
+    assert page("evaluate", code="app.graph.serialize().nodes[0].properties.retort_blind") == by
+    assert not page("heard")
 
 
 def test_a_phone_picks(page, app, taste):

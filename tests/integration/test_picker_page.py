@@ -59,10 +59,11 @@ def test_pick_train_compare(browser_python, server, folder, tmp_path):
     assert seen["on_disk"] == 10 and "Your choices are kept" in seen["unsent"]
     assert "answered already" in seen["slower"]
     assert "ComfyUI says why" in seen["failed"] and seen["draws_after_reload"] == seen["draws_after_failure"] == 0
-    # It was trained and compared.
+    # It was trained and drawn against the base.
     assert seen["history"] == "success", server.text()[-3000:]
     assert (server.base / "models" / "loras" / "bold_by_hand.safetensors").is_file()
-    assert list((server.base / "output" / "retort" / "click_train_compare").glob("pairs_*.png"))
+    tests = lines(server.base / "output" / "retort_preferences" / "bold_blind_test" / "tickets.jsonl")
+    assert len(tests) == 4 and all(sorted(one["models"]) == ["base", "tuned"] for one in tests)
     # The page is closed: what was queued is finished, and no more.
     end = time.monotonic() + 60
     while json.loads(server.get("/queue")) != {"queue_running": [], "queue_pending": []}:

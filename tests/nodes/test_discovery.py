@@ -86,6 +86,8 @@ WORDS = {
     "psnr": "RetortCompareImages",
     "infrared": "RetortSpectralGuidance",
     "vote": "RetortPreferencePicker",
+    "blind": "RetortBlindTest",
+    "evaluate lora": "RetortBlindTest",
     "human feedback": "RetortPreferencePicker",
     "wildcard": "RetortPromptQueue",
     "before after": "RetortEditPairs",

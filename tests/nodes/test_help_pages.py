@@ -26,7 +26,7 @@ MODELS = r"\b(SD1\.5|SDXL|SD3|Flux|PixArt|Qwen|Wan|Z-Image)"
 # No workflow of theirs draws on the embedded model yet.
 WITHOUT_PICTURE = {
     "RetortLoraGrid", "RetortTrainingPlan", "RetortFewShotAdapt", "RetortPreferencePicker", "RetortPromptQueue",
-    "RetortEditPairs",
+    "RetortEditPairs", "RetortBlindTest",
 }  # fmt: skip
 # They carry files, numbers or several methods about; the pages of the methods name the papers.
 WITHOUT_PAPER = {
@@ -34,7 +34,7 @@ WITHOUT_PAPER = {
     "RetortEmbeddedModel", "RetortCollectJob", "RetortLossChart", "RetortCombineRewards", "RetortScoreImages",
     "RetortCompareModels", "RetortPreferenceSet", "RetortLabelPairs", "RetortSaveSearch", "RetortLoadSearch",
     "RetortLoadGaussianStatistics", "RetortPreferencePicker", "RetortPromptQueue", "RetortCaption",
-    "RetortCompareImages", "RetortDemoPhotograph", "RetortLoadStudent", "RetortEditPairs",
+    "RetortCompareImages", "RetortDemoPhotograph", "RetortLoadStudent", "RetortEditPairs", "RetortBlindTest",
 }  # fmt: skip
 
 

@@ -311,3 +311,21 @@ def test_a_holder_that_does_not_let_go_is_told(tmp_path, two, monkeypatch):
     monkeypatch.setattr(tickets, "PATIENCE", 0.05)
     with locked(tmp_path, tickets.LOCK), pytest.raises(BlockingIOError, match="try again"):
         answer(tmp_path, two[0], 0, BY)
+
+
+def test_who_drew_a_candidate_is_part_of_the_question_and_checked(tmp_path, names):
+    a, b, *_ = names
+    plain, one, other = (Ticket("a", (a, b), by=BY, models=models) for models in ((), ("x", "y"), ("y", "x")))
+    turned = Ticket("a", (b, a), by=BY, models=("y", "x"))
+    assert len({plain.id, one.id, other.id}) == 3 and turned.id == one.id
+    ask(tmp_path, [plain, one])
+    found = TicketState(tmp_path, BY)
+    assert found.blind and [ticket.models for ticket in found.waiting] == [(), ("x", "y")]
+    # Only a ticket that says who drew its candidates is counted.
+    answer(tmp_path, plain.id, 1, BY)
+    assert TicketState(tmp_path, BY).votes() == ({}, 0)
+    answer(tmp_path, one.id, 1, BY)
+    assert TicketState(tmp_path, BY).votes() == ({"y": 1}, 0)
+    for models in (("x",), ("x", ""), ("x", 3)):
+        with pytest.raises(ValueError, match="models must name who drew each of 2 candidates"):
+            Ticket("a", (a, b), by=BY, models=models)

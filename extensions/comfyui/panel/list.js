@@ -1,6 +1,7 @@
 // A list in the panel that is asked for again and again while it is open, and keeps its rows.
 import { ask } from "./client.js";
 import { element } from "./page.js";
+import { t } from "../locales/words.js";
 
 const EVERY = 2000, AGAIN = 5000;
 
@@ -12,7 +13,7 @@ export class List {
   constructor(root, { parts, label, empty, entries = (answer) => answer, row, after = () => {} }) {
     Object.assign(this, { parts, empty, entries, row, after });
     this.rows = new Map();
-    this.note = element("p", { class: "retort-note", role: "status" }, "looking…");
+    this.note = element("p", { class: "retort-note", role: "status" }, t("looking…"));
     this.list = element("ul", { class: "retort-list", "aria-label": label });
     root.replaceChildren(this.note, this.list);
     this.seen = () => document.hidden || this.look();
@@ -39,7 +40,7 @@ export class List {
       this.show(this.entries(answer));
       await this.after(answer);
     } catch (error) {
-      this.say(error.status ? error.message : "ComfyUI does not answer; looking again");
+      this.say(error.status ? error.message : t("ComfyUI does not answer; looking again"));
       wait = AGAIN;
     }
     if (!this.closed && !document.hidden) this.timer = setTimeout(() => this.look(), wait);

@@ -1,4 +1,6 @@
 // What a person sees of a run who looks elsewhere: the browser tab's title, and a notification when it ends.
+import { t } from "../locales/words.js";
+
 const KEY = "retort.notify";
 
 /** Whether the person has asked for notifications, and the browser allows them. */
@@ -15,8 +17,8 @@ export function notifySwitch(element) {
     localStorage.setItem(KEY, box.checked ? "yes" : "no");
     box.checked = wanted();
   });
-  const title = "The browser says so while you look at another page";
-  return element("label", { class: "retort-row", title }, box, "Notify me when a run ends");
+  const title = t("The browser says so while you look at another page");
+  return element("label", { class: "retort-row", title }, box, t("Notify me when a run ends"));
 }
 
 /** Tell that a run has ended, where nobody looks at the page. */

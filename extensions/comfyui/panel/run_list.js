@@ -18,8 +18,8 @@ export class RunList {
   constructor(root) {
     this.list = new List(root, {
       parts: ["runs"],
-      label: "Training runs",
-      empty: "No runs yet: queue a training node, and it appears here.",
+      label: t("Training runs"),
+      empty: t("No runs yet: queue a training node, and it appears here."),
       row: (name) => this.row(name),
     });
     this.ticked = new Set();
@@ -46,11 +46,11 @@ export class RunList {
   row(name) {
     const title = element("button", { type: "button", class: "retort-title", "aria-expanded": "false" }, name);
     const state = element("span", { class: "retort-line" });
-    const bar = element("progress", { "aria-label": `Steps of ${name}` });
+    const bar = element("progress", { "aria-label": t("Steps of {name}", { name }) });
     const failed = (error) => (state.textContent = error.message);
     const commands = commandsOf(() => name, (text) => (state.textContent = text));
     let run;
-    const open = button("Open LoRA", "The LoRA in a new workflow", () => openLora(run), failed);
+    const open = button(t("Open LoRA"), t("The LoRA in a new workflow"), () => openLora(run), failed);
     const more = this.menu(name, failed);
     const tick = element("input", { type: "checkbox", class: "retort-tick", title: t("Tick two or more runs to compare them"), "aria-label": t("Compare {run}", { run: name }) });
     tick.addEventListener("change", () => {
@@ -81,21 +81,21 @@ export class RunList {
 
   /** What can be done with a run that has ended. */
   menu(name, failed) {
-    const word = element("input", { type: "text", value: name, "aria-label": `New name of ${name}`, maxlength: 200 });
-    const rename = button("Rename", "Give the run this name; its LoRA keeps its own", async () => {
+    const word = element("input", { type: "text", value: name, "aria-label": t("New name of {name}", { name }), maxlength: 200 });
+    const rename = button(t("Rename"), t("Give the run this name; its LoRA keeps its own"), async () => {
       await tell(["runs", name, "rename"], { name: word.value });
       this.changed(name);
     }, failed);
     const zip = element(
       "a", { href: address(["runs", name, "export.zip"]), download: `${name}.zip`, class: "retort-button",
-        title: "LoRA, settings, log, previews and a model card in one file" }, "Download as zip",
+        title: t("LoRA, settings, log, previews and a model card in one file") }, t("Download as zip"),
     );
     let sure;
-    const remove = button("Delete", "Delete checkpoints, previews and log; the LoRA in the models folder stays", async () => {
+    const remove = button(t("Delete"), t("Delete checkpoints, previews and log; the LoRA in the models folder stays"), async () => {
       if (!sure) {
         // Asked on the button itself, and forgotten when nobody answers.
-        remove.textContent = "Really delete?";
-        sure = setTimeout(() => ((sure = undefined), (remove.textContent = "Delete")), 4000);
+        remove.textContent = t("Really delete?");
+        sure = setTimeout(() => ((sure = undefined), (remove.textContent = t("Delete"))), 4000);
         return;
       }
       clearTimeout(sure);
@@ -103,7 +103,7 @@ export class RunList {
       this.changed(name);
     }, failed);
     const rows = [element("div", { class: "retort-row" }, word, rename), element("div", { class: "retort-row" }, zip, remove)];
-    const menu = element("details", { class: "retort-menu" }, element("summary", { title: "Rename, download, delete" }, "More"));
+    const menu = element("details", { class: "retort-menu" }, element("summary", { title: t("Rename, download, delete") }, t("More")));
     menu.addEventListener("toggle", () => (menu.open ? menu.append(...rows) : rows.forEach((row) => row.remove())));
     return menu;
   }

@@ -19,10 +19,10 @@ export function commandsOf(run, say) {
   }, (error) => say(error.message));
   const row = element(
     "div", { class: "retort-row" },
-    command("sample", "Sample now", "Draw previews after this step", "draws previews after this step"),
-    command("save", "Save now", "Write a checkpoint after this step", "saves after this step"),
-    command("stop", "Stop", "Save, hand out the LoRA so far and go on with the workflow; queue it again to train on",
-      "saves and stops after this step"),
+    command("sample", t("Sample now"), t("Draw previews after this step"), t("draws previews after this step")),
+    command("save", t("Save now"), t("Write a checkpoint after this step"), t("saves after this step")),
+    command("stop", t("Stop"), t("Save, hand out the LoRA so far and go on with the workflow; queue it again to train on"),
+      t("saves and stops after this step")),
   );
   row.lastChild.classList.add("retort-apart");
   return row;
@@ -38,11 +38,11 @@ export class RunView {
     this.series = new Series();
     this.chart = new Chart(settings, changed);
     this.line = element("div", { class: "retort-line", role: "status" });
-    this.bar = element("progress", { "aria-label": "Steps done" });
+    this.bar = element("progress", { "aria-label": t("Steps done") });
     this.memory = element("div", { class: "retort-memory" });
     const failed = (error) => this.say(error.message);
     this.buttons = commandsOf(() => this.name, (text) => this.say(text));
-    this.strip = element("div", { class: "retort-strip", role: "group", "aria-label": "Previews" });
+    this.strip = element("div", { class: "retort-strip", role: "group", "aria-label": t("Previews") });
     const all = button(t("Over time"), t("All previews by prompt and step"), async () => {
       const { Gallery } = await import("./gallery.mjs");
       this.gallery = new Gallery(this.name, this.series.pictures);
@@ -107,7 +107,7 @@ export class RunView {
       if (this.awaited || (answer.status && going(answer.status))) wait = EVERY;
     } catch (error) {
       // ComfyUI restarts, or is away: the run may go on without it.
-      this.say(error.status ? error.message : "ComfyUI does not answer; looking again");
+      this.say(error.status ? error.message : t("ComfyUI does not answer; looking again"));
       this.state = undefined;
       if (!(error.status < 500)) wait = AGAIN;
     } finally {
@@ -126,7 +126,7 @@ export class RunView {
 
   show(status) {
     const saved = this.series.saves.at(-1);
-    if (saved !== undefined && this.saved !== undefined && saved > this.saved && going(status)) this.say(`saved at step ${saved}`);
+    if (saved !== undefined && this.saved !== undefined && saved > this.saved && going(status)) this.say(t("saved at step {saved}", { saved }));
     this.saved = saved ?? 0;
     if (this.went && !going(status)) tellEnd(this.name, status);
     this.went = going(status);
@@ -140,7 +140,7 @@ export class RunView {
     const [done, of] = counted(status);
     this.bar.max = Math.max(1, of);
     this.bar.value = done;
-    this.bar.setAttribute("aria-label", status.phase || "Steps done");
+    this.bar.setAttribute("aria-label", status.phase || t("Steps done"));
     this.bar.hidden = this.buttons.hidden = !going(status);
     this.chart.root.hidden = !this.series.steps.length;
     this.chart.show(this.series, this.name);
@@ -170,11 +170,11 @@ export class RunView {
     this.shown = steps.join();
     const pictures = steps.map((step) => ({
       source: previewOf(this.name, step),
-      text: `step ${step}`,
+      text: t("step {step}", { step }),
     }));
     this.strip.replaceChildren(
       ...pictures.map(({ source, text }, i) => {
-        const image = element("img", { src: source, alt: `Preview at ${text}`, loading: "lazy" });
+        const image = element("img", { src: source, alt: t("Preview at {step}", { step: text }), loading: "lazy" });
         const made = element("button", { type: "button", title: text }, image, element("span", {}, text));
         made.addEventListener("click", () => lightbox(pictures, i));
         return made;

@@ -78,7 +78,7 @@ class Item {
   thumb(number, reward, rank) {
     const image = element("img", { src: this.source(number), alt: "", loading: "lazy" });
     const label = `${rank + 1}. ${short(reward)}`;
-    const made = button("", `Candidate ${number}, reward ${reward}: put its latent on the canvas`, () => this.take(number), this.failed);
+    const made = button("", t("Candidate {number}, reward {reward}: put its latent on the canvas", { number, reward }), () => this.take(number), this.failed);
     made.append(image, element("span", {}, label));
     for (const kind of ["pointerenter", "focus"]) made.addEventListener(kind, () => this.hover(number, false));
     for (const kind of ["pointerleave", "blur"]) made.addEventListener(kind, () => this.hover(null));
@@ -189,8 +189,8 @@ export class SearchList {
     this.files = element("div", { class: "retort-files" });
     this.list = new List(root, {
       parts: ["searches"],
-      label: "Searches",
-      empty: "No searches yet: queue Tree Search or Learn Noise for a Prompt.",
+      label: t("Searches"),
+      empty: t("No searches yet: queue Tree Search or Learn Noise for a Prompt."),
       entries: ({ searches }) => {
         this.open ??= searches[0]?.name;
         return searches;
@@ -212,8 +212,8 @@ export class SearchList {
     this.saved = saved.join();
     const failed = (error) => this.list.say(error.message);
     this.files.replaceChildren(
-      ...(saved.length ? [element("h4", {}, "Saved")] : []),
-      ...saved.map((file) => button(file, "Put Load Search on the canvas", () => addNode("RetortLoadSearch", { file }), failed)),
+      ...(saved.length ? [element("h4", {}, t("Saved"))] : []),
+      ...saved.map((file) => button(file, t("Put Load Search on the canvas"), () => addNode("RetortLoadSearch", { file }), failed)),
     );
   }
 
@@ -223,7 +223,7 @@ export class SearchList {
     const body = element("div");
     const failed = (error) => (state.textContent = error.message);
     // The one that goes on is what ComfyUI executes.
-    const stop = button("Stop", "End the search; the best so far is handed out, and the workflow goes on", interrupt, failed);
+    const stop = button(t("Stop"), t("End the search; the best so far is handed out, and the workflow goes on"), interrupt, failed);
     const root = element("li", {}, title, state, stop, body);
     const row = { root, body, items: [], failed, whole: false };
     title.addEventListener("click", () => {
@@ -232,7 +232,7 @@ export class SearchList {
       this.list.look();
     });
     row.show = (search) => {
-      title.textContent = search.prompt || "search without a prompt";
+      title.textContent = search.prompt || t("search without a prompt");
       title.setAttribute("aria-expanded", String(this.open === name));
       body.hidden = this.open !== name;
       const found = search.items.filter((item) => item?.best.length).map((item) => short(item.best[0][1]));

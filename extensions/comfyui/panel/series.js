@@ -1,4 +1,5 @@
 // The numbers of a run and how a chart shows them; no page is needed here.
+import { t } from "../locales/words.js";
 
 const MOST_NAMES = 64;
 
@@ -184,15 +185,18 @@ export function duration(seconds) {
   return `${(seconds / 3600).toFixed(1)} h`;
 }
 
+const STATES = () => ({ running: t("running"), queued: t("queued"), finished: t("finished"), failed: t("failed"), stopped: t("stopped"), died: t("died") });
+
 /** One line on where a run stands. */
 export function standing(status) {
   if (status.state === "running" && status.phase) {
-    const left = status.eta !== null && status.eta !== undefined ? `, ${duration(status.eta)} left of it` : "";
-    return `before the first step: ${status.phase}, ${status.part} of ${status.parts}${left}`;
+    const left = status.eta !== null && status.eta !== undefined ? t(", {time} left of it", { time: duration(status.eta) }) : "";
+    return t("before the first step: {phase}, {part} of {parts}", status) + left;
   }
-  const parts = [status.steps ? `${status.state}, step ${status.step} of ${status.steps}` : status.state];
+  const state = STATES()[status.state] ?? status.state;
+  const parts = [status.steps ? t("{state}, step {step} of {steps}", { ...status, state }) : state];
   if (status.state === "running" && status.rate) parts.push(`${short(status.rate)} it/s`);
-  if (status.state === "running" && status.eta !== null && status.rate) parts.push(`${duration(status.eta)} left`);
+  if (status.state === "running" && status.eta !== null && status.rate) parts.push(t("{time} left", { time: duration(status.eta) }));
   return parts.join(", ");
 }
 

@@ -9,8 +9,8 @@ export class SetList {
   constructor(root) {
     this.list = new List(root, {
       parts: ["preferences"],
-      label: "Preference sets",
-      empty: "No preference sets yet: Preference Picker and Label Pairs make them.",
+      label: t("Preference sets"),
+      empty: t("No preference sets yet: Preference Picker and Label Pairs make them."),
       row: (name) => this.row(name),
     });
   }
@@ -25,9 +25,9 @@ export class SetList {
     const body = element("div", { class: "retort-item" });
     body.hidden = true;
     const failed = (error) => (when.textContent = error.message);
-    const put = (text, type) => button(text, `Put ${text} on the canvas`, () => addNode(type, { name }), failed);
+    const put = (text, type) => button(text, t("Put {node} on the canvas", { node: text }), () => addNode(type, { name }), failed);
     const nodes = element(
-      "div", { class: "retort-row" }, put("Preference Picker", "RetortPreferencePicker"), put("Preference Set", "RetortPreferenceSet"),
+      "div", { class: "retort-row" }, put(t("Preference Picker"), "RetortPreferencePicker"), put(t("Preference Set"), "RetortPreferenceSet"),
       button(t("All pairs"), t("Look at all pairs, and take wrong ones out"), async () => (await import("./data.mjs")).openPairs(name), failed),
     );
     const root = element("li", {}, title, when, nodes, body);
@@ -48,7 +48,7 @@ export class SetList {
     });
     const show = (entry) => {
       latest = entry.when;
-      when.textContent = `last judgement ${new Date(1000 * entry.when).toLocaleString()}`;
+      when.textContent = t("last judgement {when}", { when: new Date(1000 * entry.when).toLocaleString() });
       fill().catch(failed);
     };
     return { root, show };
@@ -58,8 +58,8 @@ export class SetList {
     const picture = (id, word) => element("img", { src: address(["picker", set, "images", id]), alt: word, loading: "lazy" });
     return element(
       "figure", { class: "retort-pair" },
-      picture(winner, tie ? "one of a tie" : "the better one"), element("span", {}, tie ? "=" : ">"),
-      picture(loser, tie ? "one of a tie" : "the worse one"), element("figcaption", {}, [prompt, by].filter(Boolean).join(" · ")),
+      picture(winner, tie ? t("one of a tie") : t("the better one")), element("span", {}, tie ? "=" : ">"),
+      picture(loser, tie ? t("one of a tie") : t("the worse one")), element("figcaption", {}, [prompt, by].filter(Boolean).join(" · ")),
     );
   }
 }

@@ -1,6 +1,6 @@
 // What waits and what was answered, as a page believes it: what the server told last, and what was said since. No DOM.
 
-export const EMPTY = { judged: 0, skipped: 0, waiting: 0, tickets: [], last: null, problems: 0 };
+export const EMPTY = { judged: 0, skipped: 0, waiting: 0, tickets: [], last: null, problems: 0, blind: false, result: null };
 
 /** What a key means to somebody who compares `count` pictures: {pick}, {mark}, {say}, or null. */
 export function keyMeaning({ key, ctrlKey, metaKey, altKey, shiftKey, repeat }, count) {
@@ -49,7 +49,9 @@ export class Desk {
         tickets = tickets.filter((ticket) => ticket.id !== said.id);
       }
     }
-    return { judged, skipped, waiting, tickets, last, problems, current: tickets[0] ?? null };
+    // What is said of a blind test holds for what the server knows.
+    const { blind, result } = this.told;
+    return { judged, skipped, waiting, tickets, last, problems, current: tickets[0] ?? null, blind, result: this.unsent.length ? null : result };
   }
 
   /** Whether there is something to take back; one at a time, since only the server knows what was before it. */

@@ -1,9 +1,8 @@
 // What is seen on the node: the prompt, its candidates, buttons and counts. Texts are set as text, never as HTML.
 import { keyMeaning, markAt } from "./desk.js";
 import { MOST } from "./drawing.js";
+import { progress } from "./progress.js";
 import { t } from "../locales/words.js";
-
-const ENOUGH = 20; // choices for a first LoRA
 
 // A second click of a double click is not meant for the pictures that have just come.
 const GUARD = 250; // ms
@@ -15,10 +14,10 @@ function make(kind, className, more = {}) {
 document.head.append(make("link", "", { rel: "stylesheet", href: new URL("./picker.css", import.meta.url).href }));
 
 export class View {
-  /** does: pick(place), say(word), keep(count), more: [[text, title, work]]; picture(id): its address. */
+  /** does: pick(place), say(word), keep(count), more: [[text, title, work]], blind: nothing is drawn ahead; picture(id): its address. */
   constructor(does, picture) {
     Object.assign(this, { does, picture, shown: undefined, since: 0, mark: null, cells: [] });
-    this.root = make("div", "retort-picker", { tabIndex: 0 });
+    this.root = make("div", does.blind ? "retort-picker retort-blind" : "retort-picker", { tabIndex: 0 });
     // ComfyUI takes Ctrl+Z for the graph before any element hears of it, unless a text field has the focus.
     this.root.type = "textarea";
     this.root.setAttribute("role", "application");
@@ -31,25 +30,25 @@ export class View {
     this.note.setAttribute("role", "status");
     this.counts = make("span", "retort-picker-counts");
     this.buttons = {
-      tie: this.button("Tie", "T", "They are equally good (T or 0)"),
-      skip: this.button("Skip", "S", "Ask no more about these (S)"),
-      undo: this.button("Undo", "U", "Take the last answer back (U or Ctrl+Z)"),
-      draw: this.button("Generate", "D", "Queue the workflow for this node whenever fewer than so many wait (D)"),
+      tie: this.button("tie", t("Tie"), "T", t("They are equally good (T or 0)")),
+      skip: this.button("skip", t("Skip"), "S", t("Ask no more about these (S)")),
+      undo: this.button("undo", t("Undo"), "U", t("Take the last answer back (U or Ctrl+Z)")),
+      draw: this.button("draw", t("Generate"), "D", t("Queue the workflow for this node whenever fewer than so many wait (D)")),
     };
     this.keep = make("input", "retort-picker-keep", { type: "number", min: 1, max: MOST, step: 1 });
-    this.keep.setAttribute("aria-label", "How many sets are kept waiting");
+    this.keep.setAttribute("aria-label", t("How many sets are kept waiting for you"));
     this.keep.addEventListener("change", () => does.keep(this.keep.valueAsNumber));
-    const ahead = make("label", "retort-picker-ahead", { title: "How many sets are kept waiting for you" });
-    ahead.append("keep ", this.keep, " waiting");
+    const ahead = make("label", "retort-picker-ahead", { title: t("How many sets are kept waiting for you") });
+    ahead.append(t("keep waiting:"), " ", this.keep);
     const { tie, skip, undo, draw } = this.buttons;
-    this.way = make("progress", "", { max: ENOUGH, ariaHidden: true });
+    this.way = make("progress", "", { ariaHidden: true });
     this.far = make("span", "retort-picker-far");
     const more = make("div", "retort-picker-row");
     more.append(this.way, this.far, ...does.more.map(([textContent, title, onclick]) => make("button", "", { type: "button", title, textContent, onclick })));
     const answers = make("div", "retort-picker-row");
     answers.append(tie, skip, undo, this.counts);
     const drawing = make("div", "retort-picker-row");
-    drawing.append(draw, ahead, this.note);
+    drawing.append(...(does.blind ? [] : [draw, ahead]), this.note);
     this.root.append(this.prompt, this.before, this.grid, answers, drawing, more);
     this.root.addEventListener("keydown", (event) => this.key(event));
     this.root.addEventListener("mousedown", (event) => this.focus(event));
@@ -58,11 +57,11 @@ export class View {
       this.root.addEventListener(name, (event) => event.stopPropagation());
   }
 
-  button(text, key, title) {
+  button(word, text, key, title) {
     const button = make("button", "", { type: "button", title, tabIndex: -1 });
     button.setAttribute("aria-keyshortcuts", key);
     button.append(text, make("kbd", "", { textContent: key }));
-    button.addEventListener("click", () => this.say({ Tie: "tie", Skip: "skip", Undo: "undo", Generate: "draw" }[text]));
+    button.addEventListener("click", () => this.say(word));
     return button;
   }
 
@@ -96,7 +95,7 @@ export class View {
 
   say(word) {
     if (word === "marked") this.mark !== null && this.pick(this.mark);
-    else if (word === "undo" || word === "draw" || this.ready(word === "skip")) this.does.say(word);
+    else if (word === "draw" ? !this.does.blind : word === "undo" || this.ready(word === "skip")) this.does.say(word);
   }
 
   pick(place) {
@@ -114,22 +113,25 @@ export class View {
     if (desk.current?.id !== this.shown?.id || this.shown === undefined) this.show(desk.current);
     for (const word of ["tie", "skip"]) this.buttons[word].disabled = !desk.current;
     this.buttons.undo.disabled = !canUndo;
-    this.buttons.draw.firstChild.data = drawing.on ? "Stop" : "Generate";
+    this.buttons.draw.firstChild.data = drawing.on ? t("Stop") : t("Generate");
     this.buttons.draw.setAttribute("aria-pressed", String(drawing.on));
     if (document.activeElement !== this.keep) this.keep.value = drawing.keep;
-    const lost = desk.problems ? ` · ${desk.problems} unreadable` : "";
-    this.counts.textContent = `${desk.judged} judged · ${desk.waiting} waiting · ${desk.skipped} skipped${lost}`;
-    this.way.value = desk.judged;
-    this.far.textContent = desk.judged < ENOUGH
-      ? t("{count} of about 20 choices for a first LoRA", { count: desk.judged }) : t("{count} choices, enough for a first LoRA", { count: desk.judged });
+    const lost = desk.problems ? ` · ${t("{count} unreadable", { count: desk.problems })}` : "";
+    this.counts.textContent = t("{judged} judged · {waiting} waiting · {skipped} skipped", desk) + lost;
+    const { value, max, text } = progress({ ...desk, blind: desk.blind || this.does.blind });
+    Object.assign(this.way, { max, value });
+    this.far.textContent = text;
+    this.far.classList.toggle("retort-picker-result", Boolean(desk.result));
     const said = note || drawing.why;
-    this.note.textContent = said || (drawn ? "drawing…" : "");
+    this.note.textContent = said || (drawn ? t("drawing…") : "");
     this.note.title = said;
     this.note.classList.toggle("retort-picker-trouble", Boolean(said));
     if (!desk.current) {
       this.prompt.textContent = drawn
-        ? "The next candidates are being drawn."
-        : "Nothing waits. Press Generate, or queue the workflow.";
+        ? t("The next candidates are being drawn.")
+        : !this.does.blind
+          ? t("Nothing waits. Press Generate, or queue the workflow.")
+          : desk.result ? t("The test is over. Undo takes the last answer back.") : t("Press Run: both models draw the same prompts, and you choose without knowing which drew what.");
     }
     // The next pictures are there when they are asked for.
     const next = desk.tickets[1];
@@ -142,7 +144,7 @@ export class View {
     this.mark = null;
     this.root.removeAttribute("aria-activedescendant");
     this.prompt.classList.toggle("retort-picker-empty", !ticket);
-    const prompt = ticket ? ticket.prompt || "(no prompt)" : "";
+    const prompt = ticket ? ticket.prompt || t("(no prompt)") : "";
     if (ticket) this.prompt.textContent = prompt;
     this.prompt.title = prompt;
     this.before.hidden = !ticket?.reference;
@@ -150,12 +152,12 @@ export class View {
     this.cells = (ticket?.candidates ?? []).map((id, place, all) => this.cell(id, place, all.length, prompt));
     this.grid.dataset.count = this.cells.length;
     this.grid.replaceChildren(...this.cells);
-    this.root.setAttribute("aria-label", ticket ? `Which is best for: ${prompt}` : "No candidates wait");
+    this.root.setAttribute("aria-label", ticket ? t("Which is best for: {prompt}", { prompt }) : t("No candidates wait"));
   }
 
   cell(id, place, count, prompt) {
     const cell = make("button", "retort-picker-cell", { type: "button", tabIndex: -1, id: `retort-${id}-${place}` });
-    const label = `Candidate ${place + 1} of ${count} for: ${prompt}`;
+    const label = t("Candidate {number} of {count} for: {prompt}", { number: place + 1, count, prompt });
     cell.setAttribute("aria-label", label);
     cell.setAttribute("aria-keyshortcuts", String(place + 1));
     cell.image = make("img", "", { draggable: false, alt: "" });
