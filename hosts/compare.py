@@ -135,13 +135,16 @@ def asked(
     and tell nothing. Who is asked is a name made of all pictures, so that tests in one folder are counted apart.
     ValueError as `drawn` raises it.
     """
-    progress, found, alike = host.progress(len(prompts)), [], 0
+    progress, alike = host.progress(len(prompts)), 0
+    found: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
     for done, (prompt, *both) in enumerate(drawn(host, models, clip, vae, prompts, negative, sampling, seeds)):
         for pictures in zip(*both, strict=True):
             names = [preferences.keep_image(folder, frames[0].clamp(0, 1)) for frames in pictures]
-            alike += names[0] == names[1]
-            if names[0] != names[1]:
-                found.append((prompt, *zip(*sorted(zip(names, (BASE, TUNED), strict=True)), strict=True)))
+            if names[0] == names[1]:
+                alike += 1
+                continue
+            sides = (BASE, TUNED) if names[0] < names[1] else (TUNED, BASE)
+            found.append((prompt, tuple(sorted(names)), sides))
         progress.step(done + 1)
     by = f"blind {hashlib.blake2b(repr(found).encode(), digest_size=4).hexdigest()}"
     made = [Ticket(prompt, candidates, by=by, models=sides) for prompt, candidates, sides in found]
