@@ -48,7 +48,10 @@ OBJECTS: dict[str, tuple[str, ...]] = {
         "add_on_prompt_handler", "app", "node_replace_manager", "routes", "send_progress_text", "send_sync",
         "trigger_on_prompt",
     ),
-    "execution.PromptExecutor": ("execute", "history_result", "status_messages"),
+    "execution.PromptExecutor": ("caches", "execute", "history_result", "status_messages"),
+    "execution.CacheSet": ("objects", "outputs"),
+    "comfy_execution.caching.BasicCache": ("cache", "cache_key_set", "initialized", "subcaches"),
+    "comfy_execution.caching.CacheKeySet": ("get_data_key",),
     "app.node_replace_manager.NodeReplaceManager": ("apply_replacements",),
     "comfy_api.latest._io._ComfyNodeBaseInternal": ("GET_NODE_INFO_V1", "GET_SCHEMA"),
 }  # fmt: skip

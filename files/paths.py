@@ -9,6 +9,7 @@ archive of a stranger may have been unpacked, a link that leads out of the folde
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -24,7 +25,11 @@ class PathError(UsageError):
 
 
 class FileNames(list[str]):
-    """The names of files that a user may choose from; a name is among them with either separator, / or \\."""
+    """The names of files that a user may choose from.
+
+    A name is among them with either separator, / or \\, and with its accents as either system writes them: macOS
+    stores some as characters of their own.
+    """
 
     def spelt(self, name: object) -> str | None:
         """A name as it is spelt here, None where it is not among them. Upper and lower case are two names."""
@@ -32,18 +37,20 @@ class FileNames(list[str]):
             return None
         if list.__contains__(self, name):
             return name
-        return next((each for each in self if _slashes(each) == _slashes(name)), None)
+        return next((each for each in self if _plain(each) == _plain(name)), None)
 
     def __contains__(self, name: object) -> bool:
         return self.spelt(name) is not None
 
 
-def _slashes(name: str) -> str:
-    return name.replace("\\", "/")
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
 
 
 def below(folder: Path, name: str) -> Path:
     """The path of `name` (subfolders with / or \\) in `folder`, whose links are followed; it need not exist.
+
+    Where only a file whose accents are written in the other way is there, that one.
 
     Raises PathError for an empty name, a NUL or other control character, an absolute path, a drive letter and `..`.
     """
@@ -64,6 +71,9 @@ def below(folder: Path, name: str) -> Path:
         raise PathError(f"the name {name!r:.80} has characters that no file's name can have") from None
     if max(lengths, default=0) > 240 or len(str(path)) > 3000:
         raise PathError(f"the name {name[:40]!r}... is too long; give a file inside {folder}")
+    if not name.isascii() and not path.exists():
+        others = (folder.joinpath(*(unicodedata.normalize(form, part) for part in parts)) for form in ("NFC", "NFD"))
+        return next((other for other in others if other.exists()), path)
     return path
 
 
@@ -127,13 +137,19 @@ def _is(kind: Callable[[], bool]) -> bool:
 
 def files_below(roots: Iterable[Path], endings: tuple[str, ...], deep: bool = True) -> list[str]:
     """Every file with one of these endings (in small letters) in the roots and, deep, below, by its name with forward
-    slashes; a name once, whatever root it is in."""
+    slashes; a name once, whatever root it is in. What git keeps, and what macOS writes beside a file, is left out."""
     names: dict[str, None] = {}
     for root in roots:
         found: list[Path] = []
         for folder, folders, files in walked(root):
             if not deep:
                 folders.clear()
-            found += [folder / name for name in files if Path(name).suffix.lower() in endings]
+            found += [
+                folder / name
+                for name in files
+                if Path(name).suffix.lower() in endings
+                and not name.startswith("._")
+                and ".git" not in folder.relative_to(root).parts
+            ]
         names |= dict.fromkeys(path.relative_to(root).as_posix() for path in sorted(found))
     return list(names)

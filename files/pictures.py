@@ -24,6 +24,11 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"IDAT", b"IEND")
 _ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")
 _MOST_PIXELS = 2**28
+# What people take for pictures and Pillow does not open, by how it begins.
+_OTHERS = {
+    b"%PDF": "a PDF file", b"<svg": "an SVG drawing", b"<?xml": "an SVG drawing", b"<": "a web page",
+    b"{": "a JSON file",
+}  # fmt: skip
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 
 
@@ -122,7 +127,7 @@ def decode(
 
     formats: names of Pillow's formats that may be read, by default all. Raises ValueError for whatever cannot be read.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         try:
@@ -133,6 +138,8 @@ def decode(
             # Texts and profiles beyond Pillow's bounds are not needed to see the picture.
             frames = _frames(Image.open(io.BytesIO(_bare_png(data)), formats=formats), most_pixels)
         pairs = [_numbers(frame) for frame in frames]
+    except UnidentifiedImageError as error:
+        raise ValueError(_strange(data, formats)) from error
     except Exception as error:  # Pillow's readers raise whatever a damaged file leads to
         raise ValueError(str(error) or type(error).__name__) from error
     colours = torch.stack([colour for colour, _ in pairs])
@@ -153,11 +160,25 @@ def decode_opaque(data: bytes, formats: tuple[str, ...] | None = None, most_pixe
     return colours[0] * cover + (1.0 - cover)
 
 
+def _strange(data: bytes, formats: tuple[str, ...] | None) -> str:
+    """What a file is that none of Pillow's readers takes, or none of those that are asked."""
+    if not data:
+        return "it is empty"
+    if data[4:8] == b"ftyp":
+        return "it is of the kind of HEIC and MP4"
+    kind = next((kind for start, kind in _OTHERS.items() if data.lstrip().startswith(start)), None)
+    if kind is not None:
+        return f"it is {kind}"
+    return f"it is damaged, or no {' or '.join(formats) if formats else 'kind of picture that Pillow knows'}"
+
+
 def _frames(file: Any, most_pixels: int) -> list[Any]:
     """The frames that a viewer shows, upright and of one size, and the file closed."""
     from PIL import ImageSequence
 
     with file:
+        if file.format == "EPS":
+            raise ValueError("it is an EPS drawing, which is a program that another one would have to run")
         if file.width * file.height > most_pixels:
             raise ValueError(f"it has {file.width} x {file.height} pixels, more than {most_pixels}")
         animated = file.format in _ANIMATIONS and getattr(file, "is_animated", False)
@@ -186,7 +207,7 @@ def _numbers(frame: Any) -> tuple[Tensor, Tensor | None]:
         grey = torch.from_numpy(np.asarray(frame).astype(np.float32))
         top = 65535.0 if frame.mode != "F" else 1.0
         # Whole numbers of 32 bits, and floats that are not 0 .. 1, have no white of their own.
-        grey = grey / max(top, float(grey.amax()))
+        grey = grey / max(top, float(grey.nan_to_num(0.0, posinf=0.0).amax()))
         return grey.nan_to_num(0.0).clamp(0, 1).unsqueeze(-1).repeat(1, 1, 3), None
     if frame.mode == "LAB":
         to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")

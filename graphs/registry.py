@@ -9,6 +9,10 @@ from ..files.errors import NodeError, short
 from .api.schema import ComfyExtension, ComfyNode, Schema
 from .graph import Node
 
+# How group nodes were called, which came before subgraphs.
+GROUP_NODES = ("workflow>", "workflow/")
+AGAIN = "Open the workflow in ComfyUI, which makes a subgraph of it, and save it again"
+
 
 class Registry:
     """Node classes by id, each with its schema as of now (file lists included)."""
@@ -40,6 +44,8 @@ class Registry:
             near = difflib.get_close_matches(node.class_type, self.names(), n=2)
             hint = f"Did you mean {' or '.join(near)}? " if near else ""
             said, remedy = self.unknown
+            if node.class_type.startswith(GROUP_NODES):
+                said, remedy = "is a group node, which ComfyUI's page takes apart when it opens the file", AGAIN
             raise NodeError(node, f"the class {short(repr(node.class_type))} {said}", remedy=f"{hint}{remedy}")
         return schema
 

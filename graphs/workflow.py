@@ -13,6 +13,12 @@ from .graph import Graph, Link, Node, Place
 from .registry import Registry
 
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"RIFF", b"\xff\xd8\xff")
+# What else people give for a workflow, by how it begins.
+_OTHERS = {
+    b"\x1aE\xdf\xa3": "a WebM or Matroska video", b"GIF8": "a GIF", b"II*\0": "a TIFF", b"MM\0*": "a TIFF",
+    b"fLaC": "a sound", b"ID3": "a sound", b"OggS": "a sound", b"glTF": "a 3D model", b"PK\x03\x04": "a ZIP archive",
+    b"<": "a page or a drawing (HTML, SVG)",
+}  # fmt: skip
 _DEPTH = 60
 
 
@@ -27,6 +33,13 @@ def read(path: Path, registry: Registry, seed: int | None = None) -> Graph:
         raise UsageError(f"{str(path)!r} cannot be read: {error}. Give the path of a workflow file") from error
     if data.startswith(_PICTURES) or data[4:12] == b"ftypavif":
         return _from_picture(path, registry, seed)
+    other = "of the kind of MP4 and HEIC" if data[4:8] == b"ftyp" else None
+    other = other or next((kind for start, kind in _OTHERS.items() if data.lstrip().startswith(start)), None)
+    if other is not None:
+        raise UsageError(
+            f"{path} is {other}, and workflows are read from JSON and from PNG, WebP, JPEG and AVIF pictures. Drop it "
+            "into ComfyUI's window, which opens the workflow that it may carry, and use Workflow > Save"
+        )
     return from_document(parse(data, str(path)), registry, seed)
 
 
@@ -53,18 +66,40 @@ def parse(data: bytes | str, name: str) -> Any:
 
 def from_document(document: Any, registry: Registry, seed: int | None = None) -> Graph:
     """The graph of a parsed workflow in either format. seed: see `read`."""
+    document = _unwrapped(document)
     if isinstance(document, dict):
         if isinstance(document.get("nodes"), list):
             return workflow_ui.read(document, registry, seed)
-        wrapped = document.get("prompt")
-        if isinstance(wrapped, dict) and "class_type" not in document:
-            return _from_api(wrapped)
         if any(isinstance(node, dict) and "class_type" in node for node in document.values()):
             return _from_api(document)
     raise UsageError(
         'this is not a workflow: it has neither a list "nodes" (UI format) nor nodes with a "class_type" (API format). '
         "In ComfyUI use Workflow > Save, or Workflow > Export (API)"
     )
+
+
+def _unwrapped(document: Any) -> Any:
+    """The workflow within what programs put around one.
+
+    A prompt as it is posted to ComfyUI, what its page makes of a graph ({"workflow", "output"}), an entry of its
+    history (whose prompt is a list), or JSON within a text of JSON.
+    """
+    if isinstance(document, str):
+        try:
+            document = json.loads(document)
+        except ValueError:
+            return document
+    if not isinstance(document, dict) or "nodes" in document or "class_type" in document:
+        return document
+    if len(document) == 1 and isinstance(only := next(iter(document.values())), dict) and "class_type" not in only:
+        document = only if "prompt" in only else document
+    for key in ("prompt", "output", "workflow"):
+        found = document.get(key)
+        if isinstance(found, list) and len(found) > 2:
+            found = found[2]  # number, id, prompt
+        if isinstance(found, dict) and "class_type" not in found and found:
+            return found
+    return document
 
 
 def _from_picture(path: Path, registry: Registry, seed: int | None) -> Graph:
@@ -79,7 +114,7 @@ def _from_picture(path: Path, registry: Registry, seed: int | None) -> Graph:
         if document:  # programs that queue a prompt by themselves leave an empty workflow, or null, beside it
             documents[key] = document
     ui, api = documents.get("workflow"), documents.get("prompt")
-    if isinstance(ui, dict) and ui.get("nodes") == [] and api is not None:
+    if api is not None and not _draws(ui):
         ui = None
     if ui is None and api is None:
         if faults:
@@ -91,14 +126,21 @@ def _from_picture(path: Path, registry: Registry, seed: int | None) -> Graph:
             else f"{path} carries settings of {other}, which are no workflow. Drop it into ComfyUI's window, which "
             "makes one of them, and save that"
         )
-    if ui is None or (api is not None and (subgraphs.has_subgraphs(ui) or not isinstance(ui, dict))):
+    if ui is None or (api is not None and subgraphs.has_subgraphs(ui)):
         # The prompt beside it is the same run with its subgraphs unfolded.
         graph = from_document(api, registry)
-        graph.document = ui if isinstance(ui, dict) else None
+        graph.document = ui
     else:
         graph = from_document(ui, registry, seed)
     graph.notes += [f"{fault}; the other one was used" for fault in faults]
     return graph
+
+
+def _draws(ui: Any) -> bool:
+    """Whether a workflow in UI format has a node that runs, and not just notes."""
+    nodes = _unwrapped(ui).get("nodes") if isinstance(ui, dict) else None
+    kinds = [node.get("type") for node in nodes if isinstance(node, dict)] if isinstance(nodes, list) else []
+    return any(kind not in workflow_ui.VIRTUAL for kind in kinds)
 
 
 def _from_api(document: dict[str, Any]) -> Graph:

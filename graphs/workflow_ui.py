@@ -2,7 +2,8 @@
 
 Read as ComfyUI's editor queues it: muted nodes (mode 2) fall away, bypassed ones (mode 4) hand an input of the
 output's type through, reroutes are followed, primitive nodes become constants, notes are left out, and subgraphs
-are unfolded. `editor` has what happens to the texts.
+are unfolded. So are the packs' nodes that exist on the page alone and stand for a wire: reroutes, and those that set a
+value under a name and get it elsewhere. `editor` has what happens to the texts.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from .registry import Registry
 from .subgraphs import AGAIN, BYPASSED, MUTED
 from .widgets import MADE_UP, assign, places
 
-# What ComfyUI's page knows of itself: these run nowhere.
-VIRTUAL = ("Note", "MarkdownNote", "Reroute", "PrimitiveNode")
+REROUTES = ("Reroute", "Reroute (rgthree)")
+# What gets a value by its name, and what sets it (KJNodes, Easy-Use).
+NAMED = {"GetNode": "SetNode", "easy getNode": "easy setNode"}
+# What exists on ComfyUI's page alone: these run nowhere.
+VIRTUAL = ("Note", "MarkdownNote", "PrimitiveNode", *REROUTES, *NAMED, *NAMED.values())
 
 
 def read(document: dict[str, Any], registry: Registry, seed: int | None = None) -> Graph:
@@ -118,13 +122,31 @@ class _Reader:
                 if not isinstance(values, list) or not values:
                     raise NodeError(node, f"the primitive node {id} holds no value", input=input, remedy=AGAIN)
                 return Place(values, 0)
-            if raw["type"] == "Reroute":
+            if raw["type"] in (*REROUTES, *NAMED.values()):
                 link = self.input_link(raw, 0)
+            elif raw["type"] in NAMED:
+                link = self.input_link(self.setter(node, input, raw), 0)
             elif raw.get("mode") == BYPASSED:
                 link = self.bypass(raw, slot)
             else:
                 return Link(id, slot)
         return None
+
+    def setter(self, node: Node, input: str, raw: dict) -> dict:
+        """The node that sets what `raw` gets: of its own graph before others."""
+        name = self.name_of(raw)
+        found = [one for one in self.raws.values() if one["type"] == NAMED[raw["type"]] and self.name_of(one) == name]
+        graph = str(raw["id"]).rpartition(":")[0]
+        found.sort(key=lambda one: str(one["id"]).rpartition(":")[0] != graph)
+        if not found:
+            said = f"node {raw['id']} ({raw['type']}) gets {name!r:.60}, which no node sets"
+            raise NodeError(node, said, input=input, remedy=AGAIN)
+        return found[0]
+
+    @staticmethod
+    def name_of(raw: dict) -> Any:
+        values = raw.get("widgets_values")
+        return values[0] if isinstance(values, list) and values else None
 
     def input_link(self, raw: dict, slot: int) -> Any:
         inputs = raw.get("inputs")

@@ -179,12 +179,16 @@ def run(
     comfyui: ComfyUI = None,
     built_in: BuiltIn = False,
     arguments: Theirs = None,
+    previews: Annotated[
+        bool,
+        typer.Option("--previews", help="On ComfyUI: keep what a node shows while it works in OUT/preview, by step."),
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose.")] = False,
 ) -> None:
     """Run a workflow and save its images; Ctrl-C ends it and keeps those that are finished."""
     started = time.monotonic()
     with _bars(UsageError, debug) as bars:
-        runner, session = _runner(comfyui, built_in, arguments, models, configs)
+        runner, session = _runner(comfyui, built_in, arguments, models, configs, previews)
         # ComfyUI has an input folder of its own.
         beside = _inputs_beside(workflow) if session is None else ()
         where = _folders(models, configs, inputs=tuple(inputs or beside), output=out)
@@ -204,19 +208,21 @@ def run(
 
 def _runner(
     comfyui: Path | None, built_in: bool, arguments: list[str] | None, models: list[Path] | None,
-    configs: list[Path] | None,
+    configs: list[Path] | None, previews: bool = False,
 ) -> tuple[Runner, Session | None]:  # fmt: skip
     """What runs workflows, and ComfyUI, where it is that."""
     folder = None if built_in else find_comfyui(comfyui)
     if folder is None:
         if arguments:
             raise UsageError(f"{' '.join(arguments)}: these would be ComfyUI's arguments, and none is used here")
+        if previews:
+            raise UsageError("--previews: only ComfyUI draws while it samples: name one by --comfyui, or leave it out")
         return run_workflow, None
     session = Session(folder, arguments or (), _folders(models, configs))
     # It imports ComfyUI's modules, which can be imported now.
     from .inprocess.run import run as run_there
 
-    return functools.partial(run_there, session), session
+    return functools.partial(run_there, session, previews=previews), session
 
 
 def _inputs_beside(workflow: Path) -> tuple[Path, ...]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
+from ..files import weights
 from ..files.atomic import TYPES, tensors, write_new
 from .config import RunConfig
 
@@ -81,16 +81,24 @@ def write_lora(folder: Path, name: str, lora: dict[str, Tensor], notes: dict[str
 
 def read_lora(path: Path) -> dict[str, Tensor]:
     """The tensors of a LoRA file. ValueError when it cannot be read, or holds what are no weights."""
-    try:
-        found = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"the LoRA {path} cannot be read: {error}; get it again") from error
+    found = weights.load(path)
     for name, tensor in found.items():
         if tensor.dtype not in (*TYPES, torch.float8_e4m3fn, torch.float8_e5m2):
             raise ValueError(
                 f"the LoRA {path} holds {name!r:.80} of {tensor.dtype}, which are no weights; get it again"
             )
+    broken = [name for name, tensor in found.items() if not _finite(tensor)]
+    if broken:
+        raise ValueError(
+            f"the LoRA {path} holds values that are no finite numbers, in {len(broken)} of its {len(found)} tensors, "
+            f"such as {broken[0]!r:.80}: it was damaged, or its training failed; get it again or choose another file"
+        )
     return found
+
+
+def _finite(tensor: Tensor) -> bool:
+    # There is no isfinite for numbers of 8 bits.
+    return bool((tensor.float() if tensor.element_size() == 1 else tensor).isfinite().all())
 
 
 def lora_metadata(path: Path) -> dict[str, str]:

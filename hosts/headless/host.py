@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...files import weights as files
 from ...models.layouts.lora_state import alphas_of, with_alphas
 from ...restoration.hidden import filled
 from ...sampling.parts import Parts
@@ -247,7 +246,7 @@ class Headless(Host):
 
     def read_lora(self, name: str) -> dict[str, Tensor]:
         with torch.inference_mode(False):
-            return files.load(folders.current().model("loras", name))
+            return export.read_lora(folders.current().model("loras", name))
 
     def lora_metadata(self, name: str) -> dict[str, str]:
         return export.lora_metadata(folders.current().model("loras", name))

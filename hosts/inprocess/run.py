@@ -14,6 +14,9 @@ from typing import Any
 import comfy.model_management
 import execution
 import folder_paths
+import latent_preview
+from comfy.cli_args import LatentPreviewMethod
+from comfy_execution.caching import BasicCache
 
 from ...files.errors import NodeError, UsageError
 from ...graphs import validate, workflow
@@ -34,9 +37,12 @@ OLDER = "If the workflow was saved by another version of the node, open it in Co
 
 def run(
     session: Session, source: Path | dict[str, Any], *, where: Folders, sets: Sequence[str] = (),
-    seed: int | None = None, watcher: progress.Watcher | None = None,
+    seed: int | None = None, watcher: progress.Watcher | None = None, previews: bool = False,
 ) -> Outcome:  # fmt: skip
     """Run a workflow (see `graphs.run.Runner`). Ctrl-C stops it at the node's next step; twice, at once.
+
+    previews: what nodes show while they work is kept in the folder of previews, a picture for each node, and the
+    samplers draw it in ComfyUI's usual way where its own arguments name none.
 
     Raises UsageError for what the caller can mend, NodeError where a node is at fault.
     """
@@ -51,15 +57,21 @@ def run(
         graph = renewed
     outputs, order = validate.needed(graph, session.known)
     prompt, key = graph.prompt(), str(uuid.uuid4())
-    server.begin({id: graph.nodes[id].title for id in order})
+    folder = where.output.resolve() / PREVIEWS if previews else None
+    server.begin({id: graph.nodes[id].title for id in order}, folder)
     prompt = server.trigger_on_prompt({"prompt": prompt, "client_id": CLIENT})["prompt"]
     refuse(graph, prompt, outputs, key)
     document = {} if graph.document is None else {"extra_pnginfo": {"workflow": graph.document}}
-    executor = session.executor
-    with progress.watched_by(watcher), _cancellable():
-        executor.execute(prompt, key, {"client_id": CLIENT, **document}, outputs)
+    silent = latent_preview.default_preview_method is LatentPreviewMethod.NoPreviews
+    drawn = {"preview_method": LatentPreviewMethod.Auto.value} if previews and silent else {}
+    executor, shown = session.executor, dict[str, Any]()
+    try:
+        with progress.watched_by(watcher), _cancellable():
+            executor.execute(prompt, key, {"client_id": CLIENT, **drawn, **document}, outputs)
+        shown = executor.history_result["outputs"]
+    finally:
+        _forget(session, graph, outputs, shown)
     ended, told = executor.status_messages[-1]
-    shown = executor.history_result["outputs"]
     if ended == "execution_error":
         raise _failed(graph, told)
     return Outcome(
@@ -68,6 +80,22 @@ def run(
         notes=graph.notes,
         cancelled=ended == "execution_interrupted",
     )
+
+
+def _forget(session: Session, graph: Graph, outputs: Sequence[str], shown: Mapping[str, Any]) -> None:
+    """Let the next run write its own files, while models and whatever else is the same are kept.
+
+    Objects of nodes know the output folder of the run that made them, and what has saved is not run again for the same
+    inputs. What others may depend on, such as a training, is kept unless it wrote files that are shown.
+    """
+    caches = session.executor.caches
+    if not isinstance(caches.outputs, BasicCache) or not caches.outputs.initialized:
+        return
+    caches.objects.cache.clear()
+    caches.objects.subcaches.clear()
+    for id in outputs:
+        if not session.known.schema(graph.nodes[id]).outputs or list(_files({id: shown.get(id, {})})):
+            caches.outputs.cache.pop(caches.outputs.cache_key_set.get_data_key(id), None)
 
 
 def _use(where: Folders) -> None:

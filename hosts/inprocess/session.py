@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...files.errors import UsageError
 from ...graphs.declared import Declared
 from ..headless.folders import KINDS, Folders
 from .find import ROOT
@@ -28,9 +29,19 @@ class Session:
     """ComfyUI's executor and all its nodes, for any number of workflows; at most one for a process.
 
     folder: ComfyUI's. arguments: as on its own command line. where: folders of models that it gets beside its own.
+    Raises UsageError where ComfyUI does not start.
     """
 
     def __init__(self, folder: Path, arguments: Sequence[str] = (), where: Folders | None = None):
+        try:
+            self._start(folder, arguments, where or Folders())
+        except Exception as error:
+            raise UsageError(
+                f"the ComfyUI in {folder} does not start: {type(error).__name__}: {error}. Start its own main.py by "
+                "the same Python and with the same arguments to see more"
+            ) from error
+
+    def _start(self, folder: Path, arguments: Sequence[str], where: Folders) -> None:
         enter(folder, arguments)
         import comfy.cli_args
         import torch
@@ -41,7 +52,7 @@ class Session:
             sys.argv.append("--cpu")
         import folder_paths
 
-        for kind, path in _further(where or Folders()):
+        for kind, path in _further(where):
             folder_paths.add_model_folder_path(kind, str(path), is_default=True)
         with _without(TORCH_FIRST):
             main = importlib.import_module("main")

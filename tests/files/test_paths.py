@@ -136,3 +136,25 @@ def test_a_name_is_known_by_either_separator():
     assert names.spelt("both/x") == "both/x" and names.spelt("both\\x") == "both\\x"
     for other in ("style\\bold.safetensors", "Bold.safetensors", "style\\", "..\\style\\Bold.safetensors", 3, None, []):
         assert other not in names and names.spelt(other) is None
+
+
+def test_accents_of_either_system_lead_to_the_file(roots):
+    whole, parts = "caf\u00e9/\u00e5.safetensors", "cafe\u0301/a\u030a.safetensors"
+    for there, asked in ((whole, parts), (parts, whole)):
+        folder = roots[0] / str(len(there))
+        made = file(folder / there)
+        for way in (below, inside):
+            assert way(folder, asked) == way(folder, there) == made
+        assert FileNames([there]).spelt(asked) == there and asked in FileNames([there])
+        assert files_below([folder], ENDINGS) == [there]
+    # Where both are there, each is itself; what is nowhere keeps its spelling.
+    file(roots[0] / str(len(whole)) / parts)
+    assert below(roots[0] / str(len(whole)), parts).read_bytes() == b""
+    assert below(roots[0], parts) == roots[0] / parts
+    assert FileNames([whole, parts]).spelt(parts) == parts
+
+
+def test_what_systems_write_beside_files_is_not_listed(roots):
+    for name in ("a", "._a", "s/._b", ".git/x", "s/.git/y/z"):
+        file(roots[0] / f"{name}.safetensors")
+    assert files_below([roots[0]], ENDINGS) == ["a.safetensors"]

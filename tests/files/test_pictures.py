@@ -113,6 +113,31 @@ def test_floats_are_cut_to_their_range():
     assert torch.allclose(colours[0, ..., 0], torch.from_numpy(ramp).nan_to_num(0).clamp(0, 1))
 
 
+def test_light_without_end_leaves_the_rest_as_it_is():
+    ramp = np.linspace(0, 4, WIDTH * HEIGHT, dtype=np.float32).reshape(HEIGHT, WIDTH)
+    bright = ramp.copy()
+    bright[0, :3] = np.inf, -np.inf, np.nan
+    plain, colours = (pictures.decode(saved(Image.fromarray(each), "TIFF"))[0] for each in (ramp, bright))
+    assert torch.equal(plain[0, 1:], colours[0, 1:]) and colours[0, 0, :3, 0].tolist() == [1.0, 0.0, 0.0]
+    assert float(plain.max()) == 1.0
+
+
+NO_PICTURES = {
+    b"": "it is empty", b"%PDF-1.4": "a PDF file", b'<svg xmlns=""/>': "an SVG drawing", b"\n<html>": "a web page",
+    b"\0\0\0\x18ftypheic": "of the kind of HEIC and MP4", b'{"a": 1}': "a JSON file", b"hello": "damaged, or no kind",
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF": "an EPS drawing",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "kind"), NO_PICTURES.items())
+def test_what_is_no_picture_is_named(data, kind):
+    with pytest.raises(ValueError, match=kind) as refusal:
+        pictures.decode(data)
+    assert "object at 0x" not in str(refusal.value)
+    with pytest.raises(ValueError, match=kind.replace("no kind", "no PNG or EPS")):
+        pictures.decode(data, formats=("PNG", "EPS"))
+
+
 def test_transparent_palettes_have_alpha():
     picture = halves().convert("P", palette=Image.Palette.ADAPTIVE, colors=2)
     picture.info["transparency"] = picture.getpixel((0, 0))

@@ -18,6 +18,25 @@ def test_another_encoding_is_refused_with_the_remedy():
         texts.decode("caf\u00e9 au lait".encode("cp1252"))
 
 
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"PK\x03\x04" + bytes(30), "a Word or OpenDocument file"), (b"{\\rtf1 a red seven}", "an RTF file"),
+        (b"%PDF-1.7", "a PDF file"), (b"a red\0 seven" * 9, "zero bytes"),
+    ],
+)  # fmt: skip
+def test_what_is_no_text_is_named(data, kind):
+    with pytest.raises(ValueError, match=kind):
+        texts.decode(data)
+
+
+def test_control_characters_are_no_words():
+    # The end of a file of DOS, colours of a terminal, a picture's place; emoji of several and Hebrew stay whole.
+    assert texts.prompts("a seven\n\x1a\n\x1b[1mbold\x7f\nan \ufffcimage\x08") == ["a seven", "[1mbold", "an image"]
+    for kept in ("a\tb", "a \U0001f468\u200d\U0001f469 family", "\u05d0\u200f b", "\u201ca\u201d \u2014 b"):
+        assert texts.prompts(kept) == [kept]
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\u2028", "\u2029", "\v", "\x85"])
 def test_lines_end_in_every_way(end):
     assert texts.prompts(f"a zero{end}{end}  a one {end}") == ["a zero", "a one"]

@@ -117,6 +117,10 @@ def test_arguments_of_comfyui_need_one(command, written, tmp_path):
     assert result.exit_code == 2 and "--lowvram" in result.stderr
     wrong = command("run", written, "--comfyui", tmp_path)
     assert wrong.exit_code == 2 and "is no ComfyUI" in wrong.stderr
+    for more in ((), ("--built-in",)):
+        silent = command("run", written, "--out", tmp_path / "out", "--previews", *more)
+        assert silent.exit_code == 2 and "--previews: only ComfyUI draws while it samples" in silent.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_usage_mistakes_exit_with_2(command):

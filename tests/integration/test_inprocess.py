@@ -139,6 +139,90 @@ def test_ctrl_c_keeps_what_is_finished(comfyui, base, workflow, tmp_path):
     assert [path.name for path in (tmp_path / "out").rglob("*.*")] == [first.name]
 
 
+def test_what_nodes_show_while_they_work_is_kept_on_request(comfyui, base, tmp_path):
+    graph = {
+        "1": {"class_type": "RetortEmbeddedModel", "inputs": {"variant": "flow"}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a red seven", "clip": ["1", 1]}},
+        "3": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "../far": {"class_type": "KSampler", "inputs": {
+            "model": ["1", 0], "positive": ["2", 0], "negative": ["2", 0], "latent_image": ["3", 0], "seed": 1,
+            "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0,
+        }},
+        "5": {"class_type": "SaveLatent", "inputs": {"samples": ["../far", 0], "filename_prefix": "x"}},
+    }  # fmt: skip
+    (tmp_path / "w.json").write_text(json.dumps(graph), encoding="utf-8")
+    for name, more in (("silent", ()), ("shown", ("--previews",))):
+        going = start(comfyui, base, tmp_path / "w.json", tmp_path / name, *more)
+        _, said = going.communicate(timeout=600)
+        assert going.returncode == 0, said[-3000:]
+    assert not (tmp_path / "silent" / "preview").exists() and not list(tmp_path.glob("*.jpg"))
+    (shown,) = (tmp_path / "shown" / "preview").iterdir()
+    assert shown.name == "node____far.jpg"
+    with Image.open(shown) as image:
+        assert image.format == "JPEG" and image.size[0] == image.size[1] > 1
+        image.load()
+    one, other = (load_file(next((tmp_path / name).glob("*.latent"))) for name in ("silent", "shown"))
+    assert torch.equal(one["latent_tensor"], other["latent_tensor"])
+
+
+def test_a_comfyui_that_does_not_start_says_why(comfyui, workflow, tmp_path):
+    going = start(comfyui, tmp_path / "nowhere", workflow, tmp_path / "out")
+    _, said = going.communicate(timeout=600)
+    assert going.returncode == 2 and "does not start: FileNotFoundError" in said and "nowhere" in said
+    assert "Traceback" not in said and not (tmp_path / "out").exists()
+
+
+def test_processes_of_accelerate_share_the_prompts(comfyui, base, tmp_path):
+    prompts = ["a blue seven on yellow paper", "a red three on white paper", "a green one on black paper"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
+    source = WORKFLOWS / "4 Search for a better picture.json"
+    graph = json.loads(source.read_text(encoding="utf-8"))
+    ids = {node["type"]: node["id"] for node in graph["nodes"]}
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    for name, more in (("alone", ["-m"]), ("shared", [*launch, "--module"])):
+        command = [
+            sys.executable, *more, "retort.hosts.start", "search", str(source), str(tmp_path / "prompts.txt"),
+            "--comfyui", str(comfyui), "--out", str(tmp_path / name),
+            "--set", f"{ids['RetortTreeSearch']}.calls=12", "--set", f"{ids['BasicScheduler']}.steps=2",
+            "--", "--base-directory", str(base), "--disable-api-nodes",
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-3000:]
+        assert all(done.stdout.count(prompt) == 1 for prompt in prompts), done.stdout
+    pictures = {}
+    for name in ("alone", "shared"):
+        for path in (tmp_path / name).rglob("retort/**/*.png"):
+            with Image.open(path) as image:
+                pictures.setdefault(str(path.relative_to(tmp_path / name)), []).append(image.tobytes())
+    assert len(pictures) >= 3 and all(len(pair) == 2 and pair[0] == pair[1] for pair in pictures.values())
+    for number, prompt in enumerate(prompts):
+        told = json.loads((tmp_path / "shared" / f"{number:04d}" / "result.json").read_text(encoding="utf-8"))
+        assert told["prompt"] == prompt
+
+
+def test_each_run_of_a_session_writes_into_its_own_folder(comfyui, base, tmp_path):
+    graph = {
+        "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 255}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+        "3": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+    }
+    # The same workflow three times, and another one whose nodes have the same ids.
+    graphs = {"one": graph, "two": graph, "three": graph}
+    graphs["four"] = {**graph, "1": {**graph["1"], "inputs": {**graph["1"]["inputs"], "color": 0}}}
+    for name, one in graphs.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(one), encoding="utf-8")
+    sources = [tmp_path / f"{name}.json" for name in graphs]
+    for more in ([], ["--cache-classic"], ["--cache-lru", "9"], ["--cache-none"]):
+        out = tmp_path / "_".join(["out", *more])
+        told, errors = run_inside(comfyui, out, sources, {}, ["--base-directory", str(base), *more])
+        for name in graphs:
+            assert all(Path(path).is_file() for path in told[name]["saved"]), (more, told[name])
+            files = sorted(path.name for path in (out / name).rglob("*.*"))
+            assert files[1] == "x_00001_.png" and len(files) == 2, (more, name, files)
+        assert "Traceback" not in errors
+
+
 MISTAKES = {
     "small": ((3, 5), 'node 1 "OneFileFlag", input "size": it must be at least 8 (got 5). Allowed: 8 to 64.'),
     "choice": ((0, "green"), "input \"colour\": this is not one of its choices (got 'green'). Choose red, blue."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from retort.trainers.export import read_lora, stored, write_lora
 
@@ -62,3 +62,28 @@ def test_zeros_stay_zeros_and_a_tiny_weight_among_others_stays_a_weight():
 def test_what_is_no_number_is_left_as_it_is():
     for bad in (float("nan"), float("inf"), 7e4):
         assert stored(torch.tensor([[1.0, bad]])).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_file_of_what_is_no_number_is_refused_by_name(tmp_path, kind, value):
+    state = {f"{name}.lora_up.weight": torch.ones(3, 2) for name in "ab"}
+    state["b.lora_up.weight"][1, 1] = value
+    save_file({name: tensor.to(kind) for name, tensor in state.items()}, tmp_path / "broken.safetensors")
+    with pytest.raises(ValueError, match=r"broken\.safetensors holds .* in 1 of its 2 tensors, such as 'b\.lora_up"):
+        read_lora(tmp_path / "broken.safetensors")
+
+
+def test_a_file_of_finite_numbers_is_read_whatever_their_kind(tmp_path):
+    kinds = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int64)
+    state = {f"{at}.lora_up.weight": torch.ones(3, 2).to(kind) for at, kind in enumerate(kinds)}
+    save_file({**state, "empty.alpha": torch.ones(0)}, tmp_path / "good.safetensors")
+    assert [tensor.dtype for name, tensor in read_lora(tmp_path / "good.safetensors").items() if name in state] == [
+        state[name].dtype for name in sorted(state)
+    ]
+
+
+def test_a_pickle_is_refused_by_name(tmp_path):
+    torch.save({"a": torch.ones(1)}, tmp_path / "renamed.safetensors")
+    with pytest.raises(ValueError, match=r"renamed\.safetensors is a pickle"):
+        read_lora(tmp_path / "renamed.safetensors")

@@ -117,6 +117,8 @@ def test_an_output_without_its_connection_does_not_stop_the_others(go, ui, ui_no
 
 
 EMPTY = ["{}", "null", '{"nodes": [], "links": [], "version": 0.4}', '""', "[]", "{ cut off"]
+# Of notes alone, of a format that nobody knows, and of no object at all.
+EMPTY += ['{"nodes": [{"id": 1, "type": "Note"}], "links": []}', '{"version": 9, "nodes": {}}', '"none"', "[1, 2]", "7"]
 
 
 @pytest.mark.parametrize("empty", EMPTY)

@@ -250,3 +250,62 @@ def test_a_blocked_output_leaves_out_what_needs_it(go):
     }
     go(prompt, Source, Shows)
     assert ran == [3]
+
+
+@pytest.mark.parametrize(("setter", "getter"), [("SetNode", "GetNode"), ("easy setNode", "easy getNode")])
+def test_values_that_are_set_and_got_by_name_are_followed(read, ui, ui_node, setter, getter):
+    plain = read(ui).nodes["5"].inputs
+    link = next(one for one in ui["links"] if one[3] == 5 and one[5] == "LATENT")
+    ui["nodes"] += [
+        ui_node(30, getter, [], ["LATENT"], ["mine"]),
+        ui_node(31, setter, [("LATENT", "LATENT", 90)], ["*"], ["mine"]),
+        ui_node(32, setter, [("LATENT", "LATENT", None)], ["*"], ["another"]),
+        ui_node(33, "Reroute (rgthree)", [("", "*", 91)], ["*"]),
+    ]
+    ui["links"] += [[90, 33, 0, 31, 0, "*"], [91, link[1], link[2], 33, 0, "LATENT"]]
+    link[1:3] = [30, 0]
+    graph = read(ui)
+    assert graph.nodes["5"].inputs == plain and not {"30", "31", "32", "33"} & set(graph.nodes)
+    ui["nodes"][-3]["widgets_values"] = ["other"]
+    with pytest.raises(NodeError, match=rf"node 5 .*node 30 \({getter}\) gets 'mine', which no node sets"):
+        read(ui)
+    # What one sets who is fed by nothing is nothing.
+    ui["nodes"][-4]["widgets_values"] = ["another"]
+    assert len(read(ui).nodes["5"].inputs) == len(plain) - 1
+
+
+def test_a_group_node_is_named_as_one(go, ui):
+    for name in ("workflow>Mine", "workflow/Mine"):
+        ui["nodes"][1]["type"] = name
+        with pytest.raises(NodeError, match="is a group node, which ComfyUI's page takes apart .*makes a subgraph"):
+            go(ui)
+
+
+def test_what_programs_put_around_a_workflow_is_taken_off(read, api, ui):
+    from_api, from_ui = read(api).nodes, read(ui).nodes
+    entry = {"prompt": [3, "some-id", api, {"extra_pnginfo": {}}, ["7"]], "outputs": {}, "status": {}}
+    for around in (
+        {"prompt": api, "client_id": "x"}, {"workflow": ui, "output": api}, {"prompt": entry["prompt"]}, entry,
+        {"some-id": entry}, json.dumps(api),
+    ):  # fmt: skip
+        assert read(around).nodes == from_api
+    for around in ({"workflow": ui}, json.dumps(ui), {"workflow": ui, "prompt": None}):
+        assert read(around).nodes == from_ui
+    for none in ({"a": entry, "b": entry}, {"prompt": []}, {"prompt": "x"}, {"workflow": {}}, json.dumps("x"), "x", {}):
+        with pytest.raises(UsageError, match="this is not a workflow"):
+            read(none)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"\0\0\0\x20ftypisom\0\0\2\0", "of the kind of MP4 and HEIC"),
+        (b"\x1aE\xdf\xa3\1", "a WebM or Matroska video"), (b"GIF89a", "a GIF"),
+        (b"II*\0\x08\0", "a TIFF"), (b"fLaC\0", "a sound"), (b"PK\x03\x04", "a ZIP archive"),
+        (b"\n<!DOCTYPE html>", r"a page or a drawing"), (b"glTF\2\0", "a 3D model"),
+    ],
+)  # fmt: skip
+def test_files_of_other_kinds_are_named(known, tmp_path, data, kind):
+    (tmp_path / "given").write_bytes(data + bytes(40))
+    with pytest.raises(UsageError, match=f"given is {kind}.*JSON and from PNG, WebP, JPEG and AVIF.*Workflow > Save"):
+        workflow.read(tmp_path / "given", known())
