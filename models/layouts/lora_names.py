@@ -56,9 +56,17 @@ def pairs(state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
             continue
         if DOWN not in tensors or UP not in tensors:
             raise UsageError(f"the LoRA's layer {layer} has no second half; the file is damaged: download it again")
-        down, alpha = tensors[DOWN], tensors.get(ALPHA)
+        down, up, alpha = tensors[DOWN], tensors[UP], tensors.get(ALPHA)
+        if min(down.ndim, up.ndim) < 2 or down.shape[0] != up.shape[1] or 0 in (*down.shape, *up.shape):
+            shapes = " and ".join(str(tuple(half.shape)) for half in (down, up))
+            raise UsageError(
+                f"the LoRA's layer {layer} has halves of {shapes}, which are no pair; the file is damaged: download it "
+                "again"
+            )
+        if alpha is not None and alpha.numel() != 1:
+            raise UsageError(f"the LoRA's layer {layer} has an alpha of {alpha.numel()} numbers; get the file again")
         scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
-        found[layer] = (down.float(), tensors[UP].float() * scale)
+        found[layer] = (down.float(), up.float() * scale)
     if not found:
         inside = f"{len(state)} tensors such as {example(state)}" if state else "nothing"
         raise UsageError(
@@ -101,11 +109,17 @@ def for_network(
 def merged(weights: Mapping[str, Tensor], lora: Mapping[str, Tensor], strength: float) -> Iterator[tuple[str, Tensor]]:
     """(name, W + strength B A) of each weight `layer.weight` that a peft state dict changes, rounded once to its type.
 
-    weights: by name, of any shape whose first dimension is the output. KeyError for a layer that is not among them.
+    weights: by name, of any shape whose first dimension is the output. KeyError for a layer that is not among them,
+    UsageError for one of another size.
     """
     for key, down in lora.items():
         layer, end, _ = key.partition(".lora_A.weight")
         if end:
             weight = weights[f"{layer}.weight"].detach()
             up, down = (x.to(weight.device, torch.float32).flatten(1) for x in (lora[f"{layer}.lora_B.weight"], down))
+            if (len(up), down.shape[1]) != (len(weight), weight[0].numel()):
+                raise UsageError(
+                    f"the LoRA's layer {layer} is for one of {len(up)} x {down.shape[1]}, and the model's has "
+                    f"{len(weight)} x {weight[0].numel()}; use it with the model that it was trained for"
+                )
             yield f"{layer}.weight", (weight.float() + (strength * (up @ down)).view_as(weight)).to(weight.dtype)

@@ -78,7 +78,7 @@ def with_alphas(state: Mapping[str, Tensor], alphas: Alphas) -> dict[str, Tensor
     """A file's tensors, with the alphas that they lack."""
     made = dict(state)
     for stem, held in stems(state)[0].items():
-        if DOWN in held and ALPHA not in held and not is_text(stem):
+        if DOWN in held and held[DOWN][1].ndim and ALPHA not in held and not is_text(stem):
             alpha = alphas(stem, len(held[DOWN][1]))
             if alpha is not None:
                 made[f"{stem}.{ALPHA}"] = torch.tensor(alpha)

@@ -213,7 +213,7 @@ def test_each_run_of_a_session_writes_into_its_own_folder(comfyui, base, tmp_pat
     for name, one in graphs.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(one), encoding="utf-8")
     sources = [tmp_path / f"{name}.json" for name in graphs]
-    for more in ([], ["--cache-classic"], ["--cache-lru", "9"], ["--cache-none"]):
+    for more in ([], ["--cache-none"]):
         out = tmp_path / "_".join(["out", *more])
         told, errors = run_inside(comfyui, out, sources, {}, ["--base-directory", str(base), *more])
         for name in graphs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from retort.models.layouts.lora_names import for_network, pairs
+from retort.models.layouts.lora_names import for_network, merged, pairs
 from retort.models.layouts.renames import Layout
 
 LAYERS = [f"blocks.{i}.attn.{name}" for i in range(2) for name in ("to_q", "to_k", "to_v", "to_out.0")]
@@ -74,3 +74,32 @@ def test_half_an_old_pair_is_damaged():
     del state["unet.blocks.0.attn.processor.to_q_lora.up.weight"]
     with pytest.raises(ValueError, match=r"blocks\.0\.attn\.to_q has no second half"):
         pairs(state)
+
+
+ODD = {
+    "another rank": (torch.ones(2, 8), torch.ones(8, 3), None, "no pair"),
+    "turned": (torch.ones(2, 8), torch.ones(2, 8), None, "no pair"),
+    "no rank": (torch.ones(0, 8), torch.ones(8, 0), None, "no pair"),
+    "a number": (torch.ones(2, 8), torch.tensor(1.0), None, "no pair"),
+    "a row": (torch.ones(8), torch.ones(8, 1), None, "no pair"),
+    "alphas": (torch.ones(2, 8), torch.ones(8, 2), torch.ones(3), "an alpha of 3 numbers"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_halves_that_are_no_pair_are_named(name):
+    down, up, alpha, says = ODD[name]
+    state = {"a.to_q.lora_down.weight": down, "a.to_q.lora_up.weight": up}
+    state |= {} if alpha is None else {"a.to_q.alpha": alpha}
+    with pytest.raises(ValueError, match=rf"the LoRA's layer a\.to_q has .*{says}"):
+        pairs(state)
+
+
+def test_a_layer_of_another_width_is_named():
+    weights = {"a.weight": torch.zeros(8, 6), "c.weight": torch.zeros(8, 2, 3, 3)}
+    good = {"a.lora_A.weight": torch.ones(2, 6), "a.lora_B.weight": torch.ones(8, 2)}
+    good |= {"c.lora_A.weight": torch.ones(2, 2, 3, 3), "c.lora_B.weight": torch.ones(8, 2, 1, 1)}
+    assert [name for name, _ in merged(weights, good, 1.0)] == ["a.weight", "c.weight"]
+    for half, value in (("lora_A", torch.ones(2, 7)), ("lora_B", torch.ones(9, 2))):
+        with pytest.raises(ValueError, match=r"the LoRA's layer a is for one of . x ., and the model's has 8 x 6"):
+            list(merged(weights, {**good, f"a.{half}.weight": value}, 1.0))
