@@ -11,10 +11,12 @@ from ..hosts.api import host, io, ui
 from ..hosts.api import search as searches
 from ..sampling.accounts import Budget
 from ..sampling.particles import BestOfConfig, SteeringConfig, ValueConfig, check_kind
+from ..sampling.settings import declared
 from ..sampling.transition import Transition
 from ..sampling.tree import DTS_STAR, TreeConfig
+from ..trainers.objectives.flow_matching import FlowMatchingConfig
 from .checks import Asked, CheckedNode, about, within
-from .inputs import chosen, inputs_of, number, schema, seed_input
+from .inputs import chosen, input_of, inputs_of, number, schema, seed_input
 
 CATEGORY = "model/sampling/retort"
 ALIASES = ["retort", "search", "tree", "dts", "best of n", "inference-time scaling", "alignment", "steering"]
@@ -179,6 +181,18 @@ class RetortTreeSearch(CheckedNode):
                 io.Int.Input("keep", default=4, min=1, max=64, tooltip="How many of the best are given back."),
                 seed_input("Draws all candidates. The first is this seed's plain sample; on a GPU with ode only."),
                 io.Noise.Input("noise", optional=True, tooltip="Starts are drawn from it; its seed is then the seed."),
+                io.Guider.Input(
+                    "low_noise_guider",
+                    optional=True,
+                    tooltip=(
+                        "The second of two networks (Wan 2.2's low-noise model), which makes the steps below the "
+                        "boundary; `guider` is then the first one's."
+                    ),
+                ),
+                input_of(
+                    declared(FlowMatchingConfig)["boundary"],
+                    {"tooltip": "Where the second network goes on: 0.875 for Wan 2.2 from text, 0.9 from a picture."},
+                ),
             ],
             outputs=outputs(),
         )
@@ -197,13 +211,16 @@ class RetortTreeSearch(CheckedNode):
     @classmethod
     def execute(
         cls, guider, sigmas, latent, vae, reward, method=None, prompt="", transition=AUTO, noise_level=0.7, calls=400,
-        seconds=0.0, enough="", batch_size=8, keep=4, seed=0, noise=None,
+        seconds=0.0, enough="", batch_size=8, keep=4, seed=0, noise=None, low_noise_guider=None, boundary=0.875,
     ):  # fmt: skip
         step = Transition("ancestral" if transition == AUTO else transition, noise_level)
         config = config_of(chosen(cls, "method", method))
-        request = searches.SearchRequest(sigmas, latent, prompt, config, step, seed, noise, keep)
+        edge = 0.0 if low_noise_guider is None else float(boundary)
+        request = searches.SearchRequest(sigmas, latent, prompt, config, step, seed, noise, keep, edge)
         budget = budget_of(calls, seconds, enough)
-        return output(searches.run(host, guider, vae, reward, request, budget, batch_size), cls)
+        return output(
+            searches.run(host, guider, vae, reward, request, budget, batch_size, second=low_noise_guider), cls
+        )
 
 
 class RetortResumeSearch(CheckedNode):
@@ -228,6 +245,9 @@ class RetortResumeSearch(CheckedNode):
                 REWARD.Input("reward", tooltip="The same as before."),
                 *limits(),
                 io.Noise.Input("noise", optional=True, tooltip="The same as before, for a loaded search that had one."),
+                io.Guider.Input(
+                    "low_noise_guider", optional=True, tooltip="The same as before, for a search with two networks."
+                ),
             ],
             outputs=outputs(),
         )
@@ -238,7 +258,13 @@ class RetortResumeSearch(CheckedNode):
         check_budget(given)
 
     @classmethod
-    def execute(cls, search, guider, vae, reward, calls=400, seconds=0.0, enough="", batch_size=8, noise=None):
+    def execute(
+        cls, search, guider, vae, reward, calls=400, seconds=0.0, enough="", batch_size=8, noise=None,
+        low_noise_guider=None,
+    ):  # fmt: skip
         earlier = search if noise is None else searches.with_noise(search, noise)
         budget = budget_of(calls, seconds, enough)
-        return output(searches.run(host, guider, vae, reward, earlier.request, budget, batch_size, earlier), cls)
+        found = searches.run(
+            host, guider, vae, reward, earlier.request, budget, batch_size, earlier, low_noise_guider
+        )  # fmt: skip
+        return output(found, cls)

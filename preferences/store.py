@@ -355,7 +355,7 @@ def load_latent(path: Path | Inside) -> Latent:
             names = [_key(number) for number in range(max(1, min(len(handle.keys()), MOST_PARTS)))]
             for name in names:
                 shape = handle.get_slice(name).get_shape()
-                if not (2 < len(shape) < 5 and 0 < math.prod(shape) <= NUMBERS):
+                if not (1 < len(shape) < 5 and 0 < math.prod(shape) <= NUMBERS):
                     raise ValueError(f"its shape {shape} is not that of a latent")
             parts = tuple(handle.get_tensor(name).float() for name in names)
     except (OSError, SafetensorError, ValueError) as error:

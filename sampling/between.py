@@ -106,4 +106,9 @@ def told(x: Tensor, sigma: Tensor, scale: float, schedule: Schedule, path: Noise
 def handover(sigmas: Tensor, boundary: float) -> int:
     """How many steps of a grid a first network makes, whose levels are those from `boundary` up."""
     first = sigmas[:-1].tolist()
-    return next((i for i, level in enumerate(first) if level < boundary * (1 - SAME_LEVEL)), len(first))
+    return next((i for i, level in enumerate(first) if below(level, boundary)), len(first))
+
+
+def below(level: float, boundary: float) -> bool:
+    """Whether a level is the second network's."""
+    return level < boundary * (1 - SAME_LEVEL)

@@ -193,7 +193,7 @@ class Dataset:
 
 def _is_shape(shape: Sequence[Any]) -> bool:
     whole = all(isinstance(n, int) and n > 0 for n in shape)
-    return 2 < len(shape) < 5 and whole and math.prod(shape) < 2**31
+    return 1 < len(shape) < 5 and whole and math.prod(shape) < 2**31
 
 
 def _latent(flat: Mapping[str, Tensor], name: str) -> Latent:

@@ -27,13 +27,16 @@ Job = Callable[[Any, dict[str, Any]], Tensor]
 
 
 class Outer:
-    """A guider's sampling run, whose levels, noise, picture and mask are those of every guider inside it."""
+    """A guider's sampling run, whose levels, noise, picture and mask are those of every guider inside it.
+
+    many: how many times as many rows a call may have, by which a guider inside judges what memory it needs.
+    """
 
     def __init__(
         self, guider: Any, path: NoisePath, sigmas: Tensor, extra_args: dict[str, Any], noise: Tensor, latent: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | None, many: int = 1,
     ):  # fmt: skip
-        self.network, self.path = guider.inner_model, path
+        self.network, self.path, self.many = guider.inner_model, path, many
         self.sigmas, self.noise, self.latent, self.mask = sigmas, noise, latent, mask
         # None, or what makes the mask another at each level: a property of the run, whichever model it was set on.
         self.mask_function = extra_args["model_options"].get("denoise_mask_function")
@@ -50,11 +53,15 @@ class Outer:
             mask = mask[:, :1]  # core takes the channels of a picture's mask for a batch
         sampler = _Lender(job)
         guider.sample(
-            _apart(self.noise, shapes), _apart(latent, shapes), sampler, self.sigmas,
+            _apart(self._rows(self.noise), shapes), _apart(self._rows(latent), shapes), sampler, self.sigmas,
             denoise_mask=None if mask is None else _apart(mask, shapes), disable_pbar=True, seed=self._seed,
         )  # fmt: skip
         assert sampler.made is not None
         return sampler.made
+
+
+    def _rows(self, latents: Tensor) -> Tensor:
+        return latents.repeat(self.many, *(1,) * (latents.ndim - 1)) if self.many > 1 else latents
 
 
 class _Lender(Sampler):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from comfy.model_base import MiniMaxH3
+from comfy.model_base import ACEStep15, MiniMaxH3
 
 from ...sampling.parts import Parts
 
@@ -42,5 +42,8 @@ def refuse_alone(model: Any, parts: Parts) -> None:
 
 
 def one_at_a_time(model: Any) -> bool:
-    """Whether a BaseModel's network takes no more than one latent in a call."""
-    return isinstance(model, MiniMaxH3)
+    """Whether a BaseModel's network takes no more than one latent in a call.
+
+    ACE-Step 1.5 takes several, and gives the timbre of all of them to the first.
+    """
+    return isinstance(model, MiniMaxH3 | ACEStep15)

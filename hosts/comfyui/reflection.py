@@ -28,18 +28,25 @@ _log = logging.getLogger("retort")
 
 def beside(
     copies: dict[int, Any], strong: Any, path: NoisePath, sigmas: Tensor, extra_args: dict[str, Any], noise: Tensor,
-    latent: Tensor, mask: Tensor | None, guiders: Mapping[str, Any], job: Beside,
+    latent: Tensor, mask: Tensor | None, guiders: Mapping[str, Any], job: Beside, many: int, standing: list[Any],
 ) -> Tensor:  # fmt: skip
-    """See `hosts.methods.Run.beside`; copies: networks that were read again, kept by the SAMPLER."""
+    """See `hosts.methods.Run.beside`; copies: networks that were read again, kept by the SAMPLER.
+
+    many: see `lending.Outer`. standing: holds, while the guiders stand there, where their networks are.
+    """
     placement = _Placement()
-    outer = Outer(strong, path, sigmas, extra_args, noise, latent, mask)
+    outer = Outer(strong, path, sigmas, extra_args, noise, latent, mask, many)
     own = _Leg(outer, strong, extra_args, placement)
     prepared = _prepared(strong, guiders, placement, copies)
 
     def nested(waiting: list[str], legs: dict[str, Model]) -> Tensor:
         if not waiting:
             placement.settle()
-            return job(own, legs)
+            standing.append(placement)
+            try:
+                return job(own, legs)
+            finally:
+                standing.remove(placement)
         name, *others = waiting
 
         def lent(guider: Any, extra: dict[str, Any]) -> Tensor:
@@ -119,11 +126,12 @@ class _Placement:
         self.legs: list[_Leg] = []
         self._swaps = False
         self._there: _Leg | None = None
+        self._left: set[int] = set()  # networks whose place others may have taken
 
     def swap(self, why: str) -> None:
         """From now on each leg fetches its weights."""
         if not self._swaps:
-            say(f"reflection: {why}", warn=True)
+            say(f"two guiders: {why}", warn=True)
         self._swaps = True
 
     def settle(self) -> None:
@@ -133,15 +141,24 @@ class _Placement:
         if len(networks) > 1 and not all(leg.loaded() for leg in self.legs):
             size = sum({id(leg.network): leg.patcher.model_size() for leg in self.legs}.values()) / 2**30
             self.swap(
-                f"the networks ({size:.1f} GB) do not fit together, so they take turns; each reflection moves them "
-                "there and back, which can cost more than the calls"
+                f"the networks ({size:.1f} GB) do not fit together, so they take turns; each change moves them there "
+                "and back, which can cost more than the calls"
             )
+
+    def disturbed(self) -> None:
+        """Other networks, such as a VAE, may have taken the place of some on the device."""
+        self._left = {id(leg.network) for leg in self.legs}
 
     def enter(self, leg: _Leg) -> None:
         """Before each call of a leg."""
-        if self._swaps and (self._there is None or self._there.needed() != leg.needed()):
+        turns = self._swaps and (self._there is None or self._there.needed() != leg.needed())
+        if turns or id(leg.network) in self._left:
             leg.fetch()
             self._there = leg
+            if self._left:
+                self._left.discard(id(leg.network))
+                if not self._left:
+                    self.settle()
 
 
 class _Leg(Lent):
@@ -150,7 +167,7 @@ class _Leg(Lent):
     def __init__(self, outer: Outer, guider: Any, extra_args: dict[str, Any], placement: _Placement):
         super().__init__(outer, guider, extra_args)
         self._placement = placement
-        self._shape = list(outer.noise.shape)
+        self._shape = [outer.many * outer.noise.shape[0], *outer.noise.shape[1:]]
         placement.legs.append(self)
 
     def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:

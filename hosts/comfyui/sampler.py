@@ -37,6 +37,7 @@ class MethodSampler(Sampler):
             denoise_mask = None if denoise_mask is None else denoise_mask[:1]
 
         rows = noise, latent_image, denoise_mask
+        standing: list[Any] = []  # where the networks are that stand beside this one
 
         def other(sampler, done=0, x=None):
             if x is None:
@@ -49,7 +50,10 @@ class MethodSampler(Sampler):
             )  # fmt: skip
 
         def with_guiders(guiders, job):
-            return beside(self._copies, model_wrap, path, sigmas, extra_args, *rows, guiders, job)
+            many = run.batch if self.method.searches else 1
+            return beside(
+                self._copies, model_wrap, path, sigmas, extra_args, *rows, guiders, job, many, standing,
+            )  # fmt: skip
 
         def labelled(scale):
             options = relabelled(extra_args["model_options"], scale, path)
@@ -95,7 +99,7 @@ class MethodSampler(Sampler):
             disable=disable_pbar,
         )
         if self.method.searches:
-            run = as_prior(run, model_wrap, extra_args["model_options"])
+            run = as_prior(run, model_wrap, extra_args["model_options"], standing)
         return sampled(self.method, run).to(noise.device)
 
 

@@ -21,8 +21,11 @@ _log = logging.getLogger("retort.search")
 _LEVEL_BOUND = {"control", "hooks", "timestep_start", "timestep_end", "gligen", "additional_models", "default"}
 
 
-def as_prior(run: Run, model_wrap: Any, options: dict[str, Any]) -> Run:
-    """The run with what a search asks: how many latents at once, at which levels, of what, and how often it counts."""
+def as_prior(run: Run, model_wrap: Any, options: dict[str, Any], standing: list[Any]) -> Run:
+    """The run with what a search asks: how many latents at once, at which levels, of what, and how often it counts.
+
+    standing: filled while further guiders stand beside this one, whose networks are fetched when they are asked.
+    """
     network, device = model_wrap.inner_model, run.noise.device
     refuse_unsearchable(network)
     batch = 1 if one_at_a_time(network) else run.batch
@@ -31,6 +34,9 @@ def as_prior(run: Run, model_wrap: Any, options: dict[str, Any]) -> Run:
     least = network.memory_required(list(shape))
 
     def again() -> None:
+        if standing:
+            standing[-1].disturbed()
+            return
         comfy.model_management.load_models_gpu(
             [model_wrap.model_patcher, *model_wrap.loaded_models],
             memory_required=needed,
@@ -71,4 +77,5 @@ def mixed_levels(guider, options: dict[str, Any]) -> bool:
         inner.get(name) for name in ("patches", "patches_replace", "wrappers", "callbacks")
     )
     bound = any(_LEVEL_BOUND & set(cond) for conds in guider.conds.values() for cond in conds)
-    return known and not patched and not bound and not one_level_only(guider.inner_model)
+    alone = one_level_only(guider.inner_model) or one_at_a_time(guider.inner_model)
+    return known and not patched and not bound and not alone

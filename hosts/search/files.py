@@ -72,6 +72,8 @@ def save(host: Host, saved: Saved, name: str) -> Path:
         "noise": None if request.noise is None else int(request.noise.seed), "keep": request.keep,
         "latent": {k: v for k, v in request.latent.items() if isinstance(v, int | float | str)}, "items": items,
     }  # fmt: skip
+    if request.boundary:
+        header["boundary"] = request.boundary
     return write_new(folder(host), name, tensors(state, {"format": FORMAT, "search": json.dumps(header)}))
 
 
@@ -119,17 +121,20 @@ def _saved(host: Host, header: Mapping[str, Any], found: dict[str, Tensor]) -> S
     for name, value, low, high in (("seed", seed, 0, 2**64), ("keep", keep, 1, 65), ("noise", noise or 0, 0, 2**64)):
         if not isinstance(value, int) or not low <= value < high:
             raise ValueError(f"{name} {value!r:.80} is out of range")
+    boundary = header.get("boundary", 0.0)
+    if not isinstance(boundary, float) or not 0 <= boundary < 1:
+        raise ValueError(f"boundary {boundary!r:.80} is out of range")
     config, state = METHODS[method]
     settings: Any = read(config, header["config"], "config")
     sigmas, latent = found["sigmas"], _latent(host, header, found)
     if sigmas.ndim != 1 or not 2 <= len(sigmas) <= MOST_STEPS or not bool(torch.isfinite(sigmas).all()):
         raise ValueError("its sigmas are no schedule")
     for part in parts_of(latent["samples"]):
-        if part.ndim not in (4, 5) or not bool(torch.isfinite(part).all()) or len(items) != len(part):
+        if part.ndim not in (3, 4, 5) or not bool(torch.isfinite(part).all()) or len(items) != len(part):
             raise ValueError("its latents do not fit its items")
     request = SearchRequest(
         sigmas, latent, str(header["prompt"]), settings, read(Transition, header["transition"], "transition"), seed,
-        None if noise is None else Absent(noise), keep,
+        None if noise is None else Absent(noise), keep, boundary,
     )  # fmt: skip
     states: list[State | None] = []
     for i, item in enumerate(items):

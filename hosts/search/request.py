@@ -24,7 +24,8 @@ class SearchRequest:
     """What is searched, the same in every run of one search.
 
     latent: a LATENT, empty or a picture, with its mask. noise: a NOISE that starts are drawn from, whose seed then
-    counts; None draws them as core does. keep: how many of the best are given back.
+    counts; None draws them as core does. keep: how many of the best are given back. boundary: the level below which a
+    second network goes on, as Wan 2.2's does; 0 for one network.
     """
 
     sigmas: Tensor
@@ -35,6 +36,7 @@ class SearchRequest:
     seed: int
     noise: NOISE = None
     keep: int = 4
+    boundary: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

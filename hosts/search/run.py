@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,13 @@ from ...files.pictures import rounded
 from ...rewards.contract import Reward, require_differences
 from ...rewards.scoring import score
 from ...sampling.accounts import Budget, Candidate, candidate_seed, seed_of
+from ...sampling.between import below
 from ...sampling.find import Find
 from ...sampling.particles import Steering
 from ...sampling.parts import Parts, parts_of
-from ...sampling.prior import require_steps
+from ...sampling.prior import identity, require_steps
 from ...sampling.search import State, search
+from ...sampling.standard import Model
 from ...sampling.tree import Tree
 from ..contract import GUIDER, NOISE, VAE, Host
 from ..methods import Method, Run
@@ -43,6 +45,7 @@ __all__ = [
 ]  # fmt: skip
 
 CANCELLED = "cancelled"
+SECOND = "low_noise"  # what messages call the second guider
 _log = logging.getLogger("retort.search")
 _TICKS = 1000  # of the progress bar, where the budget is no number of calls
 
@@ -56,8 +59,11 @@ def run(
     budget: Budget,
     batch: int,
     earlier: Saved | None = None,
+    second: GUIDER | None = None,
 ) -> Found:
     """Search every item with this budget each, going on from `earlier`, which stays as it is.
+
+    second: the guider of the network for the levels below request.boundary, where that is not 0.
 
     A cancelled search gives back the best so far; where there is none yet the host's own exception goes on. Any other
     error leaves what was found in a file, which its message names. Raises ValueError for a NOISE, reward, budget or
@@ -67,6 +73,11 @@ def run(
         raise ValueError(
             f"noise: the search drew its starts from a NOISE of seed {request.noise.seed}, which its file lacks; "
             "connect the same one"
+        )
+    if (second is None) != (request.boundary == 0):
+        raise ValueError(
+            "low_noise_guider: the search was begun with "
+            + ("two networks, so connect the second one's guider again" if second is None else "one; disconnect it")
         )
     # A host gives back the latent of an empty schedule without asking any sampler.
     require_steps(request.sigmas, "search")
@@ -80,7 +91,7 @@ def run(
     rows: list[tuple[Tensor, _Item]] = []
     with Record(host.search_records(), request.prompt, reward.name, count) as record:
         for i in range(count):
-            item = _Item(host, vae, reward, request, budget, batch, i, packing, states[i], watch, record)
+            item = _Item(host, vae, reward, request, budget, batch, i, packing, states[i], watch, record, second)
             try:
                 latents = item.search(guider, [part[i : i + 1] for part in parts])
             except host.CANCELLED:
@@ -159,10 +170,10 @@ class _Item(Method):
 
     def __init__(
         self, host: Host, vae: VAE, reward: Reward, request: SearchRequest, budget: Budget, batch: int, index: int,
-        packing: Parts, state: State | None, watch: _Watch, record: Record,
+        packing: Parts, state: State | None, watch: _Watch, record: Record, second: GUIDER | None,
     ):  # fmt: skip
         self.host, self.vae, self.reward, self.request = host, vae, reward, request
-        self.watch, self.record = watch, record
+        self.watch, self.record, self.second = watch, record, second
         self.budget, self.batch, self.index, self.packing = budget, batch, index, packing
         self.state, self.stopped = state, ""
         # Latents that were decoded last, with their pictures, and what of them belongs to the best.
@@ -170,6 +181,11 @@ class _Item(Method):
         self._pictures: list[tuple[Candidate, Image]] = []
         seed = request.seed if request.noise is None else int(request.noise.seed)
         self.seed = seed if index == 0 else seed_of(seed, "item", index)
+
+    @property
+    def relays(self) -> bool:
+        """See Method."""
+        return self.second is not None
 
     def search(self, guider: GUIDER, sample: list[Tensor]) -> Tensor:
         """LATENT samples (K, ...) of the best, best first, packed; sample: the item's parts (1, ...)."""
@@ -225,6 +241,19 @@ class _Item(Method):
 
     def sample(self, run: Run) -> Tensor:
         """LATENTs of the best (K, ...) in the model's scale, best first."""
+        if self.second is None:
+            return self._searched(run)
+
+        def both(high: Model, others: Mapping[str, Model]) -> Tensor:
+            boundary = self.request.boundary
+            model = by_level(high, others[SECOND], boundary)
+            # Each call is of one level, and so of one network.
+            name = identity((run.identity, boundary))
+            return self._searched(replace(run, model=model, mixed_levels=False, identity=name))
+
+        return run.beside({SECOND: self.second}, both)
+
+    def _searched(self, run: Run) -> Tensor:
         request, host = self.request, self.host
 
         def evaluate(x0: Tensor) -> Tensor:
@@ -287,6 +316,15 @@ class _Item(Method):
             for i, image in zip(missing, images.view(len(missing), -1, *images.shape[1:]), strict=True):
                 found[i] = thumbnail(image)
         return [picture for picture in found if picture is not None]
+
+
+def by_level(high: Model, low: Model, boundary: float) -> Model:
+    """A model of two, of which the second is asked at levels below the boundary; all rows of a call have one level."""
+
+    def model(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+        return (low if below(float(sigma[0]), boundary) else high)(x, sigma, **extra_args)
+
+    return model
 
 
 class _Watch:

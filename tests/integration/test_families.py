@@ -25,6 +25,8 @@ WORKS = {
     "CosmosT2V": ("sampler", "flow"),  # EDM's continuous levels
     "CosmosT2IPredict2": ("sampler", "reflection", "search", "flow", "exact", "lora"),  # a flow in VE's coordinates
 }
+SOUND = ("sampler", "reflection", "search", "flow", "dmd2", "lora")  # its reward looks at a picture of the numbers
+WORKS |= dict.fromkeys(("ACEStep", "ACEStep15", "StableAudio", "StableAudio3"), SOUND)
 REFUSED = {
     ("SVD_img2vid", "search"): "the guider's model (SVD_img2vid) takes a batch for the frames of one video",
     ("SVD_img2vid", "flow"): "model (SVD_img2vid) takes a batch for the frames of one video",

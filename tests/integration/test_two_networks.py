@@ -351,3 +351,72 @@ def test_only_one_of_two_is_in_memory_where_both_have_no_room(comfy, card, tiny,
             assert there == [(True, False)] * 2 + [(True, True)] * 2
             management.unload_all_models()
         expected = found
+
+
+class FirstThree:
+    """In place of a VAE."""
+
+    def decode(self, samples):
+        pictures = samples[:, :3].movedim(1, -1).sigmoid()
+        return pictures.flatten(0, 1) if samples.ndim == 5 else pictures
+
+
+@pytest.fixture
+def searched(comfy, ours, tiny, guided, tmp_path, monkeypatch):
+    """searched(kind, high, low, method) -> best latent, the search, and what resumes it with a second guider."""
+    host = ours("hosts.comfyui.host").host
+    monkeypatch.setattr(type(host), "runs_folder", lambda self: tmp_path / "retort")
+    nodes, reward = ours("nodes.search"), ours("hosts.rewards.kinds").make(host, "sharpness", {})
+
+    def run(kind, high, low, method="best_of_n", **given):
+        _, positive, negative, latent = tiny(kind)
+        sigmas, boundary = grid(comfy, high, kind)
+        guiders = [None if one is None else guided(one, positive, negative, 2.0) for one in (high, low)]
+        how = {"method": method, **{one.id: one.default for one in nodes.METHODS[method]()}}
+        given = {"calls": 32, "seed": 3, "batch_size": 2, "boundary": boundary, **given}
+        with torch.inference_mode():
+            best, _, saved, *_ = nodes.RetortTreeSearch.execute(
+                guiders[0], sigmas, latent, FirstThree(), reward, how, low_noise_guider=guiders[1], **given
+            ).args
+
+        def resumed(search, second):
+            with torch.inference_mode():
+                return nodes.RetortResumeSearch.execute(
+                    search, guiders[0], FirstThree(), reward, calls=32, low_noise_guider=second
+                ).args[0]["samples"]
+
+        return best["samples"], saved, resumed, guiders[1]
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["wan", "flow", "eps"])
+@pytest.mark.parametrize("method", ["best_of_n", "dts_star", "fk"])
+def test_a_search_asks_each_network_at_its_own_levels(comfy, pair, searched, recording, kind, method):
+    """And with the same network twice it is the search of that network, but for how calls are batched."""
+    high, low = pair(kind)
+    sigmas, boundary = grid(comfy, high, kind)
+    schedule = high.get_model_object("model_sampling")
+    with recording(high) as above, recording(low) as below:
+        found, saved, *_ = searched(kind, high, low, method)
+    edge = float(schedule.timestep(torch.tensor(boundary)))
+    asked = [torch.cat([call.flatten().float() for call in seen.timesteps]) for seen in (above, below)]
+    assert float(asked[0].min()) >= edge > float(asked[1].max())
+    assert saved.states[0].ledger.calls == sum(map(len, asked)) and saved.request.boundary == boundary
+    alone = searched(kind, high, None, method)
+    twice = searched(kind, high, high, method)[0]
+    torch.testing.assert_close(twice, alone[0], rtol=1e-4, atol=1e-5 * float(twice.abs().max()))
+    assert (found - alone[0]).abs().max() > 1e-3
+
+
+def test_a_search_of_two_networks_goes_on_from_its_file_with_both(ours, pair, searched):
+    host, files = ours("hosts.comfyui.host").host, ours("hosts.search.files")
+    _, saved, resumed, second = searched("wan", *pair("wan"), method="dts_star")
+    files.save(host, saved, "two")
+    loaded = files.load(host, "two")
+    assert torch.equal(resumed(loaded, second), resumed(saved, second))
+    with pytest.raises(ValueError, match="begun with two networks, so connect the second one's guider again"):
+        resumed(saved, None)
+    _, one, again, _ = searched("wan", pair("wan")[0], None)
+    with pytest.raises(ValueError, match="begun with one; disconnect it"):
+        again(one, second)
