@@ -22,11 +22,12 @@ def of(output: Any, x: Tensor) -> Tensor | None:
     None where no part has a row for each sample, such as a block that takes patches for samples.
     """
     counts = {math.prod([*x.shape[2:-2], *(-(-side // patch) for side in x.shape[-2:])]) for patch in PATCHES}
+    alone = len(x) == 1 and x.ndim == 3 and x.shape[1] == 1  # parts in one row, whose tokens nobody counts here
     parts = [part for part in (output if isinstance(output, tuple | list) else (output,)) if isinstance(part, Tensor)]
-    # Tokens of a whole batch in one row, sample after sample (SeedVR2).
+    # Tokens of a whole batch in one row, sample after sample (SeedVR2), or of the one sample (MiniMax-H3).
     rows = [
         part.view(len(x), -1, part.shape[1])
-        if part.ndim == 2 and len(part) % len(x) == 0 and len(part) // len(x) in counts
+        if part.ndim == 2 and len(part) % len(x) == 0 and (alone or len(part) // len(x) in counts)
         else part
         for part in parts
     ]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from comfy.model_base import ACEStep15, MiniMaxH3
+from comfy.model_base import LTXAV, ACEStep15, MiniMaxH3
 
 from ...sampling.parts import Parts
 
@@ -47,3 +47,11 @@ def one_at_a_time(model: Any) -> bool:
     ACE-Step 1.5 takes several, and gives the timbre of all of them to the first.
     """
     return isinstance(model, MiniMaxH3 | ACEStep15)
+
+
+def one_level_in_a_call(model: Any, several: bool) -> bool:
+    """Whether latents of several parts at different levels cannot share a call of a BaseModel's network.
+
+    LTX-2's video and sound open to each other by the highest level of the whole batch.
+    """
+    return several and isinstance(model, LTXAV)

@@ -14,7 +14,7 @@ from ...sampling.prior import identity
 from ..methods import Run
 from .guiders import branches, parts
 from .kinds import one_level_only, refuse_unsearchable
-from .parts import one_at_a_time
+from .parts import one_at_a_time, one_level_in_a_call
 
 _log = logging.getLogger("retort.search")
 # With these in a condition core looks at the first level of a batch only.
@@ -77,5 +77,7 @@ def mixed_levels(guider, options: dict[str, Any]) -> bool:
         inner.get(name) for name in ("patches", "patches_replace", "wrappers", "callbacks")
     )
     bound = any(_LEVEL_BOUND & set(cond) for conds in guider.conds.values() for cond in conds)
-    alone = one_level_only(guider.inner_model) or one_at_a_time(guider.inner_model)
+    network = guider.inner_model
+    alone = one_level_only(network) or one_at_a_time(network)
+    alone = alone or one_level_in_a_call(network, len(network.latent_shapes or ()) > 1)
     return known and not patched and not bound and not alone

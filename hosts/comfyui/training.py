@@ -36,7 +36,7 @@ from .eager import differentiable
 from .exact import exact_layers
 from .kinds import family_of, forget_earlier_calls, refuse_untrainable
 from .own_network import linear_kinds, load_sparingly, own_network, set_precision
-from .parts import gains, one_at_a_time, packed, refuse_alone, shapes_of
+from .parts import gains, one_at_a_time, one_level_in_a_call, packed, refuse_alone, shapes_of
 
 # The Stability metadata convention's names; others are called as ComfyUI calls them.
 ARCHITECTURES = {
@@ -120,7 +120,10 @@ class ComfyDenoiser(HostDenoiser):
             joined = {name: first.concat([cond[name] for cond in group[1:]]) for name, first in group[0].items()}
             return {name: _moved(value, self.device) for name, value in joined.items()}
 
-        fits = never if one_at_a_time(self._model) else comfy.samplers.cond_equal_size
+        # The levels of a training's batch differ.
+        parts = conds[0]["latent_shapes"].cond if "latent_shapes" in conds[0] else ()
+        alone = one_at_a_time(self._model) or one_level_in_a_call(self._model, len(parts) > 1)
+        fits = never if alone else comfy.samplers.cond_equal_size
         return conditions.join(conds, fits, merged)
 
     def whole(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -162,7 +165,7 @@ class ComfyDenoiser(HostDenoiser):
 
 
 def never(*_: Any) -> bool:
-    """Whether two conditions may share a call of a network that takes one latent at a time."""
+    """Whether two conditions may share a call of a network that takes one latent, or one level, at a time."""
     return False
 
 

@@ -78,8 +78,8 @@ def prompt(spelled, family):
         "1": {"class_type": "TinyFamily", "inputs": {"family": family}},
         "2": spelled(
             "RetortTrainFlow", model=["1", 0], positive=["1", 1], negative=["1", 1], latents=["1", 2],
-            name=f"tiny_{family}", steps=3, batch_size=2, rank=2, warmup=0, learning_rate=0.01, preview_every=1,
-            previews=2,
+            name=f"tiny_{family}", steps=1, batch_size=2, rank=2, warmup=0, learning_rate=0.01, preview_every=1,
+            previews=1,
         ),
         "3": spelled("LoraModelLoader", model=["1", 0], lora=["2", 0]),
     }  # fmt: skip
@@ -92,7 +92,7 @@ def prompt(spelled, family):
     return nodes
 
 
-def finished(app, count, seconds=600):
+def finished(app, count, seconds=1200):
     """The latest of so many prompts, once it has ended."""
     end = time.monotonic() + seconds
     while True:

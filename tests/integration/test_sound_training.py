@@ -169,6 +169,7 @@ def test_a_discriminator_sees_each_sample_of_a_batch(made, kind):
     x, sigma = batch.images, torch.tensor([0.4, 0.8])
     with torch.no_grad():
         together, x0 = denoiser.features_and_x0(x, sigma, batch.cond)
+        assert len(together) == 2
         assert all(torch.equal(a, b) for a, b in zip(denoiser.features(x, sigma, batch.cond), together, strict=True))
         for row in range(2):
             rows = slice(row, row + 1)
