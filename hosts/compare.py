@@ -92,7 +92,8 @@ def drawn(
             host.check_cancelled()
             guider = host.cfg_guider(model, encoded, without, sampling.cfg)
             made.append(sampled(host, guider, vae, sampling, seeds))
-        yield prompt, *made
+        base, tuned = made
+        yield prompt, base, tuned
 
 
 def run(

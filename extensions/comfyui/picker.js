@@ -39,6 +39,7 @@ class Picker {
     this.drawing = new Drawing();
     const told = (work) => () => work().catch((error) => {
       this.note = error.message;
+      this.glad = false;
       this.render();
     });
     const more = [
@@ -68,6 +69,7 @@ class Picker {
     this.session?.mail.stop();
     this.opened = Session.drawer(this.place);
     this.session = new Session(this.place, (path, options) => api.fetchApi(path, options), (note) => {
+      if (note) this.glad = false;
       this.note = note;
       this.render();
       this.look();
@@ -84,11 +86,13 @@ class Picker {
       const done = await app.queuePrompt(0, 1, { queueNodeIds: wanted.map((node) => String(node.id)) });
       const queued = tests.length ? t("The training is in the queue; then Blind Test asks which you like better.") : t("The training is in the queue.");
       this.note = done ? queued : unqueued();
+      this.glad = Boolean(done);
     } else {
       const { build } = await import("./picker/train.mjs");
       this.note = build([...upstream(this.node)], this.place.set)
         ? t("Train Preference and Blind Test are connected: look at their settings, then press Train now again.")
         : t("Connect the model to Train Preference, then press Run.");
+      this.glad = true;
     }
     this.render();
   }
@@ -108,6 +112,7 @@ class Picker {
   said(done) {
     if (!done) return;
     this.note = "";
+    this.glad = false;
     this.render();
     this.session.mail.send();
   }
@@ -116,6 +121,7 @@ class Picker {
     if (word === "draw") {
       this.drawing.on ? this.drawing.stop() : this.drawing.start();
       this.note = "";
+      this.glad = false;
       this.render();
       this.look();
     } else this.said(word === "undo" ? this.desk.undo() : this.desk.choose(word));
@@ -208,7 +214,9 @@ class Picker {
     if (this.gone) return;
     const { desk, drawing } = this;
     const note = this.note || this.away;
-    this.view.render({ desk: desk.view, canUndo: desk.canUndo, drawing, drawn: this.queued > 0, note });
+    // Good news is no trouble.
+    const glad = this.glad && Boolean(this.note);
+    this.view.render({ desk: desk.view, canUndo: desk.canUndo, drawing, drawn: this.queued > 0, note, glad });
   }
 
   remove() {

@@ -108,8 +108,8 @@ export class View {
     return Boolean(this.shown) && seen && performance.now() - this.since >= GUARD;
   }
 
-  /** desk: `Desk.view`; drawing: a `Drawing`; drawn: a run is in the queue; note: what went wrong, or "". */
-  render({ desk, canUndo, drawing, drawn, note }) {
+  /** desk: `Desk.view`; drawing: a `Drawing`; drawn: a run is in the queue; note: what is said, or ""; glad: nothing went wrong. */
+  render({ desk, canUndo, drawing, drawn, note, glad = false }) {
     if (desk.current?.id !== this.shown?.id || this.shown === undefined) this.show(desk.current);
     for (const word of ["tie", "skip"]) this.buttons[word].disabled = !desk.current;
     this.buttons.undo.disabled = !canUndo;
@@ -125,7 +125,7 @@ export class View {
     const said = note || drawing.why;
     this.note.textContent = said || (drawn ? t("drawing…") : "");
     this.note.title = said;
-    this.note.classList.toggle("retort-picker-trouble", Boolean(said));
+    this.note.classList.toggle("retort-picker-trouble", Boolean(said) && !glad);
     if (!desk.current) {
       this.prompt.textContent = drawn
         ? t("The next candidates are being drawn.")
