@@ -28,7 +28,7 @@ def add(table: web.RouteTableDef) -> None:
 
     async def page(request: web.Request) -> web.Response:
         node, language = request.match_info["node"], request.match_info["language"]
-        found = [path for path in (HELP / node / f"{language}.md", HELP / f"{node}.md") if path.is_file()]
+        found = [path for path in (HELP / node / f"{language}.md", HELP / f"{node}.md") if _there(path)]
         if not found:
             raise web.HTTPNotFound
         text = found[0].read_text(encoding="utf-8")
@@ -40,7 +40,7 @@ def add(table: web.RouteTableDef) -> None:
         if wrong := stranger(*(request.headers.getall(name, []) for name in ("Host", "Origin", "Sec-Fetch-Site"))):
             raise web.HTTPForbidden(text=wrong)
         path = DETAILS / f"{request.match_info['page']}.md"
-        if not path.is_file():
+        if not _there(path):
             raise web.HTTPNotFound
         # A browser shows plain text, and would save Markdown.
         return _sent(path.read_text(encoding="utf-8"), "text/plain")
@@ -52,6 +52,13 @@ def add(table: web.RouteTableDef) -> None:
             for path in PAGE.rglob("*.mjs"):
                 table.get(f"/extensions/{name}/{path.relative_to(PAGE).as_posix()}")(partial(_module, path))
     table.get(f"{ROOT}/docs/{{page:[A-Za-z]+}}.md")(details)
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the system's longest
+        return False
 
 
 async def _module(path: Path, request: web.Request) -> web.Response:

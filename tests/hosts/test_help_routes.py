@@ -49,7 +49,8 @@ def test_a_link_into_the_repository_leads_to_our_route(get):
     "path",
     ["/retort/docs/RetortNothing.md", "/retort/docs/..%2FREADME.md", "/retort/docs/.md", "/retort/docs/a/b.md",
      "/extensions/ours/docs/RetortNothing/en.md", "/extensions/ours/docs/..%2F..%2Fpanel/en.md",
-     "/extensions/ours/docs/RetortRestore/..%2Fen.md"],
+     "/extensions/ours/docs/RetortRestore/..%2Fen.md", f"/retort/docs/{'x' * 300}.md",
+     f"/extensions/ours/docs/Retort{'x' * 300}/en.md", f"/extensions/ours/docs/RetortRestored/{'x' * 300}.md"],
 )  # fmt: skip
 def test_nothing_else_is_given(get, path):
     assert get(path)[0] == 404

@@ -147,7 +147,9 @@ def test_another_sites_page_is_refused(server, routes, known, headers):
     before = marks(server)
     for method, path in routes:
         status, text = ask(server, method, address(path, places), body_of(method, path, bodies), headers)
-        assert status == 403 and "known" not in text, (method, path, status, text)
+        # A link to the phone's page may stand anywhere: it shows nothing by itself.
+        allowed = (200, 403) if path.endswith("/retort/pick") else (403,)
+        assert status in allowed and "known" not in text, (method, path, status, text)
     assert marks(server) == before
 
 
