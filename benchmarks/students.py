@@ -46,6 +46,12 @@ def twice(shift: float, n: int) -> list[float]:
     return [shift * x / (1 + (shift - 1) * x) for x in times]
 
 
+def ended(shift: float, n: int) -> list[float]:
+    """n times, even from 1 to 0.001, behind a shift."""
+    times = [1 - 0.999 * k / (n - 1) for k in range(n)]
+    return [shift * x / (1 + (shift - 1) * x) for x in times]
+
+
 LTX = [1, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875]
 QWEN21 = 0.5 + 0.4 * (4096 - 256) / (8192 - 256)
 # By preset and number of steps; of students whose levels follow the size, at 1024 x 1024.
@@ -110,6 +116,20 @@ LISTS: dict[tuple[str, int], list[float]] = {
     ("z_image_fun_distill", 4): shifted(3, 4),
     ("z_image_fun_distill", 2): [1, 0.75],
     ("tdm_r1_z_image", 4): shifted(3, 4),
+    ("minimax_h3_turbo_ref2v", 4): [1, 0.97297, 0.92308, 0.8],
+    ("qwen_image_wuli", 2): [1, 0.75],
+    ("firered_edit_lightning", 8): shifted(3.1, 8),
+    ("anima_turbo", 8): [1, 0.95455, 0.9, 0.83333, 0.75, 0.64286, 0.5, 0.3],
+    ("lens_turbo", 4): [1, 0.90453, 0.75951, 0.51284],
+    ("ming_image_design", 12): by_mu(1.15, even(12)),
+    ("seedvr2", 1): [1],
+    ("wan_infinitetalk_lightx2v", 4): ended(7, 4),
+    ("wan_infinitetalk_multi_lightx2v", 4): ended(11, 4),
+    ("hunyuanimage21_distilled", 8): [1, 0.96552, 0.92308, 0.86957, 0.8, 0.70588, 0.57143, 0.36364],
+    ("kandinsky5_distilled_5s", 16): shifted(5, 16),
+    ("kandinsky5_distilled_10s", 16): shifted(10, 16),
+    ("causal_forcing", 4): shifted(5, 4),
+    ("self_forcing", 4): shifted(5, 4),
 }
 _O1 = (
     999, 987, 974, 960, 945, 929, 913, 895, 877, 857, 836, 814, 790, 764, 737, 707, 675, 640, 602, 560, 515, 464, 409,

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..models import demo_photographs
-from . import compare, lora_grid, methods, noise, recognise, reflection, statistics, student_files
+from . import compare, lora_grid, methods, noise, recognise, reflection, statistics
 from . import presets as students
 from .contract import Host
 from .jobs import starter
@@ -43,5 +43,5 @@ host: Host = own
 __all__ = [
     "IN_COMFYUI", "ComfyExtension", "ExecutionBlocker", "Link", "captions", "compare", "demo_photographs", "host", "io",
     "lora_grid", "methods", "noise", "picture_compare", "plans", "recognise", "reflection", "restoration", "rewards",
-    "search", "starter", "statistics", "student_files", "students", "training", "ui",
+    "search", "starter", "statistics", "students", "training", "ui",
 ]  # fmt: skip

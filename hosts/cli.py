@@ -41,6 +41,7 @@ from .inprocess.find import find as find_comfyui
 from .inprocess.session import Session
 from .job import enter_comfyui
 from .jobs.process import run_job
+from .lora_convert import Rows
 from .lora_convert import convert as convert_lora
 from .terminal import Plain, cell
 from .training import plan_report
@@ -450,10 +451,18 @@ def convert(
         Path | None, typer.Option("--model", help="File of the model that it is for; only its header is read.")
     ] = None,
     alpha: Annotated[float | None, typer.Option("--alpha", help="Alpha of layers whose file says none.")] = None,
+    rows: Annotated[
+        Rows | None,
+        typer.Option(
+            "--rows",
+            help="For DiffSynth-Studio's LoRAs of MiniMax-H3: heads where they were trained on MiniMax's own files, "
+            "parts where on ComfyUI's.",
+        ),
+    ] = None,
 ) -> None:
     """Write a LoRA under the names that ComfyUI and other loaders read, and say what has no place there."""
     with _told():
-        made = convert_lora(file, out, model, alpha)
+        made = convert_lora(file, out, model, alpha, rows)
     for text in made.told:
         _err.print(text, style="yellow", markup=False, highlight=False)
     _out.print(str(made.path), markup=False, highlight=False)

@@ -145,6 +145,13 @@ class Sampling(Protocol):
         """SAMPLER of a method, such as Distilled or Dopri5."""
         ...
 
+    def block_sampler(self, frames: int) -> SAMPLER:
+        """Core's SAMPLER of autoregressive video: so many frames of the latent to their end, then the next.
+
+        ValueError where the host has none.
+        """
+        ...
+
     def method_of(self, sampler: SAMPLER) -> Method | None:
         """The method that a SAMPLER was made of; None for one that is not of ours."""
         ...

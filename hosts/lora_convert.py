@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import torch
@@ -17,9 +18,9 @@ from torch import Tensor
 from ..files import weights
 from ..files.atomic import write_tensors
 from ..files.errors import UsageError
-from ..models.layouts.lora_keys import ALPHA, BIAS, DIFF, DOWN, UP, bare, flat, is_text, shown, stems
+from ..models.layouts.lora_keys import ALPHA, BIAS, DIFF, DOWN, MAGNITUDE, UP, bare, flat, is_text, shown, stems
 from ..models.layouts.lora_places import Line, Names, Shape, placed_in
-from ..models.layouts.lora_state import Reading, alphas_of, read, whole, with_alphas
+from ..models.layouts.lora_state import Reading, alphas_of, in_parts, read, whole, with_alphas
 from ..models.layouts.lora_vocabulary import Family
 from ..trainers.export import lora_metadata, read_lora
 
@@ -32,6 +33,13 @@ _UNET_OWN = {"add_embedding_linear_1": "label_emb_0_0", "add_embedding_linear_2"
 Held = dict[str, dict[str, Tensor]]
 
 
+class Rows(StrEnum):
+    """How a fused layer has queries, keys and values: head by head, or each apart."""
+
+    HEADS = "heads"
+    PARTS = "parts"
+
+
 @dataclass(frozen=True)
 class Converted:
     """path: of the file that was written. told: sentences on what its user must know."""
@@ -40,11 +48,19 @@ class Converted:
     told: list[str]
 
 
-def convert(file: Path, out: Path | None, model: Path | None, alpha: float | None) -> Converted:
+def convert(
+    file: Path,
+    out: Path | None,
+    model: Path | None,
+    alpha: float | None,
+    rows: Rows | None = None,
+) -> Converted:
     """Write a LoRA file's tensors under common names, with its metadata, to `out` (by default beside it).
 
     model: the file of the model that it is for, of which the header alone is read. alpha: where the file gives none.
-    UsageError for what is no LoRA, for names of more than one family, and for an `out` that is there already.
+    rows: how a LoRA of MiniMax-H3 under DiffSynth-Studio's names has queries, keys and values. UsageError for what is
+    no LoRA, for magnitudes of PEFT's DoRA, which have no common name, for names of more than one family, and for an
+    `out` that is there already.
     """
     if not file.exists():
         raise UsageError(f"there is no {file}")
@@ -55,6 +71,8 @@ def convert(file: Path, out: Path | None, model: Path | None, alpha: float | Non
     if out.suffix != ".safetensors":
         raise UsageError(f"--out is {out.name}: a LoRA's name ends in .safetensors")
     state, metadata = read_lora(file), lora_metadata(file)
+    if rows is not None:
+        state = in_parts(state, rows is Rows.HEADS)
     known = alphas_of(metadata)
 
     def given(stem: str, rank: int) -> float | None:
@@ -109,6 +127,13 @@ def _converted(
     elif any(name.startswith("input_blocks.") for name in layers):
         written = "kohya"
     reading = read(state, Names(layers))
+    for piece in reading.pieces:
+        if MAGNITUDE in piece.tensors:
+            name = next(key for key in piece.keys if "magnitude" in key)
+            raise UsageError(
+                f"the LoRA has magnitudes of PEFT's DoRA ({name}), which other loaders would measure against the "
+                "weight without the LoRA: use the file as it is, in Load Student or in PEFT"
+            )
     made = whole(reading, {layer: shape[0] for layer, shape in layers.items()})
     out: dict[str, Tensor] = {}
     for layer, tensors in made.items():

@@ -1,4 +1,4 @@
-"""Which published student a MODEL is, by the names of the files that a prompt makes it of and by what LoRAs say.
+"""Which student a MODEL or a LoRA is: by what LoRAs say themselves, and by the names of the files.
 
 The kind of the model alone names no student: its base has the same. It is told among what speaks for a preset, and
 it chooses between presets whose files have one name.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..sampling.presets import Preset, PresetMismatch
@@ -70,38 +70,94 @@ def by_name(presets: Iterable[Preset], names: Sequence[str], kind: str = "") -> 
     return found
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A preset that files may be of a student of. how: what speaks for it, in words."""
+
+    preset: Preset
+    how: str
+
+
+def candidates(
+    presets: Iterable[Preset],
+    names: Sequence[str],
+    metadata: Callable[[str], Mapping[str, str] | None],
+    kind: str = "",
+) -> list[Candidate]:
+    """What files of these names may be students of: first by the recipes that they carry, the others by their names.
+
+    metadata: of a LoRA by name, None for what is none. kind: see `by_name`. ValueError for a recipe that cannot be
+    read.
+    """
+    recipes_of = {name: recipes.read(metadata(name) or {}) for name in names}
+    found = [
+        Candidate(recipe.preset, f"as {name} says" + (f", taught by {recipe.method}" if recipe.method else ""))
+        for name, recipe in recipes_of.items()
+        if recipe is not None
+    ]
+    plain = [name for name, recipe in recipes_of.items() if recipe is None]
+    named = by_name(presets, plain, kind).values()
+    return found + [Candidate(preset, _how(preset, name, kind)) for preset, name in named]
+
+
+def the_one(meant: Sequence[Candidate], check: Callable[[Preset], None], several: Callable[[str], str]) -> Candidate:
+    """The one of some candidates that a model can be the student of.
+
+    check: PresetMismatch where the model cannot be a preset's; where none fits it says why the first does not. several:
+    the message for more than one, from their names.
+    """
+    fitting = [one for one in meant if fits(check, one.preset)]
+    if not fitting:
+        check(meant[0].preset)
+    if len(fitting) > 1:
+        raise PresetMismatch(several(" or ".join(f"{one.preset.key} ({one.how})" for one in fitting)))
+    return fitting[0]
+
+
 def student(
     presets: Iterable[Preset],
     names: Sequence[str],
     metadata: Callable[[str], Mapping[str, str] | None],
     kind: str,
     check: Callable[[Preset], None],
-) -> tuple[Preset, str]:
-    """The preset of a MODEL made of files of these names, and in words what speaks for it.
+) -> Candidate:
+    """The preset of a MODEL made of files of these names. Arguments and errors as of `candidates` and `the_one`.
 
-    metadata: of a LoRA by name, None for what is none. kind: see `by_name`. check: PresetMismatch where the model
-    cannot be a preset's. ValueError, naming what could be chosen, where nothing speaks for a preset, where more than
-    one may be meant, and for a recipe that cannot be read.
+    PresetMismatch, naming what could be chosen, where nothing speaks for a preset.
     """
     every = list(presets)
-    said: dict[str, Preset] = {}
-    for name in names:
-        recipe = recipes.read(metadata(name) or {})
-        if recipe is not None:
-            said[name] = recipe.preset
-    plain = [name for name in names if name not in said]
-    named = by_name(every, plain, kind)
-    meant = [*((preset, f"as {name} says") for name, preset in said.items())]
-    meant += [(preset, _how(preset, name, kind)) for preset, name in named.values()]
-    fitting = [pair for pair in meant if fits(check, pair[0])]
-    if len(fitting) == 1:
-        return fitting[0]
-    if not fitting and len(meant) == 1:
-        check(meant[0][0])  # says why not
-    if fitting:
-        both = " or ".join(f"{preset.key} ({how})" for preset, how in fitting)
-        raise PresetMismatch(f"preset 'auto' could be {both}: choose one")
-    raise PresetMismatch(none_found(every, names, kind))
+    meant = candidates(every, names, metadata, kind)
+    if not meant:
+        raise PresetMismatch(none_found(every, names, kind))
+    return the_one(meant, check, lambda which: f"preset 'auto' could be {which}: choose one")
+
+
+def lora_candidates(host: Host, presets: Iterable[Preset], name: str, kind: str = "") -> list[Candidate]:
+    """`candidates` of a LoRA of the host's list alone. ValueError that names the input where there are none."""
+    try:
+        found = candidates(presets, [name], host.lora_metadata, kind)
+    except ValueError as error:
+        raise ValueError(f"lora_name: {name}: {error}") from error
+    if not found:
+        raise ValueError(
+            f"lora_name: {name} carries no recipe of a student, and has no published student's name: load it with Load "
+            "LoRA, and choose a preset in Distilled Setup"
+        )
+    return found
+
+
+def of_lora(
+    host: Host, presets: Iterable[Preset], name: str, kind: str, check: Callable[[Preset], None]
+) -> Candidate:
+    """How the student of a LoRA is sampled on a model of a kind. Errors as of `lora_candidates` and `the_one`."""
+    return the_one(
+        lora_candidates(host, presets, name, kind),
+        check,
+        lambda which: (
+            f"lora_name: {name} may be the file of {which}: load it with Load LoRA, and choose one of these in "
+            "Distilled Setup"
+        ),
+    )
 
 
 def has_recipe(host: Host, name: str) -> bool:
@@ -121,10 +177,10 @@ def of_model(
 ) -> Preset:
     """`student` of a host's MODEL; its title says what speaks for it."""
     loras = host.lora_names()
-    preset, how = student(
+    found = student(
         presets, names, lambda name: host.lora_metadata(name) if name in loras else None, host.model_kind(model), check
     )
-    return replace(preset, title=f"{preset.title} (auto, {how})")
+    return replace(found.preset, title=f"{found.preset.title} (auto, {found.how})")
 
 
 def none_found(presets: Iterable[Preset], names: Sequence[str], kind: str = "") -> str:

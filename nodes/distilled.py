@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from ..hosts.api import host, io, methods, recognise, students
@@ -94,14 +94,24 @@ def _named(key: str | Preset, stage: str) -> Preset:
     return presets.refining(preset) if stage == "refine" else preset
 
 
+def known() -> Collection[Preset]:
+    """Every preset there is."""
+    return students.known(host.presets_folders()).values()
+
+
+def check_of(model) -> Callable[[Preset], None]:
+    """What raises PresetMismatch for a preset that cannot be the model's."""
+    what = host.noise_path(model).kind, host.prediction(model), *host.latent_format(model)
+    return lambda preset: presets.check(preset, *what)
+
+
 def _fitting(model, key: str | Preset, timesteps: str, stage: str) -> Preset:
     """The preset, checked against the model."""
-    path = host.noise_path(model)
     if key == "custom" and stage == "first":
-        preset = presets.custom(timesteps, highest=presets.highest(path))
+        preset = presets.custom(timesteps, highest=presets.highest(host.noise_path(model)))
     else:
         preset = _named(key, stage)
-    presets.check(preset, path.kind, host.prediction(model), *host.latent_format(model))
+    check_of(model)(preset)
     return preset
 
 
@@ -135,6 +145,12 @@ def _boundary(preset: Preset, name: str) -> float:
     return preset.boundary
 
 
+def _sampler(preset: Preset, method: methods.Distilled):
+    """The SAMPLER of a method; of autoregressive video the host's own."""
+    blocks = preset.frames_per_block
+    return host.method_sampler(method) if blocks is None else host.block_sampler(blocks)
+
+
 def _split(preset: Preset, sigmas) -> int:
     """After how many steps of the grid the second network goes on."""
     return max(0, len(sigmas) - 1) if preset.boundary is None else handover(sigmas, preset.boundary)
@@ -157,7 +173,7 @@ def _grid(model, preset: Preset, steps: int, denoise: float, latent=None, said: 
         return sigmas[:0]
     if denoise < 1:
         sigmas = presets.cut(preset, sigmas, denoise, schedule, path, size)
-    names = "levels" if path.flow else "timesteps"
+    names = "levels" if path.flow or preset.sigmas else "timesteps"
     text = f"{preset.title}: {len(sigmas) - 1} calls at {names} {presets.told(sigmas, schedule, path)}"
     if preset.sized:
         width, height = size or presets.SIZE
@@ -170,8 +186,7 @@ def _grid(model, preset: Preset, steps: int, denoise: float, latent=None, said: 
 
 def _check_auto(given: Asked) -> None:
     """What of the preset "auto" can be known without a model: a name or a recipe there must be."""
-    names = recognise.files_of(given.links.get("model"))
-    every = students.known(host.presets_folders()).values()
+    names, every = recognise.files_of(given.links.get("model")), known()
     loras = set(host.lora_names()).intersection(names)
     if not recognise.by_name(every, names) and not any(recognise.has_recipe(host, name) for name in loras):
         raise presets.PresetMismatch(recognise.none_found(every, names))
@@ -210,8 +225,8 @@ def set_up(
         guider = host.cfg_guider(low, positive, negative, preset.cfg)
         if split:
             second, guider = guider, host.cfg_guider(model, positive, negative, preset.cfg, boundary)
-    sampler = host.method_sampler(methods.Distilled(preset.rule, preset.start, preset, second, boundary))
-    return io.NodeOutput(model, guider, sampler, sigmas, split)
+    method = methods.Distilled(preset.rule, preset.start, preset, second, boundary)
+    return io.NodeOutput(model, guider, _sampler(preset, method), sigmas, split)
 
 
 class RetortDistilledSigmas(CheckedNode):
@@ -325,11 +340,10 @@ class RetortDistilledSampler(CheckedNode):
         # What the network is told, and how noise is scaled, is the student's whatever the mode.
         rule = chosen.rule if mode == FROM_PRESET else replace(chosen.rule, mode=MODES[mode], eta=eta)
         start = chosen.start if start == FROM_PRESET else STARTS[start]
-        known = chosen if chosen.step_counts else None
+        own = chosen if chosen.step_counts else None
         boundary = 0.0 if low_noise_guider is None else _boundary(chosen, "low_noise_guider")
-        return io.NodeOutput(
-            host.method_sampler(methods.Distilled(rule, start, known, low_noise_guider, boundary))
-        )
+        method = methods.Distilled(rule, start, own, low_noise_guider, boundary)
+        return io.NodeOutput(_sampler(chosen, method) if mode == FROM_PRESET else host.method_sampler(method))
 
 
 class RetortDistilledSetup(CheckedNode):
@@ -389,9 +403,7 @@ class RetortDistilledSetup(CheckedNode):
     def recognised(cls, model) -> Preset:
         """What "auto" means in the prompt that runs; PresetMismatch where that is not clear."""
         names = recognise.behind(cls.hidden.prompt, cls.hidden.unique_id, "model")
-        what = host.noise_path(model).kind, host.prediction(model), *host.latent_format(model)
-        every = students.known(host.presets_folders()).values()
-        return recognise.of_model(host, every, names, model, lambda preset: presets.check(preset, *what))
+        return recognise.of_model(host, known(), names, model, check_of(model))
 
     @classmethod
     def execute(
@@ -405,7 +417,7 @@ class RetortDistilledSetup(CheckedNode):
 def _fitting_too(low, preset: Preset):
     """The second network's MODEL; ValueError unless the preset fits it as it fits the first."""
     try:
-        presets.check(preset, host.noise_path(low).kind, host.prediction(low), *host.latent_format(low))
+        check_of(low)(preset)
     except ValueError as error:
         raise ValueError(f"low_noise_model does not fit: {error}") from error
     return low

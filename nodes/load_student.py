@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from ..hosts.api import host, io, student_files, students
+from ..hosts.api import host, io, recognise
 from ..sampling import presets
-from ..sampling.presets import Preset
 from .checks import CheckedNode, at
-from .distilled import ALIASES, CATEGORY, latent_input, set_up, set_up_outputs
+from .distilled import ALIASES, CATEGORY, check_of, known, latent_input, set_up, set_up_outputs
 from .inputs import file_input, number, schema
 
 
@@ -69,26 +68,18 @@ class RetortLoadStudent(CheckedNode):
         if not given.knows("lora_name"):
             return
         with at("lora_name"):
-            found, _ = student_files.candidates(host, given["lora_name"], _published())
+            found = recognise.lora_candidates(host, known(), given["lora_name"])
         if len(found) == 1 and given.knows("steps"):
-            presets.count(found[0], given["steps"] or None)
+            presets.count(found[0].preset, given["steps"] or None)
 
     @classmethod
     def execute(
         cls, model, positive, lora_name, strength=1.0, steps=0, bypass=False, negative=None, latent=None
     ):
-        path, prediction = host.noise_path(model).kind, host.prediction(model)
-        channels, dims = host.latent_format(model)
-        preset, how = student_files.student_of(
-            host, lora_name, _published(), host.model_kind(model),
-            lambda one: presets.check(one, path, prediction, channels, dims),
-        )  # fmt: skip
+        found = recognise.of_lora(host, known(), lora_name, host.model_kind(model), check_of(model))
         # All in one text: a node shows the last that was said.
         said: list[str] = []
-        model = host.with_lora(model, lora_name, strength * preset.lora_strength, bypass, said.append)
-        said.append(f"{lora_name}, {how}")
-        return set_up(model, preset, positive, negative, steps, 1.0, latent, said=said)
+        model = host.with_lora(model, lora_name, strength * found.preset.lora_strength, bypass, said.append)
+        said.append(found.how)
+        return set_up(model, found.preset, positive, negative, steps, 1.0, latent, said=said)
 
-
-def _published() -> list[Preset]:
-    return list(students.known(host.presets_folders()).values())

@@ -27,7 +27,10 @@ __all__ = [
     "sigmas", "start_level", "timesteps", "told",
 ]  # fmt: skip
 
-_EXAMPLES = {"eps": "an eps model (SD1.5, SDXL)", "v": "a v-prediction model", "flow": "a flow model (SD3, Flux)"}
+_EXAMPLES = {
+    "eps": "an eps model (SD1.5, SDXL)", "v": "a v-prediction model", "edm": "an EDM model (Playground 2.5)",
+    "flow": "a flow model (SD3, Flux)",
+}  # fmt: skip
 # Of a picture whose size nobody says, in pixels.
 SIZE = (1024, 1024)
 _NAMED = 8  # presets in a message
@@ -85,6 +88,8 @@ def sigmas(
     network is told, whatever the model's own shift is. size: see `levels`. Raises PresetMismatch where the schedule has
     no such level.
     """
+    if preset.sigmas:
+        return torch.tensor([*preset.sigmas[preset.step_counts.index(count(preset, steps))], 0.0])
     if preset.levels or preset.unshifted:
         return torch.cat([_carried(levels(preset, steps, size), path), torch.zeros(1)])
     return torch.tensor([_level(t, preset, schedule, path) for t in timesteps(preset, steps)] + [0.0])
@@ -94,6 +99,8 @@ def start_level(preset: Preset, schedule: Schedule, path: NoisePath) -> float:
     """The highest level that the student starts from, over its step counts; a grid below it is a part of one."""
     if preset.timesteps:
         return max(_level(grid[0], preset, schedule, path) for grid in preset.timesteps)
+    if preset.sigmas:
+        return max(grid[0] for grid in preset.sigmas)
     return max(float(_carried(levels(preset, n), path)[0]) for n in preset.step_counts)
 
 
@@ -152,7 +159,7 @@ def cut(
     if path.kind == "FLOW" and (preset.shift is not None or preset.mu is not None):
         wanted = preset.shifted(denoise, steps, tokens_of(*(size or SIZE)))
     else:
-        wanted = torch.tensor(min(schedule.percent_to_sigma(1 - denoise), float(sigmas[0]))).float()
+        wanted = torch.tensor(min(float(schedule.percent_to_sigma(1 - denoise)), float(sigmas[0])))
     told, target = schedule.timestep(sigmas[:-1]).tolist(), float(schedule.timestep(wanted))
     first = min(reversed(range(steps)), key=lambda i: abs(told[i] - target))
     return sigmas[first:]

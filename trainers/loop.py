@@ -85,6 +85,7 @@ class Trainer:
         self.accumulation = Accumulation(self.settings)
         self.order = Order(denoiser, data, self.settings, self.reducer)
         self.seconds = 0.0
+        self.notes: Callable[[int], Mapping[str, str]] = lambda done: {}  # of a checkpoint after so many steps
         self._moving = False  # true while some players have moved and others have not
         self.host_state = self.host_inputs = False  # against little memory; set before the run, they change no number
         self._check_data()
@@ -172,7 +173,7 @@ class Trainer:
         state.save(self.files / STATE, self.config, groups, counters)
         if self.settings.keep:
             path = self.files / "checkpoints" / f"step_{self.done:07d}.safetensors"
-            write_tensors(path, self.denoiser.to_file(self.lora()))
+            write_tensors(path, self.denoiser.to_file(self.lora()), self.notes(self.done))
             for old in checkpoints(self.files)[: -self.settings.keep]:
                 old.remove()
 

@@ -38,13 +38,13 @@ class Recipe:
 def preset_of(
     title: str, objective: Objective, denoiser: TrainableDenoiser, shape: tuple[int, ...] | None
 ) -> Preset | None:
-    """How an objective's student is sampled; None for methods without one, and where no preset can say its levels.
+    """How an objective's student is sampled; None for methods without one, and for predictions that no preset has.
 
-    shape: (C, ...) of a latent. Levels of a flow are kept to the last bit, as its times in (0, 1]; those of eps and v
-    models are timesteps, which continuous schedules have none of.
+    shape: (C, ...) of a latent. Levels of a flow, as its times in (0, 1], and of a continuous schedule are kept to the
+    last bit; those of a table are timesteps.
     """
     grids = objective.student_grids
-    if not grids or denoiser.prediction not in ("eps", "v", "flow"):
+    if not grids or denoiser.prediction == "x0":
         return None
     given: dict[str, Any] = {}
     if denoiser.path.kind == "FLOW":
@@ -55,7 +55,7 @@ def preset_of(
     elif denoiser.levels.listed:
         given["timesteps"] = tuple(tuple(_timestep(denoiser, level) for level in grid) for grid in grids)
     else:
-        return None
+        given["sigmas"] = tuple(tuple(float(level) for level in grid) for grid in grids)
     return Preset(
         key="student",
         title=title[:_LONGEST],

@@ -155,6 +155,9 @@ class ComfyUI(Host):
     def method_sampler(self, method: Method) -> MethodSampler:
         return MethodSampler(method)
 
+    def block_sampler(self, frames: int) -> SAMPLER:
+        return comfy.samplers.ksampler("ar_video", {"num_frame_per_block": frames})
+
     def method_of(self, sampler: SAMPLER) -> Method | None:
         return sampler.method if isinstance(sampler, MethodSampler) else None
 

@@ -9,16 +9,39 @@ from uuid import uuid4
 import comfy.lora
 import comfy.lora_convert
 import comfy.utils
-from comfy.weight_adapter import BypassInjectionManager, WeightAdapterBase
+import torch
+from comfy.patcher_extension import PatcherInjection
+from comfy.weight_adapter import BypassInjectionManager, LoRAAdapter, WeightAdapterBase
 from torch import Tensor
 
 from ...files.errors import UsageError
-from ...models.layouts.lora_keys import BIAS, DORA
+from ...models.layouts.lora_keys import BIAS, DORA, MAGNITUDE
 from ...models.layouts.lora_places import Names, Place
 from ...models.layouts.lora_state import Piece, Reading, alphas_of, read, whole, with_alphas
 
 _ROOT = "diffusion_model."
 BYPASS = "bypass_lora"  # as core calls the injections of its own
+
+
+class PeftDora(LoRAAdapter):
+    """A LoRA with magnitudes as PEFT has them: each row of weight and LoRA together gets the length of its magnitude.
+
+    Liu et al. 2024, arXiv 2402.09353, eq. 5. Core's own adapter divides by the lengths of the weight's rows without the
+    LoRA.
+    """
+
+    def calculate_weight(
+        self, weight: Tensor, key: str, strength: float, strength_model: float, offset: Any, function: Any,
+        intermediate_dtype: Any = torch.float32, original_weight: Any = None,
+    ) -> Tensor:  # fmt: skip
+        """As core's, in place."""
+        *lora, magnitude, reshape = self.weights
+        both = LoRAAdapter(self.loaded_keys, (*lora, None, reshape)).calculate_weight(
+            weight.clone(), key, 1.0, strength_model, offset, function, intermediate_dtype, original_weight
+        )
+        lengths = both.flatten(1).norm(dim=1).reshape(-1, *(1 for _ in both.shape[1:]))
+        weight += strength * (both * (magnitude.to(both) / lengths) - weight)
+        return weight
 
 
 def applied(
@@ -32,7 +55,8 @@ def applied(
 ) -> Any:
     """A clone of a MODEL with a LoRA file's tensors; `say` is told of those that are left out. Messages call it `what`.
 
-    bypass: beside the layers, as core's Load LoRA (Bypass) has it, instead of in their weights. UsageError where no
+    bypass: beside the layers, as core's Load LoRA (Bypass) has it, instead of in their weights, and beside what another
+    bypass computes there. UsageError where no
     tensor belongs to the model, and for what a bypass cannot compute.
     """
     keys, given = parameters(model), comfy.lora_convert.convert_lora(dict(lora))
@@ -80,6 +104,7 @@ def _patched(model: Any, reading: Reading, keys: Mapping[str, tuple[str, tuple[i
 def _core_patches(pieces: list[Piece], keys: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[Any, Any]:
     state: dict[str, Tensor] = {}
     to_load: dict[str, Any] = {}
+    magnitudes: dict[Any, Tensor] = {}
     biases: dict[Any, Any] = {}
     for i, piece in enumerate(pieces):
         name, rows = keys[piece.place.layer][0], piece.place.rows
@@ -88,19 +113,20 @@ def _core_patches(pieces: list[Piece], keys: Mapping[str, tuple[str, tuple[int, 
             if what == BIAS and rows is not None:
                 # Core takes biases of whole layers only.
                 biases[name.removesuffix(".weight") + ".bias", (0, *rows)] = ("diff", (tensor,))
+            elif what == MAGNITUDE:
+                magnitudes[to_load[f"{i}"]] = tensor
             else:
                 state[f"{i}.{what}"] = tensor
-    return comfy.lora.load_lora(state, to_load, log_missing=False) | biases
+    found = comfy.lora.load_lora(state, to_load, log_missing=False)
+    for target, magnitude in magnitudes.items():
+        *lora, _, reshape = found[target].weights
+        found[target] = PeftDora(found[target].loaded_keys, (*lora, magnitude, reshape))
+    return found | biases
 
 
 def _beside(model: Any, reading: Reading, keys: Mapping[str, tuple[str, tuple[int, ...]]], strength: float) -> Any:
-    if any(key.startswith(BYPASS) for key in model.injections):
-        raise UsageError(
-            "bypass: the model has a LoRA in bypass already, and ComfyUI cannot take off two of them: load one of the "
-            "two without it"
-        )
     for piece in reading.pieces:
-        if DORA in piece.tensors:
+        if DORA in piece.tensors or MAGNITUDE in piece.tensors:
             raise UsageError(
                 f"bypass: the LoRA has the magnitudes of a DoRA ({piece.keys[0]}), which only weights can be scaled "
                 "by: switch bypass off"
@@ -115,6 +141,24 @@ def _beside(model: Any, reading: Reading, keys: Mapping[str, tuple[str, tuple[in
         else:
             changed[name] = patch
     clone.add_patches(changed, strength)
+    there = [name for name in clone.injections if name.startswith(BYPASS)]
+    nested = [each for name in there for each in clone.get_injections(name)]
+    for name in there:
+        clone.remove_injections(name)
     # Under a name of its own: models are told apart by the names of their injections alone.
-    clone.set_injections(f"{BYPASS}_{uuid4().hex}", beside.create_injections(clone.model))
+    clone.set_injections(f"{BYPASS}_{uuid4().hex}", [_nested([*nested, *beside.create_injections(clone.model)])])
     return clone
+
+
+def _nested(each: list[PatcherInjection]) -> PatcherInjection:
+    """Several as one, taken off in the reverse order: each puts back the layers as it found them."""
+
+    def inject(patcher: Any) -> None:
+        for one in each:
+            one.inject(patcher)
+
+    def eject(patcher: Any) -> None:
+        for one in reversed(each):
+            one.eject(patcher)
+
+    return PatcherInjection(inject=inject, eject=eject)

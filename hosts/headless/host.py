@@ -126,6 +126,9 @@ class Headless(Host):
     def method_sampler(self, method: Method) -> Method:
         return method
 
+    def block_sampler(self, frames: int) -> Method:
+        raise ValueError("autoregressive video is sampled in ComfyUI alone: run the workflow there")
+
     def method_of(self, sampler: Method) -> Method:
         return sampler
 

@@ -155,6 +155,15 @@ def run(
                 )
                 if forecast is not None:
                     planning.furnish_measures(trainer, forecast.measures)
+                named, shape = _base(host, model), first_of(shape_of(request.dataset))
+
+                def notes(steps: int, title: str) -> dict[str, str]:
+                    own = recipes.preset_of(title, objective, denoiser, shape)
+                    recipe = _recipe(own, config.method, denoiser.architecture, named, request.recipe)
+                    plain = metadata(config, steps, title, denoiser.architecture, denoiser.base_hash, VERSION)
+                    return plain | ({recipes.KEY: recipe} if recipe else {})
+
+                trainer.notes = lambda steps: notes(steps, f"{name}_step_{steps}")
                 stopped, title = "", name
                 try:
                     student = trainer.train()
@@ -163,15 +172,14 @@ def run(
                         raise
                     student, stopped, title = trainer.lora(), str(ended), f"{name}_step_{trainer.done}"
                 lora = denoiser.to_file(student)
-                base_hash, architecture = denoiser.base_hash, denoiser.architecture
                 # Where a few-step student is called; whoever samples with the LoRA needs them.
                 called = objective.student_levels
                 timesteps = [
                     round(float(denoiser.schedule.timestep(level)), 3) for level in called if denoiser.levels.listed
                 ]
                 sigmas = [round(float(level), 6) for level in called]
-                own = recipes.preset_of(title, objective, denoiser, first_of(shape_of(request.dataset)))
                 done, begun = trainer.done, trainer.begun
+                noted = notes(done, title)
             finally:
                 # Optimisers, averages and the decoder, too: the memory is wanted for looking at the LoRA's file.
                 trainer = assembly = objective = data = decode = student = None  # type: ignore[assignment]
@@ -181,15 +189,11 @@ def run(
         return Result(lora, losses, None, folder, done)
     path = None if done > begun else written(folder, host.loras_folder(), done)
     if path is None:
-        notes = metadata(config, done, title, architecture, base_hash, VERSION)
-        named = _base(host, model)
-        recipe = _recipe(own, config.method, architecture, named, request.recipe)
-        notes |= {recipes.KEY: recipe} if recipe else {}
-        path = write_lora(host.loras_folder(), title, lora, notes)
+        path = write_lora(host.loras_folder(), title, lora, noted)
         written_down = {
             "file": path.name, "sha256": _hash(path), "steps": done, "timesteps": timesteps, "sigmas": sigmas,
-            "base": named, "student": bool(recipe), "prompt": (request.dataset.prompts or [""])[0],
-            "latent": list(first_of(shape_of(request.dataset))),
+            "base": named, "student": recipes.KEY in noted, "prompt": (request.dataset.prompts or [""])[0],
+            "latent": list(shape),
         }  # fmt: skip
         write_json(inside(folder) / RESULT, written_down)
     changed = host.output_change(model, path, request.dataset)

@@ -12,6 +12,8 @@ from typing import TypeVar
 
 DOWN, UP, MID = "lora_down.weight", "lora_up.weight", "lora_mid.weight"
 ALPHA, DORA, DIFF, BIAS, SET, SHAPE = "alpha", "dora_scale", "diff", "diff_b", "set_weight", "reshape_weight"
+# PEFT's, over the norm of the weight with the LoRA; a dora_scale is over that of the weight without it.
+MAGNITUDE = "magnitude"
 TEXT = ("lora_te", "text_encoder", "text_encoders.", "te1.", "te2.")
 
 _HALVES = {"A": DOWN, "down": DOWN, "B": UP, "up": UP, "mid": MID}
@@ -51,7 +53,7 @@ def split(key: str) -> tuple[str, str] | None:
     if found := _BIAS.fullmatch(key):
         return found[1], BIAS
     if found := _MAGNITUDE.fullmatch(key):
-        return found[1], DORA
+        return found[1], MAGNITUDE
     if found := _OWN.fullmatch(key):
         return found[1], found[2]
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +13,33 @@ from torch import Tensor
 
 from ...files.errors import UsageError
 from ...files.strangers import parse
-from .lora_keys import ALPHA, BIAS, DIFF, DORA, DOWN, MID, SET, SHAPE, UP, example, is_text, shown, stems
+from .lora_keys import (
+    ALPHA,
+    BIAS,
+    DIFF,
+    DORA,
+    DOWN,
+    MAGNITUDE,
+    MID,
+    SET,
+    SHAPE,
+    UP,
+    example,
+    is_text,
+    shown,
+    stems,
+)  # fmt: skip
 from .lora_places import Names, Place, Shape, seems_for
 
-_ROWS = (UP, DORA, DIFF, BIAS, SET)  # whose first axis is the layer's output
-_LINEAR = {UP, DOWN, ALPHA, DORA, DIFF, BIAS}
+_ROWS = (UP, DORA, MAGNITUDE, DIFF, BIAS, SET)  # whose first axis is the layer's output
+_LINEAR = {UP, DOWN, ALPHA, DORA, MAGNITUDE, DIFF, BIAS}
+
+# MiniMax-H3's fused queries, keys and values under bare names, as DiffSynth-Studio saves what it trained. In MiniMax's
+# own files their rows lie head by head (query, key and value of one, then of the next), in ComfyUI's apart; trained
+# from either the names are the same.
+_FUSED = re.compile(r"(?:token_refiner\.)?blocks\.\d+\.attn\.qkv_proj")
+_HEAD = 128  # rows of one head's queries
+_NAMED = "diffusion_model."
 
 Alphas = Callable[[str, int], float | None]
 """(stem, rank) -> alpha where the file's tensors give none; None where nothing else does."""
@@ -92,6 +115,13 @@ def read(state: Mapping[str, Tensor], names: Names, what: str = "the LoRA") -> R
     be for.
     """
     found, rest = stems(state)
+    unclear = [stem for stem, held in found.items() if _is_unclear(stem, held)]
+    if unclear:
+        raise UsageError(
+            f"the layer {unclear[0]} of {what} has a name that DiffSynth-Studio gives to rows in two orders: convert "
+            "the file with `retort lora convert`, and --rows heads where it was trained on MiniMax's own files, --rows "
+            "parts where on ComfyUI's"
+        )
     reading = Reading(left=dict.fromkeys(rest, "no part of a LoRA"))
     taken: set[tuple[str, tuple[int, int] | None]] = set()
     for stem, held in found.items():
@@ -118,13 +148,39 @@ def read(state: Mapping[str, Tensor], names: Names, what: str = "the LoRA") -> R
     return reading
 
 
+def _is_unclear(stem: str, held: Mapping[str, tuple[str, Tensor]]) -> bool:
+    return bool(_FUSED.fullmatch(stem)) and any(".default." in key for key, _ in held.values())
+
+
+def in_parts(state: Mapping[str, Tensor], by_heads: bool) -> dict[str, Tensor]:
+    """A DiffSynth-Studio LoRA of MiniMax-H3 with the rows of fused layers as ComfyUI has them, under clear names.
+
+    by_heads: whether the file has them head by head. UsageError for a file that has no such layers, or odd ones.
+    """
+    made, unclear = dict(state), 0
+    for stem, held in stems(state)[0].items():
+        if not _is_unclear(stem, held):
+            continue
+        unclear += 1
+        for what, (key, value) in held.items():
+            del made[key]
+            if by_heads and what in _ROWS:
+                if value.shape[0] % (3 * _HEAD):
+                    raise UsageError(f"{key} has {value.shape[0]} rows, which are no queries, keys and values of heads")
+                value = value.unflatten(0, (-1, 3, _HEAD)).transpose(0, 1).flatten(0, 2)
+            made[_NAMED + key] = value.contiguous()
+    if not unclear:
+        raise UsageError("--rows is for MiniMax-H3's LoRAs of DiffSynth-Studio: leave it out for this file")
+    return made
+
+
 def _refuse_halves(stem: str, tensors: Mapping[str, Tensor]) -> None:
     if (DOWN in tensors) != (UP in tensors):
         raise UsageError(f"the LoRA's layer {stem} has no second half; the file is damaged: download it again")
 
 
 def _place(names: Names, stem: str, tensors: Mapping[str, Tensor]) -> tuple[Place | None, str]:
-    if tensors.keys() <= {ALPHA, SHAPE}:
+    if tensors.keys() <= {ALPHA, SHAPE} or (MAGNITUDE in tensors and UP not in tensors):
         return None, "they belong to no other tensor of the file"
     places = names.find(stem)
     for place in places:
@@ -150,6 +206,8 @@ def _fits(place: Place, shape: Shape, tensors: Mapping[str, Tensor]) -> bool:
             return False
     if DIFF in tensors and tuple(tensors[DIFF].shape) != (rows, *shape[1:]):
         return False
+    if MAGNITUDE in tensors and tensors[MAGNITUDE].numel() != rows:
+        return False
     return BIAS not in tensors or tensors[BIAS].numel() == rows
 
 
@@ -160,8 +218,9 @@ def _normal(
     made = dict(tensors)
     if ALPHA in made and (made[ALPHA].numel() != 1 or not bool(made[ALPHA].isfinite())):
         raise UsageError(f"the LoRA's layer {stem} has an alpha that is no number; the file is damaged: get it again")
-    if DORA in made and made[DORA].ndim == 1:
-        made[DORA] = made[DORA].reshape(-1, *(1 for _ in shape[1:]))
+    for what in (DORA, MAGNITUDE):
+        if what in made and (what == MAGNITUDE or made[what].ndim == 1):
+            made[what] = made[what].reshape(-1, *(1 for _ in shape[1:]))
     if scaled_bias and ALPHA in made and DOWN in made:
         made[BIAS] = made[BIAS] * (float(made[ALPHA]) / len(made[DOWN]))
     if place.swapped:
@@ -220,7 +279,7 @@ def whole(reading: Reading, rows: Mapping[str, int]) -> dict[str, dict[str, Tens
         if len(pieces) == 1 and pieces[0].place.rows in (None, (0, rows[layer])):
             made[layer] = pieces[0].tensors
             continue
-        kept = [p for p in pieces if p.tensors.keys() <= _LINEAR - {DORA} and p.place.rows is not None]
+        kept = [p for p in pieces if p.tensors.keys() <= _LINEAR - {DORA, MAGNITUDE} and p.place.rows is not None]
         for piece in pieces:
             if piece not in kept:
                 reading.left |= dict.fromkeys(piece.keys, "only plain LoRAs of a part of a layer can be fused")

@@ -1,9 +1,9 @@
 """A preset as JSON: the form of the files beside this one, of the user's own, and of the metadata of a LoRA.
 
-An object with the fields of `Preset` by their names, but for the key, which is the file's name. `levels`, `timesteps`
-and `unshifted` are lists of lists, one per step count; `steps`, a list of step counts, stands for even unshifted
-levels 1, (n - 1)/n .. 1/n. `refine` is {"levels": [..], "mode": ".."}. Whatever a stranger wrote is a Preset or a
-ValueError that names the field.
+An object with the fields of `Preset` by their names, but for the key, which is the file's name. `levels`, `timesteps`,
+`unshifted` and `sigmas` are lists of lists, one per step count; `steps`, a list of step counts, stands for even
+unshifted levels 1, (n - 1)/n .. 1/n. `refine` is {"levels": [..], "mode": ".."}. Whatever a stranger wrote is a Preset
+or a ValueError that names the field.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def from_json(value: Any, key: str) -> Preset:
         given["unshifted"] = tuple(_even(n) for n in given.pop("steps"))
     preset = Preset(key=key, **given)
     if not preset.step_counts:
-        raise ValueError(f"Preset {key!r}: timesteps is missing; give timesteps, levels, unshifted or steps")
+        raise ValueError(f"Preset {key!r}: timesteps is missing; give timesteps, levels, unshifted, sigmas or steps")
     return preset
 
 
@@ -156,9 +156,10 @@ _LISTS_OF_LEVELS = _listed(_listed(_number, MOST_STEPS))
 _READ: dict[str, Callable[[Any], Any]] = {
     "title": _text(_LONGEST["title"]), "family": _CHOICE, "paths": _listed(_CHOICE),
     "timesteps": _listed(_listed(_whole, MOST_STEPS)), "levels": _LISTS_OF_LEVELS, "unshifted": _LISTS_OF_LEVELS,
+    "sigmas": _LISTS_OF_LEVELS,
     "steps": _counts, "shift": _number, "mu": _mu, "audio_shift": _number,
     "mode": _CHOICE, "eta": _number, "label_scale": _number, "noise_scale": _number, "clip": _number,
-    "start": _CHOICE, "refine": _refine, "boundary": _number,
+    "start": _CHOICE, "refine": _refine, "boundary": _number, "frames_per_block": _whole,
     "cfg": _number, "guidance": _number, "lora_strength": _number,
     "latent_channels": _whole, "latent_dims": _whole,
     "architectures": _listed(_class_name), "files": _listed(_pattern),

@@ -18,10 +18,10 @@ from torch import Tensor
 from ..distilled import MODES, STARTS, Mode, Rule, Start
 from ..path import KINDS
 
-Family = Literal["eps", "v", "flow", "any"]
+Family = Literal["eps", "v", "edm", "flow", "any"]
 FAMILIES: tuple[str, ...] = get_args(Family)
 # Those of a family by default, and what it may run on besides: a flow that is carried as VE (Cosmos Predict2).
-_PATHS = {"eps": ("VE",), "v": ("VE", "VP"), "flow": ("FLOW",), "any": KINDS}
+_PATHS = {"eps": ("VE",), "v": ("VE", "VP"), "edm": ("VE",), "flow": ("FLOW",), "any": KINDS}
 _MORE_PATHS = {"flow": ("VE",)}
 Certainty = Literal["code", "maker", "port", "template"]
 CERTAINTIES: tuple[str, ...] = get_args(Certainty)
@@ -47,14 +47,16 @@ class Preset:
 
     family: what the network predicts. paths: the NoisePath kinds it runs on, by default those of the family.
 
-    One tuple per step count, from high to low, the default count first, in one of three fields; the custom preset has
+    One tuple per step count, from high to low, the default count first, in one of four fields; the custom preset has
     none. timesteps: the network's own integers (0 .. 1000). levels: a flow's levels in (0, 1]. unshifted: a flow's
-    levels before `shift` or `mu`, one of which is then given.
+    levels before `shift` or `mu`, one of which is then given. sigmas: the levels of a continuous schedule (EDM), whose
+    network has no integers.
     shift: flow shift, which is also set on the model. mu: a number; "bfl"; or (tokens, mu, other tokens, its mu), two
     points of a line. audio_shift: shift of the sound of a model of video with sound.
 
     mode, eta, label_scale, noise_scale, clip: see `Rule`. start: see `distilled.start`. refine: a second stage.
     boundary: of two networks the first samples the levels from here on up, the second those below.
+    frames_per_block: of autoregressive video, how many frames of the latent are sampled to their end at a time.
     cfg: guidance between two branches. guidance: the number that a guidance-distilled network is told. lora_strength:
     at which the student's LoRA is loaded. latent_channels, latent_dims (1 sound, 2 image, 3 video): None where any
     fits.
@@ -92,6 +94,8 @@ class Preset:
     architectures: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     certainty: Certainty = "code"
+    frames_per_block: int | None = None
+    sigmas: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         def require(ok: bool, field: str, remedy: str) -> None:
@@ -109,6 +113,9 @@ class Preset:
         require(self.guidance is None or 0 <= self.guidance <= 100, "guidance", "use 0 .. 100 or None")
         require(-10 <= self.lora_strength <= 10, "lora_strength", "use -10 .. 10, 1 for a LoRA as it is")
         require(self.boundary is None or 0 < self.boundary < 1, "boundary", "use a level between 0 and 1 or None")
+        blocks = self.frames_per_block
+        require(blocks is None or 0 < blocks <= 64, "frames_per_block", "use 1 .. 64 or None")
+        require(blocks is None or self.mode == "renoise", "mode", "blocks of frames are sampled by 'renoise' alone")
         require(self.latent_dims in (None, 1, 2, 3), "latent_dims", "use 1 (sound), 2 (image), 3 (video) or None")
         require(self.latent_channels is None or self.latent_channels > 0, "latent_channels", "use a count or None")
         if not self.paths:
@@ -120,13 +127,13 @@ class Preset:
         except ValueError as error:
             raise ValueError(f"Preset {self.key!r}: {error}") from error
         self._check_grids(require)
-        flow_alone = ("levels", "unshifted", "mu", "audio_shift", "refine", "boundary")
+        flow_alone = ("levels", "unshifted", "mu", "audio_shift", "refine", "boundary", "frames_per_block")
         for name in flow_alone if self.family != "flow" else ():
             require(vars(self)[name] in (None, ()), name, "only a student of family 'flow' has it")
 
     def _check_grids(self, require) -> None:
         """The step counts' lists, and what must stand beside them."""
-        given = [name for name in ("timesteps", "levels", "unshifted") if vars(self)[name]]
+        given = [name for name in ("timesteps", "levels", "unshifted", "sigmas") if vars(self)[name]]
         require(len(given) < 2, given[-1] if given else "levels", f"{' and '.join(given)} exclude one another")
         require(all(self.timesteps), "timesteps", "every step count needs at least one timestep")
         for grid in self.timesteps:
@@ -135,6 +142,9 @@ class Preset:
         for name in ("levels", "unshifted"):
             for levels in vars(self)[name]:
                 require(_are_levels(levels), name, "list each count's levels from high to low, above 0 and up to 1")
+        falling = all(map(_falling, self.sigmas))
+        require(falling, "sigmas", "list each count's levels from high to low, above 0")
+        require(not self.sigmas or self.family != "flow", "sigmas", "a flow's levels stand in levels")
         field = given[0] if given else "timesteps"
         counts = self.step_counts
         require(self.mode != "single" or set(counts) <= {1}, field, "mode 'single' makes exactly one call")
@@ -166,7 +176,7 @@ class Preset:
     @property
     def step_counts(self) -> tuple[int, ...]:
         """The step counts that the preset knows, the default first; empty for the custom preset."""
-        return tuple(len(grid) for grid in self.timesteps or self.levels or self.unshifted)
+        return tuple(len(grid) for grid in self.timesteps or self.levels or self.unshifted or self.sigmas)
 
     @property
     def sized(self) -> bool:
@@ -214,8 +224,12 @@ def _descending(grid: Sequence[float]) -> bool:
     return all(a > b for a, b in zip(grid, grid[1:], strict=False))
 
 
+def _falling(grid: Sequence[float]) -> bool:
+    return len(grid) > 0 and _descending(grid) and grid[-1] > 0
+
+
 def _are_levels(grid: Sequence[float]) -> bool:
-    return len(grid) > 0 and _descending(grid) and grid[-1] > 0 and grid[0] <= 1
+    return _falling(grid) and grid[0] <= 1
 
 
 def _short(value: object) -> str:

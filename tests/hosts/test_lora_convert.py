@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from retort.hosts.cli import app
-from retort.hosts.lora_convert import convert
+from retort.hosts.lora_convert import Rows, convert
 
 QKV = ("to_q", "to_k", "to_v")
 
@@ -32,7 +32,7 @@ def product(state, stem):
 
 def converted(tmp_path, state, metadata=None, **given):
     save_file(state, tmp_path / "a.safetensors", metadata)
-    made = convert(tmp_path / "a.safetensors", None, given.get("model"), given.get("alpha"))
+    made = convert(tmp_path / "a.safetensors", None, given.get("model"), given.get("alpha"), given.get("rows"))
     with safe_open(made.path, "pt") as file:
         return load_file(made.path), file.metadata(), made.told
 
@@ -142,3 +142,39 @@ def test_other_files_are_refused_and_nothing_is_written(tmp_path, content, says)
     with pytest.raises(ValueError, match=says):
         convert(file, None, None, None)
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_h3_from_diffsynth_is_converted_once_its_user_says_how_its_rows_lie(tmp_path):
+    """Two heads: MiniMax's own files have query, key and value of the first, then of the second."""
+    stem, ends = "blocks.0.attn.qkv_proj", (".lora_A.default.weight", ".lora_B.default.weight")
+    state = pair(stem, 2 * 3 * 128, 6, ends=ends) | pair("blocks.0.attn.out_proj", 6, 256, ends=ends)
+    with pytest.raises(ValueError, match="blocks.0.attn.qkv_proj .* rows in two orders: .*--rows heads .*--rows parts"):
+        converted(tmp_path, state)
+    (tmp_path / "a_converted.safetensors").unlink(missing_ok=True)
+    added = state[stem + ends[1]] @ state[stem + ends[0]]
+    own = f"diffusion_model.{stem}"
+    found, _, _ = converted(tmp_path, state, rows=Rows.PARTS)
+    assert torch.allclose(product(found, own), added, atol=1e-6)
+    (tmp_path / "a_converted.safetensors").unlink()
+    found, _, _ = converted(tmp_path, state, rows=Rows.HEADS)
+    heads = [added[128 * i : 128 * (i + 1)] for i in range(6)]  # q k v of the first, q k v of the second
+    assert torch.allclose(product(found, own), torch.cat([heads[i] for i in (0, 3, 1, 4, 2, 5)]), atol=1e-6)
+    assert "diffusion_model.blocks.0.attn.out_proj.lora_up.weight" in found
+    (tmp_path / "a_converted.safetensors").unlink()
+    with pytest.raises(ValueError, match="--rows is for MiniMax-H3's LoRAs"):
+        converted(tmp_path, pair("transformer.blocks.0.attn2.to_k", 8, 6), rows=Rows.HEADS)
+
+
+def test_the_command_takes_the_order_of_rows(tmp_path):
+    ends = (".lora_A.default.weight", ".lora_B.default.weight")
+    file = tmp_path / "h3.safetensors"
+    save_file(pair("blocks.0.attn.qkv_proj", 384, 6, ends=ends), file)
+    assert CliRunner().invoke(app, ["lora", "convert", str(file)]).exit_code == 2
+    assert CliRunner().invoke(app, ["lora", "convert", str(file), "--rows", "heads"]).exit_code == 0
+
+
+def test_magnitudes_of_peft_have_no_common_name(tmp_path):
+    state = pair("transformer.blocks.0.attn2.to_k", 8, 6)
+    state["transformer.blocks.0.attn2.to_k.lora_magnitude_vector"] = torch.ones(8)
+    with pytest.raises(ValueError, match="magnitudes of PEFT's DoRA .transformer.blocks.0.attn2.to_k.lora_magnitude"):
+        converted(tmp_path, state)

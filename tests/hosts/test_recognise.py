@@ -19,8 +19,8 @@ SDXL = ("VE", "eps", 4, 2)
 
 def found(names, what, kind="", metadata=None):
     known = metadata or {}
-    preset, how = student(EVERY, names, known.get, kind, lambda preset: presets.check(preset, *what))
-    return preset.key, how
+    one = student(EVERY, names, known.get, kind, lambda preset: presets.check(preset, *what))
+    return one.preset.key, one.how
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,17 @@ def found(names, what, kind="", metadata=None):
         ("fasth3_omniref_8step_pruned_int8_convrot.safetensors", "fasth3"),
         ("hunyuanvideo1.5_720p_sr_distilled_fp16.safetensors", "hunyuanvideo15_sr"),
         ("nitrosd-vibrant_comfyui.safetensors", "nitrosd_vibrant"),
+        ("minimax_h3_ref2v_turbo_4step_v0.1_comfyui_bf16.safetensors", "minimax_h3_turbo_ref2v"),
+        ("Wuli-Qwen-Image-2512-Turbo-LoRA-2steps-V1.0-bf16.safetensors", "qwen_image_wuli"),
+        ("FireRed-Image-Edit-1.0-Lightning-8steps-v1.0.safetensors", "firered_edit_lightning"),
+        ("anima-turbo-lora-v0.2.safetensors", "anima_turbo"),
+        ("lens_turbo_bf16.safetensors", "lens_turbo"),
+        ("ming_image_0.1_design_int8_convrot.safetensors", "ming_image_design"),
+        ("seedvr2_3b_int8_convrot.safetensors", "seedvr2"),
+        ("causal_forcing-framewise.safetensors", "causal_forcing"),
+        ("kandinsky5lite_t2v_distilled16steps_5s.safetensors", "kandinsky5_distilled_5s"),
+        ("hunyuanimage2.1_distilled_bf16.safetensors", "hunyuanimage21_distilled"),
+        ("wan2.1_i2v_lora_rank64_lightx2v_4step.safetensors", "wan21_lightx2v"),
         ("digits_flow_tdm_4step.safetensors", "digits_flow_tdm"),
         ("digits_flow_dmd2_1step.safetensors", "digits_flow"),
     ],
@@ -92,7 +103,7 @@ def test_a_lora_that_says_what_it_is_needs_no_name():
     row = {"title": "Mine", "family": "eps", "timesteps": [[999]], "mode": "single"}
     recipe = {"retort.student": json.dumps({"schema": 1, "preset": row, "method": "dmd2", "base": {}})}
     key, how = found(["mine.safetensors", "sd_xl_base_1.0.safetensors"], SDXL, metadata={"mine.safetensors": recipe})
-    assert (key, how) == ("student", "as mine.safetensors says")
+    assert (key, how) == ("student", "as mine.safetensors says, taught by dmd2")
 
 
 def test_two_files_of_one_student_are_one_and_two_students_are_refused():

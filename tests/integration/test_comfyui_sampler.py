@@ -15,8 +15,11 @@ pytestmark = pytest.mark.integration
 
 
 def stand_in(preset):
-    """The tiny network that stands in for a preset's model; None for latents that no such network here has."""
+    """The tiny network that stands in for a preset's model; None for latents or sound that no such network here has,
+    and for blocks of frames, which only the model's own class samples."""
     kinds = {"v": "cog", "flow": "wan" if preset.latent_dims == 3 else "flow"}
+    if preset.audio_shift is not None or preset.frames_per_block is not None:
+        return None
     if preset.family == "flow" and preset.latent_channels not in (None, 16):
         return None
     return kinds.get(preset.family, "eps16" if preset.latent_channels == 16 else "eps")
@@ -220,7 +223,8 @@ def test_callback_and_previews_as_core(comfy, tiny, guided):
             callback=lambda step, x0, x, total: calls.append((step, x0, x, total)),
         )  # fmt: skip
     assert [(c[0], c[3]) for c in calls] == [(0, 4), (1, 4), (2, 4), (3, 4)]
-    assert torch.equal(model.model.process_latent_out(calls[-1][1]), out)
+    # The last step ends in the roundings of core's euler, which are not all of x0's bits.
+    torch.testing.assert_close(model.model.process_latent_out(calls[-1][1]), out, rtol=1e-5, atol=1e-5)
 
 
 def test_packed_latents_go_through(comfy, tiny, guided):

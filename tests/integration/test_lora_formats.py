@@ -210,21 +210,50 @@ def test_keys_of_grouped_queries_lie_behind_all_queries(comfy, ours, models):
     assert close(mine, expected)
 
 
-def test_magnitudes_of_peft_are_a_dora(comfy, ours, models):
+def test_magnitudes_of_peft_have_the_effect_that_peft_gives_them(comfy, ours, models):
+    """Against PEFT's own forward pass; core's dora_scale is over another norm, and stays core's."""
+    peft = pytest.importorskip("peft")
     model, layer = models("WAN21_T2V"), "blocks.0.self_attn.q"
-    state, _ = file_of(model, A, {"transformer.blocks.0.attn1.to_q": layer})
+    generator = torch.Generator().manual_seed(3)
+    module = torch.nn.Sequential(torch.nn.Linear(128, 128, bias=False))
+    module[0].weight.data = torch.randn(128, 128, generator=torch.Generator().manual_seed(2))  # as `patched` has it
+    module = peft.get_peft_model(module, peft.LoraConfig(r=4, lora_alpha=6, target_modules=["0"], use_dora=True))
+    for name, weight in module.named_parameters():
+        if "lora_" in name:
+            weight.data = torch.rand(weight.shape, generator=generator) + (0.5 if "magnitude" in name else -0.5)
+    saved = peft.get_peft_model_state_dict(module)
+    stem = "base_model.model.transformer.blocks.0.attn1.to_q"
+    state = {key.replace("base_model.model.0", stem): value for key, value in saved.items()}
+    assert {f"{stem}.lora_magnitude_vector", f"{stem}.lora_A.weight"} <= {k.removesuffix(".default") for k in state}
+    apply, x = ours("hosts.comfyui.loras").applied, torch.randn(5, 128, generator=generator)
+    state[f"{stem}.alpha"] = torch.tensor(6.0)
+    mine, plain = patched(comfy, apply(model, state, {}, 1.0, print), layer)
+    with torch.no_grad():
+        assert close(x @ mine.T, module(x))
+    half, _ = patched(comfy, apply(model, state, {}, 0.5, print), layer)
+    assert close(half, (mine + plain) / 2)
+    own = {k.replace(stem, f"diffusion_model.{layer}"): v for k, v in state.items()}
+    scale = own.pop(f"diffusion_model.{layer}.lora_magnitude_vector")[:, None]
+    own[f"diffusion_model.{layer}.dora_scale"] = scale
+    expected = patched(comfy, comfy.sd.load_lora_for_models(model, None, own, 1.0, 0.0)[0], layer)[0]
+    assert torch.equal(patched(comfy, apply(model, own, {}, 1.0, print), layer)[0], expected)
+    assert not close(mine, expected)
+    with pytest.raises(ValueError, match=r"bypass: the LoRA has the magnitudes of a DoRA"):
+        apply(model, state, {}, 1.0, print, True)
+
+
+def test_magnitudes_of_a_part_of_a_layer_act_on_its_rows(comfy, ours, models):
+    model, layer = models("HunyuanVideo"), "double_blocks.0.img_attn.qkv"
+    stem = "transformer.transformer_blocks.0.attn.to_k"
+    state, added = file_of(model, A, {stem: (layer, 1, 3)})
     magnitude = torch.rand(128, generator=torch.Generator().manual_seed(3)) + 0.5
     got = ours("hosts.comfyui.loras").applied(
-        model, state | {"transformer.blocks.0.attn1.to_q.lora_magnitude_vector": magnitude}, {}, 1.0, print
+        model, state | {f"{stem}.lora_magnitude_vector": magnitude}, {}, 1.0, print
     )
-    own = {k.replace("transformer.blocks.0.attn1.to_q", f"diffusion_model.{layer}"): v for k, v in state.items()}
-    own[f"diffusion_model.{layer}.dora_scale"] = magnitude[:, None]
-    expected = comfy.sd.load_lora_for_models(model, None, own, 1.0, 0.0)[0]
-    assert torch.equal(patched(comfy, got, layer)[0], patched(comfy, expected, layer)[0])
-    with pytest.raises(ValueError, match=r"bypass: the LoRA has the magnitudes of a DoRA \(transformer"):
-        ours("hosts.comfyui.loras").applied(
-            model, state | {"transformer.blocks.0.attn1.to_q.lora_magnitude_vector": magnitude}, {}, 1.0, print, True
-        )
+    mine, plain = patched(comfy, got, layer)
+    expected, both = plain.clone(), (plain + added[layer])[128:256]
+    expected[128:256] = magnitude[:, None] * both / both.norm(dim=1, keepdim=True)
+    assert close(mine, expected)
 
 
 def test_alpha_is_read_from_the_metadata_where_the_tensors_lack_it(comfy, ours, models):
@@ -274,8 +303,31 @@ def test_beside_the_layers_it_does_the_same(comfy, ours, models, name):
             got.eject_model()
             assert torch.equal(module(x), plain)
             assert torch.allclose(beside, plain + 0.5 * x @ value.flatten(1).T, atol=1e-3), layer
-    with pytest.raises(ValueError, match="bypass: the model has a LoRA in bypass already"):
-        ours("hosts.comfyui.loras").applied(got, state, {}, 0.5, print, True)
+
+
+def test_two_loras_beside_the_layers_add_up_and_both_are_taken_off(comfy, ours, models):
+    """Core's own second bypass on a layer stays there when it is taken off; whichever loader was the first."""
+    model, layer = models("WAN21_T2V"), "blocks.0.self_attn.q"
+    apply, module = ours("hosts.comfyui.loras").applied, model.model.diffusion_model.get_submodule(layer)
+    state, added = file_of(model, A, {"transformer.blocks.0.attn1.to_q": layer})
+    own = {f"diffusion_model.{layer}.{half}.weight": state[f"transformer.blocks.0.attn1.to_q.{half}.weight"]
+           for half in ("lora_A", "lora_B")}  # fmt: skip
+    first = apply(model, state, {}, 0.5, print, True)
+    cores = comfy.sd.load_bypass_lora_for_models(model, None, own, 0.5, 0.0)[0]
+    x = torch.randn(2, 128, generator=torch.Generator().manual_seed(4))
+    with torch.inference_mode():
+        torch.nn.init.normal_(module.weight, std=0.1)
+        torch.nn.init.zeros_(module.bias)
+        plain = module(x)
+        for before in (first, cores):
+            both = apply(before, state, {}, 0.25, print, True)
+            assert len(both.injections) == 1 and len(before.injections) == 1
+            for got, strength in ((both, 0.75), (before, 0.5), (both, 0.75)):
+                got.inject_model()
+                beside = module(x)
+                got.eject_model()
+                assert torch.allclose(beside, plain + strength * x @ added[layer].T, atol=1e-3)
+                assert torch.equal(module(x), plain)
 
 
 def test_what_does_not_fit_is_named_and_nothing_at_all_is_refused(comfy, ours, models):
@@ -296,3 +348,10 @@ def test_what_does_not_fit_is_named_and_nothing_at_all_is_refused(comfy, ours, m
     h3, _ = file_of(models("MiniMaxH3"), DEFAULT, FORMATS["h3 originals"][2])
     with pytest.raises(ValueError, match=r"none of the \d+ tensors of the LoRA, .* belongs to this model .*MiniMax-H3"):
         apply(model, h3, {}, 1.0, print)
+
+
+def test_rows_in_two_orders_are_refused_by_name(comfy, ours, models):
+    """DiffSynth-Studio trains MiniMax-H3 from its maker's files and from ComfyUI's, and saves both under one name."""
+    state, _ = file_of(models("MiniMaxH3"), DEFAULT, {"blocks.0.attn.qkv_proj": "blocks.0.attn.qkv_proj"})
+    with pytest.raises(ValueError, match="blocks.0.attn.qkv_proj .* rows in two orders: .*retort lora convert"):
+        ours("hosts.comfyui.loras").applied(models("MiniMaxH3"), state, {}, 1.0, print)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ pytest.importorskip("peft")
 
 from retort.hosts.headless import embedded, folders
 from retort.hosts.headless.host import host
+from retort.hosts.jobs import manage
 from retort.hosts.training import run as training
 from retort.nodes.distilled import RetortDistilledSampler, RetortDistilledSigmas
 from retort.nodes.load_student import RetortLoadStudent
@@ -114,6 +116,19 @@ def test_what_begins_as_a_student_stays_one_and_other_loras_carry_nothing(where)
     assert recipes.KEY not in host.lora_metadata(third)
     with pytest.raises(ValueError, match="lora_name: .* carries no recipe of a student, and has no published"):
         RetortLoadStudent.execute(model, positive, third)
+
+
+def test_a_checkpoint_that_is_kept_carries_the_recipe_of_its_student(where):
+    """As *Keep this one* copies it: sampled with nothing typed, as the LoRA of a run that ended there, but for the
+    rounding of its file."""
+    file, model, positive = trained("flow", "dmd2", {"steps": 4, "ratio": 1})
+    kept = manage.keep(host.runs_folder(), host.loras_folder(), "dmd2", 2, "the best")
+    last, notes = host.lora_metadata(file), host.lora_metadata(kept)
+    assert notes["modelspec.title"] == "dmd2_step_2" and notes["retort.steps"] == "2"
+    ours, theirs = recipes.read(notes), recipes.read(last)
+    assert ours == replace(theirs, preset=replace(theirs.preset, title="dmd2_step_2"))
+    a, b = (RetortLoadStudent.execute(model, positive, name).args for name in (file, kept))
+    torch.testing.assert_close(pictures(a[0], *a[1:4]), pictures(b[0], *b[1:4]), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

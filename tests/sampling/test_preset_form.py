@@ -20,7 +20,8 @@ from retort.sampling.students.preset import Preset, Refine, tokens_of
 STUDENTS = Path(presets.__file__).parent / "students"
 ROW = {"title": "A flow student", "family": "flow", "steps": [4, 8], "shift": 5, "mode": "deterministic"}
 FULL = ROW | {
-    "paths": ["FLOW"], "eta": 0.3, "label_scale": 0.25, "noise_scale": 7.5, "clip": 2.5, "start": "noised",
+    "mode": "renoise", "paths": ["FLOW"], "eta": 0.3, "label_scale": 0.25, "noise_scale": 7.5, "clip": 2.5,
+    "start": "noised", "frames_per_block": 3,
     "refine": {"levels": [0.909375, 0.725], "mode": "renoise"}, "boundary": 0.875, "audio_shift": 3, "cfg": 2,
     "guidance": 3.5, "lora_strength": 0.125, "latent_channels": 16, "latent_dims": 3, "architectures": ["WAN21_T2V"],
     "files": ["wan2.?_t2v*"], "note": "Somewhere.", "source": "Someone", "certainty": "maker",
@@ -45,7 +46,7 @@ def test_every_field_survives_the_way_through_json():
     assert from_json(json.loads(json.dumps(to_json(preset))), "mine") == preset
     uneven = flow(unshifted=[[1, 0.9, 0.5]], mu=[256, 0.5, 8192, 0.9])
     assert from_json(json.loads(json.dumps(to_json(uneven))), "x") == uneven
-    assert set(FULL) | {"levels", "timesteps", "unshifted", "mu"} - {"key"} == set(
+    assert set(FULL) | {"levels", "timesteps", "unshifted", "sigmas", "mu"} - {"key"} == set(
         name for name in (*vars(preset), "steps") if name not in ("key",)
     )
 
@@ -131,6 +132,8 @@ def test_flux2_s_empirical_mu_falls_above_4300_tokens(size, expected):
         ("noise_scale", 0, "positive number"),
         ("clip", -1, "positive number"),
         ("boundary", 1, "between 0 and 1"),
+        ("frames_per_block", 0, "1 .. 64"),
+        ("frames_per_block", 1.5, "whole number"),
         ("refine", [0.9], "an object with levels"),
         ("refine", {"levels": [0.5, 0.9]}, "from high to low"),
         ("refine", {"levels": [0.9], "mode": "loud"}, "its mode is one of"),
@@ -178,6 +181,11 @@ def test_what_makes_no_sense_is_refused_by_preset_and_field(field, value, remedy
         ({"title": "x", "family": "eps", "levels": [[1.0]]}, "only a student of family 'flow'"),
         ({"title": "x", "family": "eps", "timesteps": [[999]], "boundary": 0.9}, "only a student of family 'flow'"),
         (ROW | {"mode": "single"}, "exactly one call"),
+        (ROW | {"sigmas": [[80.0]]}, "exclude one another"),
+        ({"title": "x", "family": "flow", "sigmas": [[80.0]]}, "sigmas is .*; a flow's levels stand in levels"),
+        ({"title": "x", "family": "edm", "sigmas": [[1.0, 80.0]]}, "sigmas is .*from high to low"),
+        ({"title": "x", "family": "edm", "sigmas": [[80.0]], "frames_per_block": 1}, "only a student of family 'flow'"),
+        (ROW | {"frames_per_block": 3}, "blocks of frames are sampled by 'renoise' alone"),
     ],
 )
 def test_what_does_not_go_together_is_refused(row, said):

@@ -48,11 +48,12 @@ from retort.sampling.presets import PRESETS, Preset, PresetMismatch  # noqa: E40
 from retort.sampling.reflection import BASES, INVERSIONS, ReflectionConfig, sample_reflection  # noqa: E402
 
 DISTILLED, REFLECTION = "Retort Distilled", "Retort Reflection"
-# The host has no model of the embedded digits, none that samples in VP, and no way to tell a network another timestep.
+# The host has no model of the embedded digits, none that samples in VP, no way to tell a network another timestep, and
+# no caches of autoregressive video.
 OFFERED = {
     p.title: p
     for p in PRESETS.values()
-    if not p.key.startswith("digits") and p.paths != ("VP",) and p.label_scale == 1
+    if not p.key.startswith("digits") and p.paths != ("VP",) and p.label_scale == 1 and p.frames_per_block is None
 }
 CUSTOM = PRESETS["custom"].title
 # The presets' notes name ComfyUI's folders; these are the host's.

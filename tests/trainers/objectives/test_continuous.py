@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
+from retort.sampling import presets
 from retort.sampling.path import broadcast
 from retort.sampling.presets import sigmas as sigmas_of
 from retort.sampling.students.form import from_json, to_json
+from retort.trainers import recipes
 from retort.trainers.objectives.align_prop import AlignProp, AlignPropConfig
 from retort.trainers.objectives.di_star import DIStar, DIStarConfig
 from retort.trainers.objectives.dmd2 import DMD2, DMD2Config
@@ -183,3 +185,21 @@ def test_few_shot_s_phases_are_shares_of_the_angle(tiny, off_table):
     high, low = torch.cat(seen[0]), torch.cat(seen[1])
     assert float(high.min()) > 299 and float(high.max()) <= 801 and float(low.max()) <= 301
     assert float(low.max() - low.min()) > 150 and float(high.max() - high.min()) > 250
+
+
+@pytest.mark.parametrize("method", ["DMD2, four steps, decoupled", "TDM", "f-distill", "DI*"])
+def test_a_student_carries_its_levels_to_the_last_bit(tiny, continuous, method):
+    """A recipe says them as they are, since there are no timesteps to say."""
+    denoiser = made(tiny, continuous)
+    objective = METHODS[method](denoiser)
+    own = recipes.preset_of("mine", objective, denoiser, SHAPE)
+    read = recipes.read({recipes.KEY: recipes.written(recipes.Recipe(own, "dmd2"))}).preset
+    assert read.family == denoiser.prediction and read.step_counts == tuple(map(len, objective.student_grids))
+    for grid in objective.student_grids:
+        found = presets.sigmas(read, len(grid), denoiser.schedule, denoiser.path)
+        assert torch.equal(found, torch.tensor([*map(float, grid), 0.0]))
+    presets.check(read, denoiser.path.kind, denoiser.prediction, SHAPE[0], 2)
+    highest = max(float(grid[0]) for grid in objective.student_grids)
+    assert presets.start_level(read, denoiser.schedule, denoiser.path) == highest
+    kept = presets.cut(read, found, 0.5, denoiser.schedule, denoiser.path)
+    assert torch.equal(kept, found[-len(kept) :])
