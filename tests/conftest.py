@@ -11,6 +11,9 @@ from pathlib import Path
 # Before torch is imported, which sizes its pools once. Beside another job two threads make tiny steps 20 times slower.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Thousands of tests and what they import are made and none is garbage: looking for it costs a third of the collection.
+gc.disable()
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -21,6 +24,7 @@ def pytest_collection_finish() -> None:
     """Spare the tests themselves at every collection of garbage, which runs that end ask for."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

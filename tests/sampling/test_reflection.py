@@ -13,7 +13,7 @@ from retort.sampling.reflection import BASES, INVERSIONS, ReflectionConfig, samp
 from retort.sampling.standard import SAMPLERS
 
 STRONG, WEAK = (0.25, 0.75), (0.05, 0.95)
-COUNT = 6_000
+COUNT = 2_000
 PATHS = [VE, FLOW, VP]
 
 
