@@ -37,6 +37,7 @@ from .training import peak
 TASK = Task("a blue seven on yellow paper", cfg=4.0, batch=8)
 ROUNDS = 6  # of a batch of samples, in each timed search: about what the first part gives DTS*
 NODES = 100_000
+LEAVES = 100  # of the smaller tree whose memory is measured
 LATENT = (4, 64, 64)  # of the trees whose memory is measured: Stable Diffusion's at 512 pixels
 
 
@@ -142,7 +143,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
     for selected in ("uniform", "boltzmann", "uct"):
         name = f"{selected}: a leaf in a tree of {NODES:,} nodes, without network and reward"
         report.figures[name] = selection(selected, leaves)
-    report.figures["memory: growth over that of the stored latents"] = memory(100)
+    report.figures["memory: growth over that of the stored latents"] = memory(LEAVES)
     given = os.environ.get("COMFYUI_PATH")
     if given:
         command = [sys.executable, "-m", "retort.benchmarks.search_overhead", str(Path(given).resolve()), str(pairs)]

@@ -6,6 +6,7 @@ import ast
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -94,7 +95,13 @@ def at_import(tree: ast.Module) -> set[ast.AST]:
     return found
 
 
-def imports(root: Path, path: Path, tree: ast.Module) -> Iterator[Import]:
+@cache
+def imports(root: Path, path: Path, text: str) -> tuple[Import, ...]:
+    """What a file with this text imports; read once for all the tests."""
+    return tuple(_imports(root, path, ast.parse(text)))
+
+
+def _imports(root: Path, path: Path, tree: ast.Module) -> Iterator[Import]:
     module, is_package = module_of(root, path), path.name == "__init__.py"
     here = [part for part in module.split(".") if part]
     top = at_import(tree)
@@ -135,7 +142,7 @@ def import_faults(root: Path) -> Iterator[str]:
     for path in sources(root):
         where, module = path.relative_to(root).as_posix(), module_of(root, path)
         folder = folder_of(module)
-        for found in imports(root, path, ast.parse(path.read_text(encoding="utf-8"))):
+        for found in imports(root, path, path.read_text(encoding="utf-8")):
             at = f"{where}:{found.line}: imports {found.module or 'the root'}"
             outside = found.module.split(".")[0]
             if not found.ours and outside in NEVER:
@@ -164,7 +171,8 @@ def call_faults(root: Path) -> Iterator[str]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
                 continue
-            called = ast.unparse(node.func)
+            named = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            called = ast.unparse(node.func) if named in ("eval", "exec", "load") or node.keywords else ""
             if called in ("eval", "exec", "torch.load") or any(
                 keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False" for keyword in node.keywords
             ):
@@ -183,7 +191,7 @@ def circle(root: Path) -> list[str]:
     known = {module_of(root, path): path for path in sources(root)}
     imported: dict[str, set[str]] = {}
     for module, path in known.items():
-        found = imports(root, path, ast.parse(path.read_text(encoding="utf-8")))
+        found = imports(root, path, path.read_text(encoding="utf-8"))
         imported[module] = {one.module for one in found if one.ours} & known.keys() - {module}
     try:
         TopologicalSorter(imported).prepare()

@@ -16,14 +16,18 @@ device = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(device)
 
 
+# Runs take as long as all else there; more processes would import torch and this package more often.
+FILES = sorted(path.name for path in FOLDER.glob("test_*.py") if path.name != "test_runs.py")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("test_*.py")))
-def test_on_the_second_device(name):
+@pytest.mark.parametrize("names", [FILES, ["test_runs.py"]], ids=["all but runs", "runs"])
+def test_on_the_second_device(names):
     if reason := device.ready():
         pytest.skip(reason)
     given = {**os.environ, "RETORT_SECOND_DEVICE": "plain", "RETORT_DEVICE": device.NAME}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / name)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(str(FOLDER / name) for name in names)],
         cwd=FOLDER.parent.parent, env=given, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout[-20_000:]}\n{done.stderr[-2_000:]}"

@@ -132,10 +132,10 @@ def test_a_set_of_100000_pairs_answers_within_a_fifth_of_a_second(tmp_path):
         for i in range(100_000)
     )
     (folder / preferences.PAIRS).write_text("\n".join(lines) + "\n")
-    began = time.monotonic()
+    began = time.thread_time()  # of the thread that answers: another one reads
     with pytest.raises(BlockingIOError, match="ask again"):
         data_view.pairs(tmp_path, "large", 0)
-    assert time.monotonic() - began < 1
+    assert time.thread_time() - began < 0.2
     patiently(lambda: data_view.pairs(tmp_path, "large", 0))
     for offset, find in ((0, ""), (99_950, ""), (0, "77")):
         took = []
