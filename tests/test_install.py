@@ -240,20 +240,25 @@ def test_a_failed_installation_is_tried_again(install, monkeypatch, tmp_path: Pa
 # ---- the rest of the command line ----
 
 
-def test_the_first_failing_check_gives_the_exit_code(install, monkeypatch) -> None:
+def test_the_first_failing_check_gives_the_exit_code(install, monkeypatch, capsys) -> None:
     codes = {"ruff": 0, "mypy": 0, "pytest": 5}
     ran: list[str] = []
 
-    def run(command, quiet=False):
+    def run(command, quiet=False, into=None):
         ran.append(command[2])
+        if into is not None:
+            into.write("what it says")
         return codes[command[2]]
 
     monkeypatch.setattr(install, "ensure_installed", lambda: Path("python"))
     monkeypatch.setattr(install, "run", run)
     assert install.main(["test", "-k", "nothing"]) == 5
-    codes["ruff"] = 1
+    assert "mypy: what it says" in capsys.readouterr().out
+    codes["mypy"] = 1
     assert install.main(["test"]) == 1
-    assert ran == ["ruff", "mypy", "pytest"] * 2, "one failing check does not hide the next"
+    codes["ruff"] = 2
+    assert install.main(["test"]) == 2
+    assert sorted(ran) == sorted(["ruff", "mypy", "pytest"] * 3), "one failing check does not hide the next"
 
 
 @pytest.mark.parametrize("arguments", [["dmeo"], ["link"], ["demo", "fast"]])

@@ -230,12 +230,12 @@ def test_the_node_as_it_comes_branches_below_the_root(path, config, mixture):
 def test_the_value_of_the_root_is_without_bias(path, mixture):
     """Over searches of 400 calls the mean of exp(lambda (v - V)) is 1 within its error: V is known exactly."""
     value, found = mixture(path).tilted()[0], []
-    for seed in range(120):
+    for seed in range(60):
         tree = sampled(mixture(path, seed=10_000 + seed), TreeConfig(), 400, many_steps(path), seed=seed).state
         found.append(tree.value[ROOT])
     weights = np.exp(np.array(found) - value)
     error = weights.std(ddof=1) / math.sqrt(len(weights))
-    assert error < 0.06
+    assert error < 0.08
     assert abs(weights.mean() - 1) < 3 * error
 
 
