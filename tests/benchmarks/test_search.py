@@ -115,7 +115,7 @@ def test_the_figures_are_written(monkeypatch, tmp_path):
     def started(command, **_):
         return type("Done", (), {"returncode": 0, "stdout": json.dumps({"ours": [1.0] * 5, "core": [1.0] * 5})})
 
-    monkeypatch.setattr(search, "QUICK", search.Size(prompts=2, seeds=1, n=12, budgets=(8,), steps=4))
+    monkeypatch.setattr(search, "QUICK", search.Size(prompts=2, seeds=1, n=24, budgets=(8,), steps=4))
     monkeypatch.setattr(search_classes, "QUICK", search_classes.Size((4,), (32, 64), samples=24))
     monkeypatch.setattr(search_classes, "TASK", replace(search_classes.TASK, steps=4, batch=8))
     monkeypatch.setattr(search_classes, "REFERENCE", 96)
