@@ -122,7 +122,7 @@ def test_the_figures_are_written(monkeypatch, tmp_path):
     monkeypatch.setattr(search_overhead, "TASK", replace(search_overhead.TASK, steps=4))
     monkeypatch.setattr(search_overhead, "NODES", 2_000)
     monkeypatch.setattr(search_overhead, "ROUNDS", 1)
-    monkeypatch.setattr(search_overhead, "LEAVES", 10)
+    monkeypatch.setattr(search_overhead, "LEAVES", 20)
     monkeypatch.setattr(search_overhead.subprocess, "run", started)
     monkeypatch.setitem(os.environ, "COMFYUI_PATH", str(tmp_path))
     monkeypatch.setattr("sys.argv", ["search", "--quick", "--json", str(tmp_path / "f.json"), "--work", str(tmp_path)])
