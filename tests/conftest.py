@@ -11,7 +11,7 @@ from pathlib import Path
 # Before torch is imported, which sizes its pools once. Beside another job two threads make tiny steps 20 times slower.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# Thousands of tests and what they import are made and none is garbage: looking for it costs a third of the collection.
+# Thousands of tests and what they import are made and none is garbage: looking for it costs a quarter of the collection.
 gc.disable()
 
 import pytest  # noqa: E402
@@ -24,6 +24,10 @@ def pytest_collection_finish() -> None:
     """Spare the tests themselves at every collection of garbage, which runs that end ask for."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtestloop() -> None:
+    """Look for garbage again, also in the process that hands tests out and collects none."""
     gc.enable()
 
 
