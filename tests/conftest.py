@@ -11,7 +11,7 @@ from pathlib import Path
 # Before torch is imported, which sizes its pools once. Beside another job two threads make tiny steps 20 times slower.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# Thousands of tests and what they import are made and none is garbage: looking for it costs a quarter of the collection.
+# Thousands of tests and what they import are made and none is garbage: looking for it is a quarter of the collection.
 gc.disable()
 
 import pytest  # noqa: E402
