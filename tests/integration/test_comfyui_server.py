@@ -58,6 +58,26 @@ def test_its_nodes_are_listed(server):
     assert setup["search_aliases"]
 
 
+def test_a_preset_of_one_s_own_is_one_file_and_listed_after_a_reload_of_the_page(server):
+    """No code and no restart: what the page asks for when it is reloaded. What is no preset is left out."""
+    folder = server.base / "models" / "retort" / "presets"
+    folder.mkdir(parents=True)
+    row = {"title": "My student, 4 steps", "family": "flow", "steps": [4], "shift": 3, "mode": "deterministic"}
+    (folder / "my_student.json").write_text(json.dumps(row), encoding="utf-8")
+    (folder / "broken.json").write_text("{", encoding="utf-8")
+
+    def offered(node):
+        inputs = json.loads(server.get(f"/object_info/{node}"))[node]["input"]
+        (preset,) = (group["preset"] for group in inputs.values() if "preset" in group)
+        return preset[1]["options"]
+
+    for node in ("RetortDistilledSetup", "RetortDistilledSigmas", "RetortDistilledSampler"):
+        assert "my_student" in offered(node) and "broken" not in offered(node)
+    assert "broken.json is left out" in server.text()
+    (folder / "my_student.json").unlink()
+    assert "my_student" not in offered("RetortDistilledSetup")
+
+
 def test_its_help_pages_are_served(server):
     for node in NODES:
         page = server.get(f"/extensions/retort/docs/{node}.md").decode()
