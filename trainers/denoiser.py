@@ -61,6 +61,7 @@ class Denoiser:
         self.ring: Ring | None = None
         self._levels, self._rehearsed = Levels(schedule, path), False
         self._seeing: set[nn.Module] | None = None  # blocks that see the whole picture, once that is known
+        self._traced = False  # whether these are without the blocks that see nothing of the latents
         sigmas = schedule.sigmas
         self.sigma_range = (float(sigmas[0]), float(sigmas[-1]))
 
@@ -222,12 +223,14 @@ class Denoiser:
 
     def features(self, x: Tensor, sigma: Tensor, cond: Cond) -> list[Tensor]:
         """See the contract."""
+        self._trace(x, sigma, cond)
         with self._watching(x) as seen, suppress(_Left):
             self.predict_x0(x, sigma, cond)
         return [part.float() for part in seen]
 
     def features_and_x0(self, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[list[Tensor], Tensor]:
         """See the contract."""
+        self._trace(x, sigma, cond)
         # The hook of the last feature ends the graph; this brings gradients back.
         with torch.set_grad_enabled(torch.is_grad_enabled()), self._watching(x, leave=False) as seen:
             x0 = self.predict_x0(x, sigma, cond)
@@ -237,6 +240,23 @@ class Denoiser:
     def feature_widths(self, x: Tensor, sigma: Tensor, cond: Cond) -> list[int]:
         """See the contract."""
         return [f.shape[-1] if f.ndim == 3 else f.shape[1] for f in self.features(x, sigma, cond)]
+
+    def _trace(self, x: Tensor, sigma: Tensor, cond: Cond) -> None:
+        """Find out, once and after a rehearsal, whose blocks' outputs depend on the latents; those of a text do not."""
+        if self._seeing is None or self._traced:
+            return
+        self._traced, leaf, found = True, x.detach().clone().requires_grad_(), set()
+
+        def look(module: nn.Module, output: Any) -> None:
+            part = features.of(output, x)
+            if part is not None and part.requires_grad:
+                found.add(module)
+
+        nothing_kept = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda kept: kept)
+        # Without an adapter no weight asks for a gradient, so that whatever has one comes of the latents.
+        with self.adapter(None), torch.enable_grad(), nothing_kept, features.watching(list(self._seeing), look):
+            self.predict_x0(leaf.clone(), sigma, cond)
+        self._seeing &= found
 
     @contextmanager
     def _watching(self, x: Tensor, leave: bool = True) -> Iterator[list[Tensor]]:
@@ -249,7 +269,7 @@ class Denoiser:
         if not found:
             raise ValueError(
                 f"{type(self.network).__name__} has no list of blocks that see the whole picture: a discriminator has "
-                "no features here"
+                "no features here; choose a method without one, such as flow, dmd2 with gan_weight 0, or tdm"
             )
         chosen = sorted({min(len(found) - 1, int(depth * len(found))) for depth in DEPTHS})
 

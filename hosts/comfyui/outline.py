@@ -14,7 +14,7 @@ from torch import nn
 from ...trainers.decoder import Decoder
 from ...trainers.weightless import META, weightless_copy
 from .kinds import refuse_untrainable
-from .own_network import set_precision
+from .own_network import ordinary_format, set_precision
 from .training import ComfyDenoiser, refuse_foreign_patches
 from .work import decoder_of
 
@@ -29,6 +29,7 @@ class Outline:
         with torch.inference_mode(False):
             # Everything but the network is the model's own: levels, scales of latents, what it makes of conditions.
             self._base = _with_network(model.model, _weightless(model.model.diffusion_model))
+            self._base.latent_format = ordinary_format(self._base.latent_format)
             for name, patch in model.object_patches.items():
                 comfy.utils.set_attr(self._base, name, copy.deepcopy(patch))
             set_precision(self._base, compute)

@@ -95,7 +95,7 @@ def _shared(base: nn.Module) -> nn.Module:
     memo: dict[int, object] = {id(weight): _ordinary(weight, name) for name, weight in _all_weights(base)}
     # A patcher would bring a second network; the others are descriptions that nobody changes.
     memo[id(base.current_patcher)] = None
-    memo |= {id(kept): kept for kept in (base.model_config, base.latent_format)}
+    memo |= {id(base.model_config): base.model_config, id(base.latent_format): ordinary_format(base.latent_format)}
     made = copy.deepcopy(base, memo)
     for name, module in made.named_modules():
         if isinstance(module, comfy.ops.CastWeightBiasOp):
@@ -107,6 +107,13 @@ def _shared(base: nn.Module) -> nn.Module:
                 f"model has a function in place of {name}.forward, which would run the MODEL's own layers and no "
                 "adapters: connect the MODEL from before the node that sets it"
             )
+    return made
+
+
+def ordinary_format(form: Any) -> Any:
+    """A latent format whose means and deviations autograd takes; a loader's node makes them in inference mode."""
+    made = copy.copy(form)
+    vars(made).update({name: value.clone() for name, value in vars(form).items() if isinstance(value, Tensor)})
     return made
 
 

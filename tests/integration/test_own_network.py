@@ -41,6 +41,21 @@ def test_the_base_lies_in_memory_once_and_the_model_stays_as_it_is(ours, host, l
     assert torch.equal(sampled(model, positive, x_of(kind), 0.7), picture)
 
 
+def test_gradients_pass_the_scale_of_latents_of_a_model_loaded_by_a_node(host, loaded):
+    """Wan's and Qwen-Image's latents have means and deviations of their own, which a node makes in inference mode."""
+    model, _ = loaded("wan")
+    assert model.model.latent_format.latents_std.is_inference()
+    with torch.inference_mode(), host.training_session():
+        denoiser = host.trainable(model)
+        x0 = x_of("wan").requires_grad_()
+        made = denoiser.latents_out(x0)
+        made.sum().backward()
+        assert bool(x0.grad.all())
+        expected = model.model.process_latent_out(x0.detach())
+        assert torch.equal(made, expected) and torch.allclose(denoiser.latents_in(made.detach()), x0, atol=1e-5)
+        denoiser.release()
+
+
 def test_only_what_patches_change_is_new(comfy, ours, host, loaded, sampled):
     model, positive = loaded("sd3")
     with host.training_session():

@@ -57,10 +57,13 @@ def test_gradients_flow_under_a_nodes_inference_mode_and_checkpoints_change_noth
 
 
 @pytest.mark.parametrize("kind", ["digits flow", "sd15", "flux"])
-def test_features_have_the_widths_that_are_said(host, loaded, training, kind):
+def test_features_have_the_widths_that_are_said(ours, host, loaded, training, kind):
     model, positive = loaded(kind)
     denoiser = host.trainable(model)
-    cond = denoiser.join([denoiser.encode(positive, x_of(kind).shape)] * 2)
+    one = denoiser.encode(positive, x_of(kind).shape)
+    denoiser.adapters.add("student", ours("trainers.adapters").LoraConfig(rank=2), 0)
+    denoiser.rehearse(x_of(kind).shape[1:], denoiser.join([one]))
+    cond = denoiser.join([one] * 2)
     x, sigma = x_of(kind, 2).requires_grad_(True), torch.full((2,), level(denoiser))
     features = denoiser.features(x, sigma, cond)
     widths = denoiser.feature_widths(x, sigma, cond)

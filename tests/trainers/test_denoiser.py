@@ -74,7 +74,7 @@ def test_blocks_without_a_row_for_each_sample_are_no_features():
 
         def call(self, x, sigma, cond):
             blocks = self.network["blocks"]
-            made = blocks[0](torch.ones(len(x), 16, 6), cond[:, :0])
+            made = blocks[0](torch.ones(len(x), 16, 6) + 0 * x.mean(), cond[:, :0])
             patches = made.new_ones(len(x) * 16, 3, 6)  # its samples are patches; the third is never called
             blocks[1](patches, patches[:, :0])
             return x + made.sum() * 0
@@ -83,3 +83,35 @@ def test_blocks_without_a_row_for_each_sample_are_no_features():
     denoiser.rehearse((4, 8, 8), torch.zeros(1, 3, 6))
     found = denoiser.features(x, torch.ones(2), torch.zeros(2, 3, 6))
     assert [part.shape for part in found] == [(2, 16, 6)]
+
+
+def test_blocks_that_see_nothing_of_the_latents_are_no_features():
+    """Encoders of a text or a lyric beside the network's own blocks (ACE-Step 1.5), as long as a picture's tokens."""
+
+    class Encoded(Streams):
+        def __init__(self, told: bool):
+            super().__init__("no text")
+            self.network["blocks"] = nn.ModuleList(Joint("together") for _ in range(3))
+            self.adapters.add("student", LoraConfig(rank=1), 0)
+            self.told = told
+
+        def call(self, x, sigma, cond):
+            blocks, none = self.network["blocks"], cond[:, :0]
+            tokens = x.flatten(2).mT[:, :16, :1].expand(-1, -1, 6) if self.told else torch.ones(len(x), 16, 6)
+            made = blocks[0](tokens, none)
+            text = blocks[2](blocks[1](torch.ones(len(x), 16, 6), none), none)
+            return x + (made.sum() + text.sum()) * 0
+
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    sigma, cond = torch.ones(2), torch.zeros(2, 3, 6)
+    for told in (True, False):
+        denoiser = Encoded(told)
+        denoiser.rehearse((4, 8, 8), cond[:1])
+        if not told:
+            with pytest.raises(ValueError, match="has no list of blocks that see the whole picture"):
+                denoiser.features(x, sigma, cond)
+            continue
+        (seen,) = denoiser.features(x, sigma, cond)
+        leaf = x.clone().requires_grad_()
+        (again, *_), _ = denoiser.features_and_x0(leaf, sigma, cond)
+        assert torch.equal(seen, again) and torch.autograd.grad(again.sum(), leaf)[0].any()
