@@ -2,9 +2,9 @@
 
 `families.json` has a row for each family and for each variant that behaves in a way of its own: `class` is its name in
 comfy.supported_models (by default the row's own), `settings` what its network is made with, `latent` the shape of one
-latent, `tokens` (length, width) of a prompt, and `with` what else a CONDITIONING of it holds, where a plain list is
-the shape of random numbers. A row may be `like` another: what it says itself then comes on top of that row, and what
-stands under "-" is left out of it.
+latent, `encoded` that of one which a VAE made, where it is another, `tokens` (length, width) of a prompt, and `with`
+what else a CONDITIONING of it holds, where a plain list is the shape of random numbers. A row may be `like` another:
+what it says itself then comes on top of that row, and what stands under "-" is left out of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..trainers import checkpointing
+from .stored_formats import FORMATS, divides, quantised
+
 ROWS = Path(__file__).with_name("families.json")
+# The families that most people use, which are asked more than the others.
+MOST_USED = (
+    "SDXL", "Flux", "Flux2", "ZImage", "QwenImage", "WAN22_T2V", "LTXAV", "LTXAV_video_only", "Krea2", "Anima",
+    "Chroma",
+)  # fmt: skip
 # Classes of comfy.supported_models that make no pictures, video or sound by denoising.
 NO_DIFFUSION = {"RT_DETR_v4", "SAM3", "SAM31", "DepthAnything3"}
 # Weights that a family is recognised by, beside those of its network: what `get_model` is told of the file.
@@ -54,6 +62,7 @@ def _numbers_of_sound(names: tuple[str, ...], **settings: Any) -> dict[str, Tens
 class Family:
     """One row. sound: shape of the sound beside the video; one_length: all its prompts have as many tokens.
 
+    encoded: the shape of a latent that a VAE made, where it is not `latent`, as empty ones and the network have it.
     frames: a batch is the frames of one video. too_large: why no tiny network of it can be made.
     """
 
@@ -62,6 +71,7 @@ class Family:
     settings: dict[str, Any]
     latent: tuple[int, ...]
     tokens: tuple[int, int] = (0, 0)
+    encoded: tuple[int, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
     sound: tuple[int, ...] = ()
     one_length: bool = False
@@ -70,21 +80,34 @@ class Family:
     fixed: dict[str, Any] = field(default_factory=dict)
     too_large: str = ""
 
-    def model(self) -> Any:
-        """A MODEL of it, always with the same weights."""
-        torch.manual_seed(0)
+    def model(self, form: str = "fp32") -> Any:
+        """A MODEL of it, always with the same weights. form: what they are stored as: fp32, bf16, or one of `FORMATS`.
+
+        A quantised network computes in fp32, so that nothing but its weights is rounded.
+        """
+        model = self._made("bf16" if form == "bf16" else "fp32")
+        _fill(model.diffusion_model)
+        if form in FORMATS:
+            weights, chosen = model.diffusion_model.state_dict(), _within_blocks(model.diffusion_model)
+            model = self._made(form)
+            model.load_model_weights(quantised(weights, form, chosen)[0], "")
+        patchers: Any = importlib.import_module("comfy.model_patcher")
+        cpu = torch.device("cpu")
+        patcher = patchers.CoreModelPatcher(model, load_device=cpu, offload_device=cpu)
+        patcher.cached_patcher_init = (self.model, (form,))
+        return patcher
+
+    def _made(self, form: str) -> Any:
         config: Any = getattr(importlib.import_module("comfy.supported_models"), self.kind)(
             copy.deepcopy(self.settings)
         )
         config.unet_config.update(self.fixed)
-        config.set_inference_dtype(torch.float32, None)
-        model = config.get_model(_MARKS[self.state]() if self.state else {})
-        _fill(model.diffusion_model)
-        patchers: Any = importlib.import_module("comfy.model_patcher")
-        cpu = torch.device("cpu")
-        patcher = patchers.CoreModelPatcher(model, load_device=cpu, offload_device=cpu)
-        patcher.cached_patcher_init = (self.model, ())
-        return patcher
+        config.quant_config = {"mixed_ops": True} if form in FORMATS else None
+        dtype = torch.bfloat16 if form == "bf16" else torch.float32
+        # Quantised weights are multiplied out to the dtype that is cast to.
+        config.set_inference_dtype(dtype, dtype if form in FORMATS else None)
+        torch.manual_seed(0)
+        return config.get_model(_MARKS[self.state]() if self.state else {})
 
     def prompt(self, seed: int, more: int = 0) -> list[Any]:
         """A CONDITIONING; more: tokens beyond the usual number."""
@@ -98,13 +121,30 @@ class Family:
         """Random numbers of a latent's shape, (batch, C, ...)."""
         return torch.randn(batch, *self.latent, generator=torch.Generator().manual_seed(seed))
 
+    def start(self, seed: int, batch: int = 1) -> Any:
+        """Noise as a guider takes it: of video with sound, both."""
+        video = self.noise(seed, batch)
+        return self._with_sound(video, self._sound_of(seed, batch)) if self.sound else video
+
+    def stored(self, seed: int) -> Tensor | tuple[Tensor, ...]:
+        """One latent as a VAE makes it, (C, ...), or of video with sound both."""
+        shape = self.encoded or self.latent
+        made = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.5
+        return (made, self._sound_of(seed, 1)[0] * 0.5) if self.sound else made
+
     def empty(self, filled: Tensor | None = None) -> dict[str, Any]:
         """A LATENT: empty, or with these samples."""
         samples = torch.zeros(2 if self.frames else 1, *self.latent) if filled is None else filled
         if self.sound:
-            nested: Any = importlib.import_module("comfy.nested_tensor")
-            samples = nested.NestedTensor((samples, torch.zeros(len(samples), *self.sound)))
+            samples = self._with_sound(samples, torch.zeros(len(samples), *self.sound))
         return {"samples": samples}
+
+    def _sound_of(self, seed: int, batch: int) -> Tensor:
+        return torch.randn(batch, *self.sound, generator=torch.Generator().manual_seed(1000 + seed))
+
+    def _with_sound(self, video: Tensor, sound: Tensor) -> Any:
+        nested: Any = importlib.import_module("comfy.nested_tensor")
+        return nested.NestedTensor((video, sound))
 
 
 def _fill(network: torch.nn.Module) -> None:
@@ -125,6 +165,17 @@ def _fill(network: torch.nn.Module) -> None:
                 buffer.copy_(torch.rand(buffer.shape, generator=generator))
             elif name.endswith(("_conditioning", "pos_embed")):
                 buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.3)
+
+
+def _within_blocks(network: torch.nn.Module) -> set[str]:
+    """Names of the matrices in a network's repeated blocks that every format takes."""
+    return {
+        name
+        for block, module in checkpointing.blocks(network)
+        for inner, layer in module.named_modules()
+        if isinstance(layer, torch.nn.Linear) and divides(layer.weight)
+        for name in [f"{block}.{inner}.weight" if inner else f"{block}.weight"]
+    }
 
 
 def _made(value: Any, generator: torch.Generator, length: int) -> Any:
@@ -173,7 +224,7 @@ def families() -> dict[str, Family]:
     found = {}
     for name in rows:
         given = {_FIELDS.get(key, key): value for key, value in whole(name).items()}
-        for key in ("latent", "tokens", "sound"):
+        for key in ("latent", "encoded", "tokens", "sound"):
             if key in given:
                 given[key] = tuple(given[key])
         found[name] = Family(name, **given)

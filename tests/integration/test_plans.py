@@ -8,11 +8,11 @@ import pytest
 import tiny_training as tiny
 import torch
 from safetensors.torch import load_file, save_file
-from stored_formats import quantised
+
+from retort.benchmarks.stored_formats import quantised
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.integration
-
 
 
 STORED = ["fp8_scaled", "int8", "nvfp4", "mxfp8", "plain fp8"]
@@ -65,7 +65,7 @@ def test_a_dry_step_takes_what_a_real_one_takes(loaded, counted, kind, method):
 
 @pytest.mark.parametrize("kind", STORED)
 def test_small_weights_are_counted_as_they_are_stored(comfy, loaded, files, counted, tmp_path, kind):
-    weights = quantised(comfy, load_file(files("sd3")), kind)[0]
+    weights = quantised(load_file(files("sd3")), kind)[0]
     save_file(weights, tmp_path / "small.safetensors")
     with torch.inference_mode():
         options = {"dtype": torch.float8_e4m3fn} if kind == "plain fp8" else {}
@@ -87,6 +87,6 @@ def test_a_file_is_counted_by_its_header(comfy, ours, loaded, files, tmp_path):
             {n: tuple(w.shape) for n, w in m.model.diffusion_model.named_parameters()} for m in (model, real)
         )
         assert mine == theirs
-    save_file(quantised(comfy, load_file(files("sd3")), "fp8_scaled")[0], tmp_path / "small.safetensors")
+    save_file(quantised(load_file(files("sd3")), "fp8_scaled")[0], tmp_path / "small.safetensors")
     network = bare.from_file(tmp_path / "small.safetensors").model.diffusion_model
     assert sum(ours("hosts.comfyui.exact").small(layer) for layer in network.modules()) > 8

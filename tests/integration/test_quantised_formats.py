@@ -7,7 +7,8 @@ import saved
 import tiny_training as tiny
 import torch
 from safetensors.torch import load_file, save_file
-from stored_formats import FORMATS, quantised
+
+from retort.benchmarks.stored_formats import FORMATS, quantised
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.integration
@@ -25,7 +26,7 @@ def model_in(comfy, files, loaded, tmp_path):
 
     def load(kind, exact=False):
         path = tmp_path / f"{kind} {exact}.safetensors"
-        save_file(quantised(comfy, load_file(files("sd3")), kind)[exact], path)
+        save_file(quantised(load_file(files("sd3")), kind)[exact], path)
         options = {"dtype": torch.float8_e4m3fn} if kind == "plain fp8" and not exact else {}
         with torch.inference_mode():
             return comfy.sd.load_diffusion_model(str(path), options), loaded("sd3")[1]
@@ -46,7 +47,7 @@ def test_the_gradient_on_small_weights_is_that_of_their_numbers(comfy, ours, hos
                 assert addresses(denoiser.network) & addresses(model.model.diffusion_model)
                 memory = ours("trainers.memory")
                 # In one storage for each part: numbers, and scales.
-                state = quantised(comfy, load_file(files("sd3")), kind)[0]
+                state = quantised(load_file(files("sd3")), kind)[0]
                 total = sum(v.nbytes for k, v in state.items() if not k.endswith("comfy_quant"))
                 base = memory.weights(denoiser.network) - sum(
                     w.nbytes for w in denoiser.adapters.parameters("student").values()
@@ -85,7 +86,7 @@ def test_a_training_on_such_a_base_gives_a_lora_that_core_reads(
 
 def test_small_weights_are_exact_also_where_a_card_has_kernels_for_them(comfy, ours, host, files, loaded, tmp_path):
     """Such kernels round the inputs: 3 to 9 % of the output, and gradients to match."""
-    weights = quantised(comfy, load_file(files("sd3")), "fp8_scaled")[0]
+    weights = quantised(load_file(files("sd3")), "fp8_scaled")[0]
     save_file(weights, tmp_path / "small.safetensors")
     with torch.inference_mode():
         model = comfy.sd.load_diffusion_model(str(tmp_path / "small.safetensors"))
