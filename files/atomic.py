@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -10,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from .folder import Inside, alone, inside, part_name
+from .folder import NEW, Inside, alone, inside, part_name
+from .in_turn import write_in_turn
 
 # What is added to a name (".safetensors", "_export", a number, a temporary ending) must fit into 255 bytes with it.
 NAME_BYTES, NAME_LENGTH = 230, 120
-# How the library, which has no class for it, says that a disk is full: Linux and macOS, Windows.
-DISK_FULL = ("os error 28", "os error 112")
+ABANDONED = 86400.0  # seconds after which nobody goes on with a file that was begun
 TYPES = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint8, torch.bool,
@@ -47,13 +45,7 @@ def tensors(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = No
 
 def write_tensors(path: Path | Inside, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """A safetensors file of these tensors, atomically and without a second copy of them. OSError names the file."""
-    with alone(path).fresh() as handle:
-        try:
-            # By the name of the file that was just made: the library writes no open file.
-            save_file(_plain(state), handle.name, dict(metadata) if metadata else None)
-        except SafetensorError as error:
-            full = any(sign in str(error) for sign in DISK_FULL)
-            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+    write_in_turn(path, {name: tensor.dtype for name, tensor in state.items()}, state.__getitem__, metadata)
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -80,6 +72,7 @@ def write_new(folder: Path | Inside, name: str, data: bytes) -> Path:
     ValueError for a name that would leave the folder.
     """
     stem = checked_name(name)
+    inside(folder).forget_parts(NEW, older=ABANDONED)
     names = (f"{stem}.safetensors" if number == 1 else f"{stem}_{number}.safetensors" for number in range(1, 100_000))
     made = inside(folder).write_first(names, data)
     if made is None:

@@ -26,6 +26,7 @@ from .entries import Entry, is_link, kind_of, lock, refuse_link, replace, take
 
 NAME_BYTES = 255  # of one entry, on every file system in use
 DEEPEST = 32  # folders in folders; a run has three
+NEW = "new"  # what a file is called that has no name yet
 
 
 class Inside:
@@ -188,7 +189,7 @@ class Inside:
 
         synced: once it is on the disk.
         """
-        made = self / part_name("new")
+        made = self / part_name(NEW)
         made.write(data, synced)
         with made._entry() as part:
             try:
@@ -245,7 +246,8 @@ class Inside:
         older: seconds for which nothing may have been written to it; above 0 where others write such files too.
         """
         for found in self.files():
-            if found.endswith(".part") and found.startswith("." if name == "*" else f".{name}."):
+            # With a second dot where such a file was itself being written.
+            if found.endswith(".part") and found.startswith("." if name == "*" else (f".{name}.", f"..{name}.")):
                 part = self / found
                 if not older or part.changed() < (time.time() - older) * 1e9:
                     part.remove()

@@ -25,19 +25,26 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ENTRY = 256  # bytes of the header for a tensor besides its name: type, offsets, and a shape of up to eight sides
 
 
-def write_in_turn(path: Path | Inside, dtypes: Mapping[str, torch.dtype], made: Callable[[str], Tensor]) -> None:
+def write_in_turn(
+    path: Path | Inside,
+    dtypes: Mapping[str, torch.dtype],
+    made: Callable[[str], Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write a safetensors file, atomically: `made` is asked for each tensor by its name, and nothing keeps its answer.
 
-    dtypes: of the tensors by name. ValueError for a type that no such file holds, and for a tensor of another type than
-    was said; OSError names the file.
+    The library would write another file beside it, readable by its owner alone, and put that in the place of the one
+    that is synced. dtypes: of the tensors by name. ValueError for a type that no such file holds, and for a tensor of
+    another type than was said; OSError names the file.
     """
     for name, dtype in dtypes.items():
         if dtype not in _NAMES:
             raise ValueError(f"the tensor {name} is of {dtype}, which a safetensors file does not hold")
     # Wide types first, so that each tensor begins where its type may begin.
     order = sorted(dtypes, key=lambda name: (-dtypes[name].itemsize, name))
-    header: dict[str, dict[str, object]] = {}
-    room = -(-sum(len(json.dumps(name)) + _ENTRY for name in order) // 8) * 8 + 8
+    header: dict[str, Mapping[str, object]] = {"__metadata__": dict(metadata)} if metadata else {}
+    length = len(json.dumps(header)) + sum(len(json.dumps(name)) + _ENTRY for name in order)
+    room = -(-length // 8) * 8
     with alone(path).fresh() as handle:
         handle.write(room.to_bytes(8, "little") + b" " * room)
         end = 0

@@ -6,8 +6,10 @@ The same `check` serves when the node runs, with every value known, so that noth
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
+from inspect import Signature, signature
 from typing import Any
 
 from ..hosts.api import Link, host, io, methods
@@ -58,7 +60,14 @@ class Asked:
 
 
 class CheckedNode(io.ComfyNode):
-    """What all our nodes have in common: they say what is wrong before anything runs."""
+    """What all our nodes have in common: inputs may be left out, and what is wrong is said before anything runs."""
+
+    def __init_subclass__(cls, **given: Any):
+        super().__init_subclass__(**given)
+        own = vars(cls).get("execute")
+        # ComfyUI makes a copy of the class for every run.
+        if isinstance(own, classmethod) and not hasattr(own.__func__, "__wrapped__"):
+            cls.execute = classmethod(_with_defaults(own.__func__))
 
     @classmethod
     def check(cls, given: Asked) -> None:
@@ -79,6 +88,28 @@ class CheckedNode(io.ComfyNode):
         except Refused as error:
             raise RefusedInput(f"{error.input}: {error}") from error
         return True
+
+
+def _with_defaults(execute: Callable[..., Any]) -> Callable[..., Any]:
+    """`execute` with the node's defaults for inputs that a prompt left out and that it has no defaults for itself.
+
+    One that takes all of its inputs by `**given` alone completes them itself.
+    """
+    of_all = list(signature(execute).parameters.values())[1:]
+    named = {one.name: one.default for one in of_all if one.kind is one.POSITIONAL_OR_KEYWORD}
+    more = bool(named) and any(one.kind is one.VAR_KEYWORD for one in of_all)
+
+    @wraps(execute)
+    def run(cls: type[io.ComfyNode], *args: Any, **given: Any) -> Any:
+        there = {*given, *list(named)[: len(args)]} | {name for name in named if named[name] is not Signature.empty}
+        if more or {*named} - there:
+            for one in cls.define_schema().inputs:
+                usual = None if one.get_io_type() == CHOICE else getattr(one, "default", None)
+                if usual is not None and one.id not in there and (more or one.id in named):
+                    given[one.id] = usual
+        return execute(cls, *args, **given)
+
+    return run
 
 
 def asked(node: type[io.ComfyNode], prompted: Mapping[str, Any]) -> Asked:

@@ -33,6 +33,7 @@ PREFERENCES = io.Custom("PREFERENCES")
 PAIRINGS = ["all", "best_worst", "halves"]
 EMPTY = "the latents are empty: connect those of finished pictures"
 EXPORTS = ["none", "folder", "parquet"]
+NAME = "my_taste"  # of a set until a user gives it another
 
 
 def sets_folder() -> Path:
@@ -78,7 +79,7 @@ class RetortPreferenceSet(CheckedNode):
             is_output_node=True,
             inputs=[
                 PREFERENCES.Input("pairs", optional=True, tooltip="A set from another node, instead of `name`."),
-                io.String.Input("name", default="my_taste", tooltip="A folder in output/retort_preferences."),
+                io.String.Input("name", default=NAME, tooltip="A folder in output/retort_preferences."),
                 io.String.Input(
                     "by", default="*", tooltip="Only pairs of judges whose name fits this pattern, such as pick*."
                 ),
@@ -130,7 +131,7 @@ class RetortPreferenceSet(CheckedNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name="", **given):
+    def fingerprint_inputs(cls, name=NAME, **given):
         """Again whenever the set has grown; always where the name is connected, which is not known here."""
         if not isinstance(name, str):
             return time.time()
@@ -154,7 +155,7 @@ class RetortPreferenceSet(CheckedNode):
 
     @classmethod
     def execute(
-        cls, name="", by="*", prompt="", least=0.0, ties=True, held_out=0.0, seed=0, import_from="", export="none",
+        cls, name=NAME, by="*", prompt="", least=0.0, ties=True, held_out=0.0, seed=0, import_from="", export="none",
         pairs=None,
     ):  # fmt: skip
         said = []
@@ -217,7 +218,7 @@ class RetortLabelPairs(CheckedNode):
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="Decodes `latents` for the judge where images are missing."),
                 io.String.Input(
-                    "name", default="my_taste", tooltip="The set: a folder in output/retort_preferences, made if new."
+                    "name", default=NAME, tooltip="The set: a folder in output/retort_preferences, made if new."
                 ),
                 io.String.Input(
                     "prompt",

@@ -20,6 +20,7 @@ from ...files.atomic import check_writable, checked_name, write_json
 from ...files.folder import Inside, inside
 from ...files.log_file import METRICS, column
 from ...files.strangers import read_json
+from ...models.layouts.lora_state import alphas_of, with_alphas
 from ...rewards.contract import Reward, require_differences
 from ...sampling.parts import first_of
 from ...sampling.presets import Preset
@@ -65,7 +66,8 @@ class Request:
 
 def start_of(host: Host, name: str) -> tuple[dict[str, Tensor], str]:
     """(LoRA, its recipe) for a Request, from a file of the host's list. ValueError for one that cannot be read."""
-    return host.read_lora(name), host.lora_metadata(name).get(recipes.KEY, "")
+    notes = host.lora_metadata(name)
+    return with_alphas(host.read_lora(name), alphas_of(notes)), notes.get(recipes.KEY, "")
 
 
 @dataclass

@@ -101,3 +101,12 @@ def test_a_name_that_could_not_be_filled_is_given_back(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         entries.take(new.beside(".part"), new)
     assert [path.name for path in tmp_path.iterdir()] == [".part"]
+
+
+def test_what_a_killed_writer_left_goes_after_a_day(tmp_path):
+    old, young = tmp_path / "..new.7.part.8.part", tmp_path / ".new.9.part"
+    for left in (old, young):
+        left.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    write_new(tmp_path, "a", b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [young.name, "a.safetensors"]

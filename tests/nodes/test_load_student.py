@@ -169,3 +169,16 @@ def test_a_strangers_recipe_is_refused_by_what_is_wrong_with_it(where, value, sa
     with pytest.raises(ValueError, match="lora_name: odd.safetensors: the recipe in the LoRA's metadata") as error:
         RetortLoadStudent.execute(model, clip.encode("x"), "odd.safetensors")
     assert says in str(error.value)
+
+
+def test_a_training_begins_with_the_strength_that_a_file_of_diffusers_says(where):
+    """Its metadata hold the alpha, which its tensors lack."""
+    up, down = torch.ones(6, 4), torch.ones(4, 3)
+    state = {"transformer.a.lora_A.weight": down, "transformer.a.lora_B.weight": up}
+    place = where.models[0] / "loras" / "from_diffusers.safetensors"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, place, {"lora_adapter_metadata": '{"transformer.r": 4, "transformer.lora_alpha": 1}'})
+    start, _ = training.start_of(host, place.name)
+    assert {key for key in start if key.endswith("alpha")} and all(
+        float(value) == 1 for key, value in start.items() if key.endswith("alpha")
+    )

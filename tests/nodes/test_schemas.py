@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import pytest
 
 from retort import WEB_DIRECTORY, comfy_entrypoint
 from retort.hosts import api
+from retort.hosts.api import io
 from retort.nodes import NODES
+from retort.nodes.checks import CheckedNode
+from retort.nodes.inputs import schema
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,3 +103,42 @@ def test_the_setup_s_details_and_readme_list_every_preset():
     readme = help_pages.PRESET_PAGE.read_text(encoding="utf-8")
     assert help_pages.preset_table(readme) == readme, "run `python -m retort.nodes.help_pages`"
     assert all(f"\n| `{key}` |" in readme for key in PRESETS)
+
+
+def test_what_a_prompt_may_leave_out_a_node_does_without(node):
+    """Its argument has the same default as its input, or is completed by it."""
+    taken = inspect.signature(node.execute).parameters
+    free = any(one.kind is one.VAR_KEYWORD for one in taken.values())
+    for one in node.GET_SCHEMA().inputs:
+        if one.id not in taken:
+            assert free, one.id
+            continue
+        usual = None if one.get_io_type() == CHOICE else getattr(one, "default", None)
+        given = taken[one.id].default
+        if usual is not None and given is not inspect.Parameter.empty:
+            assert given == usual, one.id
+        if one.optional and usual is None:
+            assert given is not inspect.Parameter.empty, one.id
+
+
+def test_a_node_runs_without_what_a_prompt_left_out():
+    """Where its function has no default of its own, and where it takes further inputs by name."""
+    seen = []
+
+    class Node(CheckedNode):
+        @classmethod
+        def define_schema(cls):
+            inputs = [
+                io.Int.Input("a", default=1), io.Int.Input("b", default=2), io.Int.Input("c", default=3),
+                io.Int.Input("d", default=4, min=0), io.Latent.Input("latent", optional=True),
+            ]  # fmt: skip
+            return schema(node_id="RetortTestOnly", inputs=inputs, outputs=[])
+
+        @classmethod
+        def execute(cls, a, b, c=3, **given):
+            seen.append((a, b, c, given))
+
+    Node.execute()
+    Node.execute(5, c=7, d=0, latent=None)
+    type("Copy", (Node,), dict(vars(Node))).execute(b=6)  # as ComfyUI copies it for a run
+    assert seen == [(1, 2, 3, {"d": 4}), (5, 2, 7, {"d": 0, "latent": None}), (1, 6, 3, {"d": 4})]

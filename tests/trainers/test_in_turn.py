@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import weakref
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from retort.files.atomic import write_tensors
 from retort.files.in_turn import DTYPES, write_in_turn
 
 MADE = {
@@ -59,3 +61,24 @@ def test_types_have_the_librarys_names(tmp_path):
         assert {name: file.get_tensor(name).dtype for name in DTYPES} == DTYPES
     header = path.read_bytes()
     assert json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])
+
+
+def test_the_very_file_is_synced_and_others_may_read_it(tmp_path, monkeypatch):
+    """A file that is renamed over the synced one could be empty after a power failure."""
+    synced, sync = {}, os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (synced.update({os.fstat(handle).st_ino: os.fstat(handle).st_size}), sync(handle))
+    )
+    path, mask = tmp_path / "state.safetensors", os.umask(0o022)
+    try:
+        write_tensors(path, MADE, {"step": "3"})
+    finally:
+        os.umask(mask)
+    written = path.stat()
+    assert synced[written.st_ino] == written.st_size and list(tmp_path.iterdir()) == [path]
+    if os.name == "posix":
+        assert written.st_mode & 0o777 == 0o644
+    found = load_file(path)
+    assert all(torch.equal(found[name].float(), tensor.float()) for name, tensor in MADE.items())
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"step": "3"} and {*file.keys()} == {*MADE}
