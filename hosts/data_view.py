@@ -7,8 +7,10 @@ read too. A pair is taken out by a line that takes the judgement back, and put b
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +19,7 @@ from ..files.entries import LinkError
 from ..files.folder import Inside, inside
 from ..files.growing import Folders
 from ..files.looks import FORMATS, Look, Looks
+from ..files.strangers import plain
 from ..files.texts import decode
 from ..preferences.store import PAIRS, Pair, append, is_latent, judgement, read
 from .patience import soon
@@ -28,10 +31,20 @@ CAPTION_BYTES = 1 << 16
 KEPT = 4  # folders whose looks are kept in memory
 
 
-class ChangedError(ValueError):
-    """The caption on disk is another one than was edited; `now` is what it says."""
+@dataclass(frozen=True)
+class Caption:
+    """caption: of a picture, empty where it has none. version: tells what its file holds from anything else, empty
+    where there is no file. note: why the caption cannot be shown whole, and so not be edited; it is empty then."""
 
-    def __init__(self, name: str, now: str):
+    caption: str = ""
+    version: str = ""
+    note: str = ""
+
+
+class ChangedError(ValueError):
+    """The caption on disk is another one than was edited; `now` is what there is."""
+
+    def __init__(self, name: str, now: Caption):
         super().__init__(f"the caption of {name} was changed meanwhile: look at it and write it again")
         self.now = now
 
@@ -82,7 +95,7 @@ def folders(inputs: Path) -> list[dict[str, Any]]:
 
 
 def pictures(inputs: Path, folder: str, offset: int, find: str = "", marked: bool = False) -> dict[str, Any]:
-    """A page of a folder: `total` that fit, `looked` at of `of`, and of each its caption, size and marks.
+    """A page of a folder: `total` that fit, `looked` at of `of`, and of each its `Caption`, size and marks.
 
     find: part of the name. marked: only those that are marked, of those that were looked at. ValueError for a name that
     leads elsewhere, FileNotFoundError where there is no such folder, BlockingIOError while a large one is read.
@@ -97,12 +110,13 @@ def pictures(inputs: Path, folder: str, offset: int, find: str = "", marked: boo
     looked = looks.ask(names, shown)
     return {
         "total": len(fitting), "of": len(names), "looked": looked,
-        "pictures": [{"name": name, "caption": _caption(place, name), **_told(looks, name)} for name in shown],
+        "pictures": [{"name": name, **vars(_caption(place, name)), **_told(looks, name)} for name in shown],
     }  # fmt: skip
 
 
-def write_caption(inputs: Path, folder: str, name: str, caption: str, before: str) -> None:
-    """Write a picture's caption. before: what it was when it was shown; ChangedError where it is another one now."""
+def write_caption(inputs: Path, folder: str, name: str, caption: str, before: str) -> str:
+    """Write a picture's caption, and give its version. before: the version that was shown; ChangedError where it is
+    another one now, and ValueError where what is there cannot be shown whole: it stays as it is."""
     place = _folder(inputs, folder)
     if not is_picture(_plain(name)):
         raise ValueError(f"{name!r:.140} is no picture's name")
@@ -111,11 +125,15 @@ def write_caption(inputs: Path, folder: str, name: str, caption: str, before: st
     if len(caption) > CAPTION or caption != caption.encode(errors="replace").decode():
         raise ValueError(f"a caption is a text of at most {CAPTION} characters")
     now = _caption(place, name)
-    if now == caption.strip():
-        return
-    if now != before:
+    if now.note:
+        raise ValueError(f"the caption of {name} cannot be edited here: {now.note}")
+    if now.caption == caption.strip():
+        return now.version
+    if now.version != before:
         raise ChangedError(name, now)
-    (place / f"{PurePosixPath(name).stem}.txt").write(caption.encode())
+    data = caption.encode()
+    _file_of(place, name).write(data)
+    return _version(data)
 
 
 def _folder(inputs: Path, folder: str) -> Inside:
@@ -135,12 +153,29 @@ def _plain(name: str) -> str:
     return name
 
 
-def _caption(place: Inside, name: str) -> str:
-    file = place / f"{PurePosixPath(name).stem}.txt"
+def _version(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _file_of(place: Inside, name: str) -> Inside:
+    return place / f"{PurePosixPath(name).stem}.txt"
+
+
+def _caption(place: Inside, name: str) -> Caption:
+    file = _file_of(place, name)
     try:
-        return decode(file.read(CAPTION_BYTES)).strip()[:CAPTION] if file.is_file() else ""
-    except (OSError, ValueError):
-        return ""
+        found = file.stat()
+        if found is None:
+            return Caption()
+        if found.st_size > CAPTION_BYTES:
+            return Caption(note=f"{file.name} has {found.st_size} bytes, and {CAPTION_BYTES} can be shown")
+        data = file.read(CAPTION_BYTES)
+        caption = decode(data).strip()
+    except (OSError, ValueError) as error:
+        return Caption(note=f"{file.name} cannot be read: {plain(getattr(error, 'strerror', None) or str(error))}")
+    if len(caption) > CAPTION:
+        return Caption(note=f"{file.name} holds {len(caption)} characters, and {CAPTION} can be shown")
+    return Caption(caption, _version(data))
 
 
 def _told(looks: Looks, name: str) -> dict[str, Any]:

@@ -24,13 +24,13 @@ def add(table: web.RouteTableDef, sets: Callable[[], Path], inputs: Callable[[],
     def pictures(folder: str, offset: str = "0", find: str = "", marked: str = "") -> dict[str, Any]:
         return data_view.pictures(inputs(), folder, whole("offset", offset), find, marked == "1")
 
-    def caption(folder: str, body: dict[str, Any]) -> None:
+    def caption(folder: str, body: dict[str, Any]) -> dict[str, Any]:
         if set(body) != {"name", "caption", "before"} or not all(isinstance(one, str) for one in body.values()):
             raise ValueError("the body must be an object with name, caption and before, which are texts")
         try:
-            data_view.write_caption(inputs(), folder, **body)
+            return {"version": data_view.write_caption(inputs(), folder, **body)}
         except data_view.ChangedError as error:
-            raise ConflictError(str(error), {"caption": error.now}) from error
+            raise ConflictError(str(error), vars(error.now)) from error
 
     def pairs(name: str, offset: str = "0", find: str = "") -> dict[str, Any]:
         return data_view.pairs(sets(), name, whole("offset", offset), find)

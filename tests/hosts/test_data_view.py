@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import time
 
 import pytest
@@ -53,14 +55,66 @@ def test_pictures_come_page_by_page_with_their_captions(inputs):
     assert patiently(lambda: data_view.pictures(inputs, "cats", 5000))["pictures"] == []
 
 
+def shown(inputs, name):
+    """A picture of `cats` as a page is told of it."""
+    return patiently(lambda: data_view.pictures(inputs, "cats", 0, name))["pictures"][0]
+
+
 def test_a_caption_is_written_where_it_was_and_no_other_change_is_lost(inputs):
-    data_view.write_caption(inputs, "cats", "000.png", "a black cat", "a cat")
-    data_view.write_caption(inputs, "cats", "007.png", "sieben", "")
+    first = shown(inputs, "000.png")["version"]
+    written = data_view.write_caption(inputs, "cats", "000.png", "a black cat", first)
+    data_view.write_caption(inputs, "cats", "007.png", "sieben", shown(inputs, "007.png")["version"])
     assert (inputs / "cats" / "000.txt").read_text("utf-8") == "a black cat"
     assert (inputs / "cats" / "007.txt").read_text("utf-8") == "sieben"
+    assert written == shown(inputs, "000.png")["version"] != first
     with pytest.raises(data_view.ChangedError, match="000.png was changed meanwhile") as caught:
-        data_view.write_caption(inputs, "cats", "000.png", "mine", "a cat")
-    assert caught.value.now == "a black cat" and (inputs / "cats" / "000.txt").read_text("utf-8") == "a black cat"
+        data_view.write_caption(inputs, "cats", "000.png", "mine", first)
+    assert (caught.value.now.caption, caught.value.now.version) == ("a black cat", written)
+    assert (inputs / "cats" / "000.txt").read_text("utf-8") == "a black cat"
+    data_view.write_caption(inputs, "cats", "000.png", "mine", written)
+    assert (inputs / "cats" / "000.txt").read_text("utf-8") == "mine"
+
+
+def test_a_caption_is_another_one_though_it_reads_the_same(inputs):
+    """What is compared is the file's bytes, so an edit of what is not shown is not lost either."""
+    before = shown(inputs, "000.png")["version"]
+    (inputs / "cats" / "000.txt").write_bytes(b"\n\na cat\n\n")
+    with pytest.raises(data_view.ChangedError):
+        data_view.write_caption(inputs, "cats", "000.png", "mine", before)
+    (inputs / "cats" / "002.txt").write_bytes(b"")
+    with pytest.raises(data_view.ChangedError):
+        data_view.write_caption(inputs, "cats", "002.png", "mine", "")
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"a" * 9003, "003.txt holds 9003 characters, and 8192 can be shown"),
+        (b"a" * (1 << 17), "003.txt has 131072 bytes, and 65536 can be shown"),
+        ("ein Kätzchen".encode("latin-1"), r"003.txt cannot be read: it is no text in UTF-8 \(byte 5\)"),
+    ],
+)
+def test_a_caption_that_cannot_be_shown_whole_stays_as_it_is(inputs, data, why):
+    file = inputs / "cats" / "003.txt"
+    file.write_bytes(data)
+    one = shown(inputs, "003.png")
+    assert (one["caption"], one["version"]) == ("", "") and re.match(why, one["note"])
+    for before in (one["version"], hashlib.sha256(data).hexdigest()):
+        with pytest.raises(ValueError, match="the caption of 003.png cannot be edited here: 003.txt"):
+            data_view.write_caption(inputs, "cats", "003.png", "new", before)
+    assert file.read_bytes() == data
+    assert [shown(inputs, name)["note"] for name in ("000.png", "002.png")] == ["", ""]
+
+
+def test_a_caption_that_is_a_link_or_a_folder_stays_as_it_is(inputs, tmp_path):
+    (tmp_path / "secret" / "a.txt").write_text("secret")
+    (inputs / "cats" / "003.txt").symlink_to(tmp_path / "secret" / "a.txt")
+    (inputs / "cats" / "004.txt").mkdir()
+    for name in ("003.png", "004.png"):
+        assert shown(inputs, name)["caption"] == "" and shown(inputs, name)["note"]
+        with pytest.raises(ValueError, match="cannot be edited here"):
+            data_view.write_caption(inputs, "cats", name, "new", "")
+    assert (tmp_path / "secret" / "a.txt").read_text() == "secret"
 
 
 @pytest.mark.parametrize("folder", ["..", "link", "empty/..", "nothing", "/etc"])

@@ -102,7 +102,16 @@ def test_captions_are_written_and_wrong_pairs_taken_out(page, app, filled):
     page("evaluate", code="""() => { const text = document.querySelectorAll(".retort-data textarea")[1];
       text.value = "another cat"; text.dispatchEvent(new Event("change")); }""")
     page("until", condition="document.querySelector('.retort-data').textContent.includes('saved')")
-    assert (app.base / "input" / "cats" / "b.txt").read_text() == "another cat"
+    written = app.base / "input" / "cats" / "b.txt"
+    assert written.read_text() == "another cat"
+    # Changed elsewhere meanwhile: what the file says is seen beside the box, and then replaced.
+    written.write_text("theirs")
+    for _ in range(2):
+        assert written.read_text() == "theirs"
+        page("evaluate", code="""() => { const text = document.querySelectorAll(".retort-data textarea")[1];
+          text.value += "!"; text.dispatchEvent(new Event("change")); }""")
+        page("until", condition="/file says: theirs|saved/.test(document.querySelectorAll('.retort-data li')[1].innerText)")
+    assert written.read_text() == "another cat!!"
     page("click", where=".retort-data label", text="only what is marked")
     page("until", condition="document.querySelectorAll('.retort-data li').length === 3")
     page("press", keys="Escape")

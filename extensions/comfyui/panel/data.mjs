@@ -98,30 +98,39 @@ export function openPictures(folder) {
     like: (name) => t("looks like {name}", { name }), small: () => t("much smaller than the others"),
     long: () => t("much longer than wide, or wider than long"), bad: (why) => t("cannot be read: {why}", { why }),
   };
-  const row = ({ name, caption }) => {
+  const row = ({ name, caption, version, note }) => {
     const query = new URLSearchParams({ filename: name, subfolder: folder, type: "input" });
     const image = element("img", { src: api.apiURL(`/view?${query}`), alt: "", loading: "lazy" });
     const line = element("span", { class: "retort-line" });
     const marks = element("strong");
     const state = element("span", { role: "status" });
     const text = element("textarea", { rows: 3, "aria-label": t("Caption of {name}", { name }) });
-    let before = (text.value = caption);
+    // What cannot be shown whole is not edited: saving would leave the rest out.
+    text.readOnly = Boolean(note);
+    state.textContent = note;
+    text.value = caption;
+    const other = element("p", { hidden: "" });
+    let before = version;
     text.addEventListener("change", async () => {
       state.textContent = "";
+      other.hidden = true;
       try {
-        await tell(["data", folder, "caption"], { name, caption: text.value, before });
-        before = text.value.trim();
+        ({ version: before } = await tell(["data", folder, "caption"], { name, caption: text.value, before }));
         state.textContent = t("saved");
       } catch (error) {
         state.textContent = error.message;
-        if (typeof error.answer?.caption === "string") before = error.answer.caption;
+        if (error.status !== 409) return;
+        // Seen beside the box before the next change replaces it.
+        before = error.answer.version;
+        other.hidden = false;
+        other.textContent = error.answer.note || t("The file says: {caption}", { caption: error.answer.caption || "\u2013" });
       }
     });
     const show = ({ size, marks: all }) => {
       line.textContent = [name, size?.join(" × ")].filter(Boolean).join(" · ");
       marks.textContent = all.map(([kind, what]) => said[kind](what)).join("; ");
     };
-    return { root: element("li", {}, image, element("div", {}, line, text, marks, state)), show };
+    return { root: element("li", {}, image, element("div", {}, line, text, other, marks, state)), show };
   };
   new Pages(folder, ["data", folder], (answer) => answer.pictures, (entry) => entry.name, row, true);
 }
