@@ -109,9 +109,14 @@ class Inside:
         in the order in which they happen to lie."""
         return sorted(name for name, kind in self._scanned(most) if kind == "file")
 
-    def folders(self) -> list[str]:
-        """The names of the folders in this folder, in order; links are left out."""
-        return sorted(name for name, kind in self._scanned() if kind == "folder")
+    def folders(self, linked: bool = False) -> list[str]:
+        """The names of the folders in this folder, in order. linked: also of links to folders, where each is one that
+        the user chooses; else they are left out."""
+        found = self._scanned()
+        return sorted(
+            name for name, kind in found
+            if kind == "folder" or (linked and kind == "link" and (self.path / name).is_dir())
+        )  # fmt: skip
 
     def refuse_links(self) -> None:
         """LinkError for the first link in this folder, at any depth: before anything is done that would meet it."""

@@ -97,10 +97,11 @@ def _stamp(found: os.stat_result) -> tuple[int, ...]:
 
 
 class Folders:
-    """The plain files in some folders of a set, by name; looked at again when a folder has changed."""
+    """The plain files in some folders of a set, by name, or in the folder itself; looked at again when a folder has
+    changed."""
 
     def __init__(self, folder: Inside, *names: str):
-        self._folders = [folder / name for name in names]
+        self._folders = [folder / name for name in names] or [folder]
         self._stamps: list[int] | None = None
         self.there: frozenset[str] = frozenset()
 

@@ -1,8 +1,9 @@
 """What a page sees of data to train on, and may change: folders of pictures with captions, and the pairs of a set.
 
 Page by page, so that a folder or set of 100,000 stays quick. All names come from whoever sent the request. A folder of
-pictures lies in ComfyUI's input folder; a picture's caption is the text file of its name beside it, which core's nodes
-read too. A pair is taken out by a line that takes the judgement back, and put back by the line that it was.
+pictures lies in ComfyUI's input folder, or a link there leads to it; a picture's caption is the text file of its name
+beside it, which core's nodes read too. A pair is taken out by a line that takes the judgement back, and put back by the
+line that it was.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..files.atomic import checked_name
-from ..files.entries import LinkError
 from ..files.folder import Inside, inside
 from ..files.growing import Folders
 from ..files.looks import FORMATS, Look, Looks
@@ -52,9 +52,9 @@ class ChangedError(ValueError):
 class _Pictures:
     """A folder's pictures by name, looked for again when the folder has changed, and what they look like."""
 
-    def __init__(self, parent: Path, name: str):
-        self._files = Folders(inside(parent), name)
-        self.looks = Looks(inside(parent) / name)
+    def __init__(self, folder: Path):
+        self._files = Folders(inside(folder))
+        self.looks = Looks(inside(folder))
         self.names: list[str] = []
 
     def refresh(self) -> None:
@@ -63,7 +63,7 @@ class _Pictures:
             self.names = sorted(name for name in there if is_picture(name))
 
 
-_kept: OrderedDict[tuple[Path, str], _Pictures] = OrderedDict()
+_kept: OrderedDict[Path, _Pictures] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -72,10 +72,10 @@ def is_picture(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in FORMATS
 
 
-def _pictures(parent: Path, name: str) -> _Pictures:
+def _pictures(folder: Path) -> _Pictures:
     with _lock:
-        found = _kept.setdefault((parent, name), _Pictures(parent, name))
-        _kept.move_to_end((parent, name))
+        found = _kept.setdefault(folder, _Pictures(folder))
+        _kept.move_to_end(folder)
         while len(_kept) > KEPT:
             _kept.popitem(last=False)
     found.refresh()
@@ -88,8 +88,8 @@ def _pictures(parent: Path, name: str) -> _Pictures:
 def folders(inputs: Path) -> list[dict[str, Any]]:
     """The folders in the input folder that hold pictures, by name."""
     found: list[dict[str, Any]] = []
-    for name in inside(inputs).folders():
-        if len(found) < MOST_FOLDERS and any(map(is_picture, (inside(inputs) / name).files(PROBED))):
+    for name in inside(inputs).folders(linked=True):
+        if len(found) < MOST_FOLDERS and any(map(is_picture, inside(inputs / name).files(PROBED))):
             found.append({"name": name})
     return found
 
@@ -101,7 +101,7 @@ def pictures(inputs: Path, folder: str, offset: int, find: str = "", marked: boo
     leads elsewhere, FileNotFoundError where there is no such folder, BlockingIOError while a large one is read.
     """
     place = _folder(inputs, folder)
-    held = soon(("pictures", place.path), f"the folder {folder}", lambda: _pictures(inputs, place.name))
+    held = soon(("pictures", place.path), f"the folder {folder}", lambda: _pictures(place.path))
     names, looks = held.names, held.looks
     fitting = soon(("marked", place.path), f"the folder {folder}", looks.marked) if marked else names
     if part := find.lower():
@@ -137,12 +137,9 @@ def write_caption(inputs: Path, folder: str, name: str, caption: str, before: st
 
 
 def _folder(inputs: Path, folder: str) -> Inside:
-    place = inside(inputs) / checked_name(folder)
-    try:
-        there = place.is_dir()
-    except LinkError:
-        there = False
-    if not there:
+    # The user's choice, which may be a link; what lies in it may not.
+    place = inside(inputs / checked_name(folder))
+    if not place.is_dir():
         raise FileNotFoundError(f"there is no folder called {folder!r:.140} in the input folder")
     return place
 

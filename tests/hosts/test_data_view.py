@@ -45,7 +45,7 @@ def inputs(tmp_path):
 
 
 def test_pictures_come_page_by_page_with_their_captions(inputs):
-    assert data_view.folders(inputs) == [{"name": "cats"}]
+    assert data_view.folders(inputs) == [{"name": "cats"}, {"name": "link"}]
     found = patiently(lambda: data_view.pictures(inputs, "cats", 0))
     assert (found["total"], found["of"], len(found["pictures"])) == (120, 120, data_view.PAGE)
     assert [one["caption"] for one in found["pictures"][:3]] == ["a cat", "ein Kätzchen", ""]
@@ -117,7 +117,26 @@ def test_a_caption_that_is_a_link_or_a_folder_stays_as_it_is(inputs, tmp_path):
     assert (tmp_path / "secret" / "a.txt").read_text() == "secret"
 
 
-@pytest.mark.parametrize("folder", ["..", "link", "empty/..", "nothing", "/etc"])
+def test_a_folder_that_the_user_linked_is_one_of_theirs(inputs, tmp_path):
+    """Links in the input folder are the user's own and are followed; those in a folder of pictures are not."""
+    away = tmp_path / "away"
+    away.mkdir()
+    Image.new("RGB", (8, 8)).save(away / "dog.png")
+    (away / "other.png").symlink_to(inputs / "cats" / "000.png")
+    (away / "more").symlink_to(tmp_path / "secret")
+    (inputs / "linked").symlink_to(away)
+    (inputs / "lost").symlink_to(tmp_path / "nowhere")
+    assert data_view.folders(inputs) == [{"name": "cats"}, {"name": "link"}, {"name": "linked"}]
+    found = patiently(lambda: data_view.pictures(inputs, "linked", 0))
+    assert [one["name"] for one in found["pictures"]] == ["dog.png"]
+    data_view.write_caption(inputs, "linked", "dog.png", "a dog", "")
+    assert (away / "dog.txt").read_text() == "a dog" and (inputs / "linked").is_symlink()
+    for folder in ("lost", "linked/more"):
+        with pytest.raises((ValueError, FileNotFoundError)):
+            patiently(lambda folder=folder: data_view.pictures(inputs, folder, 0))
+
+
+@pytest.mark.parametrize("folder", ["..", "empty/..", "nothing", "/etc"])
 def test_folders_stay_in_the_input_folder(inputs, folder):
     with pytest.raises((ValueError, FileNotFoundError)):
         patiently(lambda: data_view.pictures(inputs, folder, 0))

@@ -110,7 +110,8 @@ def test_captions_are_written_and_wrong_pairs_taken_out(page, app, filled):
         assert written.read_text() == "theirs"
         page("evaluate", code="""() => { const text = document.querySelectorAll(".retort-data textarea")[1];
           text.value += "!"; text.dispatchEvent(new Event("change")); }""")
-        page("until", condition="/file says: theirs|saved/.test(document.querySelectorAll('.retort-data li')[1].innerText)")
+        shown = "document.querySelectorAll('.retort-data li')[1].innerText"
+        page("until", condition=f"/file says: theirs|saved/.test({shown})")
     assert written.read_text() == "another cat!!"
     page("click", where=".retort-data label", text="only what is marked")
     page("until", condition="document.querySelectorAll('.retort-data li').length === 3")

@@ -77,7 +77,9 @@ def known(server):
     pictures = server.base / "input" / "known"
     pictures.mkdir(parents=True)
     (pictures / "a.png").write_bytes((sets / "known" / names[0]).read_bytes())
-    (pictures.parent / "link").symlink_to(secret)
+    # A link in the input folder itself would be the user's own.
+    (pictures / "link").symlink_to(secret)
+    (pictures / "link.png").symlink_to(secret / "secret.png")
     picture = names[0].split("/")[1].removesuffix(".png")
     (ticket,) = tickets.TicketState(sets / "known", "pick").waiting
     bodies = BODIES | {"answer": {"id": ticket.id, "choice": "skip"}, "take_back": {"id": ticket.id}}
