@@ -321,6 +321,10 @@ class Files(Protocol):
         """Its metadata; ValueError likewise."""
         ...
 
+    def lora_stamp(self, name: str) -> tuple[int, int]:
+        """When its file was written, in nanoseconds, and its size in bytes; ValueError for a file that is not there."""
+        ...
+
     def add_model_folders(self) -> None:
         """Shows the embedded weights, and folders of ours below models, to the host's own loaders."""
         ...

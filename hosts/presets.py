@@ -6,6 +6,7 @@ with it is one warning in the log, and it is left out. What a file says is read 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -49,6 +50,16 @@ def named(key: str | Preset, folders: Sequence[Path]) -> Preset:
             f"{', '.join(list(every)[:8])} and others"
         )
     return every[key]
+
+
+def fingerprint(key: object, folders: Sequence[Path]) -> str:
+    """A text that is another one once a choice means something else: a preset of the user's by what its file says,
+    `auto`, and what is not known yet, by all of these. What Retort brings does not change."""
+    if key in PRESETS:
+        return ""
+    every = known(folders)
+    meant = [preset for preset in every.values() if preset.key not in PRESETS and key in (preset.key, AUTO, None)]
+    return hashlib.sha256(repr(meant).encode()).hexdigest()
 
 
 def _files(folders: Sequence[Path]) -> Iterator[Path]:

@@ -229,7 +229,16 @@ def set_up(
     return io.NodeOutput(model, guider, _sampler(preset, method), sigmas, split)
 
 
-class RetortDistilledSigmas(CheckedNode):
+class PresetNode(CheckedNode):
+    """A node that runs again once the preset that it was given has been edited."""
+
+    @classmethod
+    def fingerprint_inputs(cls, preset=None, **given):
+        """What the choice means now."""
+        return students.fingerprint(preset, host.presets_folders())
+
+
+class RetortDistilledSigmas(PresetNode):
     """The levels that a few-step student was trained at."""
 
     @classmethod
@@ -268,7 +277,7 @@ class RetortDistilledSigmas(CheckedNode):
         return io.NodeOutput(sigmas, _split(chosen, sigmas))
 
 
-class RetortDistilledSampler(CheckedNode):
+class RetortDistilledSampler(PresetNode):
     """Few-step sampling with the start that the student was trained on."""
 
     @classmethod
@@ -346,7 +355,7 @@ class RetortDistilledSampler(CheckedNode):
         return io.NodeOutput(_sampler(chosen, method) if mode == FROM_PRESET else host.method_sampler(method))
 
 
-class RetortDistilledSetup(CheckedNode):
+class RetortDistilledSetup(PresetNode):
     """Model, guider, sampler and sigmas for one student: the node to reach for first."""
 
     @classmethod

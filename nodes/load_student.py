@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..hosts.api import host, io, recognise
+import time
+
+from ..hosts.api import host, io, recognise, students
 from ..sampling import presets
 from .checks import CheckedNode, at
 from .distilled import ALIASES, CATEGORY, check_of, known, latent_input, set_up, set_up_outputs
@@ -61,6 +63,14 @@ class RetortLoadStudent(CheckedNode):
             ],
             outputs=set_up_outputs(),
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name=None, **given):
+        """The file, and what a published name may mean; always another one where the name is connected, and not known
+        here."""
+        if not isinstance(lora_name, str):
+            return time.time()
+        return f"{students.fingerprint(students.AUTO, host.presets_folders())} {host.lora_stamp(lora_name)}"
 
     @classmethod
     def check(cls, given):

@@ -101,6 +101,12 @@ def _finite(tensor: Tensor) -> bool:
     return bool((tensor.float() if tensor.element_size() == 1 else tensor).isfinite().all())
 
 
+def lora_stamp(path: Path) -> tuple[int, int]:
+    """When a file was written, in nanoseconds, and its size in bytes."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
+
+
 def lora_metadata(path: Path) -> dict[str, str]:
     """The metadata of a LoRA file. ValueError when it cannot be read."""
     try:

@@ -298,6 +298,9 @@ class ComfyUI(Host):
     def lora_metadata(self, name: str) -> dict[str, str]:
         return export.lora_metadata(model_files.path_of("loras", name))
 
+    def lora_stamp(self, name: str) -> tuple[int, int]:
+        return export.lora_stamp(model_files.path_of("loras", name))
+
     def add_model_folders(self) -> None:
         embedded.add_model_folders()
         for kind in (REWARDS, CAPTIONERS, STATISTICS, presets.KIND):

@@ -254,6 +254,9 @@ class Headless(Host):
     def lora_metadata(self, name: str) -> dict[str, str]:
         return export.lora_metadata(folders.current().model("loras", name))
 
+    def lora_stamp(self, name: str) -> tuple[int, int]:
+        return export.lora_stamp(folders.current().model("loras", name))
+
     def add_model_folders(self) -> None:
         """The headless loaders know the embedded weights already."""
 

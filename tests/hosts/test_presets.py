@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from retort.hosts import presets
 from retort.hosts.headless.host import host
 from retort.nodes.distilled import RetortDistilledSampler, RetortDistilledSetup, RetortDistilledSigmas
+from retort.nodes.load_student import RetortLoadStudent
 from retort.sampling.presets import PRESETS
 
 ROW = {"title": "Mine", "family": "flow", "steps": [4], "shift": 3, "mode": "deterministic"}
@@ -49,6 +51,43 @@ def test_a_file_that_changes_is_read_again(folder):
     assert presets.known([folder])["mine"].step_counts == (4,)
     write(folder, "mine.json", ROW | {"steps": [8, 4], "note": "longer"})
     assert presets.known([folder])["mine"].step_counts == (8, 4)
+
+
+NODES = (RetortDistilledSetup, RetortDistilledSigmas, RetortDistilledSampler)
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.__name__)
+def test_a_node_runs_again_once_its_preset_is_edited(folder, node):
+    """What a host keeps of a node that ran before is given anew only when this is another value."""
+    write(folder, "mine.json", ROW)
+    write(folder, "other.json", ROW)
+    asked = ("mine", "other", "auto", None, "dmd2_sdxl_4step", "custom")
+    before = {name: node.fingerprint_inputs(preset=name, steps=0) for name in asked}
+    assert before == {name: node.fingerprint_inputs(preset=name, steps=0) for name in asked}
+    write(folder, "mine.json", ROW | {"steps": [2]})
+    after = {name: node.fingerprint_inputs(preset=name, steps=0) for name in asked}
+    assert [name for name in asked if before[name] != after[name]] == ["mine", "auto", None]
+
+
+def test_a_students_lora_is_loaded_again_once_file_or_presets_change(folder, where):
+    lora = where.models[0] / "loras" / "mine.safetensors"
+    lora.parent.mkdir()
+    lora.write_bytes(b"one")
+
+    def now():
+        return RetortLoadStudent.fingerprint_inputs(lora_name="mine.safetensors", strength=1.0)
+
+    seen = [now()]
+    assert now() == seen[0]
+    lora.write_bytes(b"longer")
+    seen.append(now())
+    os.utime(lora, ns=(1, 1))
+    seen.append(now())
+    write(folder, "mine.json", ROW | {"files": ["mine*"]})
+    seen.append(now())
+    assert len({*seen}) == 4
+    # A connected name is not known before it runs.
+    assert RetortLoadStudent.fingerprint_inputs(strength=1.0) != RetortLoadStudent.fingerprint_inputs(strength=1.0)
 
 
 def test_of_two_folders_the_first_counts_and_a_missing_one_is_empty(folder, tmp_path):
