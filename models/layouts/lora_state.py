@@ -254,16 +254,26 @@ def fused_pairs(parts: Sequence[tuple[int, Tensor, Tensor]], rows: int) -> tuple
 
     The rank is the sum of the parts', unless they share their down.
     """
-    downs = [down for _, down, _ in parts]
+    kind = _holding([down for _, down, _ in parts])
+    downs = [down.to(kind) for _, down, _ in parts]
     shared = all(a.shape == downs[0].shape and torch.equal(a, downs[0]) for a in downs[1:])
     rank = len(downs[0]) if shared else sum(map(len, downs))
-    up = parts[0][2].new_zeros(rows, rank)
+    ups = [up for _, _, up in parts]
+    up = torch.zeros(rows, rank, dtype=_holding(ups), device=ups[0].device)
     column = 0
     for first, down, part in parts:
         part = part.flatten(1)
         up[first : first + len(part), column : column + len(down)] = part
         column += 0 if shared else len(down)
     return (downs[0] if shared else torch.cat([down.flatten(1) for down in downs])), up
+
+
+def _holding(parts: Sequence[Tensor]) -> torch.dtype:
+    """The dtype that holds the numbers of all parts as they are: the parts' own, where they have one."""
+    kinds = {part.dtype for part in parts}
+    if len(kinds) == 1:
+        return parts[0].dtype
+    return torch.float64 if torch.float64 in kinds else torch.float32
 
 
 def whole(reading: Reading, rows: Mapping[str, int]) -> dict[str, dict[str, Tensor]]:
@@ -303,7 +313,10 @@ def _fuse(pieces: list[Piece], rows: int) -> dict[str, Tensor]:
     for what in (DIFF, BIAS):
         parts = [(row, p.tensors[what]) for row, p in zip(first, pieces, strict=True) if what in p.tensors]
         if parts:
-            made[what] = parts[0][1].new_zeros(rows, *parts[0][1].shape[1:])
+            values = [part for _, part in parts]
+            made[what] = torch.zeros(
+                rows, *values[0].shape[1:], dtype=_holding(values), device=values[0].device
+            )
             for row, part in parts:
                 made[what][row : row + len(part)] = part
     return made

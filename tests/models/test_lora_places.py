@@ -101,6 +101,23 @@ def test_parts_are_fused_exactly_whatever_their_alphas(alphas):
     assert made[keys.DOWN].dtype == torch.float16
 
 
+def test_parts_of_several_dtypes_are_fused_without_rounding():
+    """The first part's dtype holds neither the numbers of the others nor their shared first half."""
+    down, wide = torch.randn(2, 5).half(), torch.randn(3, 2)
+    for first, second, kind in ((torch.float16, torch.float32, torch.float32), (torch.bfloat16, torch.float16, None)):
+        parts = [(0, down.to(first), wide.to(first)), (3, down.to(second), wide.to(second))]
+        for ordered in (parts, parts[::-1]):
+            found, up = fused_pairs(ordered, 6)
+            assert up.dtype == found.dtype == (kind or torch.float32)
+            for row, a, b in ordered:
+                assert torch.equal(up[row : row + 3].double() @ found.double(), b.double() @ a.double())
+    layer = "layers.0.attention.qkv"
+    values = [torch.randn(8, 8).half(), torch.randn(8, 8)]
+    state = {f"layers.0.attention.{name}.diff": value for name, value in zip(("to_q", "to_k"), values, strict=True)}
+    made = whole(read(state, Names({layer: (24, 8)})), {layer: 24})[layer][keys.DIFF]
+    assert made.dtype == torch.float32 and torch.equal(made[:16], torch.cat([value.float() for value in values]))
+
+
 def test_parts_that_share_their_first_half_keep_its_rank():
     down = torch.randn(2, 5)
     found, up = fused_pairs([(0, down, torch.ones(3, 2)), (3, down, 2 * torch.ones(3, 2))], 6)
