@@ -10,6 +10,7 @@ from ..sampling import presets
 from ..sampling.between import handover
 from ..sampling.distilled import Mode
 from ..sampling.presets import Preset
+from ..sampling.students.preset import MOST_STEPS
 from .checks import Asked, CheckedNode
 from .inputs import number, schema
 
@@ -35,7 +36,7 @@ def _preset_input(tooltip: str, *first: str):
 def _grid_inputs():
     return [
         number(
-            "steps", 0, 0, 64,
+            "steps", 0, 0, MOST_STEPS,
             "Calls of the network. 0 takes the preset's own number; any other must be one it was made for.",
         ),
         io.String.Input(
@@ -163,8 +164,11 @@ def _sampled_as(model, preset: Preset):
     return model if preset.noise_scale is None else host.with_noise_scale(model, preset.noise_scale)
 
 
-def _grid(model, preset: Preset, steps: int, denoise: float, latent=None, said: Sequence[str] = ()):
-    """The preset's levels, or the end of them; tells which, after what is said."""
+def _grid(model, preset: Preset, steps: int, denoise: float, latent=None, said: Sequence[str] = (), alone=False):
+    """The preset's levels, or the end of them; tells which, after what is said.
+
+    alone: whether no second network goes on, of which a student of two is warned.
+    """
     schedule, path = host.schedule(model), host.noise_path(model)
     size = None if latent is None else host.picture_size(model, latent)
     sigmas = presets.sigmas(preset, steps or None, schedule, path, size)
@@ -180,7 +184,15 @@ def _grid(model, preset: Preset, steps: int, denoise: float, latent=None, said: 
         text += f", for {width} x {height} pixels" + ("" if size else ", since no latent is connected")
     if preset.boundary is not None:
         text += f"; the first of two networks makes {_split(preset, sigmas)}, down to level {preset.boundary:g}"
-    host.say("; ".join([*said, text]))
+    # A grid that begins below the boundary may be the second network's own.
+    split = _split(preset, sigmas)
+    left = len(sigmas) - 1 - split if alone and split else 0
+    if left:
+        text += (
+            f". One network makes the other {left} too here: where it is one of two (Wan 2.2), connect the second to "
+            "low_noise_model on Distilled Setup, or let a second sampler go on after the steps of split"
+        )
+    host.say("; ".join([*said, text]), warn=left > 0)
     return sigmas
 
 
@@ -215,7 +227,7 @@ def set_up(
     if preset.guidance is not None:
         positive = host.with_guidance(positive, preset.guidance)
     model = _sampled_as(model, preset)
-    sigmas = _grid(model, preset, steps, denoise, latent, said)
+    sigmas = _grid(model, preset, steps, denoise, latent, said, alone=low is None)
     split, second, boundary = _split(preset, sigmas), None, 0.0
     if low is None:
         guider = host.cfg_guider(model, positive, negative, preset.cfg)

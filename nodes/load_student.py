@@ -6,6 +6,7 @@ import time
 
 from ..hosts.api import host, io, recognise, students
 from ..sampling import presets
+from ..sampling.students.preset import MOST_STEPS
 from .checks import CheckedNode, at
 from .distilled import ALIASES, CATEGORY, check_of, known, latent_input, set_up, set_up_outputs
 from .inputs import file_input, number, schema
@@ -48,7 +49,7 @@ class RetortLoadStudent(CheckedNode):
                     step=0.01,
                 ),
                 number(
-                    "steps", 0, 0, 64,
+                    "steps", 0, 0, MOST_STEPS,
                     "Calls of the network. 0 takes the student's own number; any other must be one it was made for.",
                 ),
                 io.Boolean.Input(

@@ -20,7 +20,7 @@ from .distilled import Mode, Start
 from .path import NoisePath, level_of, time_of
 from .schedule import Schedule
 from .students.form import from_json
-from .students.preset import Preset, PresetMismatch, tokens_of
+from .students.preset import Preset, PresetMismatch, are_levels, tokens_of
 
 __all__ = [
     "PRESETS", "Preset", "PresetMismatch", "check", "count", "custom", "cut", "levels", "parse_timesteps", "refining",
@@ -74,7 +74,15 @@ def levels(preset: Preset, steps: int | None = None, size: tuple[int, int] | Non
     row = preset.step_counts.index(calls)
     if preset.levels:
         return torch.tensor(preset.levels[row], dtype=torch.float64 if "VE" in preset.paths else torch.float32)
-    return preset.shifted(torch.tensor(preset.unshifted[row]), calls, tokens_of(*(size or SIZE)))
+    width, height = size or SIZE
+    found = preset.shifted(torch.tensor(preset.unshifted[row]), calls, tokens_of(width, height))
+    if not are_levels(found.tolist()):
+        raise PresetMismatch(
+            f"preset {preset.title!r} has no levels for {width} x {height} pixels: its mu would be "
+            f"{preset.mu_of(calls, tokens_of(width, height)):.3g} there, where float32 does not tell them apart; "
+            "sample at a size that the student was made for"
+        )
+    return found
 
 
 def sigmas(

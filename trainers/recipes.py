@@ -21,7 +21,7 @@ from ..sampling.students.preset import Preset
 from .objectives.parts.contract import Objective, TrainableDenoiser
 
 KEY, SCHEMA = "retort.student", 1
-MOST_BYTES = 1 << 16
+MOST_BYTES = 1 << 18
 _LONGEST = 80  # of a title
 _NAME = 200  # characters of a base's name
 

@@ -14,12 +14,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from .preset import Preset, Refine
+from .preset import MOST_STEPS, Preset, Refine
 
 _KEY = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
 _CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-MOST_STEPS = 64
-_MOST = 64  # entries of a list of step counts, names or patterns
+_MOST = 64  # entries of a list of names or patterns
 _LONGEST = {"title": 80, "note": 1000, "source": 300, "files": 120}
 
 
@@ -119,7 +118,7 @@ def _count(value: Any) -> int:
 
 
 def _counts(value: Any) -> tuple[int, ...]:
-    found = _listed(_count)(value)
+    found = _listed(_count, MOST_STEPS)(value)
     if len(set(found)) < len(found):
         raise _Wrong("give each step count once")
     return found
@@ -152,11 +151,11 @@ def _refine(value: Any) -> Refine:
 
 
 _CHOICE = _text(32)
-_LISTS_OF_LEVELS = _listed(_listed(_number, MOST_STEPS))
+_LISTS_OF_LEVELS = _listed(_listed(_number, MOST_STEPS), MOST_STEPS)
 _READ: dict[str, Callable[[Any], Any]] = {
     "title": _text(_LONGEST["title"]), "family": _CHOICE, "paths": _listed(_CHOICE),
-    "timesteps": _listed(_listed(_whole, MOST_STEPS)), "levels": _LISTS_OF_LEVELS, "unshifted": _LISTS_OF_LEVELS,
-    "sigmas": _LISTS_OF_LEVELS,
+    "timesteps": _listed(_listed(_whole, MOST_STEPS), MOST_STEPS),
+    "levels": _LISTS_OF_LEVELS, "unshifted": _LISTS_OF_LEVELS, "sigmas": _LISTS_OF_LEVELS,
     "steps": _counts, "shift": _number, "mu": _mu, "audio_shift": _number,
     "mode": _CHOICE, "eta": _number, "label_scale": _number, "noise_scale": _number, "clip": _number,
     "start": _CHOICE, "refine": _refine, "boundary": _number, "frames_per_block": _whole,

@@ -27,6 +27,12 @@ Certainty = Literal["code", "maker", "port", "template"]
 CERTAINTIES: tuple[str, ...] = get_args(Certainty)
 MuRule: TypeAlias = float | Literal["bfl"] | tuple[float, float, float, float]
 TOKEN = 16  # pixels along a side
+MOST_STEPS = 100  # of a student
+LEAST_LEVEL = 1e-6  # of a flow; a step to the next one divides by it
+_MOST_MU = 20.0  # beyond it all levels are 1, or none is more than LEAST_LEVEL
+
+
+_ORDER = f"from high to low, up to 1 and at least {LEAST_LEVEL:g}, so that float32 tells them apart"
 
 
 class PresetMismatch(ValueError):
@@ -141,9 +147,9 @@ class Preset:
             require(_descending(grid), "timesteps", "list each step count's timesteps from high to low")
         for name in ("levels", "unshifted"):
             for levels in vars(self)[name]:
-                require(_are_levels(levels), name, "list each count's levels from high to low, above 0 and up to 1")
+                require(are_levels(levels), name, f"list each count's levels {_ORDER}")
         falling = all(map(_falling, self.sigmas))
-        require(falling, "sigmas", "list each count's levels from high to low, above 0")
+        require(falling, "sigmas", "list each count's levels from high to low, above 0, so that float32 tells them apart")
         require(not self.sigmas or self.family != "flow", "sigmas", "a flow's levels stand in levels")
         field = given[0] if given else "timesteps"
         counts = self.step_counts
@@ -158,14 +164,19 @@ class Preset:
                 len(self.mu) == 4 and self.mu[0] != self.mu[2], "mu",
                 "write two points of a line: tokens, mu, other tokens, mu",
             )  # fmt: skip
+            most = f"give mu from -{_MOST_MU:g} to {_MOST_MU:g} at both points, such as 0.5 and 1.15"
+            require(max(map(abs, self.mu[1::2])) <= _MOST_MU, "mu", most)
         elif isinstance(self.mu, str):
             require(self.mu == "bfl", "mu", "use a number, 'bfl', or two points of a line")
         elif self.mu is not None:
-            require(-20 <= self.mu <= 20, "mu", "use -20 .. 20, such as 1.15")
+            require(abs(self.mu) <= _MOST_MU, "mu", f"use -{_MOST_MU:g} .. {_MOST_MU:g}, such as 1.15")
         if self.sized:
             require(all(g[0] == 1 for g in self.unshifted), "unshifted", "begin at 1 where mu depends on the size")
+        else:
+            for grid in self.unshifted:
+                require(are_levels(self.shifted(torch.tensor(grid), len(grid), 0).tolist()), *_collapsed(bent[0]))
         if self.refine is not None:
-            require(_are_levels(self.refine.levels), "refine", "list its levels from high to low, above 0 and up to 1")
+            require(are_levels(self.refine.levels), "refine", f"list its levels {_ORDER}")
             require(self.refine.mode in (None, *MODES), "refine", f"its mode is one of {', '.join(MODES)}")
 
     @property
@@ -196,13 +207,14 @@ class Preset:
         return e / (e + (1 / x - 1))
 
     def mu_of(self, steps: int, tokens: int) -> float:
-        """mu for a run of so many steps on so many tokens; 0, which shifts nothing, for a preset without one."""
-        if isinstance(self.mu, tuple):
-            first, low, last, high = self.mu
-            return low + (high - low) * (tokens - first) / (last - first)
-        if isinstance(self.mu, str):
-            return _empirical_mu(tokens, steps)
-        return self.mu or 0.0
+        """mu for a run of so many steps on so many tokens, from -20 to 20; 0, which shifts nothing, without one."""
+        found = self.mu or 0.0
+        if isinstance(found, tuple):
+            first, low, last, high = found
+            found = low + (high - low) * (tokens - first) / (last - first)
+        elif isinstance(found, str):
+            found = _empirical_mu(tokens, steps)
+        return max(-_MOST_MU, min(_MOST_MU, found))
 
 
 def tokens_of(width: int, height: int) -> int:
@@ -225,11 +237,18 @@ def _descending(grid: Sequence[float]) -> bool:
 
 
 def _falling(grid: Sequence[float]) -> bool:
-    return len(grid) > 0 and _descending(grid) and grid[-1] > 0
+    # As they are sampled at.
+    found = torch.tensor(grid, dtype=torch.float32).tolist()
+    return len(found) > 0 and _descending(found) and found[-1] > 0
 
 
-def _are_levels(grid: Sequence[float]) -> bool:
-    return _falling(grid) and grid[0] <= 1
+def are_levels(grid: Sequence[float]) -> bool:
+    """Whether numbers are levels of a flow that can be sampled at, in fp32, which may not tell two of them apart."""
+    return _falling(grid) and grid[-1] >= LEAST_LEVEL and grid[0] <= 1
+
+
+def _collapsed(field: str) -> tuple[str, str]:
+    return field, f"its levels must differ in float32 and be at least {LEAST_LEVEL:g}: use a smaller shift"
 
 
 def _short(value: object) -> str:

@@ -119,7 +119,7 @@ def test_of_two_folders_the_first_counts_and_a_missing_one_is_empty(folder, tmp_
         ("x.json", '{"note": "' + "x" * presets.MOST_BYTES + '"}', "larger than 65536 bytes"),
         ("x.json", '"\\ud800"', "half a character"),
         ("x.json", [1, 2], "no object of fields"),
-        ("x.json", ROW | {"steps": [0]}, "steps is \\[0\\]; a step count is a whole number from 1 to 64"),
+        ("x.json", ROW | {"steps": [0]}, "steps is \\[0\\]; a step count is a whole number from 1 to 100"),
         ("x.json", ROW | {"\x1b]0;title\x07": 1}, "is no field"),
     ],
 )

@@ -239,6 +239,27 @@ def test_image_to_image_below_the_boundary_asks_the_second_network_alone():
     assert not high.inputs and len(low.inputs) == len(sigmas) - 1
 
 
+@pytest.mark.parametrize(
+    ("denoise", "second", "left"), [(1.0, False, 2), (0.4, False, 0), (1.0, True, 0), (0.0, False, 0)]
+)
+def test_one_network_of_two_that_makes_all_calls_is_warned_of(monkeypatch, denoise, second, left):
+    heard = []
+    monkeypatch.setattr(host, "say", lambda text, warn=False: heard.append((text, warn)))
+    low = wan() if second else None
+    RetortDistilledSetup.execute(wan(), PROMPT, "wan22_lightx2v_t2v", 0, "", denoise, low_noise_model=low)
+    assert [warn for _, warn in heard] == [bool(left)] * (denoise > 0)
+    assert all((f"makes the other {left} too here" in text) == bool(left) for text, _ in heard)
+    assert all(("low_noise_model" in text) == bool(left) for text, _ in heard)
+
+
+def test_a_student_of_one_network_is_warned_of_nothing(monkeypatch):
+    heard = []
+    monkeypatch.setattr(host, "say", lambda text, warn=False: heard.append(warn))
+    RetortDistilledSetup.execute(eps(), PROMPT, "dmd2_sdxl_4step", 0)
+    RetortDistilledSigmas.execute(wan(), "wan22_lightx2v_t2v", 0)
+    assert heard == [False, False]
+
+
 def test_a_sampler_takes_a_guider_of_the_second_network():
     low = RetortDistilledSetup.execute(wan(), PROMPT, "wan22_lightx2v_i2v", 0).args[1]
     sampler = RetortDistilledSampler.execute("wan22_lightx2v_i2v", low_noise_guider=low).args[0]

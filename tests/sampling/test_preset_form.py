@@ -109,17 +109,20 @@ def test_flux2_s_empirical_mu_falls_above_4300_tokens(size, expected):
         ("timesteps", [[10**30]], "whole number"),
         ("timesteps", [], "list of 1 to"),
         ("timesteps", "999", "list of 1 to"),
-        ("timesteps", [[1]] * 65, "list of 1 to 64"),
-        ("timesteps", [list(range(999, 900, -1))], "list of 1 to 64"),
+        ("timesteps", [[1]] * 101, "list of 1 to 100"),
+        ("timesteps", [list(range(999, 898, -1))], "list of 1 to 100"),
         ("levels", [[1.0, math.nan]], "use a number"),
         ("levels", [[math.inf]], "use a number"),
         ("levels", [[1.0, "0.5"]], "use a number"),
-        ("levels", [[1.5, 0.5]], "above 0 and up to 1"),
+        ("levels", [[1.5, 0.5]], "up to 1 and at least 1e-06"),
+        ("levels", [[1.0, 1e-46]], "at least 1e-06"),
+        ("levels", [[0.5, 0.5 - 1e-9]], "float32 tells them apart"),
+        ("refine", {"levels": [1.0, 9e-7]}, "at least 1e-06"),
         ("levels", [[0.5, 0.9]], "from high to low"),
-        ("levels", [[1, 0]], "above 0"),
-        ("steps", [0], "from 1 to 64"),
+        ("levels", [[1, 0]], "at least 1e-06"),
+        ("steps", [0], "from 1 to 100"),
         ("steps", [4, 4], "each step count once"),
-        ("steps", [1000], "from 1 to 64"),
+        ("steps", [1000], "from 1 to 100"),
         ("shift", -1, "positive number"),
         ("shift", 10**400, "use a number"),
         ("shift", {}, "use a number"),
@@ -127,6 +130,10 @@ def test_flux2_s_empirical_mu_falls_above_4300_tokens(size, expected):
         ("mu", [1, 2], "two points"),
         ("mu", [256, 0.5, 256, 0.9], "two points"),
         ("mu", 1e6, "-20 .. 20"),
+        ("mu", [0, 0, 1, 1e9], "at both points"),
+        ("mu", [0, -21, 1, 0], "at both points"),
+        ("mu", 20, "differ in float32"),
+        ("mu", -20, "at least 1e-06"),
         ("eta", 2, "0 .. 1"),
         ("label_scale", 0, "above 0"),
         ("noise_scale", 0, "positive number"),
@@ -162,6 +169,15 @@ def test_what_makes_no_sense_is_refused_by_preset_and_field(field, value, remedy
     row = {name: each for name, each in row.items() if field != "mu" or name != "shift"}
     with pytest.raises(ValueError, match=f"(?s)Preset 'mine'.*{field}.*{remedy}"):
         from_json(row | {field: value}, "mine")
+
+
+@pytest.mark.parametrize("mu", [[256, 0.0, 257, 20.0], [256, 0.0, 257, -20.0], [0, 0.0, 1e-300, 1.0]])
+def test_a_line_of_mu_that_leads_beyond_numbers_ends_in_a_sentence(mu):
+    """At a size that is far from its two points; near them it has levels."""
+    preset = flow(steps=[4], mu=mu)
+    assert max(map(abs, (preset.mu_of(4, tokens) for tokens in (0, 256, 10**9)))) <= 20
+    with pytest.raises(PresetMismatch, match="has no levels for 1024 x 1024 pixels"):
+        presets.levels(preset)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from torch import Tensor
 from ...sampling.distilled import Rule, sample_distilled
 from ...sampling.path import NoisePath, broadcast
 from ...sampling.settings import changed, setting
+from ...sampling.students.preset import MOST_STEPS
 from .parts.contract import (
     Batch,
     Cond,
@@ -116,9 +117,9 @@ class TDMConfig(StudentConfig):
             numbers = tuple(int(part) for part in self.steps_choices.split(","))
         except ValueError:
             numbers = ()
-        if not numbers or not all(1 <= n <= 100 for n in numbers):
+        if not numbers or not all(1 <= n <= MOST_STEPS for n in numbers):
             raise ValueError(
-                f'steps_choices must be numbers of 1 to 100 with commas between, such as "1, 2, 4", '
+                f'steps_choices must be numbers of 1 to {MOST_STEPS} with commas between, such as "1, 2, 4", '
                 f"got {self.steps_choices!r}"
             )
         return numbers

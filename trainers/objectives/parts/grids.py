@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ....sampling import grids, presets
+from ....sampling.students.preset import MOST_STEPS
 from .contract import TrainableDenoiser
 
 
 def check_grid(steps: int, timesteps: str) -> None:
     """What can be said of a grid without a model. ValueError names `steps` or `timesteps`."""
-    if not 1 <= steps <= 100:
-        raise ValueError(f"steps must be 1 to 100, got {steps!r}: a student is worth it at 1 to 8")
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"steps must be 1 to {MOST_STEPS}, got {steps!r}: a student is worth it at 1 to 8")
     if timesteps.strip():
         count = len(presets.parse_timesteps(timesteps, highest=1000))
         if count != steps:

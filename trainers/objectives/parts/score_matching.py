@@ -21,6 +21,7 @@ from ....sampling.parts import WHOLE, Parts
 from ....sampling.path import broadcast
 from ....sampling.settings import Settings, setting
 from ....sampling.standard import default_noise_sampler
+from ....sampling.students.preset import MOST_STEPS
 from .contract import Batch, Cond, Loss, Objective, Player, Tools, TrainableDenoiser, mean_each
 from .grids import check_grid
 
@@ -29,7 +30,7 @@ from .grids import check_grid
 class StudentConfig(Settings):
     """The grid of a few-step student, see `grids.student_sigmas`."""
 
-    steps: int = setting(1, 1, 100, help="Calls of the network that the student makes.",
+    steps: int = setting(1, 1, MOST_STEPS, help="Calls of the network that the student makes.",
         remedy="a student is worth it at 1 to 8")
     timesteps: str = setting(
         "", help="Its levels, such as 999, 749, 499, 249; empty: an even grid, and 399 for one step of eps models.",
