@@ -22,9 +22,9 @@ POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 HERE = {"127.0.0.1", "localhost", "::1"}
-EVERYWHERE = {"0.0.0.0", "::"}
-# Of the networks for examples: nothing is sent there, the system only says from where it would be.
-ELSEWHERE = ("192.0.2.1", 9)
+# Names that stand for all addresses of a family, and an address of the networks for examples: nothing is sent there,
+# the system only says from where it would be.
+EVERYWHERE = {"0.0.0.0": (socket.AF_INET, "192.0.2.1"), "::": (socket.AF_INET6, "2001:db8::1")}
 
 
 def add(table: web.RouteTableDef, listens: Callable[[], tuple[str, int, bool]]) -> None:
@@ -44,27 +44,30 @@ def add(table: web.RouteTableDef, listens: Callable[[], tuple[str, int, bool]]) 
 
     def addresses() -> dict[str, Any]:
         names, port, safe = listens()
-        found = reachable(names.split(","), own_address())
+        found = reachable(names.split(","), own_address)
         return {"addresses": [f"http{'s' if safe else ''}://{name}:{port}" for name in found]}
 
     table.get(f"{ROOT}/pick/addresses")(guarded(addresses))
     table.get(f"{ROOT}/pick")(page)
 
 
-def reachable(names: Iterable[str], own: str | None) -> list[str]:
-    """Of the names that a server listens at, those by which another machine reaches it. own: this machine's address."""
+def reachable(names: Iterable[str], own: Callable[[str], str | None]) -> list[str]:
+    """Of the names that a server listens at, those by which another machine reaches it.
+
+    own: gives this machine's address of the family that a name in EVERYWHERE stands for.
+    """
     given = [name.strip() for name in names if name.strip()]
-    found = [name for name in given if name not in HERE | EVERYWHERE]
-    if own is not None and own not in HERE and EVERYWHERE & {*given}:
-        found.insert(0, own)
+    whole = [address for name in EVERYWHERE if name in given and (address := own(name)) not in (None, *HERE)]
+    found = [*filter(None, whole), *(name for name in given if name not in HERE and name not in EVERYWHERE)]
     return [f"[{name}]" if ":" in name else name for name in dict.fromkeys(found)]
 
 
-def own_address() -> str | None:
-    """This machine's address in its network, None where it is in none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
-        try:
-            made.connect(ELSEWHERE)
+def own_address(everywhere: str) -> str | None:
+    """This machine's address in its network, of the family that a name in EVERYWHERE stands for; None without one."""
+    family, elsewhere = EVERYWHERE[everywhere]
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as made:
+            made.connect((elsewhere, 9))
             return str(made.getsockname()[0])
-        except OSError:
-            return None
+    except OSError:
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import sys
 from types import ModuleType
 
@@ -62,11 +63,39 @@ def test_a_name_that_leads_here_from_elsewhere_is_refused(ask):
         ("127.0.0.1", "192.168.1.5", []), ("localhost,::1", "192.168.1.5", []),
         ("0.0.0.0,::", "192.168.1.5", ["192.168.1.5"]), ("0.0.0.0", None, []), ("0.0.0.0", "127.0.0.1", []),
         ("studio.lan", "192.168.1.5", ["studio.lan"]), ("fe80::1", None, ["[fe80::1]"]),
-        ("192.168.1.5, 0.0.0.0", "192.168.1.5", ["192.168.1.5"]),
+        ("192.168.1.5, 0.0.0.0", "192.168.1.5", ["192.168.1.5"]), ("::", "192.168.1.5", []),
     ],
 )  # fmt: skip
 def test_only_addresses_that_reach_it_are_told(names, own, expected):
-    assert phone_routes.reachable(names.split(","), own) == expected
+    assert phone_routes.reachable(names.split(","), {"0.0.0.0": own, "::": None}.get) == expected
+
+
+def test_a_server_that_listens_by_one_family_is_told_by_that_family():
+    own = {"0.0.0.0": "192.168.1.5", "::": "2001:db8::5"}.get
+    assert phone_routes.reachable(["::"], own) == ["[2001:db8::5]"]
+    assert phone_routes.reachable(["0.0.0.0"], own) == ["192.168.1.5"]
+    assert phone_routes.reachable(["0.0.0.0", "::"], own) == ["192.168.1.5", "[2001:db8::5]"]
+
+
+@pytest.mark.parametrize(("name", "family"), [("0.0.0.0", socket.AF_INET), ("::", socket.AF_INET6)])
+def test_an_address_is_asked_of_its_own_family(monkeypatch, name, family):
+    asked = []
+
+    class Socket:
+        def __init__(self, *given):
+            asked.append(given)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def connect(self, _):
+            raise OSError("unreachable")
+
+    monkeypatch.setattr(phone_routes.socket, "socket", Socket)
+    assert phone_routes.own_address(name) is None and asked == [(family, socket.SOCK_DGRAM)]
 
 
 def test_modules_that_come_later_are_of_the_same_version(monkeypatch):
