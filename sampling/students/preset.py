@@ -149,7 +149,7 @@ class Preset:
             for levels in vars(self)[name]:
                 require(are_levels(levels), name, f"list each count's levels {_ORDER}")
         falling = all(map(_falling, self.sigmas))
-        require(falling, "sigmas", "list each count's levels from high to low, above 0, so that float32 tells them apart")
+        require(falling, "sigmas", "list each count's levels from high to low, above 0, as float32 has them")
         require(not self.sigmas or self.family != "flow", "sigmas", "a flow's levels stand in levels")
         field = given[0] if given else "timesteps"
         counts = self.step_counts
