@@ -173,8 +173,8 @@ class Preset:
         if self.sized:
             require(all(g[0] == 1 for g in self.unshifted), "unshifted", "begin at 1 where mu depends on the size")
         else:
-            for grid in self.unshifted:
-                require(are_levels(self.shifted(torch.tensor(grid), len(grid), 0).tolist()), *_collapsed(bent[0]))
+            for unbent in self.unshifted:
+                require(are_levels(self.shifted(torch.tensor(unbent), len(unbent), 0).tolist()), *_collapsed(bent[0]))
         if self.refine is not None:
             require(are_levels(self.refine.levels), "refine", f"list its levels {_ORDER}")
             require(self.refine.mode in (None, *MODES), "refine", f"its mode is one of {', '.join(MODES)}")
