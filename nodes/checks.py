@@ -67,7 +67,7 @@ class CheckedNode(io.ComfyNode):
         own = vars(cls).get("execute")
         # ComfyUI makes a copy of the class for every run.
         if isinstance(own, classmethod) and not hasattr(own.__func__, "__wrapped__"):
-            cls.execute = classmethod(_with_defaults(own.__func__))
+            cls.execute = classmethod(_with_defaults(own.__func__))  # type: ignore[method-assign, assignment]
 
     @classmethod
     def check(cls, given: Asked) -> None:
