@@ -76,6 +76,10 @@ class Models(Protocol):
         """
         ...
 
+    def sound_shifts(self, model: MODEL) -> tuple[float, float] | None:
+        """The timestep shift of a model of video with sound and the sound's own; None for one whose sound has none."""
+        ...
+
     def with_noise_scale(self, model: MODEL, noise_scale: float) -> MODEL:
         """A clone of a flow model whose noise has this deviation; ValueError for a model that has none to set."""
         ...

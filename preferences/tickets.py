@@ -208,7 +208,7 @@ class TicketState:
         """What is wrong with lines of questions, and with files that they name."""
         last = self._questions.unfinished
         torn = [] if last is None else [f"{TICKETS}, line {last}: it is not finished, or is no JSON"]
-        lost = [f"ticket {id}: {name} is missing, or a link" for id, name in self._missing.items()]
+        lost = [f"ticket {id}: {name} is missing, or a link" for id, name in sorted(self._missing.items())]
         return [*self._bad, *torn, *lost]
 
     def _read_ticket(self, row: Mapping[str, Any] | None) -> None:

@@ -35,6 +35,7 @@ from .watch import METRICS, Metrics, Silent, Watcher, checkpoints, columns_of, s
 
 STATE = "state.safetensors"
 CONFIG = "config.json"
+STUDENT = "student.json"  # the levels at which a few-step student is called, from a run's beginning on
 SHEET = "previews.json"  # what the previews' contact sheets hold
 PREPARED = 64  # samples, at most, that an objective sees before its first step
 
@@ -228,6 +229,8 @@ class Trainer:
             self._agree()
             if not going_on and not self.reducer.rank:
                 write_json(self.files / CONFIG, self.config.to_json())
+                if levels := self.objective.student_levels:
+                    write_json(self.files / STUDENT, {"sigmas": [round(float(level), 6) for level in levels]})
             log = Metrics(self.files, self.done) if not self.reducer.rank else None
             try:
                 self._run(log)

@@ -36,11 +36,17 @@ class Recipe:
 
 
 def preset_of(
-    title: str, objective: Objective, denoiser: TrainableDenoiser, shape: tuple[int, ...] | None
+    title: str,
+    objective: Objective,
+    denoiser: TrainableDenoiser,
+    form: tuple[int, int] | None,
+    shifts: tuple[float, float] | None = None,
 ) -> Preset | None:
     """How an objective's student is sampled; None for methods without one, and for predictions that no preset has.
 
-    shape: (C, ...) of a latent. Levels of a flow, as its times in (0, 1], and of a continuous schedule are kept to the
+    form: (channels, dimensions) of the model's latents, as the model itself says them: a video with sound is trained on
+    latents of several parts, and a single frame may come without its axis. shifts: the model's own and its sound's,
+    where sound has one. Levels of a flow, as its times in (0, 1], and of a continuous schedule are kept to the
     last bit; those of a table are timesteps.
     """
     grids = objective.student_grids
@@ -63,8 +69,10 @@ def preset_of(
         paths=(denoiser.path.kind,),
         mode=objective.student_rule.mode,
         start=objective.student_start,
-        latent_channels=None if shape is None else shape[0],
-        latent_dims=None if shape is None else len(shape) - 1,
+        latent_channels=None if form is None else form[0],
+        latent_dims=None if form is None else form[1],
+        shift=None if shifts is None else shifts[0],
+        audio_shift=None if shifts is None else shifts[1],
         **given,
     )
 

@@ -93,6 +93,14 @@ def with_shift(model, shift: float, audio_shift: float | None = None):
     return clone
 
 
+def sound_shifts(model) -> tuple[float, float] | None:
+    """(shift, the sound's) of a MODEL whose sound has levels of its own, which follow from both; else None."""
+    sampling = model.get_model_object("model_sampling")
+    if not isinstance(sampling, ModelSamplingAV) or sampling.audio_shift is None:
+        return None
+    return float(sampling.shift), float(sampling.audio_shift)
+
+
 def with_noise_scale(model, noise_scale: float):
     """A clone of a flow MODEL whose noise has this standard deviation; ValueError for a model that has none to set."""
     old = model.get_model_object("model_sampling")

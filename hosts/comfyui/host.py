@@ -84,6 +84,9 @@ class ComfyUI(Host):
     def with_shift(self, model: MODEL, shift: float, audio_shift: float | None = None) -> MODEL:
         return coordinates.with_shift(model, shift, audio_shift)
 
+    def sound_shifts(self, model: MODEL) -> tuple[float, float] | None:
+        return coordinates.sound_shifts(model)
+
     def with_noise_scale(self, model: MODEL, noise_scale: float) -> MODEL:
         return coordinates.with_noise_scale(model, noise_scale)
 

@@ -67,6 +67,9 @@ class Headless(Host):
             f"{model.prediction}; load a flow model such as SD3 or Flux"
         )
 
+    def sound_shifts(self, model: Model) -> tuple[float, float] | None:
+        return None
+
     def with_noise_scale(self, model: Model, noise_scale: float) -> Model:
         if not isinstance(model.schedule, FlowSchedule):
             raise ValueError(

@@ -23,7 +23,7 @@ from ...files.strangers import read_json
 from ...trainers.chart import LEFT_OUT
 from ...trainers.job import JOB
 from ...trainers.job_watch import COMMANDS, MOST_MESSAGE, STATUS, has_status, read_status, send
-from ...trainers.loop import CONFIG, SHEET
+from ...trainers.loop import CONFIG, SHEET, STUDENT
 from ...trainers.methods import METHODS
 from ...trainers.watch import columns_of
 from ..training.run import RESULT
@@ -114,9 +114,9 @@ def _when(folder: Path) -> list[tuple[float, str]]:
 def summary(run: Path) -> dict[str, Any]:
     """Where a run stands: the fields of `Status`, which runs of earlier versions and of scripts may lack; its settings.
 
-    method; timesteps: a few-step student's, empty for others; mode: what such a student does between them; student:
-    whether the LoRA carries its recipe; base: as job.json names it, None where no file is the whole of it; prompt: the
-    first that it trained on; latent: the shape of its first latent, empty where that is not known.
+    method; timesteps and sigmas: where a few-step student is called, empty for others; mode: what it does between them;
+    student: whether the LoRA carries its recipe; base: as job.json names it, None where no file is the whole of it;
+    prompt: the first that it trained on; latent: the shape of its first latent, empty where that is not known.
     """
     files = inside(run)
     config, result = _object(files / CONFIG), _object(files / RESULT)
@@ -126,6 +126,7 @@ def summary(run: Path) -> dict[str, Any]:
         "method": method[:MOST_TEXT],
         "mode": METHODS[method].objective.student_rule.mode if method in METHODS else "",
         "timesteps": _list(result.get("timesteps")),
+        "sigmas": _list(_object(files / STUDENT).get("sigmas") or result.get("sigmas")),
         "student": result.get("student") is True,
         "base": _texts(base) if isinstance(base, dict) else None,
         "prompt": str(result.get("prompt", ""))[:MOST_MESSAGE],

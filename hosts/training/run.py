@@ -158,9 +158,10 @@ def run(
                 if forecast is not None:
                     planning.furnish_measures(trainer, forecast.measures)
                 named, shape = _base(host, model), first_of(shape_of(request.dataset))
+                form, shifts = host.latent_format(model), host.sound_shifts(model)
 
                 def notes(steps: int, title: str) -> dict[str, str]:
-                    own = recipes.preset_of(title, objective, denoiser, shape)
+                    own = recipes.preset_of(title, objective, denoiser, form, shifts)
                     recipe = _recipe(own, config.method, denoiser.architecture, named, request.recipe)
                     plain = metadata(config, steps, title, denoiser.architecture, denoiser.base_hash, VERSION)
                     return plain | ({recipes.KEY: recipe} if recipe else {})

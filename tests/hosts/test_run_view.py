@@ -258,3 +258,13 @@ def test_a_run_says_what_its_student_does_between_its_levels(tmp_path):
         run.mkdir()
         (run / "config.json").write_text(json.dumps({"method": method}))
         assert run_view.summary(run)["mode"] == mode
+
+
+def test_a_student_s_levels_are_known_before_its_run_ends(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"method": "dmd2"}))
+    assert run_view.summary(tmp_path)["sigmas"] == []
+    (tmp_path / "student.json").write_text(json.dumps({"sigmas": [0.9375, 0.5, "x"]}))
+    assert run_view.summary(tmp_path)["sigmas"] == [0.9375, 0.5]
+    (tmp_path / "student.json").unlink()  # of a version before
+    (tmp_path / "result.json").write_text(json.dumps({"sigmas": [14.5]}))
+    assert run_view.summary(tmp_path)["sigmas"] == [14.5]

@@ -203,6 +203,11 @@ def test_it_trains_and_core_reads_the_lora(comfy, ours, host, tiny, kind, method
         patched = comfy.sd.load_lora_for_models(tiny(kind), None, result.lora, 1.0, 0.0)[0]
         loaded = comfy.lora.load_lora(result.lora, comfy.lora.model_lora_keys_unet(tiny(kind).model, {}))
     assert len(patched.patches) == len(loaded) == len(result.lora) // 3 or len(loaded) == len(result.lora) // 2
+    if method == "tdm":
+        # *Load Student* takes it for the same model, at whose shifts the sound had its levels.
+        preset = ours("trainers.recipes").read(ours("trainers.export").lora_metadata(result.path)).preset
+        assert (preset.latent_channels, preset.latent_dims) == host.latent_format(tiny(kind))
+        assert (preset.shift, preset.audio_shift) == (host.sound_shifts(tiny(kind)) or (None, None))
 
 
 def test_a_method_that_knows_no_parts_says_so(ours, host, tiny, kind, tmp_path):

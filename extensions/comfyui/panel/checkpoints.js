@@ -16,21 +16,30 @@ export class Checkpoints {
       this.note.textContent = t("kept as {lora}", { lora });
     }, failed);
     const grid = button(t("Checkpoint grid"), t("Draw the checkpoints at several strengths on one sheet"), () => openGrid(run()), failed);
-    this.select.addEventListener("change", () => this.call(run().name));
+    this.chosen = this.named = false; // by the user; else both follow the newest checkpoint
+    this.select.addEventListener("change", () => {
+      this.chosen = true;
+      this.call();
+    });
+    this.name.addEventListener("input", () => (this.named = true));
     this.root = element("div", { class: "retort-row retort-menu" }, this.select, this.name, keep, grid, this.note);
   }
 
   /** steps: of the checkpoints that there are. */
   show(steps, run) {
     this.root.hidden = !steps.length;
-    if (steps.join() === this.shown) return;
-    this.shown = steps.join();
+    const shown = [run, ...steps].join("/");
+    if (shown === this.shown) return;
+    this.shown = shown;
+    if (run !== this.run) this.chosen = this.named = false;
+    this.run = run;
+    const before = this.select.value;
     this.select.replaceChildren(...steps.map((step) => element("option", { value: step }, t("step {step}", { step }))));
-    this.select.value = String(steps.at(-1));
-    this.call(run);
+    this.select.value = this.chosen && steps.includes(Number(before)) ? before : String(steps.at(-1));
+    this.call();
   }
 
-  call(run) {
-    this.name.value = `${run}_${this.select.value}`;
+  call() {
+    if (!this.named) this.name.value = `${this.run}_${this.select.value}`;
   }
 }

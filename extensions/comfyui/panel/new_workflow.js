@@ -56,7 +56,7 @@ export async function openLora(run) {
 export async function openGrid(run) {
   const { add, base, embedded } = await begin(run);
   const latent = emptyLatent(run, add, 1);
-  const { levels, sampler } = fewSteps(run, add, base) ?? {
+  const { levels, sampler } = fewSteps(run, add) ?? {
     levels: add("BasicScheduler", MIDDLE, 0, embedded ? { scheduler: "simple" } : {}),
     sampler: add("KSamplerSelect", MIDDLE, 260, { sampler_name: "euler" }),
   };
@@ -78,12 +78,9 @@ function emptyLatent(run, add, batch_size) {
 }
 
 /** {levels, sampler} of a few-step student as it was trained; null for another run. */
-function fewSteps(run, add, base) {
-  if (!run.timesteps.length || run.mode === "single") return null;
-  const levels = add("RetortDistilledSigmas", MIDDLE, 560, {
-    preset: "custom", steps: run.timesteps.length, timesteps: run.timesteps.join(", "),
-  });
-  join(base, 0, levels, "model");
+function fewSteps(run, add) {
+  if (!run.sigmas.length || run.mode === "single") return null;
+  const levels = add("ManualSigmas", MIDDLE, 560, { sigmas: [...run.sigmas, 0].join(", ") });
   // What the student's noise does between its steps is the method's own.
   const mode = run.mode === "deterministic" ? "deterministic" : "re-noise";
   return { levels, sampler: add("RetortDistilledSampler", MIDDLE, 900, { preset: "custom", mode }) };

@@ -147,7 +147,7 @@ def test_a_rectified_flow_s_student_begins_at_the_top_and_is_told_its_times(tiny
     with pytest.raises(ValueError, match="needs timestep 999, and this model's go from 2 to 987"):
         student_sigmas(denoiser, 1, "999")
     objective = TDM(TDMConfig(steps=4), denoiser)
-    preset = preset_of("a student", objective, denoiser, (16, 1, 8, 8))
+    preset = preset_of("a student", objective, denoiser, (16, 3))
     assert preset.family == "flow" and preset.paths == ("VE",) and 0.98 < preset.levels[0][0] < 1
     again = sigmas_of(preset, 4, denoiser.schedule, denoiser.path)
     assert torch.equal(again, objective.grids[4])
@@ -192,7 +192,7 @@ def test_a_student_carries_its_levels_to_the_last_bit(tiny, continuous, method):
     """A recipe says them as they are, since there are no timesteps to say."""
     denoiser = made(tiny, continuous)
     objective = METHODS[method](denoiser)
-    own = recipes.preset_of("mine", objective, denoiser, SHAPE)
+    own = recipes.preset_of("mine", objective, denoiser, (SHAPE[0], len(SHAPE) - 1))
     read = recipes.read({recipes.KEY: recipes.written(recipes.Recipe(own, "dmd2"))}).preset
     assert read.family == denoiser.prediction and read.step_counts == tuple(map(len, objective.student_grids))
     for grid in objective.student_grids:
