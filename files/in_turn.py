@@ -54,8 +54,10 @@ def write_in_turn(
                 raise ValueError(f"the tensor {name} is of {tensor.dtype}, and {dtypes[name]} was said")
             begin, end = end, end + tensor.numel() * tensor.itemsize
             header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-            handle.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            del tensor
+            whole = tensor.detach().cpu().contiguous()
+            # A single number counts as contiguous at any stride, and as bytes it is viewed at stride 1 alone.
+            handle.write(whole.as_strided((whole.numel(),), (1,)).view(torch.uint8).numpy().data)
+            del tensor, whole
         text = json.dumps(header).encode()
         assert len(text) <= room
         handle.seek(8)

@@ -68,7 +68,7 @@ class RetortEditPairs(CheckedNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, folder="", **given):
+    def fingerprint_inputs(cls, folder="edits", **given):
         """Again whenever a picture or a text has changed."""
         found = hashlib.blake2b()
         if isinstance(folder, str):

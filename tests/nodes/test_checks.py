@@ -163,8 +163,8 @@ def test_a_new_node_with_everything_connected_may_run(refusal, node):
     given |= {name: value for name, value in typed.items() if name in known}
     if {"images", "latents"} <= known:
         del given["images"]
-    # A search, a set and a run are there only once they were made.
-    made = {"RetortPreferenceSet": "name", "RetortLoadSearch": "file"}
+    # A search, a set, a run and folders of pictures are there only once they were made.
+    made = {"RetortPreferenceSet": "name", "RetortLoadSearch": "file", "RetortEditPairs": "folder"}
     if node.__name__ in made:
         given[made[node.__name__]] = LINKED
     assert refusal(node.__name__, given) is None

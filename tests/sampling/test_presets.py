@@ -207,7 +207,7 @@ def test_flows_may_start_at_1000():
 @pytest.mark.parametrize(
     ("field", "value", "remedy"),
     [
-        ("family", "gan", "use one of eps, v, flow, any"),
+        ("family", "gan", "use one of eps, v, edm, flow, any"),
         ("mode", "twice", "use one of renoise"),
         ("start", "loud", "use one of unit"),
         ("cfg", 0.0, "use a positive number"),

@@ -17,6 +17,7 @@ from retort.files.in_turn import DTYPES, write_in_turn
 MADE = {
     "a": torch.arange(3, dtype=torch.uint8), "b": torch.randn(5, 3).T, "c": torch.tensor(True), "d": torch.empty(0),
     "e": torch.randn(7).to(torch.float8_e4m3fn), "f": torch.randn(2, 1, 3).bfloat16(), "ü": torch.arange(4),
+    "one of a column": torch.randn(4, 11)[:1, 5],
 }  # fmt: skip
 
 

@@ -149,7 +149,7 @@ TEXTS = [
     ("[" * 100_000, "nested too deep"),
     ('"' + "x" * MOST_BYTES + '"', "larger than"),
     (b"\xfa{}", "UTF-8"),
-    (b"PK\x03\x04", "no JSON"),
+    (b"PK\x03\x04", "no plain text"),
 ]
 
 
