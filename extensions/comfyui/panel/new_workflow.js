@@ -36,6 +36,12 @@ async function begin(run) {
   return { add, base, embedded };
 }
 
+/** The whole workflow in view. Where nodes lie is known once they have been drawn. */
+async function shown() {
+  for (let frames = 0; frames < 2; frames++) await new Promise(requestAnimationFrame);
+  await app.extensionManager.command.execute("Comfy.Canvas.FitView");
+}
+
 /** run: an entry of /retort/runs that has a LoRA. */
 export async function openLora(run) {
   const { add, base, embedded } = await begin(run);
@@ -49,7 +55,7 @@ export async function openLora(run) {
     show.setSize([420, 420]);
     join(sample(model, y), 0, show, "images");
   }
-  await app.extensionManager.command.execute("Comfy.Canvas.FitView");
+  await shown();
 }
 
 /** The checkpoints of a run at several strengths in one sheet. run: an entry of /retort/runs. */
@@ -67,7 +73,7 @@ export async function openGrid(run) {
   join(sampler, 0, grid, "sampler");
   join(levels, 0, grid, "sigmas");
   join(latent, 0, grid, "latent");
-  await app.extensionManager.command.execute("Comfy.Canvas.FitView");
+  await shown();
 }
 
 /** An empty latent of the training's size. */
