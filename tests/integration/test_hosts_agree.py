@@ -123,8 +123,8 @@ def test_a_photograph_of_ones_own_is_restored(server):
     prompt = prompt_of(WORKFLOWS / f"{snapshots.RESTORES}.json")
     (photograph,) = (key for key, node in prompt.items() if node["class_type"] == "RetortDemoPhotograph")
     own = {"class_type": "LoadImage", "inputs": {"image": "example.png"}}
-    # The photograph that comes with Retort, 451 x 300 before it is halved, and then one's own.
-    for size, node in (((450, 300), prompt[photograph]), ((96, 72), own)):
+    # The photograph that comes with Retort, 451 x 300 before core halves it to 226 x 150, and then one's own.
+    for size, node in (((452, 300), prompt[photograph]), ((96, 72), own)):
         history = server.run({**prompt, photograph: node})
         assert history["status"]["status_str"] == "success", history["status"]
         made = max((server.base / "output" / "retort").glob("restore_photograph*.png"))
