@@ -59,7 +59,6 @@ class Outer:
         assert sampler.made is not None
         return sampler.made
 
-
     def _rows(self, latents: Tensor) -> Tensor:
         return latents.repeat(self.many, *(1,) * (latents.ndim - 1)) if self.many > 1 else latents
 

@@ -18,8 +18,10 @@ export class View {
   constructor(does, picture) {
     Object.assign(this, { does, picture, shown: undefined, since: 0, mark: null, cells: [] });
     this.root = make("div", does.blind ? "retort-picker retort-blind" : "retort-picker", { tabIndex: 0 });
-    // ComfyUI takes Ctrl+Z for the graph before any element hears of it, unless a text field has the focus.
+    // ComfyUI takes Ctrl+Z for the graph before any element hears of it, unless a text field has the focus: by its type
+    // to older pages, and by whether it can be edited to newer ones.
     this.root.type = "textarea";
+    Object.defineProperty(this.root, "isContentEditable", { value: true });
     this.root.setAttribute("role", "application");
     this.root.setAttribute("aria-roledescription", "preference picker");
     this.prompt = make("div", "retort-picker-prompt");
