@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..files import texts
 from ..hosts.api import compare, host, io, ui
 from ..preferences import tickets
@@ -11,6 +13,28 @@ from .preference import ALIASES as PREFERENCE_ALIASES
 from .preference import CATEGORY as PREFERENCE
 from .preference import set_folder
 from .rewards import ALIASES, CATEGORY, REWARD
+
+
+def _models(decodes: str) -> list[Any]:
+    """What is compared. decodes: the VAE's tooltip."""
+    return [
+        io.Model.Input("base", tooltip="The model as it was."),
+        io.Model.Input("tuned", tooltip="The same with the LoRA, or another model of the same latents."),
+        io.Clip.Input("clip", tooltip="Text encoder of the prompts, for both."),
+        io.Vae.Input("vae", tooltip=decodes),
+    ]
+
+
+def _sampling(prompts: str) -> list[Any]:
+    """How both are sampled, and on what. prompts: their tooltip."""
+    return [
+        io.Sampler.Input("sampler", tooltip="How both sample, from KSamplerSelect or another."),
+        io.Sigmas.Input("sigmas", tooltip="The schedule of both, down to 0."),
+        io.Latent.Input("latent", tooltip="An empty latent, for the size of the pictures."),
+        io.String.Input("prompts", default="", multiline=True, tooltip=prompts),
+        io.String.Input("negative", default="", multiline=True, tooltip="What guidance compares with."),
+        io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance; 1 is none."),
+    ]
 
 
 class RetortCompareModels(CheckedNode):
@@ -29,19 +53,9 @@ class RetortCompareModels(CheckedNode):
             search_aliases=[*ALIASES, "compare", "win rate", "a/b test", "evaluate lora", "before after"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("base", tooltip="The model as it was."),
-                io.Model.Input("tuned", tooltip="The same with the LoRA, or another model of the same latents."),
-                io.Clip.Input("clip", tooltip="Text encoder of the prompts, for both."),
-                io.Vae.Input("vae", tooltip="Decodes what the reward looks at."),
+                *_models("Decodes what the reward looks at."),
                 REWARD.Input("reward", tooltip="Who judges, from Reward or Combine Rewards."),
-                io.Sampler.Input("sampler", tooltip="How both sample, from KSamplerSelect or another."),
-                io.Sigmas.Input("sigmas", tooltip="The schedule of both, down to 0."),
-                io.Latent.Input("latent", tooltip="An empty latent, for the size of the pictures."),
-                io.String.Input("prompts", default="", multiline=True, tooltip="One prompt in each line."),
-                io.String.Input("negative", default="", multiline=True, tooltip="What guidance compares with."),
-                io.Float.Input(
-                    "cfg", default=4.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance; 1 is none."
-                ),
+                *_sampling("One prompt in each line."),
                 io.Int.Input(
                     "per_prompt", default=4, min=1, max=1024, tooltip="Pictures of each prompt, sampled together."
                 ),
@@ -100,21 +114,8 @@ class RetortBlindTest(CheckedNode):
             ],
             is_output_node=True,
             inputs=[
-                io.Model.Input("base", tooltip="The model as it was."),
-                io.Model.Input("tuned", tooltip="The same with the LoRA, or another model of the same latents."),
-                io.Clip.Input("clip", tooltip="Text encoder of the prompts, for both."),
-                io.Vae.Input("vae", tooltip="Decodes what you look at."),
-                io.Sampler.Input("sampler", tooltip="How both sample, from KSamplerSelect or another."),
-                io.Sigmas.Input("sigmas", tooltip="The schedule of both, down to 0."),
-                io.Latent.Input("latent", tooltip="An empty latent, for the size of the pictures."),
-                io.String.Input(
-                    "prompts", default="", multiline=True,
-                    tooltip="One prompt in each line, best others than those that were trained on.",
-                ),
-                io.String.Input("negative", default="", multiline=True, tooltip="What guidance compares with."),
-                io.Float.Input(
-                    "cfg", default=4.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance; 1 is none."
-                ),
+                *_models("Decodes what you look at."),
+                *_sampling("One prompt in each line, best others than those that were trained on."),
                 io.Int.Input(
                     "per_prompt", default=2, min=1, max=64, tooltip="Pairs of each prompt, sampled together."
                 ),

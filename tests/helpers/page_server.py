@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,19 +17,27 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DRIVER = REPOSITORY / "tests" / "integration" / "page_driver.py"
 
 
-@pytest.fixture(scope="module")
-def app(started, tmp_path_factory):
-    """A server of this module's own, since it is stopped and started again."""
-    base = tmp_path_factory.mktemp("page")
+@contextmanager
+def serving(started, base, **packs):
+    """A server of a folder with the plugin, and further packs of one file by their names."""
     (base / "models" / "loras").mkdir(parents=True)
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / "retort").symlink_to(REPOSITORY)
+    for name, text in packs.items():
+        (base / "custom_nodes" / f"{name}.py").write_text(text, encoding="utf-8")
     running = started(base)
     try:
         running.wait()
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture(scope="module")
+def app(started, tmp_path_factory):
+    """A server of this module's own, since it is stopped and started again."""
+    with serving(started, tmp_path_factory.mktemp("page")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -59,17 +59,8 @@ LOAD = "async (prompt) => { await app.loadApiJson(prompt, 'tiny'); await app.que
 @pytest.fixture(scope="module")
 def app(started, tmp_path_factory):
     """A server with the plugin and the pack."""
-    base = tmp_path_factory.mktemp("families")
-    (base / "models" / "loras").mkdir(parents=True)
-    (base / "custom_nodes").mkdir()
-    (base / "custom_nodes" / "tiny_family.py").write_text(PACK, encoding="utf-8")
-    (base / "custom_nodes" / "retort").symlink_to(page_server.REPOSITORY)
-    running = started(base)
-    try:
-        running.wait()
+    with page_server.serving(started, tmp_path_factory.mktemp("families"), tiny_family=PACK) as running:
         yield running
-    finally:
-        running.stop()
 
 
 def prompt(spelled, family):

@@ -7,13 +7,14 @@ import torch
 
 pytest.importorskip("peft")
 
+from random_loras import random_loras  # noqa: E402
+
 from retort.graphs.core.sampling import grid  # noqa: E402
 from retort.hosts import api
 from retort.hosts.headless.model import Lora  # noqa: E402
 from retort.hosts.headless.samplers import StandardSampler  # noqa: E402
 from retort.hosts.rewards import kinds as rewards  # noqa: E402
 from retort.nodes.compare import RetortCompareModels  # noqa: E402
-from retort.trainers.adapters import LoraConfig  # noqa: E402
 
 PROMPTS = "a blue seven on yellow paper\n\na thin red two"
 
@@ -22,13 +23,8 @@ PROMPTS = "a blue seven on yellow paper\n\na thin red two"
 def parts(request):
     """model, the same with a random LoRA, clip, vae."""
     model, clip, vae = api.host.embedded(request.param)
-    denoiser = api.host.trainable(model)
-    denoiser.adapters.add("student", LoraConfig(rank=2), 0)
-    for key, weight in denoiser.adapters.parameters("student").items():
-        if "lora_B" in key:
-            torch.nn.init.normal_(weight, std=0.05, generator=torch.Generator().manual_seed(0))
-    lora = Lora("random", denoiser.to_file(denoiser.adapters.lora("student")), 1.0)
-    return model, model.with_lora(lora), clip, vae
+    (lora,) = random_loras(model, 1)
+    return model, model.with_lora(Lora("random", lora, 1.0)), clip, vae
 
 
 def run(parts, base, tuned, reward=None, **given):

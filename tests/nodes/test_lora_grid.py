@@ -7,12 +7,13 @@ import torch
 
 pytest.importorskip("peft")
 
+from random_loras import random_loras  # noqa: E402
+
 from retort.files.atomic import write_tensors  # noqa: E402
 from retort.graphs.core.sampling import grid  # noqa: E402
 from retort.hosts import api, lora_grid  # noqa: E402
 from retort.hosts.headless.samplers import StandardSampler  # noqa: E402
 from retort.nodes.lora_grid import RetortLoraGrid  # noqa: E402
-from retort.trainers.adapters import LoraConfig  # noqa: E402
 from retort.trainers.loop import STATE  # noqa: E402
 
 PROMPT = "a blue seven on yellow paper"
@@ -22,15 +23,7 @@ PROMPT = "a blue seven on yellow paper"
 def parts(request):
     """model, clip, vae, and two LoRAs' tensors."""
     model, clip, vae = api.host.embedded(request.param)
-    denoiser = api.host.trainable(model)
-    denoiser.adapters.add("student", LoraConfig(rank=2), 0)
-    loras = []
-    for seed in range(2):
-        for key, weight in denoiser.adapters.parameters("student").items():
-            if "lora_B" in key:
-                torch.nn.init.normal_(weight, std=0.05, generator=torch.Generator().manual_seed(seed))
-        loras.append({key: w.clone() for key, w in denoiser.to_file(denoiser.adapters.lora("student")).items()})
-    return model, clip, vae, loras
+    return model, clip, vae, random_loras(model, 2)
 
 
 @pytest.fixture
