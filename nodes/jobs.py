@@ -26,6 +26,7 @@ from .training_inputs import (
     image_inputs,
     late_inputs,
     method_input,
+    other_expert_input,
     reference_input,
     sources,
 )
@@ -96,6 +97,7 @@ class RetortTrainingJob(CheckedNode):
                 *image_inputs(),
                 *late_inputs(experts=True),
                 reference_input(),
+                other_expert_input(),
             ],
             outputs=[
                 io.String.Output(id="run", display_name="run", tooltip="For Job Result and Loss Chart."),
@@ -141,7 +143,8 @@ class RetortTrainingJob(CheckedNode):
         status = _status(run)
         if status is None or not status.going:
             starter.write_job(
-                host, folder, settings["model"], request, settings.get("vae"), "" if start == NOTHING else start
+                host, folder, settings["model"], request, settings.get("vae"), "" if start == NOTHING else start,
+                settings.get("other_expert"),
             )
             host.make_room()  # the job is another process, and would find only what is left
             starter.start(folder, host.job_arguments(), processes)

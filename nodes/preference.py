@@ -25,7 +25,7 @@ from .inputs import completed, number, schema
 from .rewards import REWARD
 from .training import CATEGORY as TRAINING
 from .training import NOTHING, TRAINER_ALIASES, TrainingNode, check_settings, config_of, outputs, run
-from .training_inputs import common_inputs, image_inputs, late_inputs, method_input
+from .training_inputs import common_inputs, image_inputs, late_inputs, method_input, other_expert_input
 
 CATEGORY = "model/preference/retort"
 ALIASES = ["retort", "preference", "dpo", "pick-a-pic", "taste", "rlhf", "pairs", "ranking"]
@@ -381,6 +381,7 @@ class RetortTrainPreference(TrainingNode):
                 *common_inputs("my_preference", 500, 16, fake=False, prompts=False),
                 *image_inputs(),
                 *late_inputs(experts=True),
+                other_expert_input(),
             ],
             outputs=outputs(),
         )
@@ -394,14 +395,16 @@ class RetortTrainPreference(TrainingNode):
     def execute(cls, **given):
         settings = completed(cls, given)
         request, problems = asked(settings)
-        return run(settings["model"], request, settings.get("vae"), problems)
+        return run(settings["model"], request, settings.get("vae"), problems, other=settings.get("other_expert"))
 
 
 def check_pairs(given: Asked) -> None:
     """What a training on pairs demands. ValueError says what is missing, or cannot be."""
     if not (given.connected("pairs") and given.connected("clip")):
         raise ValueError(f"{given['method']['method']} learns from pairs for their prompts: connect `pairs` and `clip`")
-    check_settings(given)
+    config = check_settings(given)
+    if config is not None:
+        training.refuse_other_expert(config, given.connected("other_expert"))
 
 
 def asked(given: dict[str, Any]) -> tuple[training.Request, list[str]]:

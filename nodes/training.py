@@ -27,6 +27,7 @@ from .training_inputs import (
     image_inputs,
     late_inputs,
     method_input,
+    other_expert_input,
     reference_input,
     sources,
     training_settings,
@@ -69,7 +70,12 @@ def trainer_schema(
         search_aliases=[*TRAINER_ALIASES, *aliases],
         is_input_list=True,
         is_output_node=True,
-        inputs=[*inputs, *late_inputs(sound, experts), *([reference_input()] if references else [])],
+        inputs=[
+            *inputs,
+            *late_inputs(sound, experts),
+            *([reference_input()] if references else []),
+            *([other_expert_input()] if experts else []),
+        ],
         outputs=outputs(),
         **facts,
     )
@@ -154,6 +160,7 @@ def check_training(given: Asked, method: str = "") -> None:
     training.refuse_rewards(kind.name, reward, given.connected("reward_2"), given.connected("vae"), typed)
     if config is None:
         return
+    training.refuse_other_expert(config, given.connected("other_expert"))
     refusal = kind.objective.reward_refusal(config.objective)
     if refusal and not reward:
         raise ValueError(refusal)
@@ -205,8 +212,8 @@ def read(
 def train(node: type[io.ComfyNode], given: dict[str, Any], method: str = "") -> io.NodeOutput:
     """Train here and now, whichever node asked; see `read`."""
     settings, request = read(node, given, method)
-    vae, reward, second = (settings.get(name) for name in ("vae", "reward", "reward_2"))
-    return run(settings["model"], request, vae, reward=reward, second=second)
+    vae, reward, second, other = (settings.get(name) for name in ("vae", "reward", "reward_2", "other_expert"))
+    return run(settings["model"], request, vae, reward=reward, second=second, other=other)
 
 
 class TrainingNode(CheckedNode):
@@ -227,11 +234,13 @@ class TrainingNode(CheckedNode):
 
 def run(
     model: Any, request: training.Request, vae: Any, problems: Sequence[str] = (), reward: Any = None,
-    second: Any = None,
+    second: Any = None, other: Any = None,
 ) -> io.NodeOutput:  # fmt: skip
     """Train what is asked for; problems: what the node shows of data that were left out."""
     watcher = training.HostWatcher(host, request.config.training.steps)
-    result = training.run_in_node(host, model, request, watcher=watcher, vae=vae, reward=reward, second=second)
+    result = training.run_in_node(
+        host, model, request, watcher=watcher, vae=vae, reward=reward, second=second, other=other
+    )
     assert result.path is not None
     # The page shows the run on the node, also where another node gives its name.
     ended = f" of {request.config.training.steps}, stopped: {result.stopped}" if result.stopped else ""

@@ -109,6 +109,15 @@ def late_inputs(sound: bool = True, experts: bool = False) -> list:
     return own + [input_of(declared(FlowMatchingConfig)[name]) for name in EXPERTS if experts]
 
 
+def other_expert_input() -> Any:
+    """The network beside the one that is trained."""
+    return io.Model.Input(
+        "other_expert",
+        optional=True,
+        tooltip="Wan 2.2 A14B: the other of its two networks; previews are then sampled by both.",
+    )
+
+
 def reference_input() -> Any:
     """What an edit model is shown."""
     return io.Latent.Input(

@@ -27,7 +27,10 @@ Starter = Literal["comfyui", "headless"]
 
 @dataclass(frozen=True)
 class Job:
-    """A job file. name: of the LoRA. start: a LoRA in the loras folder that the student begins as ("" = none)."""
+    """A job file. name: of the LoRA. start: a LoRA in the loras folder that the student begins as ("" = none).
+
+    other_expert: of two networks the one that is not trained, which samples its levels of the previews.
+    """
 
     name: str
     config: RunConfig
@@ -35,6 +38,7 @@ class Job:
     vae: Vae | None = None
     start: str = ""
     started_by: Starter = "headless"
+    other_expert: Base | None = None
 
     def __post_init__(self) -> None:
         checked_name(self.name)
@@ -53,6 +57,7 @@ class Job:
             "base": self.base.to_json(),
             "vae": None if self.vae is None else self.vae.to_json(),
             "start": self.start,
+            **({} if self.other_expert is None else {"other_expert": self.other_expert.to_json()}),
             **self.config.to_json(),
         }
 
@@ -61,7 +66,10 @@ class Job:
         """A job from JSON values. ValueError names the field that is unknown, missing or wrong."""
         if not isinstance(values, Mapping):
             raise ValueError(f"{JOB} must hold an object with names and values")
-        known = ("format", "name", "started_by", "base", "vae", "start", "method", "objective", "training", "lora")
+        known = (
+            "format", "name", "started_by", "base", "vae", "start", "other_expert", "method", "objective", "training",
+            "lora",
+        )  # fmt: skip
         unknown = [str(k)[:80] for k in values if k not in known]
         if unknown:
             raise ValueError(f"{unknown[0]} is not part of a job; it has {', '.join(known)}")
@@ -74,12 +82,13 @@ class Job:
         for key, value in texts.items():
             if not isinstance(value, str):
                 raise ValueError(f"{key} must be a text, got {value!r:.80}")
-        vae = values.get("vae")
+        vae, other = values.get("vae"), values.get("other_expert")
         return cls(
             **texts,
             config=read_config({k: values[k] for k in ("method", "objective", "training", "lora") if k in values}),
             base=read_base(values["base"]),
             vae=None if vae is None else read(Vae, vae, "vae"),
+            other_expert=None if other is None else read_base(other, "other_expert"),
         )
 
     @classmethod

@@ -107,15 +107,15 @@ class Vae:
         return {k: v for k, v in dataclasses.asdict(self).items() if v}
 
 
-def read_base(values: Any) -> Base:
-    """A Base from JSON values. ValueError names the field."""
+def read_base(values: Any, where: str = "base") -> Base:
+    """A Base from JSON values. ValueError names the field, which is that of a job."""
     if not isinstance(values, Mapping):
         raise ValueError(
-            f"base must be an object such as {{'kind': 'embedded', 'variant': 'flow'}}, got {values!r:.60}"
+            f"{where} must be an object such as {{'kind': 'embedded', 'variant': 'flow'}}, got {values!r:.60}"
         )
     loras = values.get("loras", [])
     if not isinstance(loras, list):
-        raise ValueError("base.loras must be a list")
-    plain = read(Base, {k: v for k, v in values.items() if k != "loras"}, "base")
-    applied = tuple(read(AppliedLora, lora, f"base.loras[{i}]") for i, lora in enumerate(loras[: MOST_LORAS + 1]))
+        raise ValueError(f"{where}.loras must be a list")
+    plain = read(Base, {k: v for k, v in values.items() if k != "loras"}, where)
+    applied = tuple(read(AppliedLora, lora, f"{where}.loras[{i}]") for i, lora in enumerate(loras[: MOST_LORAS + 1]))
     return dataclasses.replace(plain, loras=applied)

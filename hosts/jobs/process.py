@@ -87,7 +87,8 @@ def _train(host: Host, folder: Path, job: Job, watcher: Watcher, reducer: Reduce
     vae = None if job.vae is None else host.load_vae(job.vae)
     start, recipe = start_of(host, job.start) if job.start else (None, "")
     request = Request(job.name, job.config, dataset, start, recipe)
-    result = run(host, model, request, watcher=watcher, vae=vae, folder=folder, reducer=reducer)
+    other = None if job.other_expert is None else host.load_base(job.other_expert, folder)
+    result = run(host, model, request, watcher=watcher, vae=vae, other=other, folder=folder, reducer=reducer)
     return "" if result.path is None else result.path.name
 
 

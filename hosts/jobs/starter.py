@@ -25,11 +25,14 @@ from ..training.run import Request
 MOST_PROCESSES = 1024
 
 
-def write_job(host: Host, folder: Path, model: MODEL, request: Request, vae: VAE = None, start: str = "") -> Job:
+def write_job(
+    host: Host, folder: Path, model: MODEL, request: Request, vae: VAE = None, start: str = "", other: MODEL = None
+) -> Job:
     """Write a run down as a job in its folder, the base by name, or merged beside it where it has none.
 
-    start: name in the loras folder of what the student begins as. ValueError for a model that another process cannot be
-    told of, and while a process works in the folder; OSError where it cannot be written.
+    start: name in the loras folder of what the student begins as. other: the expert that is not trained. ValueError for
+    a model that another process cannot be told of, and while a process works in the folder; OSError where it cannot be
+    written.
     """
     dataset: Dataset = request.dataset
     # Before a base is merged, which takes long and leaves a large file.
@@ -47,7 +50,10 @@ def write_job(host: Host, folder: Path, model: MODEL, request: Request, vae: VAE
         raise ValueError(
             "vae: the job encodes pictures, and no file names this VAE: connect one from Load VAE or Load Checkpoint"
         )
-    job = Job(request.name, request.config, base, decoder, start, host.NAME)
+    expert = None if other is None else host.describe_base(other)
+    if other is not None and expert is None:
+        raise ValueError("other_expert: no file names this model: connect Load Diffusion Model, and LoRAs")
+    job = Job(request.name, request.config, base, decoder, start, host.NAME, expert)
     job.save(folder, dataset)
     return job
 

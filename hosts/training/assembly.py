@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...models.layouts.lora_names import Note
 from ...restoration.perceptual import feature_distance
@@ -17,13 +18,14 @@ from ...rewards.contract import Reward
 from ...rewards.scoring import score
 from ...sampling.parts import Latent, Parts, Shape, each_of, first_of, several, shape_of
 from ...trainers.adapters import LoraConfig
+from ...trainers.checkpointing import units
 from ...trainers.config import RunConfig
 from ...trainers.data import Data
 from ...trainers.dataset import Dataset, Entry
 from ...trainers.decoder import Decoder
 from ...trainers.methods import METHODS
 from ...trainers.objectives.parts.contract import LOSER, STRENGTH, Batch, Draws, Objective, Tools
-from ..contract import VAE, Host
+from ..contract import MODEL, VAE, Host
 from ..rewards.kinds import perceptual_network
 from .denoiser import HostDenoiser
 
@@ -118,8 +120,9 @@ def encode(denoiser: HostDenoiser, dataset: Dataset, sound_weight: float = 1.0) 
 class Assembly:
     """A run's objective with its adapters, and then its data.
 
-    rewards: one, and for some methods a second. start: a LoRA that the student begins as. The networks that the
-    objective's tools look with are made with the data, when the base has its place.
+    rewards: one, and for some methods a second. start: a LoRA that the student begins as. other: the expert that is not
+    trained, see `Tools`; ValueError for one that does not belong to the network. The networks that the objective's
+    tools look with are made with the data, when the base has its place.
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class Assembly:
         vae: VAE,
         rewards: Sequence[Reward | None] = (),
         start: dict[str, Tensor] | None = None,
+        other: MODEL = None,
     ):
         self._host, self._denoiser, self._vae = host, denoiser, vae
         self._sound_weight = config.training.sound_weight
@@ -142,7 +146,11 @@ class Assembly:
         )
         self._decoder: Decoder | None = None
         self._eye: Any = None
-        tools = Tools(reward, second, None if self._network is None else self._feature_distance)
+        distance = None if self._network is None else self._feature_distance
+        if other is not None:
+            with asked(host, other, config) as expert:
+                refuse_stranger(denoiser, expert)
+        tools = Tools(reward, second, distance, None if other is None else partial(asked, host, other, config))
         self.objective = kind(config.objective, denoiser, tools)
         add_adapters(denoiser, config, self.objective, start, partial(host.say, warn=True))
 
@@ -177,6 +185,36 @@ class Assembly:
         with torch.no_grad():
             wanted = seen(clean)
         return feature_distance(seen(x0), wanted)
+
+
+@contextmanager
+def asked(host: Host, model: MODEL, config: RunConfig) -> Iterator[HostDenoiser]:
+    """A MODEL that is not trained, for as long as it is asked; on a card all of its blocks are streamed."""
+    try:
+        denoiser = host.trainable(model, precision(config))
+    except ValueError as error:
+        raise ValueError(f"other_expert: {error}") from error
+    try:
+        denoiser.place(0 if host.free_memory() is None else len(units(denoiser.network)), host.pin, host.unpin)
+        yield denoiser
+    finally:
+        denoiser.release()
+
+
+def refuse_stranger(denoiser: HostDenoiser, other: HostDenoiser) -> None:
+    """ValueError for an expert that cannot go on where another ends: of other coordinates, or another kind."""
+
+    def build(network: nn.Module) -> dict[str, tuple[int, ...]]:
+        # Matrices may be stored in any way.
+        return {name: tuple(p.shape) for name, p in network.named_parameters() if p.ndim != 2 and "lora_" not in name}
+
+    mine, its = build(denoiser.network), build(other.network)
+    same_path = (denoiser.path, denoiser.prediction) == (other.path, other.prediction)
+    if not same_path or {*mine.values()} != {*its.values()}:
+        raise ValueError(
+            f"other_expert is no network of the same build as model ({other.architecture} and {denoiser.architecture}):"
+            " connect the other of the two files, such as Wan 2.2's low noise beside its high noise"
+        )
 
 
 def latent_reward(

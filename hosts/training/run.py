@@ -24,6 +24,7 @@ from ...models.layouts.lora_state import alphas_of, with_alphas
 from ...rewards.contract import Reward, require_differences
 from ...sampling.parts import first_of
 from ...sampling.presets import Preset
+from ...sampling.settings import declared
 from ...trainers import recipes
 from ...trainers.checkpointing import units
 from ...trainers.config import RunConfig
@@ -102,21 +103,23 @@ def run(
     vae: VAE = None,
     reward: Reward | None = None,
     second: Reward | None = None,
+    other: MODEL = None,
     folder: Path | None = None,
     reducer: Reducer | None = None,
     hand_out: bool = False,
 ) -> Result:
     """Train, and return when the LoRA is written and found to change the model's output.
 
-     second: another reward, which AlignProp balances with the first. folder: the run's
-    own (default: the host's, by name). hand_out: a stop gives the LoRA so far, under a name with its steps, where
-    there is one. Raises what `trainers.loop.Trainer` does, ValueError for settings and data that
-    cannot go together.
+    second: another reward, which AlignProp balances with the first. other: the expert that is not trained, of two that
+    share the levels; previews are sampled by both. folder: the run's own (default: the host's, by name). hand_out: a
+    stop gives the LoRA so far, under a name with its steps, where there is one. Raises what `trainers.loop.Trainer`
+    does, ValueError for settings and data that cannot go together.
     """
     name = checked_name(request.name)
     folder = folder or host.runs_folder() / name
     inside(folder).refuse_links()
     config = request.config
+    refuse_other_expert(config, other is not None)
     refuse_rewards(
         config.method, reward is not None, second is not None, vae is not None, bool(request.dataset.prompts)
     )
@@ -134,7 +137,7 @@ def run(
         truth = Truth(denoiser.device)  # whose network is not there yet
         with given_back(denoiser.device, weights(denoiser.network)):
             try:
-                assembly = Assembly(host, denoiser, config, vae, (reward, second), request.start)
+                assembly = Assembly(host, denoiser, config, vae, (reward, second), request.start, other)
                 forecast = place(host, denoiser, config, forecast)
                 if forecast is not None:
                     watcher.says(f"memory: {forecast.plan}")
@@ -321,6 +324,16 @@ def place(host: Host, denoiser: HostDenoiser, config: RunConfig, forecast: Forec
 def refuse_other_settings(host: Host, name: str, config: RunConfig) -> None:
     """ValueError for a name that no file can have, and for that of a run which was started with other settings."""
     refuse_other(inside(host.runs_folder() / checked_name(name)) / STATE, config)
+
+
+def refuse_other_expert(config: RunConfig, connected: bool) -> None:
+    """ValueError for a second network where the settings train no expert."""
+    if connected and getattr(config.objective, "expert", "whole") == "whole":
+        able = ", ".join(name for name, each in METHODS.items() if "expert" in declared(each.config))
+        raise ValueError(
+            f"other_expert: {config.method} trains a network of all levels here; set `expert` to high noise or low "
+            f"noise, which {able} have, or disconnect it"
+        )
 
 
 def refuse_rewards(method: str, reward: bool, second: bool, vae: bool, prompts: bool) -> None:

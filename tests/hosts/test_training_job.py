@@ -338,3 +338,32 @@ def test_a_job_in_the_file_is_what_the_node_said(made, request_for):
     _, _, request = request_for()
     found = Job.load(folder)
     assert found.config == request.config and found.started_by == "headless" and found.vae.variant == "flow"
+
+
+@pytest.mark.parametrize("expert", ["high noise", "low noise"])
+def test_a_jobs_preview_is_drawn_by_both_experts_as_the_nodes_is(request_for, expert):
+    """And it is neither what one of them draws alone, nor what the trained one draws of all levels."""
+    model, vae, plain = request_for("alone", steps=1, preview_every=1)
+    objective = {"steps": 4, "expert": expert, "boundary": 0.6}
+    request = replace(plain, config=read_config({**plain.config.to_json(), "objective": objective}))
+    lora = min((loader.FOLDER / "loras").glob("digits_flow_*.safetensors"))
+    from retort.graphs.core.loaders import LoraLoaderModelOnly
+
+    other = LoraLoaderModelOnly.execute(model, lora.name, 1.0).args[0]
+    drawn = []
+    for name, second in (("alone", None), ("node", other), ("job", other)):
+        folder = host.runs_folder() / name
+        one = replace(request, name=name)
+        if name == "job":
+            starter.write_job(host, folder, model, one, vae, other=second)
+            assert Job.load(folder).other_expert.loras[0].file == lora.name
+            assert run_job(host, folder).state == "finished"
+        else:
+            training.run(host, model, one, watcher=Silent(), vae=vae, other=second)
+        drawn.append((folder / "previews" / "step_0000001.png").read_bytes())
+    assert drawn[1] == drawn[2] and drawn[1] != drawn[0]
+    with pytest.raises(ValueError, match="other_expert: no file names this model"):
+        strange = other.with_sampling(DiscreteSchedule(), VE, "eps")
+        starter.write_job(host, host.runs_folder() / "strange", model, request, vae, other=strange)
+    with pytest.raises(ValueError, match="of the same build as model"):
+        training.run(host, model, replace(request, name="strange"), watcher=Silent(), vae=vae, other=strange)

@@ -420,3 +420,82 @@ def test_a_search_of_two_networks_goes_on_from_its_file_with_both(ours, pair, se
     _, one, again, _ = searched("wan", pair("wan")[0], None)
     with pytest.raises(ValueError, match="begun with one; disconnect it"):
         again(one, second)
+
+
+@pytest.fixture
+def told(ours, tiny):
+    """Two videos of two prompts, and the empty prompt: what a training is given."""
+    _, positive, negative, _ = tiny("wan")
+    rows = torch.randn(2, 16, 2, 8, 8, generator=torch.Generator().manual_seed(4))
+    return ours("trainers.dataset").Dataset(
+        [tuple(positive[0]), tuple(negative[0])], [], tuple(negative[0]), list(rows)
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("expert", ["high noise", "low noise"])
+def test_a_trainings_preview_is_what_both_networks_draw(comfy, ours, tiny, pair, told, expert, batch):
+    """As core's two KSamplerAdvanced from equal noise: a new LoRA changes nothing. Both MODELs stay as they were."""
+    pytest.importorskip("peft")
+    high, low = (_sd3(model, 5.0) for model in pair("wan"))
+    _, positive, negative, latent = tiny("wan", batch)
+    advanced = comfy.nodes.KSamplerAdvanced()
+
+    def drawn():
+        with torch.inference_mode():
+            begun = advanced.sample(
+                high, "enable", 7, 5, 4.0, "euler", "simple", positive, negative, latent, 0, 3, "enable"
+            )[0]  # fmt: skip
+            return advanced.sample(
+                low, "disable", 7, 5, 4.0, "euler", "simple", positive, negative, begun, 3, 10000, "disable"
+            )[0]["samples"]  # fmt: skip
+
+    host, expected = ours("hosts.comfyui.host").host, drawn()
+    config = ours("trainers.methods").read_config(
+        {"method": "flow", "objective": {"expert": expert, "boundary": 0.83, "steps": 5, "cfg": 4.0}}
+    )
+    model, other = (high, low) if expert == "high noise" else (low, high)
+    unit = comfy.sample.prepare_noise(latent["samples"], 7).float()
+    with host.training_session():
+        denoiser = host.trainable(model)
+        assembly = ours("hosts.training.assembly").Assembly(host, denoiser, config, None, other=other)
+        denoiser.place(0)
+        data = assembly.data(told)
+        cond, uncond = denoiser.join([data.conds[0]] * batch), denoiser.join([data.uncond] * batch)
+        with torch.no_grad(), denoiser.adapter("student"):
+            found = denoiser.latents_out(assembly.objective.sample(unit, cond, uncond))
+        denoiser.release()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    assert torch.equal(drawn(), expected)
+
+
+@pytest.mark.parametrize("expert", ["high noise", "low noise"])
+def test_a_training_node_draws_previews_with_both(comfy, ours, tiny, pair, node, recording, expert):
+    pytest.importorskip("peft")
+    high, low = (_sd3(model, 5.0) for model in pair("wan"))
+    model, other = (high, low) if expert == "high noise" else (low, high)
+    _, positive, negative, latent = tiny("wan")
+    latent = {"samples": latent["samples"] + 0.1}
+    given = {
+        "model": [model], "other_expert": [other], "positive": [positive], "negative": [negative],
+        "latents": [latent], "expert": [expert], "steps": [2], "preview_every": [2], "previews": [1], "rank": [2],
+        "name": [f"two_{expert[:3]}"], "batch_size": [1], "prompts": [""],
+    }  # fmt: skip
+    lora, losses, file, run = node("RetortTrainFlow", **given)
+    folder = ours("hosts.comfyui.host").host.runs_folder() / run
+    assert (folder / "previews" / "step_0000002.png").is_file() and len(losses["loss"]) == 2
+
+
+def test_a_network_that_is_no_expert_of_the_model_is_refused(comfy, tiny, pair, networks, node):
+    pytest.importorskip("peft")
+    high, _ = pair("wan")
+    _, positive, negative, latent = tiny("wan")
+    latent = {"samples": latent["samples"] + 0.1}
+    given = {
+        "model": [high], "other_expert": [networks("flow")], "positive": [positive], "negative": [negative],
+        "latents": [latent], "steps": [1], "rank": [2], "name": ["stranger"], "batch_size": [1], "prompts": [""],
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="other_expert: flow trains a network of all levels here; set `expert`"):
+        node("RetortTrainFlow", **given, expert=["whole"])
+    with pytest.raises(ValueError, match="other_expert is no network of the same build as model"):
+        node("RetortTrainFlow", **given, expert=["high noise"])

@@ -58,7 +58,9 @@ def test_a_job_comes_back_as_it_was(folder):
     assert job.vae == Vae("embedded", "flow")
     assert job.config.training == TrainingConfig(steps=7, learning_rate=1.0) and job.config.lora == LoraConfig(rank=3)
     assert job.config.objective.levels == "logit_normal"
-    assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
+    assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job and job.other_expert is None
+    two = replace(job, other_expert=Base("diffusion_model", file="low.safetensors", loras=(AppliedLora("y.sft"),)))
+    assert Job.from_json(json.loads(json.dumps(two.to_json()))) == two
     assert checked_folder(folder) == checked_folder(folder / JOB) == folder.resolve()
 
 
@@ -121,6 +123,9 @@ BAD = [
         "strength",
     ),
     (changed(base={"kind": "embedded", "variant": "flow", "loras": [{"file": "x.sft"}] * 99}), "base.loras"),
+    (changed(other_expert={"kind": "checkpoint", "file": "../a.safetensors"}), "leaves its folder"),
+    (changed(other_expert="flow"), "other_expert must be an object"),
+    (changed(other_expert={"kind": "hub"}), "other_expert.kind"),
     (changed(vae={"kind": "vae", "file": "x.pt"}), "vae.file"),
     (changed(vae="x"), "vae must be an object"),
     (changed(start="../x.safetensors"), "start"),

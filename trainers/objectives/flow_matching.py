@@ -12,12 +12,14 @@ weighs flow by sigma^2, eps by sigma^2 (213-fold at the top) and v by sigma^2 / 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ...sampling.between import handover
 from ...sampling.grids import simple
 from ...sampling.parts import own_level
 from ...sampling.settings import Settings, setting
@@ -30,8 +32,8 @@ from .parts.contract import (
     Objective,
     Tools,
     TrainableDenoiser,
+    euler_guided,
     mean_each,
-    sample_guided,
 )
 from .parts.registry import Method, register
 
@@ -50,7 +52,7 @@ class FlowMatchingConfig(Settings):
     max_weight: native only, the most that an error of x0 is magnified (1 / sigma^2 has no bound on flow).
     expert, boundary: which of two networks is trained that share the levels at a boundary, as Wan 2.2's do: the one of
     high noise has the boundary and what is above it, the other what is below. Draws are those of the whole range, given
-    that they fall into the expert's. steps: of the previews.
+    that they fall into the expert's. steps: of the previews, for which `Tools.other` is asked at the other's levels.
     """
 
     shown = ("loss_space", "levels", "cfg", "mean", "std", "max_weight", "aug_dim")
@@ -75,8 +77,9 @@ class FlowMatchingConfig(Settings):
     expert: Expert = setting("whole", advanced=True,
         help="Models of two networks, such as Wan 2.2 A14B: which of them this is. Only its levels are trained.",
         page="Models of two networks (Wan 2.2 A14B): which of them `model` is, so that only its levels are drawn. "
-        "*whole* is for all other models. Previews of *high noise* show what it has decided on at the boundary; those "
-        "of *low noise* are made by that network alone, which never learnt to begin.")
+        "*whole* is for all other models. With `other_expert` connected, previews are sampled by both. Without it "
+        "those of *high noise* show what it has decided on at the boundary, and those of *low noise* are made by that "
+        "network alone, which never learnt to begin.")
     boundary: float = setting(0.875, 0.001, 0.999, step=0.005, round=1e-3, advanced=True,
         help="Where the two networks meet: 0.875 for Wan 2.2 from text, 0.9 from a picture.",
         remedy="0.875 is Wan 2.2's from text, 0.9 from a picture")
@@ -164,11 +167,23 @@ class FlowMatching(Objective):
         yield Loss("student", each.mean(), {}, each, tuple(errors), sigma)
 
     def sample(self, noise: Tensor, cond: Cond, uncond: Cond) -> Tensor:
-        """Euler with guidance on the schedule's simple grid; without an empty prompt, without guidance."""
-        sigmas = simple(self.denoiser.schedule, self.config.steps).to(noise.device)
-        if self.config.expert == "high noise":
-            sigmas = torch.cat([sigmas[sigmas >= self.config.boundary], sigmas[-1:]])
-        return sample_guided(self.denoiser, sigmas, noise, cond, uncond, self.config.cfg)
+        """Euler with guidance on the schedule's simple grid; without an empty prompt, without guidance.
+
+        Of two experts each makes the steps from its own levels, where there is the other one.
+        """
+        config, denoiser = self.config, self.denoiser
+        sigmas = simple(denoiser.schedule, config.steps).to(noise.device)
+        first = handover(sigmas, config.boundary)
+        if config.expert == "high noise" and self.other is None:
+            sigmas = torch.cat([sigmas[:first], sigmas[-1:]])
+        x = denoiser.path.unit_start(sigmas[0], noise)
+        if config.expert == "whole" or self.other is None:
+            return euler_guided(denoiser, sigmas, x, cond, uncond, config.cfg)
+        for leg, expert in ((sigmas[: first + 1], "high noise"), (sigmas[first:], "low noise")):
+            if len(leg) > 1:
+                with nullcontext(denoiser) if expert == config.expert else self.other() as asked:
+                    x = euler_guided(asked, leg, x, cond, uncond, config.cfg)
+        return x
 
 
 def _place(level: Callable[[Tensor], Tensor], boundary: float) -> Tensor:

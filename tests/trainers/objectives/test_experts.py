@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from scipy import stats
 
+from retort.sampling.grids import simple
 from retort.sampling.path import FLOW, VE
 from retort.sampling.schedule import FlowSchedule, FluxSchedule
 from retort.trainers.objectives.dpo import DPO, DPOConfig
 from retort.trainers.objectives.flow_matching import FlowMatching, FlowMatchingConfig
-from retort.trainers.objectives.parts.contract import Draws
+from retort.trainers.objectives.parts.contract import Draws, Tools
 
 BOUNDARIES = (0.875, 0.9)
 COUNT = 4000
@@ -80,3 +83,62 @@ def test_high_noise_previews_end_at_the_boundary(affine, monkeypatch):
 def test_a_model_that_is_no_flow_has_no_experts(affine):
     with pytest.raises(ValueError, match="no flow: set it to whole"):
         FlowMatching(FlowMatchingConfig(expert="high noise"), affine(VE))
+
+
+class Fixed:
+    """The other expert: x0 = gain x + cond, and the levels that it was asked at."""
+
+    def __init__(self, path, gain):
+        self.path, self.gain, self.seen = path, gain, []
+
+    def predict_x0(self, x, sigma, cond):
+        self.seen.append(float(sigma[0]))
+        return self.gain * x + cond
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+@pytest.mark.parametrize("kind", ["images", "pairs"])
+@pytest.mark.parametrize("expert", ["high noise", "low noise"])
+def test_both_experts_sample_a_preview_where_both_are_there(affine, expert, kind, cfg):
+    """Against Euler's steps by hand, each network at its own levels, the other one let go after its leg."""
+    denoiser, entered = affine(FLOW), []
+    other = Fixed(FLOW, 0.25)
+
+    def own(x, sigma, cond):
+        return 0.6 * x - cond
+
+    denoiser.predict_x0 = own
+
+    @contextlib.contextmanager
+    def lent():
+        entered.append("in")
+        yield other
+        entered.append("out")
+
+    made, settings = (FlowMatching, FlowMatchingConfig) if kind == "images" else (DPO, DPOConfig)
+    config = settings(expert=expert, boundary=0.8, steps=7, cfg=cfg)
+    noise = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = made(config, denoiser, Tools(other=lent)).sample(noise, 0.3, -0.2)
+    assert entered == ["in", "out"]
+
+    sigmas, x = simple(denoiser.schedule, 7), noise.clone()
+    for level, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        high = float(level) >= 0.8
+        ask = own if high == (expert == "high noise") else Fixed(FLOW, 0.25).predict_x0
+        x0, without = (ask(x, level.view(1), told) for told in (0.3, -0.2))
+        x0 = x0 if cfg == 1 else without + cfg * (x0 - without)
+        x = x0 + (after / level) * (x - x0)
+    torch.testing.assert_close(found, x, rtol=1e-5, atol=1e-6)
+    side = [float(s) for s in sigmas[:-1] if (float(s) < 0.8) == (expert == "high noise")]
+    assert sorted(set(other.seen), reverse=True) == pytest.approx(side)
+
+
+def test_an_expert_with_all_of_a_previews_levels_makes_it_alone(affine):
+    denoiser, noise = affine(FLOW), torch.randn(2, 1, 4, 4)
+
+    def never():
+        raise AssertionError("the other expert has no level of this grid")
+
+    config = FlowMatchingConfig(expert="high noise", boundary=0.001, steps=4)
+    whole = FlowMatching(FlowMatchingConfig(steps=4), denoiser).sample(noise, None, None)
+    assert torch.equal(FlowMatching(config, denoiser, Tools(other=never)).sample(noise, None, None), whole)

@@ -233,12 +233,14 @@ class Tools:
     """What an objective is given beside the network; None is what a run has none of.
 
     reward, second: rewards of latents. features: the distance of decoded pictures, by the network that
-    `Objective.feature_network` names.
+    `Objective.feature_network` names. other: of two networks that share the levels, the one that is not trained, ready
+    to be asked within the context, by conditions of the network that is.
     """
 
     reward: LatentReward | None = None
     second: LatentReward | None = None
     features: FeatureDistance | None = None
+    other: Callable[[], AbstractContextManager[TrainableDenoiser]] | None = None
 
 
 Need = Literal["reward", "pictures", "comparisons"]
@@ -276,7 +278,7 @@ class Objective(ABC):
         self.config, self.denoiser = config, denoiser
         self.needs_latents, self.needs_uncond = self.asks_latents(config), self.asks_uncond(config)
         tools = tools or Tools()
-        self.reward, self.second, self.features = tools.reward, tools.second, tools.features
+        self.reward, self.second, self.features, self.other = tools.reward, tools.second, tools.features, tools.other
 
     @classmethod
     def asks_latents(cls, config: Any) -> bool:
@@ -467,10 +469,16 @@ def sample_guided(
     denoiser: TrainableDenoiser, sigmas: Tensor, noise: Tensor, cond: Cond, uncond: Cond, cfg: float
 ) -> Tensor:
     """x0 (B, ...) from unit noise: Euler on a grid (steps + 1,), with guidance where there is an empty prompt."""
+    return euler_guided(denoiser, sigmas, denoiser.path.unit_start(sigmas[0], noise), cond, uncond, cfg)
+
+
+def euler_guided(
+    denoiser: TrainableDenoiser, sigmas: Tensor, x: Tensor, cond: Cond, uncond: Cond, cfg: float
+) -> Tensor:
+    """x (B, ...) at the last level of a grid (steps + 1,) from x at its first; see `sample_guided`."""
     cfg = 1.0 if uncond is None else cfg
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
         return guided(denoiser, x, sigma, cond, uncond, cfg)
 
-    start = denoiser.path.unit_start(sigmas[0], noise)
-    return sample_euler(model, start, sigmas, disable=True, path=denoiser.path)
+    return sample_euler(model, x, sigmas, disable=True, path=denoiser.path)

@@ -65,7 +65,7 @@ class PairObjective(Objective):
 
     def __init__(self, config: PairConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):
         super().__init__(config, denoiser, tools)
-        self._matching = FlowMatching(config.matching(), denoiser)
+        self._matching = FlowMatching(config.matching(), denoiser, tools)
 
     def prepare(self, samples: Iterable[Batch]) -> None:
         """See that the data are pairs, before anything is computed."""
