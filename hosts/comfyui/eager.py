@@ -8,22 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from importlib import import_module
 
 import comfy_kitchen
-from comfy_kitchen.backends.eager import adaln, rope
 
 
-def _twins(module: ModuleType) -> dict[str, object]:
-    """Public functions of comfy_kitchen that a module of its eager backend has under the same name."""
-    return {name: vars(module)[name] for name in comfy_kitchen.__all__ if name in vars(module)}
+def _twins(*modules: str) -> dict[str, object]:
+    """Public functions of comfy_kitchen that modules of its eager backend have under the same name."""
+    # By import_module, since the backend has a function of the name of its module adaln.
+    found = [vars(import_module(f"comfy_kitchen.backends.eager.{name}")) for name in modules]
+    return {name: each[name] for each in found for name in comfy_kitchen.__all__ if name in each}
 
 
 @contextmanager
 def differentiable() -> Iterator[None]:
     """Within it comfy_kitchen's positions and norms have gradients."""
-    before = {name: vars(comfy_kitchen)[name] for name in (*_twins(rope), *_twins(adaln))}
-    vars(comfy_kitchen).update(_twins(rope) | _twins(adaln))
+    twins = _twins("rope", "adaln")
+    before = {name: vars(comfy_kitchen)[name] for name in twins}
+    vars(comfy_kitchen).update(twins)
     try:
         yield
     finally:

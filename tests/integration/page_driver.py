@@ -83,7 +83,8 @@ CONTRAST = """(roots) => {
     const colour = getComputedStyle(one).backgroundColor;
     return paint(colour, /^rgb\\(/.test(colour) ? [0, 0, 0] : under(one.parentElement));
   };
-  const faded = (one) => (one ? Number(getComputedStyle(one).opacity) * faded(one.parentElement) : 1);
+  // The page itself fades a muted node.
+  const faded = (one, root) => Number(getComputedStyle(one).opacity) * (one === root ? 1 : faded(one.parentElement, root));
   const poor = [];
   let count = 0;
   for (const root of document.querySelectorAll(roots)) {
@@ -92,7 +93,7 @@ CONTRAST = """(roots) => {
       const one = walk.currentNode.parentElement;
       const text = walk.currentNode.textContent.trim();
       if (!text || !one.getClientRects().length || one.closest("[disabled], option")) continue;
-      const back = under(one), share = faded(one);
+      const back = under(one), share = faded(one, root);
       const fore = paint(getComputedStyle(one).color, back).map((v, i) => share * v + (1 - share) * back[i]);
       const [a, b] = [light(fore), light(back)].sort((x, y) => y - x);
       count++;

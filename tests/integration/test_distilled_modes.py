@@ -147,7 +147,8 @@ def test_hidream_o1_s_noise_is_core_s_to_the_bit(comfy, ours, host, real, guided
     sigmas = torch.tensor([0.999, 0.6, 0.3, 0.0])
     lcm = comfy.samplers.ksampler("lcm", {"s_noise": 1.0, "s_noise_end": 1.0, "noise_clip_std": 2.5})
     method, rule = ours("hosts.methods").Distilled, ours("sampling.distilled").Rule
-    expected = sample(guided(theirs, prompt, prompt), lcm, sigmas, latent)
+    # With torch 2.14 a network's first run may round otherwise than the next, core's own as well.
+    _, expected = (sample(guided(theirs, prompt, prompt), lcm, sigmas, latent) for _ in range(2))
     for which in (mine, model):  # the family's own scale is 8
         sampler = host.method_sampler(method(rule(noise_scale=7.5, clip=2.5), "noised"))
         assert torch.equal(sample(guided(which, prompt, prompt), sampler, sigmas, latent), expected)

@@ -25,6 +25,7 @@ SHIPPED = """async (palette) => {
   return [...new Set(found)].sort();
 }"""
 THEMES = ["arc", "dark", "github", "light", "nord", "solarized"]
+LATER = ["fennec", "skeleton", "spooky", "witch", "zombie"]  # of newer pages
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +56,11 @@ def poor(page, what):
     return [(what, *one) if isinstance(one, list) else (what, one) for one in found["poor"]]
 
 
-@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("theme", [*THEMES, *LATER])
 def test_every_text_can_be_read(page, filled, theme):
     page("open")
+    if theme in LATER and theme not in page("evaluate", code=SHIPPED, given=PALETTE):
+        pytest.skip("this page has no such theme")
     page("look", vue=False, theme=theme)
     found = []
     page("panel", section="Training")
@@ -126,10 +129,12 @@ def test_captions_are_written_and_wrong_pairs_taken_out(page, app, filled):
         count += 1
         assert lines.read_text().count("\n") == count
     page("press", keys="Escape")
-    assert not page("heard")
+    (told,) = page("heard")  # of the caption that had changed elsewhere
+    assert "409 (Conflict)" in told and "cats/caption" in told
 
 
 def test_these_are_all_the_themes(page):
     """A theme that a later ComfyUI brings is to be looked at too."""
     page("open")
-    assert page("evaluate", code=SHIPPED, given=PALETTE) == THEMES
+    found = page("evaluate", code=SHIPPED, given=PALETTE)
+    assert found in (THEMES, sorted(THEMES + LATER))
