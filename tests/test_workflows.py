@@ -96,7 +96,7 @@ def test_its_thumbnail_is_the_one_that_is_made_of_results(path) -> None:
     image = pytest.importorskip("PIL.Image")
     from retort.benchmarks.thumbnails import SIZE, thumbnail, words
 
-    needy = snapshots.DOWNLOADS | snapshots.PUBLISHED | snapshots.OWN_PICTURES
+    needy = snapshots.DOWNLOADS | snapshots.PUBLISHED | snapshots.TRAINED
     assert ("needs" in words(path.stem)) == (path.stem in needy)
     with image.open(path.with_suffix(".jpg")) as kept:
         assert kept.size == SIZE

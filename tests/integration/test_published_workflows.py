@@ -1,4 +1,4 @@
-"""Templates for published students: in ComfyUI nothing is missing but the files that each says to download."""
+"""Templates for published students and models: in ComfyUI nothing is missing but the files that each says to download."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retort.hosts import presets
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NAMES = sorted(snapshots.PUBLISHED)
+NAMES = sorted(snapshots.PUBLISHED | snapshots.TRAINED)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_only_files_are_missing_and_each_says_where_it_comes_from(told, name):
     assert found["errors"] == ["value_not_in_list"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(snapshots.PUBLISHED))
 def test_its_preset_is_for_the_file_that_it_loads(told, name):
     prompt = told[name]["prompt"]
     setups = [node["inputs"] for node in prompt.values() if node["class_type"] == "RetortDistilledSetup"]

@@ -46,8 +46,13 @@ PUBLISHED = {
     "Wan 2.2 - Text to video in 4 steps",
     "Z-Image - Turbo in 8 steps",
 }  # fmt: skip
-# They train a published model on pictures of the user's own.
-OWN_PICTURES = {"Qwen-Image - Train an edit on pairs"}
+# They train a published model.
+TRAINED = {
+    "Qwen-Image - Train an edit on pairs",
+    "SDXL - Make a 4-step LoRA of your checkpoint",
+    "Wan 2.2 - Train both networks on your pictures",
+    "Z-Image - Train a style on your pictures",
+}
 # Restores a photograph, and samples nothing.
 RESTORES = "5 Restore a photograph"
 # They train for minutes: here two steps of everything.
@@ -146,7 +151,7 @@ def same(found: dict[str, Any], kept: dict[str, Any]) -> bool:
 
 def names() -> list[str]:
     """Workflows that run anywhere and sample."""
-    return sorted({path.stem for path in WORKFLOWS.glob("*.json")} - DOWNLOADS - PUBLISHED - OWN_PICTURES - {RESTORES})
+    return sorted({path.stem for path in WORKFLOWS.glob("*.json")} - DOWNLOADS - PUBLISHED - TRAINED - {RESTORES})
 
 
 def fingerprints(chosen: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
