@@ -84,7 +84,8 @@ CONTRAST = """(roots) => {
     return paint(colour, /^rgb\\(/.test(colour) ? [0, 0, 0] : under(one.parentElement));
   };
   // The page itself fades a muted node.
-  const faded = (one, root) => Number(getComputedStyle(one).opacity) * (one === root ? 1 : faded(one.parentElement, root));
+  const faded = (one, root) =>
+    Number(getComputedStyle(one).opacity) * (one === root ? 1 : faded(one.parentElement, root));
   const poor = [];
   let count = 0;
   for (const root of document.querySelectorAll(roots)) {

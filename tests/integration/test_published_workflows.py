@@ -1,4 +1,4 @@
-"""Templates for published students and models: in ComfyUI nothing is missing but the files that each says to download."""
+"""Templates for published models: in ComfyUI nothing is missing but the files that each says to download."""
 
 from __future__ import annotations
 

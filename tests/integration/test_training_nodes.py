@@ -57,9 +57,8 @@ def test_a_prompt_names_what_it_changes_and_nothing_else(app, base, node, settin
 def test_a_method_that_is_not_known_is_refused_by_name(app, base):
     nodes, given = base("digits flow")
     nodes["t"] = {"class_type": "RetortTrainDistillation", "inputs": {**given, "method": "dmd"}}
-    assert "method is 'dmd', which this version of the node does not know: choose one of dmd2, f_distill, tdm, di_star" in (
-        error_of(app.run(nodes))
-    )
+    said = "method is 'dmd', which this version of the node does not know: choose one of dmd2, f_distill, tdm, di_star"
+    assert said in error_of(app.run(nodes))
 
 
 @pytest.mark.parametrize(("kind", "node", "settings"), CASES)
