@@ -8,72 +8,55 @@ from ...hosts.headless.model import Model, Prediction
 from ...sampling.path import VE, NoisePath
 from ...sampling.schedule import DiscreteSchedule, FlowSchedule, FluxSchedule
 from ..api import io
+from .declare import core_node
 
 
-class ModelSamplingSD3(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="ModelSamplingSD3",
-            category="model/patch/stable diffusion",
-            description="A flow model's timestep shift.",
-            inputs=[io.Model.Input("model"), io.Float.Input("shift", default=3.0, min=0.0, max=100.0, step=0.01)],
-            outputs=[io.Model.Output()],
-        )
-
-    @classmethod
-    def execute(cls, model: Model, shift: float):
-        schedule = FlowSchedule(shift=shift, noise_scale=model.path.noise_scale)
-        return io.NodeOutput(model.with_sampling(schedule, NoisePath("FLOW", model.path.noise_scale), "flow"))
+@core_node(
+    category="model/patch/stable diffusion",
+    inputs=[io.Model.Input("model"), io.Float.Input("shift", default=3.0, min=0.0, max=100.0, step=0.01)],
+    outputs=[io.Model.Output()],
+)
+def ModelSamplingSD3(model: Model, shift: float):
+    """A flow model's timestep shift."""
+    schedule = FlowSchedule(shift=shift, noise_scale=model.path.noise_scale)
+    return io.NodeOutput(model.with_sampling(schedule, NoisePath("FLOW", model.path.noise_scale), "flow"))
 
 
-class ModelSamplingFlux(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="ModelSamplingFlux",
-            category="model/patch/flux",
-            description="Flux's timestep shift, from the picture's size.",
-            inputs=[
-                io.Model.Input("model"),
-                io.Float.Input("max_shift", default=1.15, min=0.0, max=100.0, step=0.01),
-                io.Float.Input("base_shift", default=0.5, min=0.0, max=100.0, step=0.01),
-                io.Int.Input("width", default=1024, min=16, max=16384, step=8),
-                io.Int.Input("height", default=1024, min=16, max=16384, step=8),
-            ],
-            outputs=[io.Model.Output()],
-        )
-
-    @classmethod
-    def execute(cls, model: Model, max_shift, base_shift, width, height):
-        # Linear in the number of tokens (16 x 16 pixels each), base_shift at 256 of them and max_shift at 4096.
-        slope = (max_shift - base_shift) / (4096 - 256)
-        shift = width * height / 256 * slope + base_shift - slope * 256
-        return io.NodeOutput(model.with_sampling(FluxSchedule(shift), NoisePath("FLOW"), "flow"))
+@core_node(
+    category="model/patch/flux",
+    inputs=[
+        io.Model.Input("model"),
+        io.Float.Input("max_shift", default=1.15, min=0.0, max=100.0, step=0.01),
+        io.Float.Input("base_shift", default=0.5, min=0.0, max=100.0, step=0.01),
+        io.Int.Input("width", default=1024, min=16, max=16384, step=8),
+        io.Int.Input("height", default=1024, min=16, max=16384, step=8),
+    ],
+    outputs=[io.Model.Output()],
+)
+def ModelSamplingFlux(model: Model, max_shift, base_shift, width, height):
+    """Flux's timestep shift, from the picture's size."""
+    # Linear in the number of tokens (16 x 16 pixels each), base_shift at 256 of them and max_shift at 4096.
+    slope = (max_shift - base_shift) / (4096 - 256)
+    shift = width * height / 256 * slope + base_shift - slope * 256
+    return io.NodeOutput(model.with_sampling(FluxSchedule(shift), NoisePath("FLOW"), "flow"))
 
 
 _PREDICTIONS: dict[str, Prediction] = {"eps": "eps", "v_prediction": "v", "x0": "x0"}
 
 
-class ModelSamplingDiscrete(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="ModelSamplingDiscrete",
-            category="model/patch",
-            description="What a Stable Diffusion network predicts, and whether its schedule ends in pure noise.",
-            inputs=[
-                io.Model.Input("model"),
-                io.Combo.Input("sampling", list(_PREDICTIONS)),
-                io.Boolean.Input("zsnr", default=False, advanced=True),
-            ],
-            outputs=[io.Model.Output()],
-        )
-
-    @classmethod
-    def execute(cls, model: Model, sampling: str, zsnr: bool):
-        old = model.schedule if isinstance(model.schedule, DiscreteSchedule) else DiscreteSchedule()
-        return io.NodeOutput(model.with_sampling(replace(old, zsnr=zsnr), VE, _PREDICTIONS[sampling]))
+@core_node(
+    category="model/patch",
+    inputs=[
+        io.Model.Input("model"),
+        io.Combo.Input("sampling", list(_PREDICTIONS)),
+        io.Boolean.Input("zsnr", default=False, advanced=True),
+    ],
+    outputs=[io.Model.Output()],
+)
+def ModelSamplingDiscrete(model: Model, sampling: str, zsnr: bool):
+    """What a Stable Diffusion network predicts, and whether its schedule ends in pure noise."""
+    old = model.schedule if isinstance(model.schedule, DiscreteSchedule) else DiscreteSchedule()
+    return io.NodeOutput(model.with_sampling(replace(old, zsnr=zsnr), VE, _PREDICTIONS[sampling]))
 
 
 NODES = [ModelSamplingSD3, ModelSamplingFlux, ModelSamplingDiscrete]

@@ -10,23 +10,21 @@ from ...files.pictures import load_image
 from ...hosts.headless import folders
 from ..api import io, ui
 from ..file_inputs import ImageFile
+from .declare import core_node
+
+_COLOURS = {"white": (1.0,) * 3, "black": (0.0,) * 3, "red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0),
+            "blue": (0.0, 0.0, 1.0)}  # fmt: skip
 
 
-class LoadImage(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="LoadImage",
-            display_name="Load Image",
-            category="image",
-            description="An image of the input folder, and its transparency as a mask.",
-            inputs=[ImageFile("image")],
-            outputs=[io.Image.Output(), io.Mask.Output()],
-        )
-
-    @classmethod
-    def execute(cls, image: str):
-        return io.NodeOutput(*load_image(folders.current().image(image)))
+@core_node(
+    display_name="Load Image",
+    category="image",
+    inputs=[ImageFile("image")],
+    outputs=[io.Image.Output(), io.Mask.Output()],
+)
+def LoadImage(image: str):
+    """An image of the input folder, and its transparency as a mask."""
+    return io.NodeOutput(*load_image(folders.current().image(image)))
 
 
 class SaveImage(io.ComfyNode):
@@ -68,77 +66,61 @@ class PreviewImage(io.ComfyNode):
         return io.NodeOutput(images, ui=ui.PreviewImage(images, cls=cls))
 
 
-class ImageBatch(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="ImageBatch",
-            display_name="Batch Images",
-            category="image/batch",
-            description="Both batches in one; the second is cut and resized to the first's size.",
-            inputs=[io.Image.Input("image1"), io.Image.Input("image2")],
-            outputs=[io.Image.Output()],
-            is_deprecated=True,
+@core_node(
+    display_name="Batch Images",
+    category="image/batch",
+    inputs=[io.Image.Input("image1"), io.Image.Input("image2")],
+    outputs=[io.Image.Output()],
+    is_deprecated=True,
+)
+def ImageBatch(image1: Tensor, image2: Tensor):
+    """Both batches in one; the second is cut and resized to the first's size."""
+    channels = max(image1.shape[-1], image2.shape[-1])
+    first, second = (_opaque(i, channels) for i in (image1, image2))
+    if first.shape[1:] != second.shape[1:]:
+        second = _centred(second, first.shape[1], first.shape[2])
+    return io.NodeOutput(torch.cat([first, second]))
+
+
+@core_node(
+    display_name="Stitch Images",
+    category="image/transform",
+    inputs=[
+        io.Image.Input("image1"),
+        io.Combo.Input("direction", options=["right", "down", "left", "up"], default="right"),
+        io.Boolean.Input("match_image_size", default=True),
+        io.Int.Input("spacing_width", default=0, min=0, max=1024, step=2, advanced=True),
+        io.Combo.Input("spacing_color", options=list(_COLOURS), default="white", advanced=True),
+        io.Image.Input("image2", optional=True),
+    ],
+    outputs=[io.Image.Output()],
+)
+def ImageStitch(image1, direction, match_image_size, spacing_width, spacing_color, image2=None):
+    """Both batches as one picture each, side by side or one above the other."""
+    if image2 is None:
+        return io.NodeOutput(image1)
+    channels = max(image1.shape[-1], image2.shape[-1])
+    first, second = (_opaque(i, channels) for i in (image1, image2))
+    # The shorter batch repeats its last picture.
+    count, beside = max(len(first), len(second)), direction in ("right", "left")
+    first, second = (torch.cat([i, i[-1:].repeat(count - len(i), 1, 1, 1)]) for i in (first, second))
+    across = 1 if beside else 2  # the dimension in which both must be alike
+    if first.shape[across] != second.shape[across]:
+        raise UsageError(
+            f"image1 is {tuple(first.shape[1:3])} and image2 {tuple(second.shape[1:3])} high and wide; without "
+            "ComfyUI only pictures that fit are stitched: make them of one size"
         )
-
-    @classmethod
-    def execute(cls, image1: Tensor, image2: Tensor):
-        channels = max(image1.shape[-1], image2.shape[-1])
-        first, second = (_opaque(i, channels) for i in (image1, image2))
-        if first.shape[1:] != second.shape[1:]:
-            second = _centred(second, first.shape[1], first.shape[2])
-        return io.NodeOutput(torch.cat([first, second]))
-
-
-class ImageStitch(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="ImageStitch",
-            display_name="Stitch Images",
-            category="image/transform",
-            description="Both batches as one picture each, side by side or one above the other.",
-            inputs=[
-                io.Image.Input("image1"),
-                io.Combo.Input("direction", options=["right", "down", "left", "up"], default="right"),
-                io.Boolean.Input("match_image_size", default=True),
-                io.Int.Input("spacing_width", default=0, min=0, max=1024, step=2, advanced=True),
-                io.Combo.Input("spacing_color", options=list(_COLOURS), default="white", advanced=True),
-                io.Image.Input("image2", optional=True),
-            ],
-            outputs=[io.Image.Output()],
-        )
-
-    @classmethod
-    def execute(cls, image1, direction, match_image_size, spacing_width, spacing_color, image2=None):
-        if image2 is None:
-            return io.NodeOutput(image1)
-        channels = max(image1.shape[-1], image2.shape[-1])
-        first, second = (_opaque(i, channels) for i in (image1, image2))
-        # The shorter batch repeats its last picture.
-        count, beside = max(len(first), len(second)), direction in ("right", "left")
-        first, second = (torch.cat([i, i[-1:].repeat(count - len(i), 1, 1, 1)]) for i in (first, second))
-        across = 1 if beside else 2  # the dimension in which both must be alike
-        if first.shape[across] != second.shape[across]:
-            raise UsageError(
-                f"image1 is {tuple(first.shape[1:3])} and image2 {tuple(second.shape[1:3])} high and wide; without "
-                "ComfyUI only pictures that fit are stitched: make them of one size"
-            )
-        if match_image_size:
-            # ComfyUI resizes by way of bytes, also where nothing changes.
-            second = (second * 255).byte().float() / 255
-        parts = [first, second] if direction in ("right", "down") else [second, first]
-        if spacing_width:
-            shape = list(first.shape)
-            shape[2 if beside else 1] = spacing_width
-            gap = torch.ones(shape)
-            gap[..., :3] = torch.tensor(_COLOURS[spacing_color])
-            parts.insert(1, gap)
-        return io.NodeOutput(torch.cat(parts, 2 if beside else 1))
-
-
-_COLOURS = {"white": (1.0,) * 3, "black": (0.0,) * 3, "red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0),
-            "blue": (0.0, 0.0, 1.0)}  # fmt: skip
+    if match_image_size:
+        # ComfyUI resizes by way of bytes, also where nothing changes.
+        second = (second * 255).byte().float() / 255
+    parts = [first, second] if direction in ("right", "down") else [second, first]
+    if spacing_width:
+        shape = list(first.shape)
+        shape[2 if beside else 1] = spacing_width
+        gap = torch.ones(shape)
+        gap[..., :3] = torch.tensor(_COLOURS[spacing_color])
+        parts.insert(1, gap)
+    return io.NodeOutput(torch.cat(parts, 2 if beside else 1))
 
 
 def _opaque(image: Tensor, channels: int) -> Tensor:

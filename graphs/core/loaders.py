@@ -8,79 +8,56 @@ from ...hosts.headless import folders, loaders
 from ...hosts.headless.model import Clip, Lora, Model
 from ..api import io
 from ..file_inputs import ModelFile
+from .declare import core_node
 
 
-class CheckpointLoaderSimple(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="CheckpointLoaderSimple",
-            display_name="Load Checkpoint",
-            category="model/loaders",
-            description="MODEL, CLIP and VAE of a checkpoint file.",
-            inputs=[ModelFile("ckpt_name", "checkpoints", tooltip="A file in models/checkpoints.")],
-            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
-        )
-
-    @classmethod
-    def execute(cls, ckpt_name):
-        return io.NodeOutput(*loaders.checkpoint(ckpt_name))
+@core_node(
+    display_name="Load Checkpoint",
+    category="model/loaders",
+    inputs=[ModelFile("ckpt_name", "checkpoints", tooltip="A file in models/checkpoints.")],
+    outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+)
+def CheckpointLoaderSimple(ckpt_name):
+    """MODEL, CLIP and VAE of a checkpoint file."""
+    return io.NodeOutput(*loaders.checkpoint(ckpt_name))
 
 
-class DiffusersLoader(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="DiffusersLoader",
-            category="model/loaders",
-            description="MODEL, CLIP and VAE of a folder that diffusers saved.",
-            inputs=[ModelFile("model_path", "diffusers", tooltip="A folder in models/diffusers.")],
-            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
-            is_deprecated=True,
-        )
-
-    @classmethod
-    def execute(cls, model_path):
-        return io.NodeOutput(*loaders.diffusers(model_path))
+@core_node(
+    category="model/loaders",
+    inputs=[ModelFile("model_path", "diffusers", tooltip="A folder in models/diffusers.")],
+    outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+    is_deprecated=True,
+)
+def DiffusersLoader(model_path):
+    """MODEL, CLIP and VAE of a folder that diffusers saved."""
+    return io.NodeOutput(*loaders.diffusers(model_path))
 
 
-class UNETLoader(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="UNETLoader",
-            display_name="Load Diffusion Model",
-            category="model/loaders",
-            description="MODEL of a file that holds the network alone.",
-            inputs=[
-                ModelFile("unet_name", "diffusion_models"),
-                io.Combo.Input("weight_dtype", ["default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"], advanced=True),
-            ],
-            outputs=[io.Model.Output()],
-        )
-
-    @classmethod
-    def execute(cls, unet_name, weight_dtype):
-        if weight_dtype != "default":
-            raise UsageError(f"weight_dtype {weight_dtype!r} needs ComfyUI; choose default")
-        return io.NodeOutput(loaders.diffusion_model(unet_name))
+@core_node(
+    display_name="Load Diffusion Model",
+    category="model/loaders",
+    inputs=[
+        ModelFile("unet_name", "diffusion_models"),
+        io.Combo.Input("weight_dtype", ["default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"], advanced=True),
+    ],
+    outputs=[io.Model.Output()],
+)
+def UNETLoader(unet_name, weight_dtype):
+    """MODEL of a file that holds the network alone."""
+    if weight_dtype != "default":
+        raise UsageError(f"weight_dtype {weight_dtype!r} needs ComfyUI; choose default")
+    return io.NodeOutput(loaders.diffusion_model(unet_name))
 
 
-class VAELoader(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="VAELoader",
-            display_name="Load VAE",
-            category="model/loaders",
-            description="VAE of a file of its own.",
-            inputs=[ModelFile("vae_name", "vae")],
-            outputs=[io.Vae.Output()],
-        )
-
-    @classmethod
-    def execute(cls, vae_name):
-        return io.NodeOutput(loaders.vae(vae_name))
+@core_node(
+    display_name="Load VAE",
+    category="model/loaders",
+    inputs=[ModelFile("vae_name", "vae")],
+    outputs=[io.Vae.Output()],
+)
+def VAELoader(vae_name):
+    """VAE of a file of its own."""
+    return io.NodeOutput(loaders.vae(vae_name))
 
 
 def _strength(id: str):
@@ -97,75 +74,57 @@ def _patched(model: Model, lora: Lora) -> Model:
     return patched if patched.network is not None else model
 
 
-class LoraLoader(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="LoraLoader",
-            display_name="Load LoRA (Model and CLIP)",
-            category="model/loaders",
-            description="A LoRA on a model and its text encoder.",
-            inputs=[
-                io.Model.Input("model"),
-                io.Clip.Input("clip"),
-                ModelFile("lora_name", "loras"),
-                _strength("strength_model"),
-                _strength("strength_clip"),
-            ],
-            outputs=[io.Model.Output(), io.Clip.Output()],
-        )
-
-    @classmethod
-    def execute(cls, model: Model, clip: Clip | None, lora_name, strength_model, strength_clip):
-        if clip is not None and strength_clip != 0:
-            clip = clip.with_lora(_lora(lora_name, strength_clip))
-        if strength_model != 0:
-            model = _patched(model, _lora(lora_name, strength_model))
-        return io.NodeOutput(model, clip)
+@core_node(
+    display_name="Load LoRA (Model and CLIP)",
+    category="model/loaders",
+    inputs=[
+        io.Model.Input("model"),
+        io.Clip.Input("clip"),
+        ModelFile("lora_name", "loras"),
+        _strength("strength_model"),
+        _strength("strength_clip"),
+    ],
+    outputs=[io.Model.Output(), io.Clip.Output()],
+)
+def LoraLoader(model: Model, clip: Clip | None, lora_name, strength_model, strength_clip):
+    """A LoRA on a model and its text encoder."""
+    if clip is not None and strength_clip != 0:
+        clip = clip.with_lora(_lora(lora_name, strength_clip))
+    if strength_model != 0:
+        model = _patched(model, _lora(lora_name, strength_model))
+    return io.NodeOutput(model, clip)
 
 
-class LoraLoaderModelOnly(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="LoraLoaderModelOnly",
-            display_name="Load LoRA",
-            category="model/loaders",
-            description="A LoRA on a model.",
-            inputs=[io.Model.Input("model"), ModelFile("lora_name", "loras"), _strength("strength_model")],
-            outputs=[io.Model.Output()],
-        )
-
-    @classmethod
-    def execute(cls, model: Model, lora_name, strength_model):
-        if strength_model == 0:
-            return io.NodeOutput(model)
-        return io.NodeOutput(_patched(model, _lora(lora_name, strength_model)))
+@core_node(
+    display_name="Load LoRA",
+    category="model/loaders",
+    inputs=[io.Model.Input("model"), ModelFile("lora_name", "loras"), _strength("strength_model")],
+    outputs=[io.Model.Output()],
+)
+def LoraLoaderModelOnly(model: Model, lora_name, strength_model):
+    """A LoRA on a model."""
+    if strength_model == 0:
+        return io.NodeOutput(model)
+    return io.NodeOutput(_patched(model, _lora(lora_name, strength_model)))
 
 
-class LoraModelLoader(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="LoraModelLoader",
-            display_name="Load LoRA Model",
-            category="model/loaders",
-            description="A LoRA that a trainer has just made, on a model.",
-            inputs=[
-                io.Model.Input("model"),
-                io.LoraModel.Input("lora"),
-                io.Float.Input("strength_model", default=1.0, min=-100.0, max=100.0),
-                io.Boolean.Input("bypass", default=False, tooltip="Makes no difference here: no weights are changed."),
-            ],
-            outputs=[io.Model.Output(display_name="model")],
-        )
-
-    @classmethod
-    def execute(cls, model: Model, lora, strength_model, bypass=False):
-        if strength_model == 0:
-            return io.NodeOutput(model)
-        # No file has it, so it has no name that a job could be told.
-        return io.NodeOutput(_patched(model, Lora("", lora, strength_model)))
+@core_node(
+    display_name="Load LoRA Model",
+    category="model/loaders",
+    inputs=[
+        io.Model.Input("model"),
+        io.LoraModel.Input("lora"),
+        io.Float.Input("strength_model", default=1.0, min=-100.0, max=100.0),
+        io.Boolean.Input("bypass", default=False, tooltip="Makes no difference here: no weights are changed."),
+    ],
+    outputs=[io.Model.Output(display_name="model")],
+)
+def LoraModelLoader(model: Model, lora, strength_model, bypass=False):
+    """A LoRA that a trainer has just made, on a model."""
+    if strength_model == 0:
+        return io.NodeOutput(model)
+    # No file has it, so it has no name that a job could be told.
+    return io.NodeOutput(_patched(model, Lora("", lora, strength_model)))
 
 
 NODES = [

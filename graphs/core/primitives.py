@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from ..api import io, ui
+from .declare import core_node
 
 
 def _primitive(node_id: str, title: str, kind, **options):
@@ -29,23 +30,17 @@ def _primitive(node_id: str, title: str, kind, **options):
     return type(node_id, (io.ComfyNode,), body)
 
 
-class PreviewAny(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="PreviewAny",
-            display_name="Preview as Text",
-            category="utilities",
-            description="The value as text: a string as it is, what JSON can hold as JSON.",
-            inputs=[io.AnyType.Input("source")],
-            outputs=[io.String.Output()],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def execute(cls, source: Any):
-        text = _as_text(source)
-        return io.NodeOutput(text, ui=ui.PreviewText(text))
+@core_node(
+    display_name="Preview as Text",
+    category="utilities",
+    inputs=[io.AnyType.Input("source")],
+    outputs=[io.String.Output()],
+    is_output_node=True,
+)
+def PreviewAny(source: Any):
+    """The value as text: a string as it is, what JSON can hold as JSON."""
+    text = _as_text(source)
+    return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
 def _as_text(value: Any) -> str:

@@ -16,6 +16,7 @@ from ...hosts.methods import Method
 from ...sampling.grids import GRIDS
 from ...sampling.standard import SAMPLERS
 from ..api import io
+from .declare import core_node
 
 SEED_MAX = 0xFFFFFFFFFFFFFFFF
 SAMPLER_NAMES = list(SAMPLERS)
@@ -62,145 +63,119 @@ def _steps():
     return io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Calls of the model.")
 
 
-class KSampler(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="KSampler",
-            category="model/sampling",
-            description="Samples a latent.",
-            inputs=[
-                io.Model.Input("model"),
-                _seed("seed"),
-                _steps(),
-                _cfg(),
-                io.Combo.Input("sampler_name", SAMPLER_NAMES),
-                io.Combo.Input("scheduler", SCHEDULER_NAMES),
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
-                io.Latent.Input("latent_image"),
-                io.Float.Input(
-                    "denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Below 1: keep some of the latent."
-                ),
-            ],
-            outputs=[io.Latent.Output()],
-        )
-
-    @classmethod
-    def execute(cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=1.0):
-        sigmas = grid(model, scheduler, steps, 1.0 if denoise > 0.9999 else denoise)
-        guider = Guider(model, positive, negative, cfg)
-        return io.NodeOutput(
-            sample_latent(guider, RandomNoise(seed), StandardSampler(sampler_name), sigmas, latent_image, seed)[0]
-        )
+@core_node(
+    category="model/sampling",
+    inputs=[
+        io.Model.Input("model"),
+        _seed("seed"),
+        _steps(),
+        _cfg(),
+        io.Combo.Input("sampler_name", SAMPLER_NAMES),
+        io.Combo.Input("scheduler", SCHEDULER_NAMES),
+        io.Conditioning.Input("positive"),
+        io.Conditioning.Input("negative"),
+        io.Latent.Input("latent_image"),
+        io.Float.Input(
+            "denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Below 1: keep some of the latent."
+        ),
+    ],
+    outputs=[io.Latent.Output()],
+)
+def KSampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=1.0):
+    """Samples a latent."""
+    sigmas = grid(model, scheduler, steps, 1.0 if denoise > 0.9999 else denoise)
+    guider = Guider(model, positive, negative, cfg)
+    return io.NodeOutput(
+        sample_latent(guider, RandomNoise(seed), StandardSampler(sampler_name), sigmas, latent_image, seed)[0]
+    )
 
 
-class KSamplerAdvanced(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="KSamplerAdvanced",
-            display_name="KSampler (Advanced)",
-            category="model/sampling",
-            description="Samples part of a grid.",
-            inputs=[
-                io.Model.Input("model"),
-                io.Combo.Input("add_noise", ["enable", "disable"], advanced=True),
-                _seed("noise_seed"),
-                _steps(),
-                _cfg(),
-                io.Combo.Input("sampler_name", SAMPLER_NAMES),
-                io.Combo.Input("scheduler", SCHEDULER_NAMES),
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
-                io.Latent.Input("latent_image"),
-                io.Int.Input("start_at_step", default=0, min=0, max=10000, advanced=True),
-                io.Int.Input("end_at_step", default=10000, min=0, max=10000, advanced=True),
-                io.Combo.Input("return_with_leftover_noise", ["disable", "enable"], advanced=True),
-            ],
-            outputs=[io.Latent.Output()],
-        )
-
-    @classmethod
-    def execute(
-        cls,
-        model,
-        add_noise,
-        noise_seed,
-        steps,
-        cfg,
-        sampler_name,
-        scheduler,
-        positive,
-        negative,
-        latent_image,
-        start_at_step,
-        end_at_step,
-        return_with_leftover_noise,
-    ):
-        sigmas = grid(model, scheduler, steps)
-        if end_at_step < len(sigmas) - 1:
-            sigmas = sigmas[: end_at_step + 1].clone()
-            if return_with_leftover_noise == "disable":
-                sigmas[-1] = 0
-        # Starting behind the end leaves nothing to do.
-        sigmas = sigmas[start_at_step:] if start_at_step < len(sigmas) - 1 else sigmas[:0]
-        noise = RandomNoise(noise_seed) if add_noise == "enable" else NoNoise()
-        guider, sampler = Guider(model, positive, negative, cfg), StandardSampler(sampler_name)
-        return io.NodeOutput(sample_latent(guider, noise, sampler, sigmas, latent_image, noise_seed)[0])
+@core_node(
+    display_name="KSampler (Advanced)",
+    category="model/sampling",
+    inputs=[
+        io.Model.Input("model"),
+        io.Combo.Input("add_noise", ["enable", "disable"], advanced=True),
+        _seed("noise_seed"),
+        _steps(),
+        _cfg(),
+        io.Combo.Input("sampler_name", SAMPLER_NAMES),
+        io.Combo.Input("scheduler", SCHEDULER_NAMES),
+        io.Conditioning.Input("positive"),
+        io.Conditioning.Input("negative"),
+        io.Latent.Input("latent_image"),
+        io.Int.Input("start_at_step", default=0, min=0, max=10000, advanced=True),
+        io.Int.Input("end_at_step", default=10000, min=0, max=10000, advanced=True),
+        io.Combo.Input("return_with_leftover_noise", ["disable", "enable"], advanced=True),
+    ],
+    outputs=[io.Latent.Output()],
+)
+def KSamplerAdvanced(model,
+    add_noise,
+    noise_seed,
+    steps,
+    cfg,
+    sampler_name,
+    scheduler,
+    positive,
+    negative,
+    latent_image,
+    start_at_step,
+    end_at_step,
+    return_with_leftover_noise,
+):
+    """Samples part of a grid."""
+    sigmas = grid(model, scheduler, steps)
+    if end_at_step < len(sigmas) - 1:
+        sigmas = sigmas[: end_at_step + 1].clone()
+        if return_with_leftover_noise == "disable":
+            sigmas[-1] = 0
+    # Starting behind the end leaves nothing to do.
+    sigmas = sigmas[start_at_step:] if start_at_step < len(sigmas) - 1 else sigmas[:0]
+    noise = RandomNoise(noise_seed) if add_noise == "enable" else NoNoise()
+    guider, sampler = Guider(model, positive, negative, cfg), StandardSampler(sampler_name)
+    return io.NodeOutput(sample_latent(guider, noise, sampler, sigmas, latent_image, noise_seed)[0])
 
 
 _OUTPUTS = ("output", "denoised_output")
 
 
-class SamplerCustom(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="SamplerCustom",
-            category="model/sampling/custom",
-            description="Samples a latent with a SAMPLER and SIGMAS of one's own.",
-            inputs=[
-                io.Model.Input("model"),
-                io.Boolean.Input("add_noise", default=True, advanced=True),
-                _seed("noise_seed"),
-                _cfg(),
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
-                io.Sampler.Input("sampler"),
-                io.Sigmas.Input("sigmas"),
-                io.Latent.Input("latent_image"),
-            ],
-            outputs=[io.Latent.Output(display_name=name) for name in _OUTPUTS],
-        )
-
-    @classmethod
-    def execute(cls, model, add_noise, noise_seed, cfg, positive, negative, sampler, sigmas, latent_image):
-        noise = RandomNoise(noise_seed) if add_noise else NoNoise()
-        guider = Guider(model, positive, negative, cfg)
-        return io.NodeOutput(*sample_latent(guider, noise, sampler, sigmas, latent_image, noise_seed))
+@core_node(
+    category="model/sampling/custom",
+    inputs=[
+        io.Model.Input("model"),
+        io.Boolean.Input("add_noise", default=True, advanced=True),
+        _seed("noise_seed"),
+        _cfg(),
+        io.Conditioning.Input("positive"),
+        io.Conditioning.Input("negative"),
+        io.Sampler.Input("sampler"),
+        io.Sigmas.Input("sigmas"),
+        io.Latent.Input("latent_image"),
+    ],
+    outputs=[io.Latent.Output(display_name=name) for name in _OUTPUTS],
+)
+def SamplerCustom(model, add_noise, noise_seed, cfg, positive, negative, sampler, sigmas, latent_image):
+    """Samples a latent with a SAMPLER and SIGMAS of one's own."""
+    noise = RandomNoise(noise_seed) if add_noise else NoNoise()
+    guider = Guider(model, positive, negative, cfg)
+    return io.NodeOutput(*sample_latent(guider, noise, sampler, sigmas, latent_image, noise_seed))
 
 
-class SamplerCustomAdvanced(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="SamplerCustomAdvanced",
-            category="model/sampling/custom",
-            description="Samples a latent; noise, guider, sampler and sigmas are nodes of their own.",
-            inputs=[
-                io.Noise.Input("noise"),
-                io.Guider.Input("guider"),
-                io.Sampler.Input("sampler"),
-                io.Sigmas.Input("sigmas"),
-                io.Latent.Input("latent_image"),
-            ],
-            outputs=[io.Latent.Output(display_name=name) for name in _OUTPUTS],
-        )
-
-    @classmethod
-    def execute(cls, noise, guider, sampler, sigmas, latent_image):
-        return io.NodeOutput(*sample_latent(guider, noise, sampler, sigmas, latent_image, noise.seed))
+@core_node(
+    category="model/sampling/custom",
+    inputs=[
+        io.Noise.Input("noise"),
+        io.Guider.Input("guider"),
+        io.Sampler.Input("sampler"),
+        io.Sigmas.Input("sigmas"),
+        io.Latent.Input("latent_image"),
+    ],
+    outputs=[io.Latent.Output(display_name=name) for name in _OUTPUTS],
+)
+def SamplerCustomAdvanced(noise, guider, sampler, sigmas, latent_image):
+    """Samples a latent; noise, guider, sampler and sigmas are nodes of their own."""
+    return io.NodeOutput(*sample_latent(guider, noise, sampler, sigmas, latent_image, noise.seed))
 
 
 NODES = [KSampler, KSamplerAdvanced, SamplerCustom, SamplerCustomAdvanced]
