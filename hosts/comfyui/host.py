@@ -46,6 +46,7 @@ from . import (
     refusals,
     run_routes,
     search_routes,
+    template_order,
     training,
     work,
 )
@@ -344,6 +345,7 @@ class ComfyUI(Host):
 
         if "instance" in vars(PromptServer):  # a server runs
             refusals.listen(PromptServer.instance, self.presets_folders)
+            template_order.listen(PromptServer.instance.app)
             guard.listen_at(comfy.cli_args.args.listen.split(","))
             table = PromptServer.instance.routes
             help_routes.add(table)
