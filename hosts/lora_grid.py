@@ -23,7 +23,10 @@ MOST_STRENGTHS = 16
 
 @dataclass
 class Grid:
-    """sheet: IMAGE with a row for each checkpoint, a column for each strength. images (N, H, W, 3), row by row."""
+    """sheet: IMAGE with a row for each checkpoint, a column for each strength. images (N, H, W, 3), row by row.
+
+    The first column is the model without a LoRA, unless 0 is among the strengths elsewhere.
+    """
 
     sheet: Tensor
     images: Tensor
@@ -64,16 +67,19 @@ def draw(
     require_steps(sampling.sigmas, "compare")
     encoded = host.encode_text(clip, prompt)
     without = host.encode_text(clip, negative) if sampling.cfg != 1 else None
+    strengths = strengths if 0 in strengths else [0.0, *strengths]
     progress = host.progress(len(kept) * len(strengths))
+    alone = sampled(host, host.cfg_guider(model, encoded, without, sampling.cfg), vae, sampling, [seed])[:, 0]
     images, labels = [], []
     for path in kept:
         lora, step = read_lora(path.checked()), int(path.name.removeprefix("step_").removesuffix(".safetensors"))
         for strength in strengths:
             host.check_cancelled()
-            patched = host.with_weights(model, lora, path.name, strength)
-            guider = host.cfg_guider(patched, encoded, without, sampling.cfg)
-            images.append(sampled(host, guider, vae, sampling, [seed])[:, 0])
-            labels.append(f"step {step}, strength {strength:g}")
+            if strength:
+                patched = host.with_weights(model, lora, path.name, strength)
+                guider = host.cfg_guider(patched, encoded, without, sampling.cfg)
+            images.append(sampled(host, guider, vae, sampling, [seed])[:, 0] if strength else alone)
+            labels.append(f"step {step}, strength {strength:g}" if strength else "without the LoRA")
             progress.step(len(images))
     joined = torch.cat(images)
     return Grid(labelled(joined, labels, [False] * len(labels), len(strengths)), joined, labels)

@@ -12,6 +12,7 @@ const PICKER = "RetortPreferencePicker";
 const QUEUE = "RetortPromptQueue";
 const BLIND = "RetortBlindTest";
 const TRAINER = "RetortTrainPreference";
+const SET = "RetortPreferenceSet";
 const TEST = "retort_blind"; // the test that a node asked last
 const KEEP = "retort_waiting";
 const unqueued = () => t("The workflow could not be queued: ComfyUI says why.");
@@ -44,7 +45,6 @@ class Picker {
     });
     const more = [
       ...(this.blind ? [] : [[t("Train now"), t("Train a LoRA on these choices"), told(() => this.train())]]),
-      [t("Full screen"), t("Large pictures; Escape ends it"), () => this.view.root.requestFullscreen()],
       [t("Phone"), t("Pick on a phone in the same network"), told(() => this.phone())],
     ];
     this.view = new View(
@@ -82,6 +82,7 @@ class Picker {
     if (trainer) {
       const tests = app.graph.nodes.filter((node) => node.comfyClass === BLIND && upstream(node).has(trainer));
       const wanted = [trainer, ...tests];
+      this.nameSet(trainer);
       for (const one of wanted) for (const node of upstream(one)) node.mode = 0;
       const done = await app.queuePrompt(0, 1, { queueNodeIds: wanted.map((node) => String(node.id)) });
       const queued = tests.length ? t("The training is in the queue; then Blind Test asks which you like better.") : t("The training is in the queue.");
@@ -95,6 +96,17 @@ class Picker {
       this.glad = true;
     }
     this.render();
+  }
+
+  /** Let a trainer learn from this set, where the workflow names another; a run that is called like that one follows. */
+  nameSet(trainer) {
+    for (const node of [...upstream(trainer)].filter((one) => one.comfyClass === SET)) {
+      const named = widgetOf(node, "name");
+      if (!named || connected(node, "name") || named.value === this.place.set) continue;
+      const run = widgetOf(trainer, "name");
+      if (run?.value === named.value) run.value = this.place.set;
+      named.value = this.place.set;
+    }
   }
 
   /** Say where a phone finds the page of this set. */

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...files.pictures import as_image, rounded
 
-SIDE, LABEL, GAP = 256, 26, 8
+SIDE, LABEL, FONT, GAP = 256, 30, 18, 8
 PAPER, INK, BEST = (24, 26, 30), (205, 210, 218), (130, 215, 140)
 
 
@@ -39,7 +39,7 @@ def labelled(images: Tensor, labels: Sequence[str], best: Sequence[bool], column
     rows = -(-len(images) // columns)
     size = (columns * (wide + GAP) + GAP, rows * (tall + LABEL + GAP) + GAP)
     canvas = Image.new("RGB", size, PAPER)
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default()
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT)
     pixels = rounded(images).numpy()
     for place, (label, wins) in enumerate(zip(labels, best, strict=True)):
         left, top = GAP + place % columns * (wide + GAP), GAP + place // columns * (tall + LABEL + GAP)

@@ -186,7 +186,7 @@ def test_a_lora_is_opened_as_it_is_sampled(page, vue, method):
         assert values["RandomNoise"] == [[1, "fixed"]] and len(values["SamplerCustomAdvanced"]) == 2
     elif method == "flow":
         assert values["KSampler"] == [[1, "fixed", 20, 4, "euler", "simple", 1]] * 2
-    assert len(values["PreviewImage"]) == 2
+    assert len(values["RetortCompareImages"]) == 1
     assert len(values["RetortLoadStudent" if student else "LoraLoaderModelOnly"]) == 1
     for one, two in combinations(seen, 2):
         (a, b, c, d), (e, f, g, h) = one["box"], two["box"]
@@ -258,9 +258,12 @@ def test_a_training_is_watched_and_led(page, app, state, vue):
     lora = f"app.graph._nodes.find((one) => one.type === 'RetortLoadStudent' && {alone})?.widgets[0].value"
     lora = page("until", condition=lora)
     assert lora == state(name)["lora"]
-    page("queue", type="PreviewImage")
+    # Written just now, and no file that the page would call missing.
+    listed = "app.graph._nodes.find((one) => one.type === 'RetortLoadStudent').widgets[0].options.values"
+    assert lora in page("evaluate", code=listed)
+    page("queue", type="RetortCompareImages")
     drawn = "document.querySelectorAll('.retort-panel').length && app.nodeOutputs"
-    page("until", condition=f"{drawn} && Object.values(app.nodeOutputs).some((one) => one.images?.length)")
+    page("until", condition=f"{drawn} && Object.values(app.nodeOutputs).some((one) => one.retort_after?.length)")
     assert not page("heard")
 
 

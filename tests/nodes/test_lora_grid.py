@@ -64,6 +64,14 @@ def test_each_picture_is_a_checkpoint_at_a_strength(parts, run):
     assert torch.equal(images[0], images[3]) and not torch.allclose(images[2], images[5], atol=1e-3)
 
 
+def test_the_model_alone_comes_first_where_no_strength_is_zero(parts, run):
+    sheet, images = run(strengths="0.5, 1")
+    _, with_zero = run(strengths="0, 0.5, 1")
+    assert sheet.shape[2] == 3 * (256 + 8) + 8 and torch.equal(images, with_zero)
+    _, elsewhere = run(strengths="1, 0")
+    assert elsewhere.shape[0] == 4 and torch.equal(elsewhere[1], images[0])
+
+
 def test_few_points_are_the_last_and_evenly_spread(tmp_path):
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)

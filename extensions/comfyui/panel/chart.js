@@ -1,6 +1,6 @@
 // A chart of one number of a run: raw values pale, their running mean strong, phases apart, save points on the axis.
 import { LEFT, RIGHT, exporters, plot } from "./curves.js";
-import { colours } from "./drawing.js";
+import { colours, follow } from "./drawing.js";
 import { element } from "./page.js";
 import { bounds, nearest, short, smooth, split } from "./series.js";
 import { t } from "../locales/words.js";
@@ -38,6 +38,12 @@ export class Chart {
     this.canvas.addEventListener("keydown", (event) => this.key(event));
     this.sizes = new ResizeObserver(() => this.redraw());
     this.sizes.observe(this.canvas);
+    this.unfollow = follow(() => this.redraw());
+  }
+
+  close() {
+    this.sizes.disconnect();
+    this.unfollow();
   }
 
   set(name, value) {

@@ -17,6 +17,17 @@ export function pen(canvas) {
   return { pen: made, width, height };
 }
 
+const drawn = new Set();
+const themes = new MutationObserver(() => drawn.forEach((draw) => draw()));
+for (const root of [document.documentElement, document.body])
+  themes.observe(root, { attributes: true, attributeFilter: ["style", "class"] });
+
+/** Draw again whenever the page's theme may have changed; the answer ends that. */
+export function follow(draw) {
+  drawn.add(draw);
+  return () => drawn.delete(draw);
+}
+
 /** Looks up colours that panel.css names. */
 export function colours(element) {
   const style = getComputedStyle(element);

@@ -3,7 +3,7 @@ import { ask } from "./client.js";
 import { element } from "./page.js";
 import { t } from "../locales/words.js";
 
-const EVERY = 2000, AGAIN = 5000;
+const EVERY = 2000, AGAIN = 5000, KEPT = 15_000; // ms
 
 export class List {
   /**
@@ -28,7 +28,14 @@ export class List {
   }
 
   say(text) {
+    if (!this.held) this.note.textContent = text;
+  }
+
+  /** Say something that the next looks do not take away. */
+  keep(text) {
+    clearTimeout(this.held);
     this.note.textContent = text;
+    this.held = setTimeout(() => (this.held = undefined), KEPT);
   }
 
   async look() {

@@ -1,10 +1,11 @@
 // A run's LoRA in a workflow of its own: with it and without it, from the same noise, as it says that it is sampled.
 import { app } from "../../../scripts/app.js";
 import { spelt } from "./spelt.js";
+import { t } from "../locales/words.js";
 
 const SEED = 1, PIXELS = 8; // of a latent's cell; nodes of empty latents count in it
-// Columns that are wide enough in both renderers, and rows for the branch with the LoRA and the one without.
-const LEFT = 0, MIDDLE = 460, RIGHT = 1000, END = 1480, ROW = 900;
+// Columns that are wide enough in both renderers; below each other lie the branch with the LoRA and the one without.
+const LEFT = 0, MIDDLE = 370, RIGHT = 810, END = 1150, WIDER = 100;
 
 function widget(node, name, value) {
   const found = node.widgets?.find((each) => each.name === name);
@@ -19,6 +20,8 @@ function join(from, output, to, input) {
 
 /** A new workflow with a run's model: {add, base, embedded}. The open one stays as it is, in its own tab. */
 async function begin(run) {
+  // What a training has just written is in no list of the page yet, and would be called missing.
+  await app.refreshComboInNodes?.();
   await app.extensionManager.command.execute("Comfy.NewBlankWorkflow");
   const add = (type, x, y, values = {}, title = "") => {
     const node = LiteGraph.createNode(type);
@@ -50,11 +53,9 @@ export async function openLora(run) {
   const lora = add(student ? "RetortLoadStudent" : "LoraLoaderModelOnly", MIDDLE, 0, { lora_name: run.lora });
   join(base, 0, lora, "model");
   const sample = restores ? restored(run, add, base) : drawn(run, add, base, embedded, student && lora);
-  for (const [model, y, title] of [[lora, 0, "With the LoRA"], [base, ROW, "Without it"]]) {
-    const show = add("PreviewImage", END, y, {}, title);
-    show.setSize([420, 420]);
-    join(sample(model, y), 0, show, "images");
-  }
+  const compared = add("RetortCompareImages", restores ? END + WIDER : END, 0, {}, t("Without the LoRA, and with it"));
+  const row = restores ? 700 : student ? 470 : 420;
+  for (const [model, y, name] of [[lora, 0, "after"], [base, row, "before"]]) join(sample(model, y), 0, compared, name);
   await shown();
 }
 
@@ -69,6 +70,7 @@ export async function openGrid(run) {
   if (levels.type === "BasicScheduler") join(base, 0, levels, "model");
   const cfg = sampler.type === "KSamplerSelect" ? (embedded ? 4 : 6) : 1;
   const grid = add("RetortLoraGrid", RIGHT, 0, { run: run.name, prompt: run.prompt ?? "", cfg, seed: SEED, control_after_generate: "fixed" });
+  grid.setSize([560, 860]);
   ["model", "clip", "vae"].forEach((name, i) => join(base, i, grid, name));
   join(sampler, 0, grid, "sampler");
   join(levels, 0, grid, "sigmas");
@@ -111,7 +113,8 @@ function drawn(run, add, base, embedded, student) {
   const positive = add("CLIPTextEncode", MIDDLE, student ? 460 : 260, { text: run.prompt ?? "" });
   join(base, 1, positive, "clip");
   const decoded = (samples, y) => {
-    const decode = add("VAEDecode", END, y - 120);
+    const decode = add("VAEDecode", RIGHT, y + 380);
+    decode.collapse();
     join(samples, 0, decode, "samples");
     join(base, 2, decode, "vae");
     return decode;
@@ -120,7 +123,7 @@ function drawn(run, add, base, embedded, student) {
     const noise = add("RandomNoise", LEFT, 560, { noise_seed: SEED, control_after_generate: "fixed" });
     join(positive, 0, student, "positive");
     return (model, y) => {
-      const samples = add("SamplerCustomAdvanced", RIGHT, y + 200);
+      const samples = add("SamplerCustomAdvanced", RIGHT, y + 160);
       join(noise, 0, samples, "noise");
       if (model === student) {
         join(student, 1, samples, "guider");

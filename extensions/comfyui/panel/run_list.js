@@ -13,6 +13,7 @@ import { t } from "../locales/words.js";
 export const wanted = { run: "" };
 const MOST = 8; // runs that are compared at once: as many as compared.mjs has colours
 const settings = { shown: "student_loss", window: 25, log: false };
+const kept = { ticked: new Set(), open: "" }; // while another tab of the panel is shown
 
 export class RunList {
   constructor(root) {
@@ -22,7 +23,8 @@ export class RunList {
       empty: t("No runs yet: queue a training node, and it appears here."),
       row: (name) => this.row(name),
     });
-    this.ticked = new Set();
+    this.ticked = kept.ticked;
+    wanted.run ||= kept.open;
     this.compare = button("", t("Curves, settings and previews side by side"), async () => new (await import("./compared.mjs")).Compared([...this.ticked]),
       (error) => this.list.say(error.message));
     this.compare.classList.add("retort-wide");
@@ -47,18 +49,20 @@ export class RunList {
     const title = element("button", { type: "button", class: "retort-title", "aria-expanded": "false" }, name);
     const state = element("span", { class: "retort-line" });
     const bar = element("progress", { "aria-label": t("Steps of {name}", { name }) });
-    const failed = (error) => (state.textContent = error.message);
+    const trouble = element("output", { class: "retort-note" });
+    const failed = (error) => (trouble.textContent = error.message);
     const commands = commandsOf(() => name, (text) => (state.textContent = text));
     let run;
     const open = button(t("Open LoRA"), t("The LoRA in a new workflow"), () => openLora(run), failed);
-    const more = this.menu(name, failed);
+    const more = this.menu(name, failed, () => run?.lora);
     const tick = element("input", { type: "checkbox", class: "retort-tick", title: t("Tick two or more runs to compare them"), "aria-label": t("Compare {run}", { run: name }) });
+    tick.checked = this.ticked.has(name);
     tick.addEventListener("change", () => {
       tick.checked ? this.ticked.add(name) : this.ticked.delete(name);
       this.offer();
     });
     const head = element("div", { class: "retort-row retort-head" }, title, tick);
-    const root = element("li", {}, head, state, bar, commands, element("div", { class: "retort-row" }, open, more));
+    const root = element("li", {}, head, state, bar, commands, element("div", { class: "retort-row" }, open, more), trouble);
     title.addEventListener("click", () => this.toggle(name, title, root, () => run));
     const show = (now) => {
       run = now;
@@ -79,12 +83,12 @@ export class RunList {
     return { root, show };
   }
 
-  /** What can be done with a run that has ended. */
-  menu(name, failed) {
+  /** What can be done with a run that has ended; lora(): its LoRA's file, if there is one. */
+  menu(name, failed, lora) {
     const word = element("input", { type: "text", value: name, "aria-label": t("New name of {name}", { name }), maxlength: 200 });
     const rename = button(t("Rename"), t("Give the run this name; its LoRA keeps its own"), async () => {
       await tell(["runs", name, "rename"], { name: word.value });
-      this.changed(name);
+      this.changed(name, lora() && t("Renamed. Its LoRA is still {lora} in models/loras.", { lora: lora() }));
     }, failed);
     const zip = element(
       "a", { href: address(["runs", name, "export.zip"]), download: `${name}.zip`, class: "retort-button",
@@ -100,7 +104,7 @@ export class RunList {
       }
       clearTimeout(sure);
       await tell(["runs", name, "delete"], { name });
-      this.changed(name);
+      this.changed(name, lora() && t("Deleted. Its LoRA stays in models/loras: {lora}.", { lora: lora() }));
     }, failed);
     const rows = [element("div", { class: "retort-row" }, word, rename), element("div", { class: "retort-row" }, zip, remove)];
     const menu = element("details", { class: "retort-menu" }, element("summary", { title: t("Rename, download, delete") }, t("More")));
@@ -108,12 +112,13 @@ export class RunList {
     return menu;
   }
 
-  /** After a run has another name, or is gone. */
-  changed(name) {
+  /** After a run has another name, or is gone; said: of its LoRA. */
+  async changed(name, said) {
     if (this.view?.name === name) this.view.close();
     this.ticked.delete(name);
     this.offer();
-    this.list.look();
+    await this.list.look();
+    if (said) this.list.keep(said);
   }
 
   /** run(): the run's entry. */
@@ -122,14 +127,15 @@ export class RunList {
     this.view?.root.remove();
     this.view?.close();
     this.view = undefined;
+    kept.open = same ? "" : name;
     for (const other of this.list.list.querySelectorAll(".retort-title")) other.setAttribute("aria-expanded", "false");
     if (same) return;
     title.setAttribute("aria-expanded", "true");
-    const kept = new Checkpoints(run);
-    this.view = new RunView(settings, () => {}, (series) => kept.show(series.saves, name));
+    const saved = new Checkpoints(run);
+    this.view = new RunView(settings, () => {}, (series) => saved.show(series.saves, name));
     // The row has these already.
     for (const part of ["buttons", "line", "bar"]) this.view[part].remove();
-    this.view.root.append(kept.root);
+    this.view.root.append(saved.root);
     root.append(this.view.root);
     this.view.open(name);
   }

@@ -85,7 +85,7 @@ export class RunView {
     clearTimeout(this.timer);
     this.name = undefined;
     document.removeEventListener("visibilitychange", this.seen);
-    this.chart.sizes.disconnect();
+    this.chart.close();
   }
 
   /** One look at the log, and the next when there is something to wait for. */

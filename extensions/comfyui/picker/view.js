@@ -46,7 +46,7 @@ export class View {
     this.way = make("progress", "", { ariaHidden: true });
     this.far = make("span", "retort-picker-far");
     const more = make("div", "retort-picker-row");
-    more.append(this.way, this.far, ...does.more.map(([textContent, title, onclick]) => make("button", "", { type: "button", title, textContent, onclick })));
+    more.append(this.way, this.far, ...does.more.map(([textContent, title, onclick]) => make("button", "", { type: "button", title, textContent, onclick })), this.large());
     const answers = make("div", "retort-picker-row");
     answers.append(tie, skip, undo, this.counts);
     const drawing = make("div", "retort-picker-row");
@@ -57,6 +57,17 @@ export class View {
     // The canvas would take the wheel and the pointer for itself.
     for (const name of ["pointerdown", "pointerup", "dblclick"])
       this.root.addEventListener(name, (event) => event.stopPropagation());
+  }
+
+  /** The button that fills the screen with the pictures, and leaves it again. */
+  large() {
+    const whole = () => document.fullscreenElement === this.root;
+    const made = make("button", "", { type: "button", title: t("Large pictures; Escape ends it") });
+    made.addEventListener("click", () => (whole() ? document.exitFullscreen() : this.root.requestFullscreen()));
+    const said = () => (made.textContent = whole() ? t("Leave full screen") : t("Full screen"));
+    this.root.addEventListener("fullscreenchange", said);
+    said();
+    return made;
   }
 
   button(word, text, key, title) {
@@ -133,7 +144,7 @@ export class View {
         ? t("The next candidates are being drawn.")
         : !this.does.blind
           ? t("Nothing waits. Press Generate, or queue the workflow.")
-          : desk.result ? t("The test is over. Undo takes the last answer back.") : t("Press Run: both models draw the same prompts, and you choose without knowing which drew what.");
+          : desk.result ? t("The test is over. Is yours better? Load LoRA uses it in any workflow. If not: pick more, raise training steps or halve beta, and press Train now. Undo takes the last answer back.") : t("Press Run: both models draw the same prompts, and you choose without knowing which drew what.");
     }
     // The next pictures are there when they are asked for.
     const next = desk.tickets[1];
