@@ -86,7 +86,8 @@ class Picker {
       for (const one of wanted) for (const node of upstream(one)) node.mode = 0;
       const done = await app.queuePrompt(0, 1, { queueNodeIds: wanted.map((node) => String(node.id)) });
       const queued = tests.length ? t("The training is in the queue; then Blind Test asks which you like better.") : t("The training is in the queue.");
-      this.note = done ? queued : unqueued();
+      const first = t("Choose some pictures first: about twenty make a first LoRA.");
+      this.note = done ? queued : this.desk.view.judged ? unqueued() : first;
       this.glad = Boolean(done);
     } else {
       const { build } = await import("./picker/train.mjs");
