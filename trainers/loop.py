@@ -279,6 +279,8 @@ class Trainer:
         settings, saved_at = self.settings, time.monotonic()
         saved = self.done  # before the first step there is nothing to lose
         try:
+            if not self.done and settings.preview_every:
+                self.preview()  # what later ones are compared with
             self.truth.begin()
             while self.done < settings.steps:
                 metrics = offload.enough_room(

@@ -42,7 +42,7 @@ def test_a_model_ties_with_itself(parts):
     rate, low, high, sheet, text = run(parts, parts[0], parts[0])
     assert (rate, low, high) == (0.5, 0.0, 1.0)
     assert "wins 0 of 0" in text and "6 ties" in text and len(text.splitlines()) == 2 + 6
-    assert sheet.shape == (1, 2 * (256 + 26 + 8) + 8, 4 * (256 + 8) + 8, 3)
+    assert sheet.shape == (1, 2 * (256 + 30 + 8) + 8, 4 * (256 + 8) + 8, 3)
 
 
 def test_both_ways_round_agree(parts):

@@ -130,7 +130,14 @@ def test_previews_are_drawn_from_fixed_noise(make):
     trainer = make("run", preview_every=6, previews=3)
     trainer.decode = lambda x: x.mean(1)[..., None].expand(-1, -1, -1, 3).sigmoid()
     trainer.train()
-    assert sorted(p.name for p in (trainer.folder / "previews").iterdir()) == ["step_0000006.png", "step_0000012.png"]
+    drawn = sorted((trainer.folder / "previews").iterdir())
+    assert [path.name for path in drawn] == ["step_0000000.png", "step_0000006.png", "step_0000012.png"]
+    # The first, of the model as it came, is not drawn again by a run that goes on.
+    first = drawn[0].stat().st_mtime_ns
+    longer = make("run", preview_every=6, previews=3, steps=13)
+    longer.decode = trainer.decode
+    longer.train()
+    assert drawn[0].stat().st_mtime_ns == first
 
 
 def test_a_run_says_what_its_previews_sheets_hold(make):
