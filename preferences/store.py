@@ -132,8 +132,8 @@ def refuse_empty(folder: Path | Inside) -> None:
     place = inside(folder)
     if not (place / PAIRS).is_file():
         raise ValueError(
-            f"the set {place.path.name!r} is empty: choose some pictures in Preference Picker first, or let Label Pairs "
-            f"judge some ({place / PAIRS} is not there)"
+            f"the set {place.path.name!r} is empty: choose some pictures in Preference Picker first, or let Label "
+            f"Pairs judge some ({place / PAIRS} is not there)"
         )
 
 

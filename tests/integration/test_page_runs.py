@@ -160,7 +160,7 @@ def test_runs_are_compared(page, opened, size, theme):
     for name in ("copied first", "without copies"):
         page("click", where=f".retort-list > li:has(.retort-title:text-is('{name}')) .retort-tick")
     page("click", where=".retort-wide", text="Compare 2 runs")
-    page("until", condition=f"{WINDOW}.querySelectorAll('.retort-differ tbody tr').length > 0")
+    page("until", condition=f"{WINDOW}?.querySelectorAll('.retort-differ tbody tr').length > 0")
     told = page("evaluate", code=f"[...{WINDOW}.querySelectorAll('.retort-differ tr')].map((row) => "
                 "[...row.cells].map((one) => one.textContent))")  # fmt: skip
     assert told[1:] == [
@@ -169,7 +169,7 @@ def test_runs_are_compared(page, opened, size, theme):
     ]
     page("click", where=".retort-window fieldset label", text="fake loss")
     assert page("evaluate", code=f"{WINDOW}.querySelectorAll('.retort-charts canvas').length") == 2
-    page("until", condition=f"[...{WINDOW}.querySelectorAll('.retort-beside img')].every((one) => one.naturalWidth)")
+    page("until", condition=f"{WINDOW} && [...{WINDOW}.querySelectorAll('.retort-beside img')].every((one) => one.naturalWidth)")
     shown = f"[...{WINDOW}.querySelectorAll('.retort-beside img')].map((one) => one.alt).sort()"
     assert page("evaluate", code=shown) == ["copied first, step 80", "without copies, step 100"]
     page("click", where=".retort-compared [type=range]", keys="Home")
