@@ -63,7 +63,7 @@ class Item {
     this.view = view;
     const best = view.best[0];
     this.line.textContent =
-      `${view.method}: ${best ? `best ${short(best[1])}, ` : ""}${view.calls} calls, ${view.rewards} rewards, ${view.seconds} s`;
+      `${view.method}: ${best ? `best ${short(best[1])}, ` : ""}${view.calls} calls, rewards: ${view.rewards}, ${view.seconds} s`;
     this.curve.setAttribute("aria-label", `Best reward against calls: ${staircase(view.history, view.calls).slice(-1).map(([, r]) => short(r))}`);
     this.tree.hidden = !view.tree;
     const kept = view.kept.slice(0, SHOWN);
