@@ -1,15 +1,13 @@
 // The Retort panel: training runs, searches, preference sets and folders of pictures, whoever started them and whenever.
 import { app } from "../../scripts/app.js";
-import { RunList } from "./panel/run_list.js";
-import { SearchList } from "./panel/search_list.js";
-import { SetList } from "./panel/set_list.js";
 import { element } from "./panel/page.js";
 import { t } from "./locales/words.js";
 
-/** Folders of pictures; their module comes when they are first looked at. */
-class FolderList {
-  constructor(root) {
-    import("./panel/data.mjs").then((data) => this.closed || (this.list = new data.FolderList(root)));
+/** A list whose module comes when it is first looked at. */
+class Section {
+  constructor(root, load) {
+    root.replaceChildren();
+    load().then((List) => this.closed || (this.list = new List(root)));
   }
 
   close() {
@@ -18,7 +16,12 @@ class FolderList {
   }
 }
 
-const SECTIONS = [[() => t("Training"), RunList], [() => t("Searches"), SearchList], [() => t("Preferences"), SetList], [() => t("Pictures"), FolderList]];
+const SECTIONS = [
+  [() => t("Training"), async () => (await import("./panel/run_list.mjs")).RunList],
+  [() => t("Searches"), async () => (await import("./panel/search_list.mjs")).SearchList],
+  [() => t("Preferences"), async () => (await import("./panel/set_list.mjs")).SetList],
+  [() => t("Pictures"), async () => (await import("./panel/data.mjs")).FolderList],
+];
 
 class Panel {
   constructor(root) {
@@ -50,7 +53,7 @@ class Panel {
       tab.tabIndex = i === index ? 0 : -1;
     });
     this.body.setAttribute("aria-labelledby", `retort-tab-${index}`);
-    this.section = new SECTIONS[index][1](this.body);
+    this.section = new Section(this.body, SECTIONS[index][1]);
   }
 
   close() {

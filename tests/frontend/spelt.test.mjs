@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { spelt } from "../../extensions/comfyui/panel/spelt.js";
+import { spelt } from "../../extensions/comfyui/panel/spelt.mjs";
 
 test("a name is found with either separator, and only in its own case", () => {
   const windows = ["none", "Style\\Bold.safetensors", "a\\b\\c.safetensors"];

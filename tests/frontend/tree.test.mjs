@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { beside, columns, finished, path, shares, staircase } from "../../extensions/comfyui/panel/tree.js";
+import { beside, columns, finished, path, shares, staircase } from "../../extensions/comfyui/panel/tree.mjs";
 
 // Root 0; 1 and 2 below it; leaves 3, 5 below 1 and 4 below 2.
 const parent = [-1, 0, 0, 1, 2, 1];

@@ -208,7 +208,7 @@ class Driver:
     def lora(self, run: dict[str, Any], vue: bool) -> list[dict[str, Any]]:
         """Open a run's LoRA, and tell what nodes there are."""
         self.page.evaluate(
-            """async (run) => { const page = await import("/extensions/retort/panel/new_workflow.js");
+            """async (run) => { const page = await import("/extensions/retort/panel/new_workflow.mjs");
               await page.openLora(run); }""", run,
         )  # fmt: skip
         time.sleep(1.5)
@@ -287,7 +287,7 @@ class Driver:
         else:
             tab.click()
         self.page.wait_for_function(
-            "!document.querySelector('.retort-body .retort-note')?.textContent.startsWith('looking')"
+            "document.querySelector('.retort-body .retort-note')?.textContent.startsWith('looking') === false"
         )
 
     def leaf(self) -> bool:

@@ -3,7 +3,7 @@
 import { api } from "../../../scripts/api.js";
 import { t } from "../locales/words.js";
 import { address, ask, tell } from "./client.js";
-import { List } from "./list.js";
+import { List } from "./list.mjs";
 import { button, element, openWindow } from "./page.js";
 
 const PAGE = 50, AGAIN = 1000;

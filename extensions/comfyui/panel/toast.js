@@ -1,8 +1,10 @@
 // The first training of a session says where it can be watched: its view on the node may be off the screen.
 import { app } from "../../../scripts/app.js";
 import { element } from "./page.js";
-import { wanted } from "./run_list.js";
 import { t } from "../locales/words.js";
+
+/** run: the one that opens in the panel as soon as it is listed. */
+export const wanted = { run: "" };
 
 const LIFE = 30_000; // ms
 let offered = false;

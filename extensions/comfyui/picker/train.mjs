@@ -1,5 +1,5 @@
 // Nodes that train a LoRA on a set and test it blindly, connected to what draws for the picker. Loaded when it is asked for.
-import { addNode } from "../panel/add_node.js";
+import { addNode } from "../panel/add_node.mjs";
 import { app } from "../../../scripts/app.js";
 
 // Nodes 2.0 draws nodes up to seventy pixels taller than they say before.

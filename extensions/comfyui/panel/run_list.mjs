@@ -1,16 +1,15 @@
 // Training runs in the panel: what goes on, what is finished, and one of them open.
 import { address, tell } from "./client.js";
-import { List } from "./list.js";
-import { Checkpoints } from "./checkpoints.js";
-import { openLora } from "./new_workflow.js";
+import { List } from "./list.mjs";
+import { Checkpoints } from "./checkpoints.mjs";
+import { openLora } from "./new_workflow.mjs";
 import { notifySwitch } from "./notice.js";
 import { button, element } from "./page.js";
 import { RunView, commandsOf } from "./run_view.js";
 import { counted, going, standing } from "./series.js";
+import { wanted } from "./toast.js";
 import { t } from "../locales/words.js";
 
-/** run: the one that opens as soon as it is listed. */
-export const wanted = { run: "" };
 const MOST = 8; // runs that are compared at once: as many as compared.mjs has colours
 const settings = { shown: "student_loss", window: 25, log: false };
 const kept = { ticked: new Set(), open: "" }; // while another tab of the panel is shown

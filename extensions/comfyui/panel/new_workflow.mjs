@@ -1,6 +1,6 @@
 // A run's LoRA in a workflow of its own: with it and without it, from the same noise, as it says that it is sampled.
 import { app } from "../../../scripts/app.js";
-import { spelt } from "./spelt.js";
+import { spelt } from "./spelt.mjs";
 import { t } from "../locales/words.js";
 
 const SEED = 1, PIXELS = 8; // of a latent's cell; nodes of empty latents count in it

@@ -1,8 +1,8 @@
 // Preference sets in the panel: what each holds, and its latest judgements.
 import { t } from "../locales/words.js";
-import { addNode } from "./add_node.js";
+import { addNode } from "./add_node.mjs";
 import { address, ask } from "./client.js";
-import { List } from "./list.js";
+import { List } from "./list.mjs";
 import { button, element } from "./page.js";
 
 export class SetList {

@@ -1,6 +1,6 @@
 // A run's checkpoints in the panel: all of them at several strengths on one sheet, and one of them kept as a LoRA.
 import { tell } from "./client.js";
-import { openGrid } from "./new_workflow.js";
+import { openGrid } from "./new_workflow.mjs";
 import { button, element } from "./page.js";
 import { t } from "../locales/words.js";
 
