@@ -463,7 +463,7 @@ def test_a_trainings_preview_is_what_both_networks_draw(comfy, ours, tiny, pair,
         data = assembly.data(told)
         cond, uncond = denoiser.join([data.conds[0]] * batch), denoiser.join([data.uncond] * batch)
         with torch.no_grad(), denoiser.adapter("student"):
-            found = denoiser.latents_out(assembly.objective.sample(unit, cond, uncond))
+            found = denoiser.latents_out(assembly.objective.sample(unit.to(denoiser.device), cond, uncond)).cpu()
         denoiser.release()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     assert torch.equal(drawn(), expected)
