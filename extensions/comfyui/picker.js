@@ -212,14 +212,16 @@ class Picker {
     const controls = inside ? [] : [...upstream(this.node)].flatMap((node) => node.widgets ?? []);
     this.queued = 1;
     this.render();
-    // ComfyUI leaves them as they are when a part of a workflow is queued.
-    for (const widget of controls) widget.beforeQueued?.({ isPartialExecution: false });
+    const before = controls.map((widget) => widget.value);
     const done = await app.queuePrompt(0, 1, inside ? {} : { queueNodeIds: [String(this.node.id)] });
     if (!done) {
       this.drawing.failed(unqueued());
       return;
     }
-    for (const widget of controls) widget.afterQueued?.({ isPartialExecution: false });
+    // Older pages leave seeds as they are when a part of a workflow is queued, newer ones do not.
+    if (controls.every((widget, i) => widget.value === before[i]))
+      for (const when of ["beforeQueued", "afterQueued"])
+        for (const widget of controls) widget[when]?.({ isPartialExecution: false });
     this.again = true;
   }
 

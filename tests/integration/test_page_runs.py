@@ -169,7 +169,7 @@ def test_runs_are_compared(page, opened, size, theme):
     ]
     page("click", where=".retort-window fieldset label", text="fake loss")
     assert page("evaluate", code=f"{WINDOW}.querySelectorAll('.retort-charts canvas').length") == 2
-    page("until", condition=f"{WINDOW} && [...{WINDOW}.querySelectorAll('.retort-beside img')].every((one) => one.naturalWidth)")
+    page("until", condition=f"[...{WINDOW}.querySelectorAll('.retort-beside img')].every((one) => one.naturalWidth)")
     shown = f"[...{WINDOW}.querySelectorAll('.retort-beside img')].map((one) => one.alt).sort()"
     assert page("evaluate", code=shown) == ["copied first, step 80", "without copies, step 100"]
     page("click", where=".retort-compared [type=range]", keys="Home")
