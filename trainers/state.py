@@ -81,8 +81,8 @@ def _known(
         ) from error
     if changed:
         raise ValueError(
-            f"the run in {path.parent} was started with other settings ({'; '.join(changed[:6])}). Set them back "
-            "to go on, or give the run another name"
+            f"run {path.parent.path.name!r} was started with other settings: give it another name, or set them back to "
+            f"go on ({'; '.join(changed[:6])}; in {path.parent})"
         )
     return counters
 

@@ -6,6 +6,7 @@ import { Session } from "./picker/session.js";
 import { View } from "./picker/view.js";
 import { ask } from "./panel/client.js";
 import { connected, element, openWindow } from "./panel/page.js";
+import { offer } from "./panel/toast.js";
 import { t } from "./locales/words.js";
 
 const PICKER = "RetortPreferencePicker";
@@ -83,6 +84,7 @@ class Picker {
       const tests = app.graph.nodes.filter((node) => node.comfyClass === BLIND && upstream(node).has(trainer));
       const wanted = [trainer, ...tests];
       this.nameSet(trainer);
+      await this.nameRun(trainer);
       for (const one of wanted) for (const node of upstream(one)) node.mode = 0;
       const done = await app.queuePrompt(0, 1, { queueNodeIds: wanted.map((node) => String(node.id)) });
       const queued = tests.length ? t("The training is in the queue; then Blind Test asks which you like better.") : t("The training is in the queue.");
@@ -108,6 +110,16 @@ class Picker {
       if (run?.value === named.value) run.value = this.place.set;
       named.value = this.place.set;
     }
+  }
+
+  /** Give a training another name where a finished run has it: what is asked for now is another LoRA. */
+  async nameRun(trainer) {
+    const run = widgetOf(trainer, "name");
+    if (!run || connected(trainer, "name")) return;
+    const states = new Map((await ask(["runs"])).map((one) => [one.name, one.state]));
+    if (states.get(run.value) !== "finished") return;
+    const stem = run.value.replace(/_\d+$/, "");
+    for (let count = 2; states.has(run.value); count++) run.value = `${stem}_${count}`;
   }
 
   /** Say where a phone finds the page of this set. */
@@ -283,7 +295,10 @@ app.registerExtension({
     node.onExecuted = function (output) {
       onExecuted?.call(this, output);
       picker.ran = { name: output?.set?.[0], by: output?.by?.[0] };
-      if (picker.blind && picker.ran.by) node.setProperty(TEST, picker.ran.by);
+      if (picker.blind && picker.ran.by) {
+        node.setProperty(TEST, picker.ran.by);
+        offer(t("The blind test is ready."), () => app.canvas.centerOnNode(node));
+      }
       picker.look();
     };
     node.onConfigure = function (...given) {

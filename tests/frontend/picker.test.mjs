@@ -222,8 +222,10 @@ test("how far one is", () => {
   assert.deepEqual(progress(blind), { value: 8, max: 10, text: "8 of 10: which is which is said after the last" });
   assert.equal(progress({ judged: 0, waiting: 0, skipped: 0, blind: true, result: null }).text, "");
   const result = { wins: 14, of: 20, ties: 0, low: 0.4572, high: 0.8811 };
-  const said = "Yours against the base: 14 of 20 (95 % interval 46 to 88 %)";
-  assert.equal(progress({ ...blind, waiting: 0, result }).text, said);
+  const said = (more) => progress({ ...blind, waiting: 0, result: { ...result, ...more } }).text;
+  assert.equal(said({}), "Yours against the base: 14 of 20 (95 % interval 46 to 88 %): not clear, it may be chance");
+  assert.ok(said({ wins: 18, low: 0.683, high: 0.9877 }).endsWith("68 to 99 %): yours is clearly better"));
+  assert.ok(said({ wins: 2, low: 0.0123, high: 0.317 }).endsWith("1 to 32 %): the base is clearly better"));
   assert.ok(progress({ ...blind, waiting: 0, result: { ...result, ties: 2 } }).text.startsWith("Yours against the base: 14 of 20, 2 ties"));
 });
 

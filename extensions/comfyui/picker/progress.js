@@ -16,5 +16,6 @@ export function progress({ judged, waiting, skipped, blind, result }) {
   const won = t("Yours against the base: {wins} of {of}", result);
   const sure = t("95 % interval {low} to {high} %", { low: percent(result.low), high: percent(result.high) });
   const ties = result.ties ? `, ${t("{ties} ties", result)}` : "";
-  return { value, max, text: `${won}${ties} (${sure})` };
+  const clear = result.low > 0.5 ? t("yours is clearly better") : result.high < 0.5 ? t("the base is clearly better") : t("not clear, it may be chance");
+  return { value, max, text: `${won}${ties} (${sure}): ${clear}` };
 }

@@ -144,7 +144,7 @@ export class View {
         ? t("The next candidates are being drawn.")
         : !this.does.blind
           ? t("Nothing waits. Press Generate, or queue the workflow.")
-          : desk.result ? t("The test is over. Is yours better? Load LoRA uses it in any workflow. If not: pick more, raise training steps or halve beta, and press Train now. Undo takes the last answer back.") : t("Press Run: both models draw the same prompts, and you choose without knowing which drew what.");
+          : desk.result ? t("The test is over. Load LoRA uses yours in any workflow. Too little of your taste: pick more, or halve beta. Broken pictures: fewer training steps. Then press Train now again.") : t("Press Run: both models draw the same prompts, and you choose without knowing which drew what.");
     }
     // The next pictures are there when they are asked for.
     const next = desk.tickets[1];
