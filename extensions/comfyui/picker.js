@@ -83,8 +83,12 @@ class Picker {
     if (trainer) {
       const tests = app.graph.nodes.filter((node) => node.comfyClass === BLIND && upstream(node).has(trainer));
       const wanted = [trainer, ...tests];
+      const run = widgetOf(trainer, "name"), before = run?.value;
       this.nameSet(trainer);
       await this.nameRun(trainer);
+      // Each training has a test of its own, so that earlier results stay.
+      for (const name of tests.map((node) => !connected(node, "name") && widgetOf(node, "name")))
+        if (name && run.value !== before) name.value = `${run.value}_blind_test`;
       for (const one of wanted) for (const node of upstream(one)) node.mode = 0;
       const done = await app.queuePrompt(0, 1, { queueNodeIds: wanted.map((node) => String(node.id)) });
       const queued = tests.length ? t("The training is in the queue; then Blind Test asks which you like better.") : t("The training is in the queue.");

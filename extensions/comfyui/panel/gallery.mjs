@@ -55,7 +55,7 @@ export class Gallery {
     this.now = this.sheet.prompts.map(() => element("canvas", { role: "img" }));
     this.cells = this.sheet.prompts.map(() => steps.map(() => element("canvas", { "aria-hidden": true })));
     const head = (text, kind) => element("th", { scope: "col", class: kind }, text);
-    this.heads = steps.map((step) => head(String(step), "retort-step"));
+    this.heads = steps.map((step) => head(step ? String(step) : t("before"), "retort-step"));
     this.shown = head("", "retort-now");
     const rows = this.sheet.prompts.map((prompt, i) => {
       const cells = this.cells[i].map((canvas, j) => {
