@@ -81,7 +81,7 @@ def _known(
         ) from error
     if changed:
         raise ValueError(
-            f"run {path.parent.path.name!r} was started with other settings: give it another name, or set them back to "
+            f"run {path.parent.name!r} was started with other settings: give it another name, or set them back to "
             f"go on ({'; '.join(changed[:6])}; in {path.parent})"
         )
     return counters

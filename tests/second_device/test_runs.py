@@ -236,7 +236,9 @@ def test_copies_and_waits_for_them_are_timed_without_a_wait(second, every_size, 
     # Four blocks in each of two passes; by this clock the moments of copies without a thread are within what they wait.
     assert waited >= 8 and ring.pace()[1] == 0
     before = clock.moments
-    assert waits() == timed and clock.moments == before
+    again = waits()
+    # How often the device waits for a copy that a thread makes depends on how far that is by then.
+    assert clock.moments == before and (again == timed or not pinned)
     ring.stream(2)
     assert ring.pace() == (None, 0.0)
     ring.close()
