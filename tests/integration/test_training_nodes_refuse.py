@@ -82,7 +82,7 @@ def test_a_run_of_that_name_with_other_settings_data_or_model_is_refused(app, sp
     nodes["t"] = spelled("RetortTrainDistillation", **settings)
     succeeded(app.run(nodes))
     for change, message in (
-        ({"rank": 4}, "other settings.*lora.rank: 2 -> 4.*another name"),
+        ({"rank": 4}, "other settings: give it another name.*lora.rank: 2 -> 4"),
         ({"prompts": PROMPTS + "\nanother"}, "name: the run in .* was started with another prompts"),
         ({"prompts": PROMPTS.replace("two", "five")}, "another prompts"),
         ({"latents": ["big", 0]}, "another size"),
