@@ -24,6 +24,7 @@ from .denoiser import Denoiser
 from .host_inputs import HostInputs
 from .objectives.parts.contract import Batch, Loss, Objective, swapped
 from .objectives.parts.registry import METHODS
+from .offload import Outcome
 from .order import Order
 from .origin import recognise
 from .planning import Forecast, Truth
@@ -280,12 +281,10 @@ class Trainer:
         saved = self.done  # before the first step there is nothing to lose
         try:
             if not self.done and settings.preview_every:
-                self.preview()  # what later ones are compared with
+                self._with_room(self.preview)  # what later ones are compared with
             self.truth.begin()
             while self.done < settings.steps:
-                metrics = offload.enough_room(
-                    self.step, self._spare, self._one_graph, self._begin_again, self.watcher.says
-                )
+                metrics = self._with_room(self.step)
                 if self.done == self.begun + 1:
                     self.forecast = offload.corrected(
                         self.forecast, self.denoiser.ring, self._spare(),
@@ -310,6 +309,10 @@ class Trainer:
             # Also on cancel and on error: the weights are those of the last whole step.
             if saved != self.done and not self._moving:
                 self.save()
+
+    def _with_room(self, work: Callable[[], Outcome]) -> Outcome:
+        """Do something, with less of the memory taken where it ends meanwhile."""
+        return offload.enough_room(work, self._spare, self._one_graph, self._begin_again, self.watcher.says)
 
     def _spare(self) -> Ring | None:
         """What can make room for a step to begin again: not where weights have moved, nor where others wait."""

@@ -205,12 +205,14 @@ def refuse_stranger(denoiser: HostDenoiser, other: HostDenoiser) -> None:
     """ValueError for an expert that cannot go on where another ends: of other coordinates, or another kind."""
 
     def build(network: nn.Module) -> dict[str, tuple[int, ...]]:
-        # Matrices may be stored in any way.
-        return {name: tuple(p.shape) for name, p in network.named_parameters() if p.ndim != 2 and "lora_" not in name}
+        # Matrices may be stored in any way, and have scales beside them.
+        return {name: tuple(p.shape) for name, p in network.named_parameters() if p.ndim != 2}
 
     mine, its = build(denoiser.network), build(other.network)
+    shared = mine.keys() & its.keys()
     same_path = (denoiser.path, denoiser.prediction) == (other.path, other.prediction)
-    if not same_path or {*mine.values()} != {*its.values()}:
+    same = same_path and denoiser.architecture == other.architecture
+    if not same or not shared or any(mine[name] != its[name] for name in shared):
         raise ValueError(
             f"other_expert is no network of the same build as model ({other.architecture} and {denoiser.architecture}):"
             " connect the other of the two files, such as Wan 2.2's low noise beside its high noise"

@@ -499,3 +499,21 @@ def test_a_network_that_is_no_expert_of_the_model_is_refused(comfy, tiny, pair, 
         node("RetortTrainFlow", **given, expert=["whole"])
     with pytest.raises(ValueError, match="other_expert is no network of the same build as model"):
         node("RetortTrainFlow", **given, expert=["high noise"])
+
+
+@pytest.mark.parametrize("form", ["bf16", "fp8_scaled", "nvfp4", "int8_convrot"])
+def test_an_expert_may_be_stored_otherwise_and_not_built_otherwise(comfy, ours, form):
+    pytest.importorskip("peft")
+    host, refuse = ours("hosts.comfyui.host").host, ours("hosts.training.assembly").refuse_stranger
+    rows = ours("benchmarks.family_networks").families()
+    with host.training_session():
+        model, stored, other = (
+            host.trainable(made) for made in (rows["WAN21_T2V"].model(), rows["WAN21_T2V"].model(form),
+                                              rows["WAN21_I2V"].model())
+        )  # fmt: skip
+        refuse(model, stored)
+        refuse(stored, model)
+        with pytest.raises(ValueError, match="of the same build as model"):
+            refuse(model, other)
+        for denoiser in (model, stored, other):
+            denoiser.release()

@@ -140,6 +140,26 @@ def test_when_memory_ends_more_is_streamed_and_nothing_is_lost(trainer):
         trainer("none", 0, steps=4, offload="none", watcher=Interrupted(errors={2: MemoryError()})).train()
 
 
+def test_when_memory_ends_at_the_first_preview_more_is_streamed(trainer):
+    """It is drawn before step 1, where nothing has adapted to the card yet."""
+    common = {"steps": 3, "preview_every": 3, "previews": 1}
+    expected = trainer("whole", None, **common).train()
+    watcher = Interrupted()
+    run = trainer("short", 0, watcher=watcher, **common)
+    decode, errors = run.decode, [torch.OutOfMemoryError("here")]
+
+    def once(x0):
+        if errors:
+            raise errors.pop()
+        return decode(x0)
+
+    run.decode = once
+    same(run.train(), expected)
+    assert run.denoiser.ring.count == 1 and watcher.said[0].startswith("memory ran out: 1 of 4 blocks")
+    drawn = [(run.folder.parent / name / "previews/step_0000000.png").read_bytes() for name in ("whole", "short")]
+    assert drawn[0] == drawn[1]
+
+
 def test_when_memory_ends_graphs_wait_no_longer_before_more_is_streamed(trainer):
     expected = trainer("whole", None, "dmd2", steps=4).train()
     for offloaded in ("auto", "none"):
