@@ -45,8 +45,8 @@ def main() -> None:
         report.figures[f"{name}: with the plugin, minus without"] = replace(more, unit="ms", target=MOST_MS)
         report.figures[f"{name}: without the plugin"] = Figure(statistics.median(times[1]), "ms")
     for name, endings, target in (
-        ("scripts and styles that come with the page", (".js", ".css"), MOST_KB),
-        ("windows and pages that come when they are opened", (".mjs",), None),
+        ("the script that comes with the page", (".js",), MOST_KB),
+        ("modules and styles that come when they are needed", (".mjs", ".css"), None),
     ):
         files = (path for path in (ROOT / "extensions" / "comfyui").rglob("*") if path.suffix in endings)
         report.figures[name] = Figure(sum(path.stat().st_size for path in files) / 1000, "kB", target=target)

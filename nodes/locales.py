@@ -6,7 +6,7 @@ The page's own words are what its modules give to `t("...")`, and the titles and
 The command adds such texts to the catalogues with nothing beside them, and takes out those that no node says any more.
 
 locales/LANGUAGE/nodeDefs.json holds names only. ComfyUI sends that of every language to every page; tooltips and
-descriptions, three times as long, go to those who read the language, by extensions/comfyui/translate.js.
+descriptions, three times as long, go to those who read the language, by extensions/comfyui/locales/translate.mjs.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def texts(nodes: Sequence[type[io.ComfyNode]]) -> Iterator[str]:
 
 def page_texts() -> Iterator[str]:
     """Every text that the page shows in the user's language."""
-    for path in sorted([*PAGE.rglob("*.js"), *PAGE.rglob("*.mjs")]):
+    for path in sorted(PAGE.rglob("*.mjs")):
         for found in CALL.findall(path.read_text(encoding="utf-8")):
             yield json.loads(found)
     for recipe in json.loads((PAGE / "recipes.json").read_text(encoding="utf-8")):

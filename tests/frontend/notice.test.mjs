@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 globalThis.localStorage = { getItem: () => null };
-const { betterTitle, wanted } = await import("../../extensions/comfyui/panel/notice.js");
+const { betterTitle, wanted } = await import("../../extensions/comfyui/panel/notice.mjs");
 
 test("a title names the run rather than the class of its node", () => {
   assert.equal(betterTitle("[25%][9%] RetortTrainDistillation", "my student"), "9 % my student");

@@ -2,10 +2,10 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { Desk, keyMeaning, markAt } from "../../extensions/comfyui/picker/desk.js";
-import { Drawing, promptsLeft, queuedFor } from "../../extensions/comfyui/picker/drawing.js";
-import { Mail } from "../../extensions/comfyui/picker/mail.js";
-import { progress } from "../../extensions/comfyui/picker/progress.js";
+import { Desk, keyMeaning, markAt } from "../../extensions/comfyui/picker/desk.mjs";
+import { Drawing, promptsLeft, queuedFor } from "../../extensions/comfyui/picker/drawing.mjs";
+import { Mail } from "../../extensions/comfyui/picker/mail.mjs";
+import { progress } from "../../extensions/comfyui/picker/progress.mjs";
 
 const ticket = (id, count = 2) => ({ id, prompt: `prompt ${id}`, candidates: [..."abcd"].slice(0, count) });
 const told = (tickets, more = {}) => ({ judged: 0, skipped: 0, waiting: tickets.length, tickets, last: null, ...more });

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { Series, bounds, counted, csv, differing, duration, evenly, going, nearest, short, smooth, split, standing, thin, ticks } from "../../extensions/comfyui/panel/series.js";
+import { Series, bounds, counted, csv, differing, duration, evenly, going, nearest, short, smooth, split, standing, thin, ticks } from "../../extensions/comfyui/panel/series.mjs";
 
 const answer = (steps, values, more = {}) =>
   ({ restart: false, steps, values, hidden: [], saves: [], pictures: [], offset: steps.length, ...more });

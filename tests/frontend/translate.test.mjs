@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { translate } from "../../extensions/comfyui/locales/translate.js";
+import { translate } from "../../extensions/comfyui/locales/translate.mjs";
 
 const SAID = { "Draws.": "画。", "A model.": "模型。", "How.": "方法。", "Inner.": "内部。", "Out.": "输出。" };
 const node = () => ({

@@ -117,7 +117,7 @@ FOCUS = """(roots) => [...document.querySelectorAll(roots)].flatMap((root) => [r
   })"""
 # Ours that came with the page, and what it weighs.
 WEIGHT = """() => performance.getEntriesByType("resource")
-  .filter((one) => /\\/extensions\\/retort\\/.*\\.(js|css)/.test(one.name))
+  .filter((one) => /\\/extensions\\/retort\\/.*\\.(m?js|css)$/.test(one.name))
   .map((one) => [new URL(one.name).pathname, one.decodedBodySize, one.startTime, one.responseEnd])"""
 
 

@@ -97,7 +97,7 @@ def test_its_blueprints_are_offered(server):
 def test_its_nodes_speak_the_users_language(server, language):
     listed = {id: one for id, one in json.loads(server.get("/object_info")).items() if id.startswith("Retort")}
     names = json.loads(server.get("/i18n"))[language]["nodeDefs"]
-    # What translate.js looks up, by the English that the interface gets.
+    # What translate.mjs looks up, by the English that the interface gets.
     texts = json.loads(server.get(f"/extensions/retort/locales/{language}.json"))["texts"]
 
     def missing(groups):

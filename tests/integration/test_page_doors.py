@@ -209,7 +209,7 @@ def test_the_first_training_offers_to_be_watched(page, app, size):
         page("evaluate", code="() => app.extensionManager.command.execute('Workspace.ToggleSidebarTab.retort')")
         page("until", condition="!document.querySelector('.retort-panel')")
     offer = """async () => {
-      (await import("/extensions/retort/panel/toast.js")).offerPanel("offered"); }"""
+      (await import("/extensions/retort/panel/toast.mjs")).offerPanel("offered"); }"""
     page("evaluate", code=offer)
     page("until", condition="document.querySelector('.retort-toast')?.textContent.includes('offered')")
     sound(page("audit"))

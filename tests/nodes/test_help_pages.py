@@ -72,7 +72,7 @@ def sources() -> str:
     """What our own code says, in one line for each message."""
     folders = ("nodes", "hosts", "sampling", "rewards", "restoration", "trainers", "preferences", "files", "models")
     files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
-    files += sorted((ROOT / WEB_DIRECTORY).rglob("*.js"))
+    files += sorted((ROOT / WEB_DIRECTORY).rglob("*.mjs"))
     text = "\n".join(path.read_text(encoding="utf-8") for path in files)
     return re.sub(r'"\s*\n\s*f?"', "", text)
 

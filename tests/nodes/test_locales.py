@@ -107,6 +107,6 @@ def test_an_output_of_our_own_type_has_a_name(node):
 
 
 def test_the_page_asks_for_the_same_languages():
-    page = (locales.ROOT / "extensions" / "comfyui" / "translate.js").read_text(encoding="utf-8")
+    page = (locales.ROOT / "extensions" / "comfyui" / "retort.js").read_text(encoding="utf-8")
     (listed,) = re.findall(r"^const LANGUAGES = (\[.*\]);$", page, re.MULTILINE)
     assert tuple(json.loads(listed)) == locales.LANGUAGES

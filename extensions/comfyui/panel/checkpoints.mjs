@@ -1,8 +1,8 @@
 // A run's checkpoints in the panel: all of them at several strengths on one sheet, and one of them kept as a LoRA.
-import { tell } from "./client.js";
+import { tell } from "./client.mjs";
 import { openGrid } from "./new_workflow.mjs";
-import { button, element } from "./page.js";
-import { t } from "../locales/words.js";
+import { button, element } from "./page.mjs";
+import { t } from "../locales/words.mjs";
 
 export class Checkpoints {
   /** run(): the run's entry. */

@@ -1,10 +1,10 @@
 // Runs side by side: their curves in one chart for each number, the settings that differ, and their previews.
-import { ask, previewOf } from "./client.js";
-import { exporters, plot } from "./curves.js";
-import { colours } from "./drawing.js";
-import { element, lightbox, openWindow } from "./page.js";
-import { Series, bounds, differing, nearest, smooth } from "./series.js";
-import { t } from "../locales/words.js";
+import { ask, previewOf } from "./client.mjs";
+import { exporters, plot } from "./curves.mjs";
+import { colours } from "./drawing.mjs";
+import { element, lightbox, openWindow } from "./page.mjs";
+import { Series, bounds, differing, nearest, smooth } from "./series.mjs";
+import { t } from "../locales/words.mjs";
 
 const EVERY = 3000; // ms
 const STROKES = ["#3b8eea", "#e89a3c", "#5fb86a", "#d16bb4", "#a08be8", "#3fb3b3", "#d9534f", "#9aa04a"];

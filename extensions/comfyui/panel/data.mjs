@@ -1,10 +1,10 @@
 // Data to train on, page by page in a window: pictures with captions to edit, and pairs to take out and put back. It is
 // asked for when it is first needed.
 import { api } from "../../../scripts/api.js";
-import { t } from "../locales/words.js";
-import { address, ask, tell } from "./client.js";
+import { t } from "../locales/words.mjs";
+import { address, ask, tell } from "./client.mjs";
 import { List } from "./list.mjs";
-import { button, element, openWindow } from "./page.js";
+import { button, element, openWindow } from "./page.mjs";
 
 const PAGE = 50, AGAIN = 1000;
 document.head.append(element("style", {}, `

@@ -1,9 +1,9 @@
 // How a run's previews change: a row for each prompt, a column for each step, and one column that plays them.
-import { ask, previewOf } from "./client.js";
-import { element, lightbox, openWindow } from "./page.js";
-import { evenly } from "./series.js";
+import { ask, previewOf } from "./client.mjs";
+import { element, lightbox, openWindow } from "./page.mjs";
+import { evenly } from "./series.mjs";
 import { cut, load } from "./sheets.mjs";
-import { t } from "../locales/words.js";
+import { t } from "../locales/words.mjs";
 
 const MOST_STEPS = 48;
 const WIDE = 256; // pixels of a picture in the table

@@ -1,7 +1,7 @@
 // A list in the panel that is asked for again and again while it is open, and keeps its rows.
-import { ask } from "./client.js";
-import { element } from "./page.js";
-import { t } from "../locales/words.js";
+import { ask } from "./client.mjs";
+import { element } from "./page.mjs";
+import { t } from "../locales/words.mjs";
 
 const EVERY = 2000, AGAIN = 5000, KEPT = 15_000; // ms
 

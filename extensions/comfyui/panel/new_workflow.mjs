@@ -1,7 +1,7 @@
 // A run's LoRA in a workflow of its own: with it and without it, from the same noise, as it says that it is sampled.
 import { app } from "../../../scripts/app.js";
 import { spelt } from "./spelt.mjs";
-import { t } from "../locales/words.js";
+import { t } from "../locales/words.mjs";
 
 const SEED = 1, PIXELS = 8; // of a latent's cell; nodes of empty latents count in it
 // Columns that are wide enough in both renderers; below each other lie the branch with the LoRA and the one without.

@@ -1,14 +1,14 @@
 // Training runs in the panel: what goes on, what is finished, and one of them open.
-import { address, tell } from "./client.js";
+import { address, tell } from "./client.mjs";
 import { List } from "./list.mjs";
 import { Checkpoints } from "./checkpoints.mjs";
 import { openLora } from "./new_workflow.mjs";
-import { notifySwitch } from "./notice.js";
-import { button, element } from "./page.js";
-import { RunView, commandsOf } from "./run_view.js";
-import { counted, going, standing } from "./series.js";
-import { wanted } from "./toast.js";
-import { t } from "../locales/words.js";
+import { notifySwitch } from "./notice.mjs";
+import { button, element } from "./page.mjs";
+import { RunView, commandsOf } from "./run_view.mjs";
+import { counted, going, standing } from "./series.mjs";
+import { wanted } from "./toast.mjs";
+import { t } from "../locales/words.mjs";
 
 const MOST = 8; // runs that are compared at once: as many as compared.mjs has colours
 const settings = { shown: "student_loss", window: 25, log: false };

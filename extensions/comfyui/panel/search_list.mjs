@@ -1,11 +1,11 @@
 // Searches in the panel: the best so far, how the reward rose, the tree, and latents to take from it.
-import { t } from "../locales/words.js";
+import { t } from "../locales/words.mjs";
 import { addNode } from "./add_node.mjs";
-import { address, ask, interrupt, tell } from "./client.js";
-import { colours, pen as penOf } from "./drawing.js";
+import { address, ask, interrupt, tell } from "./client.mjs";
+import { colours, pen as penOf } from "./drawing.mjs";
 import { List } from "./list.mjs";
-import { button, element } from "./page.js";
-import { short } from "./series.js";
+import { button, element } from "./page.mjs";
+import { short } from "./series.mjs";
 import { beside, columns, finished, path, shares, staircase } from "./tree.mjs";
 
 const SHOWN = 12, NEAR = 14;

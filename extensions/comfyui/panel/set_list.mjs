@@ -1,9 +1,9 @@
 // Preference sets in the panel: what each holds, and its latest judgements.
-import { t } from "../locales/words.js";
+import { t } from "../locales/words.mjs";
 import { addNode } from "./add_node.mjs";
-import { address, ask } from "./client.js";
+import { address, ask } from "./client.mjs";
 import { List } from "./list.mjs";
-import { button, element } from "./page.js";
+import { button, element } from "./page.mjs";
 
 export class SetList {
   constructor(root) {

@@ -1,8 +1,8 @@
 // The picker as a page of its own, for a phone; ComfyUI's page does not load it.
-import { Drawing } from "./drawing.js";
-import { Session } from "./session.js";
-import { View } from "./view.js";
-import { learn } from "../locales/words.js";
+import { Drawing } from "./drawing.mjs";
+import { Session } from "./session.mjs";
+import { View } from "./view.mjs";
+import { learn } from "../locales/words.mjs";
 
 const LOOK = 3000; // ms
 const asked = new URLSearchParams(location.search);

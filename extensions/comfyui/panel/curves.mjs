@@ -1,8 +1,8 @@
 // Lines over steps on a canvas, with axes that have names; each phase of a run has a scale of its own.
-import { pen as penOf } from "./drawing.js";
-import { button, download } from "./page.js";
-import { csv, short, thin, ticks } from "./series.js";
-import { t } from "../locales/words.js";
+import { pen as penOf } from "./drawing.mjs";
+import { button, download } from "./page.mjs";
+import { csv, short, thin, ticks } from "./series.mjs";
+import { t } from "../locales/words.mjs";
 
 export const LEFT = 44, RIGHT = 8;
 const TOP = 20, BOTTOM = 18, NARROW = 90;

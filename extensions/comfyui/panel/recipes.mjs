@@ -1,7 +1,7 @@
 // Settings that go together for a model and a card; a button on trainers fills them in, and says first what they cost.
-import { element, openWindow } from "./page.js";
-import { duration } from "./series.js";
-import { t } from "../locales/words.js";
+import { element, openWindow } from "./page.mjs";
+import { duration } from "./series.mjs";
+import { t } from "../locales/words.mjs";
 
 export const TRAINERS = ["RetortTrainFlow", "RetortTrainDistillation", "RetortTrainPreference"];
 const FILE = new URL("../recipes.json", import.meta.url);

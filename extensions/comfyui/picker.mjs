@@ -1,13 +1,13 @@
 // Preference Picker: shows on the node what waits beside a set, sends what is chosen, and draws ahead while one chooses.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { Drawing, MOST, promptsLeft, queuedFor } from "./picker/drawing.js";
-import { Session } from "./picker/session.js";
-import { View } from "./picker/view.js";
-import { ask } from "./panel/client.js";
-import { connected, element, openWindow } from "./panel/page.js";
-import { offer } from "./panel/toast.js";
-import { t } from "./locales/words.js";
+import { Drawing, MOST, promptsLeft, queuedFor } from "./picker/drawing.mjs";
+import { Session } from "./picker/session.mjs";
+import { View } from "./picker/view.mjs";
+import { ask } from "./panel/client.mjs";
+import { connected, element, openWindow } from "./panel/page.mjs";
+import { offer } from "./panel/toast.mjs";
+import { t } from "./locales/words.mjs";
 
 const PICKER = "RetortPreferencePicker";
 const QUEUE = "RetortPromptQueue";
@@ -263,60 +263,56 @@ const failed = ({ detail }) => {
   for (const picker of pickers) picker.drawing.failed(said.trim());
 };
 
-app.registerExtension({
-  name: "retort.picker",
-  setup() {
-    const look = () => pickers.forEach((picker) => picker.look());
-    api.addEventListener("execution_error", failed);
-    api.addEventListener("execution_interrupted", failed);
-    for (const event of ["status", "execution_success", "execution_error", "execution_interrupted", "reconnected"])
-      api.addEventListener(event, look);
-    setInterval(() => pickers.forEach((picker) => picker.drawing.on && picker.look()), LOOK);
-    // Another tab may have judged in the meantime.
-    document.addEventListener("visibilitychange", () => document.hidden || look());
-  },
-  nodeCreated(node) {
-    if (node.comfyClass !== PICKER && node.comfyClass !== BLIND) return;
-    const picker = new Picker(node);
-    pickers.add(picker);
-    const shown = node.addDOMWidget("picker", "retort_picker", picker.view.root, {
-      serialize: false,
-      hideOnZoom: false,
-      hideInPanel: true,
-      getMinHeight: () => (picker.blind ? LOW : HEIGHT),
-    });
-    // Widgets are stored by place, and this one holds nothing.
-    shown.serialize = false;
-    for (const widget of ["name", "by"].map((name) => widgetOf(node, name)).filter(Boolean)) {
-      const { callback } = widget;
-      widget.callback = function (...given) {
-        const result = callback?.apply(this, given);
-        picker.look();
-        return result;
-      };
+const look = () => pickers.forEach((picker) => picker.look());
+api.addEventListener("execution_error", failed);
+api.addEventListener("execution_interrupted", failed);
+for (const event of ["status", "execution_success", "execution_error", "execution_interrupted", "reconnected"])
+  api.addEventListener(event, look);
+setInterval(() => pickers.forEach((picker) => picker.drawing.on && picker.look()), LOOK);
+// Another tab may have judged in the meantime.
+document.addEventListener("visibilitychange", () => document.hidden || look());
+
+/** Give a Preference Picker or a Blind Test what one chooses by; it may have been configured already. */
+export function attach(node) {
+  const picker = new Picker(node);
+  pickers.add(picker);
+  const shown = node.addDOMWidget("picker", "retort_picker", picker.view.root, {
+    serialize: false,
+    hideOnZoom: false,
+    hideInPanel: true,
+    getMinHeight: () => (picker.blind ? LOW : HEIGHT),
+  });
+  // Widgets are stored by place, and this one holds nothing.
+  shown.serialize = false;
+  for (const widget of ["name", "by"].map((name) => widgetOf(node, name)).filter(Boolean)) {
+    const { callback } = widget;
+    widget.callback = function (...given) {
+      const result = callback?.apply(this, given);
+      picker.look();
+      return result;
+    };
+  }
+  const { onExecuted, onConfigure, onRemoved } = node;
+  node.onExecuted = function (output) {
+    onExecuted?.call(this, output);
+    picker.ran = { name: output?.set?.[0], by: output?.by?.[0] };
+    if (picker.blind && picker.ran.by) {
+      node.setProperty(TEST, picker.ran.by);
+      offer(t("The blind test is ready."), () => app.canvas.centerOnNode(node));
     }
-    const { onExecuted, onConfigure, onRemoved } = node;
-    node.onExecuted = function (output) {
-      onExecuted?.call(this, output);
-      picker.ran = { name: output?.set?.[0], by: output?.by?.[0] };
-      if (picker.blind && picker.ran.by) {
-        node.setProperty(TEST, picker.ran.by);
-        offer(t("The blind test is ready."), () => app.canvas.centerOnNode(node));
-      }
-      picker.look();
-    };
-    node.onConfigure = function (...given) {
-      onConfigure?.apply(this, given);
-      picker.configured();
-      picker.look();
-    };
-    node.onRemoved = function () {
-      onRemoved?.call(this);
-      picker.remove();
-      pickers.delete(picker);
-    };
-    node.setSize([Math.max(node.size[0], 520), Math.max(node.size[1], 600)]);
-    picker.render();
     picker.look();
-  },
-});
+  };
+  node.onConfigure = function (...given) {
+    onConfigure?.apply(this, given);
+    picker.configured();
+    picker.look();
+  };
+  node.onRemoved = function () {
+    onRemoved?.call(this);
+    picker.remove();
+    pickers.delete(picker);
+  };
+  node.setSize([Math.max(node.size[0], 520), Math.max(node.size[1], 600)]);
+  picker.configured();
+  picker.look();
+}

@@ -1,6 +1,6 @@
 // What somebody who picks from a set says to the server; what cannot be sent is kept over a reload. No DOM.
-import { Desk } from "./desk.js";
-import { Mail } from "./mail.js";
+import { Desk } from "./desk.mjs";
+import { Mail } from "./mail.mjs";
 
 export class Session {
   /** place: {set, by}; request(path, options): a fetch of this server; changed(note): show the desk again. */

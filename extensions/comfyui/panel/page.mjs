@@ -1,5 +1,5 @@
 // Pieces of a page. Text goes in as text: nothing here reads HTML.
-import { t } from "../locales/words.js";
+import { t } from "../locales/words.mjs";
 
 const style = document.createElement("link");
 style.rel = "stylesheet";

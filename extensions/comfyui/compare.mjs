@@ -1,7 +1,8 @@
 // The slider of Compare Images: before on the left of the line, after on the right, moved by pointer or keys.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { t } from "./locales/words.js";
+import { element } from "./panel/page.mjs";
+import { t } from "./locales/words.mjs";
 
 const NODE = "RetortCompareImages";
 const STEP = 2;
@@ -32,13 +33,6 @@ style.textContent = `
 .retort-compare-text { max-height: 96px; overflow: auto; white-space: pre-wrap; user-select: text; }
 `;
 
-function element(parent, name, kind) {
-  const made = document.createElement(name);
-  if (kind) made.className = `retort-compare${kind}`;
-  parent.append(made);
-  return made;
-}
-
 function address(picture) {
   const query = new URLSearchParams({ filename: picture.filename, subfolder: picture.subfolder, type: picture.type });
   return api.apiURL(`/view?${query}`);
@@ -50,35 +44,29 @@ class Slider {
     this.after = [];
     this.place = 50;
     this.pair = 0;
-    this.root = document.createElement("div");
-    this.root.className = "retort-compare";
-    this.bar = element(this.root, "div", "-bar");
     this.previous = this.button("\u2039", t("Previous pair"), -1);
-    this.count = element(this.bar, "span");
+    this.count = element("span");
     this.next = this.button("\u203a", t("Next pair"), 1);
-    this.view = element(this.root, "div", "-view");
-    this.pictures = ["After", "Before"].map((alt) => Object.assign(element(this.view, "img"), { alt, draggable: false }));
-    this.line = element(this.view, "div", "-line");
-    this.tags = [["before", "left"], ["after", "right"]].map(([text, side]) => {
-      const tag = element(this.view, "span", "-tag");
-      tag.textContent = text;
-      tag.style[side] = "4px";
-      return tag;
-    });
-    this.empty = element(this.view, "span", "-empty");
-    this.empty.textContent = t("Nothing to compare yet: queue the workflow.");
-    this.text = element(this.root, "div", "-text");
-    const told = { role: "slider", tabindex: "0", "aria-label": "Share of the picture that shows before",
-      "aria-valuemin": "0", "aria-valuemax": "100" };
-    for (const [name, value] of Object.entries(told)) this.view.setAttribute(name, value);
+    this.bar = element("div", { class: "retort-compare-bar" }, this.previous, this.count, this.next);
+    this.pictures = [t("After"), t("Before")].map((alt) => element("img", { alt, draggable: false }));
+    this.line = element("div", { class: "retort-compare-line" });
+    this.tags = [[t("before"), "left"], [t("after"), "right"]].map(([text, side]) =>
+      element("span", { class: "retort-compare-tag", style: `${side}: 4px` }, text));
+    this.empty = element("span", { class: "retort-compare-empty" }, t("Nothing to compare yet: queue the workflow."));
+    this.view = element(
+      "div",
+      { class: "retort-compare-view", role: "slider", tabindex: 0, "aria-label": t("Share of the picture that shows before"), "aria-valuemin": 0, "aria-valuemax": 100 },
+      ...this.pictures, this.line, ...this.tags, this.empty,
+    );
+    this.text = element("div", { class: "retort-compare-text" });
+    this.root = element("div", { class: "retort-compare" }, this.bar, this.view, this.text);
     this.listen();
     this.draw();
   }
 
   button(text, label, by) {
-    const made = element(this.bar, "button");
-    Object.assign(made, { type: "button", textContent: text, title: label, onclick: () => this.turn(by) });
-    made.setAttribute("aria-label", label);
+    const made = element("button", { type: "button", title: label, "aria-label": label }, text);
+    made.addEventListener("click", () => this.turn(by));
     return made;
   }
 
@@ -145,7 +133,7 @@ class Slider {
     for (const one of [this.line, ...this.tags]) one.hidden = !there;
     this.empty.hidden = there;
     this.view.setAttribute("aria-valuenow", String(Math.round(this.place)));
-    this.view.setAttribute("aria-valuetext", `${Math.round(this.place)} % before, pair ${this.pair + 1}`);
+    this.view.setAttribute("aria-valuetext", t("{share} % before, pair {pair}", { share: Math.round(this.place), pair: this.pair + 1 }));
     this.bar.style.display = this.after.length > 1 ? "" : "none";
     this.count.textContent = `${this.pair + 1} / ${this.after.length}`;
     this.previous.disabled = this.pair === 0;
@@ -153,32 +141,10 @@ class Slider {
   }
 }
 
+document.head.append(style);
+
 app.registerExtension({
   name: "retort.compare",
-  setup() {
-    document.head.append(style);
-  },
-  nodeCreated(node) {
-    if (node.comfyClass !== NODE) return;
-    const slider = new Slider();
-    const widget = node.addDOMWidget("compare", "retort_compare", slider.root, {
-      serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: () => 260,
-    });
-    // Widgets are stored by place, and this one holds nothing.
-    widget.serialize = false;
-    const { onExecuted, onRemoved } = node;
-    const entry = { node, slider };
-    shown.add(entry);
-    node.onExecuted = function (output) {
-      onExecuted?.call(this, output);
-      if (output?.retort_after) slider.show(output);
-    };
-    node.onRemoved = function () {
-      shown.delete(entry);
-      onRemoved?.call(this);
-    };
-    node.setSize([Math.max(node.size[0], 420), Math.max(node.size[1], 560)]);
-  },
   // A workflow that is opened again has its results, and nobody executes it.
   onNodeOutputsUpdated(outputs) {
     for (const { node, slider } of shown) {
@@ -187,3 +153,25 @@ app.registerExtension({
     }
   },
 });
+
+/** Give Compare Images its slider. */
+export function attach(node) {
+  const slider = new Slider();
+  const widget = node.addDOMWidget("compare", "retort_compare", slider.root, {
+    serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: () => 260,
+  });
+  // Widgets are stored by place, and this one holds nothing.
+  widget.serialize = false;
+  const { onExecuted, onRemoved } = node;
+  const entry = { node, slider };
+  shown.add(entry);
+  node.onExecuted = function (output) {
+    onExecuted?.call(this, output);
+    if (output?.retort_after) slider.show(output);
+  };
+  node.onRemoved = function () {
+    shown.delete(entry);
+    onRemoved?.call(this);
+  };
+  node.setSize([Math.max(node.size[0], 420), Math.max(node.size[1], 560)]);
+}

@@ -1,9 +1,9 @@
 // A chart of one number of a run: raw values pale, their running mean strong, phases apart, save points on the axis.
-import { LEFT, RIGHT, exporters, plot } from "./curves.js";
-import { colours, follow } from "./drawing.js";
-import { element } from "./page.js";
-import { bounds, nearest, short, smooth, split } from "./series.js";
-import { t } from "../locales/words.js";
+import { LEFT, RIGHT, exporters, plot } from "./curves.mjs";
+import { colours, follow } from "./drawing.mjs";
+import { element } from "./page.mjs";
+import { bounds, nearest, short, smooth, split } from "./series.mjs";
+import { t } from "../locales/words.mjs";
 
 export class Chart {
   /** settings: {shown, window, log}, kept by whoever owns the chart; changed() is called when the user changed them. */

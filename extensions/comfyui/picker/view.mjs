@@ -1,8 +1,8 @@
 // What is seen on the node: the prompt, its candidates, buttons and counts. Texts are set as text, never as HTML.
-import { keyMeaning, markAt } from "./desk.js";
-import { MOST } from "./drawing.js";
-import { progress } from "./progress.js";
-import { t } from "../locales/words.js";
+import { keyMeaning, markAt } from "./desk.mjs";
+import { MOST } from "./drawing.mjs";
+import { progress } from "./progress.mjs";
+import { t } from "../locales/words.mjs";
 
 // A second click of a double click is not meant for the pictures that have just come.
 const GUARD = 250; // ms

@@ -1,7 +1,6 @@
 // The Retort panel: training runs, searches, preference sets and folders of pictures, whoever started them and whenever.
-import { app } from "../../scripts/app.js";
-import { element } from "./panel/page.js";
-import { t } from "./locales/words.js";
+import { element } from "./panel/page.mjs";
+import { t } from "./locales/words.mjs";
 
 /** A list whose module comes when it is first looked at. */
 class Section {
@@ -23,7 +22,7 @@ const SECTIONS = [
   [() => t("Pictures"), async () => (await import("./panel/data.mjs")).FolderList],
 ];
 
-class Panel {
+export class Panel {
   constructor(root) {
     this.tabs = element("div", { role: "tablist", class: "retort-tabs", "aria-label": "Retort" });
     this.body = element("div", { role: "tabpanel", class: "retort-body", tabindex: -1 });
@@ -60,25 +59,3 @@ class Panel {
     this.section.close();
   }
 }
-
-app.registerExtension({
-  name: "retort.panel",
-  setup() {
-    let panel;
-    app.extensionManager.registerSidebarTab({
-      id: "retort",
-      icon: "pi pi-chart-line",
-      title: "Retort",
-      tooltip: "Retort: training runs, searches, preferences",
-      type: "custom",
-      render: (root) => {
-        panel?.close();
-        panel = new Panel(root);
-      },
-      destroy: () => {
-        panel?.close();
-        panel = undefined;
-      },
-    });
-  },
-});

@@ -1,5 +1,5 @@
 // How far somebody is, in words: to enough choices for a LoRA, or to the end of a blind test and its result. No DOM.
-import { t } from "../locales/words.js";
+import { t } from "../locales/words.mjs";
 
 const ENOUGH = 20; // choices for a first LoRA
 

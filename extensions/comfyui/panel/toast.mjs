@@ -1,7 +1,7 @@
 // What is off the screen says that it is there: the first training of a session, a blind test that waits.
 import { app } from "../../../scripts/app.js";
-import { element } from "./page.js";
-import { t } from "../locales/words.js";
+import { element } from "./page.mjs";
+import { t } from "../locales/words.mjs";
 
 /** run: the one that opens in the panel as soon as it is listed. */
 export const wanted = { run: "" };

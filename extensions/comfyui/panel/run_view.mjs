@@ -1,10 +1,10 @@
 // A training run as it goes on: where it stands, its chart, its previews, and what it can be told.
-import { ask, previewOf, tell } from "./client.js";
-import { Chart } from "./chart.js";
-import { tellEnd, wanted } from "./notice.js";
-import { button, element, lightbox } from "./page.js";
-import { Series, counted, going, standing } from "./series.js";
-import { t } from "../locales/words.js";
+import { ask, previewOf, tell } from "./client.mjs";
+import { Chart } from "./chart.mjs";
+import { tellEnd, wanted } from "./notice.mjs";
+import { button, element, lightbox } from "./page.mjs";
+import { Series, counted, going, standing } from "./series.mjs";
+import { t } from "../locales/words.mjs";
 
 const GB = 2 ** 30;
 const EVERY = 1000, AGAIN = 3000, MOST_PICTURES = 48;

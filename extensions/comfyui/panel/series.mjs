@@ -1,5 +1,5 @@
 // The numbers of a run and how a chart shows them; no page is needed here.
-import { t } from "../locales/words.js";
+import { t } from "../locales/words.mjs";
 
 const MOST_NAMES = 64;
 

@@ -1,5 +1,5 @@
 // What a person sees of a run who looks elsewhere: the browser tab's title, and a notification when it ends.
-import { t } from "../locales/words.js";
+import { t } from "../locales/words.mjs";
 
 const KEY = "retort.notify";
 

@@ -1,8 +1,7 @@
 // What one of our nodes, or a sampler of ours inside a core node, says when it fails: at once, and on the node.
 // ComfyUI itself says only that the node failed, and keeps the sentence behind two clicks.
 import { app } from "../../scripts/app.js";
-import { api } from "../../scripts/api.js";
-import { element } from "./panel/page.js";
+import { element } from "./panel/page.mjs";
 
 const WIDGET = "retort error";
 const FOLDER = new URL("./", import.meta.url).pathname.split("/").filter(Boolean).pop();
@@ -43,7 +42,8 @@ function show(node, text) {
   node.setDirtyCanvas(true, true);
 }
 
-function clear() {
+/** Take away what nodes say of an earlier run. */
+export function clear() {
   for (const { node, widget, size } of shown) {
     node.removeWidget(widget);
     node.setSize([node.size[0], Math.max(size[1], node.computeSize()[1])]);
@@ -52,20 +52,12 @@ function clear() {
   shown = [];
 }
 
-app.registerExtension({
-  name: "retort.errors",
-  setup() {
-    api.addEventListener("execution_start", clear);
-    api.addEventListener("retort.notice", ({ detail }) => {
-      app.extensionManager.toast.add({ severity: "warn", summary: "Retort", detail: detail.text, life: LIFE });
-    });
-    api.addEventListener("execution_error", ({ detail }) => {
-      if (!detail || !ours(detail)) return;
-      const node = nodeOf(detail.node_id), text = detail.exception_message.trim();
-      const summary = node?.title ?? detail.node_type;
-      app.extensionManager.toast.add({ severity: "error", summary, detail: text, life: LIFE });
-      clear();
-      if (node) show(node, text);
-    });
-  },
-});
+/** Say why a node failed; detail: of ComfyUI's execution_error. */
+export function tell(detail) {
+  if (!detail || !ours(detail)) return;
+  const node = nodeOf(detail.node_id), text = detail.exception_message.trim();
+  const summary = node?.title ?? detail.node_type;
+  app.extensionManager.toast.add({ severity: "error", summary, detail: text, life: LIFE });
+  clear();
+  if (node) show(node, text);
+}
