@@ -12,7 +12,7 @@ from ..sampling.distilled import Mode
 from ..sampling.presets import Preset
 from ..sampling.students.preset import MOST_STEPS
 from .checks import Asked, CheckedNode
-from .inputs import number, schema
+from .inputs import PROMPTED, number, schema
 
 CATEGORY = "model/sampling/retort"
 ALIASES = [
@@ -381,7 +381,7 @@ class RetortDistilledSetup(PresetNode):
                 "timestep shift, cfg, sampler and sigmas. Says what is wrong when the preset cannot fit the model."
             ),
             search_aliases=[*ALIASES, "quick start", "guider", "auto", "wan 2.2", "high noise low noise"],
-            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            hidden=[*PROMPTED],
             inputs=[
                 io.Model.Input("model", tooltip="The student: its checkpoint, or the base model with its LoRA loaded."),
                 io.Conditioning.Input("positive", tooltip="The prompt."),

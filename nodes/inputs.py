@@ -14,6 +14,8 @@ from ..sampling.settings import Setting, Settings, offered
 
 CHOICE = "COMFY_DYNAMICCOMBO_V3"
 SEED_MAX = 0xFFFFFFFFFFFFFFFF
+# Hidden inputs of a node that looks at what it is connected to.
+PROMPTED = (io.Hidden.prompt, io.Hidden.unique_id)
 
 
 def schema(**given: Any) -> io.Schema:

@@ -9,6 +9,7 @@ from ..files.atomic import checked_name
 from ..files.folder import inside
 from ..files.log_file import METRICS, column, thinned
 from ..hosts.api import ExecutionBlocker, host, io, starter, ui
+from ..hosts.jobs import graph
 from ..trainers.chart import draw
 from ..trainers.export import read_lora
 from ..trainers.job import refuse_reward
@@ -16,7 +17,7 @@ from ..trainers.job_watch import Status, has_status, read_status, send
 from ..trainers.methods import METHODS, needing
 from ..trainers.watch import checkpoints, latest_preview, open_picture, read_picture
 from .checks import Asked, CheckedNode, at
-from .inputs import completed, number, schema
+from .inputs import PROMPTED, completed, number, schema
 from .preference import PREFERENCES, asked, check_pairs
 from .training import ALIASES, CATEGORY, NOTHING, TRAINER_ALIASES, check_training, config_of, one, read
 from .training_inputs import (
@@ -82,6 +83,7 @@ class RetortTrainingJob(CheckedNode):
                 "multi gpu", "accelerate",
             ],
             is_input_list=True,
+            hidden=[*PROMPTED],
             is_output_node=True,
             inputs=[
                 *sources(),
@@ -146,6 +148,7 @@ class RetortTrainingJob(CheckedNode):
                 host, folder, settings["model"], request, settings.get("vae"), "" if start == NOTHING else start,
                 settings.get("other_expert"),
             )
+            graph.keep(folder, cls.hidden)
             host.make_room()  # the job is another process, and would find only what is left
             starter.start(folder, host.job_arguments(), processes)
             status = read_status(folder)

@@ -21,7 +21,7 @@ from ..sampling.parts import Latent, each_of, row, shape_of
 from ..trainers.dataset import Dataset, Entry, entries_of, latents_of
 from ..trainers.methods import of_group
 from .checks import Asked, CheckedNode, at, is_empty
-from .inputs import completed, number, schema
+from .inputs import PROMPTED, completed, number, schema
 from .rewards import REWARD
 from .training import CATEGORY as TRAINING
 from .training import NOTHING, TRAINER_ALIASES, TrainingNode, check_settings, config_of, outputs, run
@@ -369,6 +369,7 @@ class RetortTrainPreference(TrainingNode):
                 "model that comes in, with its LoRAs, is what dpo and smpo stay close to."
             ),
             search_aliases=[*TRAINER_ALIASES, *ALIASES[1:], "dpo lora", "smpo", "mapo", "alignment"],
+            hidden=[*PROMPTED],
             is_output_node=True,
             inputs=[
                 io.Model.Input(
@@ -395,7 +396,7 @@ class RetortTrainPreference(TrainingNode):
     def execute(cls, **given):
         settings = completed(cls, given)
         request, problems = asked(settings)
-        return run(settings["model"], request, settings.get("vae"), problems, other=settings.get("other_expert"))
+        return run(cls, settings["model"], request, settings.get("vae"), problems, other=settings.get("other_expert"))
 
 
 def check_pairs(given: Asked) -> None:

@@ -11,6 +11,7 @@ from ..files import texts
 from ..files.atomic import checked_name
 from ..files.pictures import rounded
 from ..hosts.api import host, io, training, ui
+from ..hosts.jobs import graph
 from ..sampling.settings import declared, offered
 from ..trainers.adapters import require_peft
 from ..trainers.config import RunConfig
@@ -18,7 +19,7 @@ from ..trainers.dataset import NO_SIZE, Dataset, entries_of, latents_of, one_for
 from ..trainers.methods import METHODS, of_group, read_config
 from ..trainers.watch import latest_preview
 from .checks import Asked, CheckedNode, about, at, is_empty, within
-from .inputs import completed, inputs_of, schema
+from .inputs import PROMPTED, completed, inputs_of, schema
 from .training_inputs import (
     EXPERTS,
     NOTHING,
@@ -70,6 +71,7 @@ def trainer_schema(
         search_aliases=[*TRAINER_ALIASES, *aliases],
         is_input_list=True,
         is_output_node=True,
+        hidden=[*PROMPTED],
         inputs=[
             *inputs,
             *late_inputs(sound, experts),
@@ -213,7 +215,7 @@ def train(node: type[io.ComfyNode], given: dict[str, Any], method: str = "") -> 
     """Train here and now, whichever node asked; see `read`."""
     settings, request = read(node, given, method)
     vae, reward, second, other = (settings.get(name) for name in ("vae", "reward", "reward_2", "other_expert"))
-    return run(settings["model"], request, vae, reward=reward, second=second, other=other)
+    return run(node, settings["model"], request, vae, reward=reward, second=second, other=other)
 
 
 class TrainingNode(CheckedNode):
@@ -233,14 +235,17 @@ class TrainingNode(CheckedNode):
 
 
 def run(
-    model: Any, request: training.Request, vae: Any, problems: Sequence[str] = (), reward: Any = None,
-    second: Any = None, other: Any = None,
+    node: type[io.ComfyNode], model: Any, request: training.Request, vae: Any, problems: Sequence[str] = (),
+    reward: Any = None, second: Any = None, other: Any = None,
 ) -> io.NodeOutput:  # fmt: skip
     """Train what is asked for; problems: what the node shows of data that were left out."""
     watcher = training.HostWatcher(host, request.config.training.steps)
-    result = training.run_in_node(
-        host, model, request, watcher=watcher, vae=vae, reward=reward, second=second, other=other
-    )
+    try:
+        result = training.run_in_node(
+            host, model, request, watcher=watcher, vae=vae, reward=reward, second=second, other=other
+        )
+    finally:
+        graph.keep(host.runs_folder() / checked_name(request.name), node.hidden)
     assert result.path is not None
     # The page shows the run on the node, also where another node gives its name.
     ended = f" of {request.config.training.steps}, stopped: {result.stopped}" if result.stopped else ""

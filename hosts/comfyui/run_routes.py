@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from aiohttp import web
 
+from ..jobs import graph as run_graph
 from ..jobs import manage
 from ..jobs import view as run_view
 from .guard import ROOT, guarded, handed_out, whole
@@ -29,6 +30,13 @@ def add(table: web.RouteTableDef, runs: Callable[[], Path], loras: Callable[[], 
 
     def about(run: str) -> dict[str, Any]:
         return run_view.about(run_view.run_folder(runs(), run))
+
+    def graph(run: str) -> dict[str, Any]:
+        try:
+            return run_graph.of_run(run_view.run_folder(runs(), run))
+        except FileNotFoundError:
+            # Its LoRA is opened without.
+            return {}
 
     def keep(run: str, body: dict[str, Any]) -> dict[str, Any]:
         wanted = body.get("name")
@@ -62,6 +70,7 @@ def add(table: web.RouteTableDef, runs: Callable[[], Path], loras: Callable[[], 
     table.post(f"{ROOT}/runs/{{run}}/rename")(guarded(rename))
     table.get(f"{ROOT}/runs/{{run}}/export.zip")(handed_out(export, "application/zip"))
     table.get(f"{ROOT}/runs/{{run}}/about")(guarded(about))
+    table.get(f"{ROOT}/runs/{{run}}/graph")(guarded(graph))
     table.post(f"{ROOT}/runs/{{run}}/keep")(guarded(keep))
     table.get(f"{ROOT}/runs/{{run}}/log")(guarded(log))
     table.get(f"{ROOT}/runs/{{run}}/previews/{{picture}}")(guarded(picture))

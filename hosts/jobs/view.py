@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 from ...files.atomic import checked_name
 from ...files.folder import Inside, inside
@@ -25,6 +25,7 @@ from ...trainers.job import JOB
 from ...trainers.job_watch import COMMANDS, MOST_MESSAGE, STATUS, has_status, read_status, send
 from ...trainers.loop import CONFIG, SHEET, STUDENT
 from ...trainers.methods import METHODS
+from ...trainers.objectives.flow_matching import Expert
 from ...trainers.watch import columns_of
 from ..training.run import RESULT
 
@@ -116,7 +117,9 @@ def summary(run: Path) -> dict[str, Any]:
 
     method; timesteps and sigmas: where a few-step student is called, empty for others; mode: what it does between them;
     student: whether the LoRA carries its recipe; base: as job.json names it, None where no file is the whole of it;
-    prompt: the first that it trained on; latent: the shape of its first latent, empty where that is not known.
+    prompt: the first that it trained on; latent, size: the shape of its first latent, and that picture's width and
+    height, empty where they are not known; preview: steps and cfg of its previews, and which of two experts is trained,
+    where the method has them.
     """
     files = inside(run)
     config, result = _object(files / CONFIG), _object(files / RESULT)
@@ -131,6 +134,8 @@ def summary(run: Path) -> dict[str, Any]:
         "base": _texts(base) if isinstance(base, dict) else None,
         "prompt": str(result.get("prompt", ""))[:MOST_MESSAGE],
         "latent": _list(result.get("latent")),
+        "size": _list(result.get("size")),
+        "preview": _preview(config.get("objective")),
     }
     try:
         if has_status(files):
@@ -145,6 +150,12 @@ def summary(run: Path) -> dict[str, Any]:
         "state": state, "step": step, "steps": total if _is_number(total) else 0,
         "lora": str(result.get("file", ""))[:MOST_TEXT], "message": "", "rate": 0.0, "eta": None,
     }  # fmt: skip
+
+
+def _preview(objective: Any) -> dict[str, Any]:
+    found = objective if isinstance(objective, Mapping) else {}
+    numbers = {name: found[name] for name in ("steps", "cfg") if _is_number(found.get(name))}
+    return numbers | ({"expert": found["expert"]} if found.get("expert") in get_args(Expert) else {})
 
 
 def log(run: Path, offset: int, step: int) -> dict[str, Any]:

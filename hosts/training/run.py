@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...files.atomic import check_writable, checked_name, write_json
@@ -162,6 +163,7 @@ def run(
                     planning.furnish_measures(trainer, forecast.measures)
                 named, shape = _base(host, model), first_of(shape_of(request.dataset))
                 form, shifts = host.latent_format(model), host.sound_shifts(model)
+                seen = host.picture_size(model, {"samples": torch.empty(1, *shape, device="meta")})
 
                 def notes(steps: int, title: str) -> dict[str, str]:
                     own = recipes.preset_of(title, objective, denoiser, form, shifts)
@@ -199,7 +201,7 @@ def run(
         written_down = {
             "file": path.name, "sha256": _hash(path), "steps": done, "timesteps": timesteps, "sigmas": sigmas,
             "base": named, "student": recipes.KEY in noted, "prompt": (request.dataset.prompts or [""])[0],
-            "latent": list(shape),
+            "latent": list(shape), "size": list(seen),
         }  # fmt: skip
         write_json(inside(folder) / RESULT, written_down)
     changed = host.output_change(model, path, request.dataset)

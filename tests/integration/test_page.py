@@ -170,7 +170,7 @@ def test_a_lora_is_opened_as_it_is_sampled(page, vue, method):
     student = method == "tdm"
     run = {
         "method": method, "lora": "digits_flow_tdm_4step.safetensors", "student": method != "flow",
-        "base": {"kind": "embedded", "variant": "flow"}, "prompt": "a red two", "latent": [16, 8, 12],
+        "name": "none", "base": {"kind": "embedded", "variant": "flow"}, "prompt": "a red two", "latent": [16, 8, 12],
     }  # fmt: skip
     page("look", vue=vue, theme="dark")
     seen = page("lora", run=run, vue=vue)
@@ -188,11 +188,87 @@ def test_a_lora_is_opened_as_it_is_sampled(page, vue, method):
         assert values["KSampler"] == [[1, "fixed", 20, 4, "euler", "simple", 1]] * 2
     assert len(values["RetortCompareImages"]) == 1
     assert len(values["RetortLoadStudent" if student else "LoraLoaderModelOnly"]) == 1
+    beside(seen)
+    page("shot", name=f"open_{method}_{'nodes2' if vue else 'canvas'}")
+
+
+ALONE = {
+    "1": {"class_type": "UNETLoader", "inputs": {"unet_name": "z_image_bf16.safetensors", "weight_dtype": "default"}},
+    "2": {"class_type": "ModelSamplingAuraFlow", "inputs": {"model": ["1", 0], "shift": 4.5}},
+    "3": {"class_type": "CLIPLoader", "inputs": {"clip_name": "qwen_3_4b.safetensors", "type": "lumina2"}},
+    "4": {"class_type": "VAELoader", "inputs": {"vae_name": "ae.safetensors"}},
+    "5": {"class_type": "LoadImage", "inputs": {"image": "cat.png"}},
+    "8": {"class_type": "UNETLoader", "inputs": {"unet_name": "low.safetensors", "weight_dtype": "default"}},
+    "9": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["3", 0], "text": "a cat in ink"}},
+}
+
+
+def beside(seen):
+    """No node lies over another."""
     for one, two in combinations(seen, 2):
         (a, b, c, d), (e, f, g, h) = one["box"], two["box"]
         across, down = min(c, g) - max(a, e), min(d, h) - max(b, f)
         assert min(across, down) <= 2, (one["type"], two["type"])
-    page("shot", name=f"open_{method}_{'nodes2' if vue else 'canvas'}")
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
+@pytest.mark.parametrize("kind", ["image", "two networks", "video"])
+def test_a_lora_is_opened_with_what_its_model_came_from(page, app, vue, kind):
+    """Loaders of their own, what was set on the model, an encoded prompt; guidance and steps as of the previews."""
+    node = {"model": ["2", 0], "vae": ["4", 0], "images": ["5", 0], "positive": ["9", 0], "name": "ink"}
+    if kind == "two networks":
+        node["other_expert"] = ["8", 0]
+    prompt = ALONE | {"6": {"class_type": "RetortTrainFlow", "inputs": node}}
+    folder = app.base / "output" / "retort" / f"ink {kind}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "graph.json").write_text(json.dumps({"node": "6", "prompt": prompt}))
+    run = {
+        "name": folder.name, "method": "flow", "lora": "ink.safetensors", "student": False, "sigmas": [], "prompt": "",
+        "base": {"kind": "diffusion_model", "file": "z_image_bf16.safetensors"}, "size": [1024, 768],
+        "latent": [16, 5, 96, 128] if kind == "video" else [16, 96, 128],
+        "preview": {"steps": 14, "cfg": 3, "expert": "low noise"},
+    }  # fmt: skip
+    page("look", vue=vue, theme="dark")
+    seen = page("lora", run=run, vue=vue)
+    values = {}
+    for one in seen:
+        values.setdefault(one["type"], []).append(one["values"])
+    unets = ["z_image_bf16.safetensors", *(["low.safetensors"] if kind == "two networks" else [])]
+    assert sorted(one[0] for one in values["UNETLoader"]) == sorted(unets)
+    assert values["ModelSamplingAuraFlow"] == [[4.5]]
+    assert values["CLIPLoader"][0][:2] == ["qwen_3_4b.safetensors", "lumina2"]
+    assert values["VAELoader"] == [["ae.safetensors"]]
+    assert values["CLIPTextEncode"] == [["a cat in ink"], [""]] and "LoadImage" not in values
+    if kind == "two networks":
+        first, second = (["enable", 1, "fixed", 14, 3, "euler", "simple", 0, 7, "enable"],
+                         ["disable", 1, "fixed", 14, 3, "euler", "simple", 7, 10000, "disable"])  # fmt: skip
+        assert values["KSamplerAdvanced"] == [first, second] * 2 and "KSampler" not in values
+    else:
+        assert values["KSampler"] == [[1, "fixed", 14, 3, "euler", "simple", 1]] * 2
+    if kind == "video":
+        assert values["EmptyHunyuanLatentVideo"] == [[1024, 768, 17, 1]]
+    else:
+        assert values["EmptyLatentImage"] == [[1024, 768, 4]]
+    # Everything is connected: the LoRA to what the training had, both branches to both pictures.
+    joined = page("evaluate", code="""() => Object.fromEntries(app.graph._nodes.map((one) => [one.id, [one.type,
+      Object.fromEntries((one.inputs ?? []).filter((each) => each.link != null).map((each) =>
+        [each.name, app.graph.links.get?.(each.link)?.origin_id ?? app.graph.links[each.link].origin_id]))]]))""")
+    of = {}
+    for id, (type, links) in joined.items():
+        of.setdefault(type, []).append((id, {name: str(origin) for name, origin in links.items()}))
+    ((lora, links),) = of["LoraLoaderModelOnly"]
+    assert links["model"] == of["ModelSamplingAuraFlow"][0][0]
+    samplers = [links for type in ("KSampler", "KSamplerAdvanced") for _, links in of.get(type, [])]
+    assert all({"model", "positive", "negative", "latent_image"} <= set(links) for links in samplers)
+    if kind == "two networks":
+        low = next(id for id, _ in of["UNETLoader"] if id != of["ModelSamplingAuraFlow"][0][1]["model"])
+        assert [links["model"] for links in samplers] == [low, lora, low, of["ModelSamplingAuraFlow"][0][0]]
+    else:
+        assert [links["model"] for links in samplers] == [lora, of["ModelSamplingAuraFlow"][0][0]]
+    assert set(of["RetortCompareImages"][0][1]) == {"before", "after"}
+    assert all(set(links) == {"samples", "vae"} for _, links in of["VAEDecode"])
+    beside(seen)
+    page("shot", name=f"open_{kind}_{'nodes2' if vue else 'canvas'}")
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas by mouse", "nodes2 by keys"])

@@ -202,7 +202,8 @@ def test_a_run_in_a_node_tells_how_far_it_is_and_hears_commands(run, where, monk
     assert (status.state, status.step, status.lora) == ("finished", 4, lora)
     result = json.loads((folder / "result.json").read_text())
     assert result["timesteps"] == [1000.0] and result["base"] == {"kind": "embedded", "variant": "flow"}
-    assert (result["prompt"], result["latent"]) == ("a bold blue seven", [16, 8, 8]) and lora == "told.safetensors"
+    assert (result["prompt"], result["latent"], result["size"]) == ("a bold blue seven", [16, 8, 8], [64, 64])
+    assert lora == "told.safetensors"
 
 
 def test_a_run_that_is_stopped_before_it_has_learnt_ends_the_node(run, where, monkeypatch):

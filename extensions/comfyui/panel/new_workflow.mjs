@@ -1,11 +1,14 @@
 // A run's LoRA in a workflow of its own: with it and without it, from the same noise, as it says that it is sampled.
 import { app } from "../../../scripts/app.js";
+import { ask } from "./client.mjs";
+import { known, leading, linkOf, sources } from "./source.mjs";
 import { spelt } from "./spelt.mjs";
 import { t } from "../locales/words.mjs";
 
 const SEED = 1, PIXELS = 8; // of a latent's cell; nodes of empty latents count in it
 // Columns that are wide enough in both renderers; below each other lie the branch with the LoRA and the one without.
 const LEFT = 0, MIDDLE = 370, RIGHT = 810, END = 1150, WIDER = 100;
+const APART = 440, BELOW = 70; // of nodes that a training was connected to
 
 function widget(node, name, value) {
   const found = node.widgets?.find((each) => each.name === name);
@@ -14,12 +17,19 @@ function widget(node, name, value) {
   found.callback?.(found.value);
 }
 
-function join(from, output, to, input) {
-  from.connect(output, to, to.inputs.findIndex((each) => each.name === input));
+/** from: [node, output]; without one the input stays open. */
+function join(from, to, input) {
+  if (from) from[0].connect(from[1], to, to.inputs.findIndex((each) => each.name === input));
 }
 
-/** A new workflow with a run's model: {add, base, embedded}. The open one stays as it is, in its own tab. */
+const outputs = (type) => LiteGraph.registered_node_types[type]?.nodeData?.output;
+
+/**
+ * A new workflow with what a run was trained on: {add, model, other, clip, vae, positive, negative, latent, embedded}, each
+ * [node, output] where there is one. The open workflow stays as it is, in its own tab.
+ */
 async function begin(run) {
+  const graph = await ask(["runs", run.name, "graph"]).catch(() => ({}));
   // What a training has just written is in no list of the page yet, and would be called missing.
   await app.refreshComboInNodes?.();
   await app.extensionManager.command.execute("Comfy.NewBlankWorkflow");
@@ -31,12 +41,58 @@ async function begin(run) {
     for (const [name, value] of Object.entries(values)) widget(node, name, value);
     return node;
   };
-  const named = run.base ?? {};
-  const embedded = named.kind === "embedded";
-  const base = embedded
-    ? add("RetortEmbeddedModel", LEFT, 0, { variant: named.variant })
-    : add("CheckpointLoaderSimple", LEFT, 0, named.kind === "checkpoint" ? { ckpt_name: named.file } : {});
-  return { add, base, embedded };
+  return { add, ...((graph.node && again(run, graph, add)) || named(run, add)) };
+}
+
+/** What the training was connected to, made again; null where a node is not installed any more. */
+function again(run, { node, prompt }, add) {
+  const from = sources({ node, prompt }, outputs);
+  const empty = (link) => prompt[link?.[0]]?.class_type.startsWith("Empty");
+  if (!empty(from.latents)) delete from.latents;
+  // What was typed is encoded anew.
+  if (run.prompt) delete from.positive;
+  if (!from.model || !known(prompt, Object.values(from), outputs)) return null;
+  const type = (value) => outputs(prompt[value[0]]?.class_type)?.[value[1]];
+  // Captions that come from elsewhere, one for each picture, give way to a text box.
+  const encodes = (id) => Object.values(prompt[id].inputs).some((value) => linkOf(value) && type(value) === "CLIP");
+  const follow = (id, name) => !(encodes(id) && type(prompt[id].inputs[name]) === "STRING");
+  const ids = leading(prompt, Object.values(from), follow), made = {}, depth = {}, ends = [];
+  const links = (id) => Object.entries(prompt[id].inputs).filter(([name, value]) => linkOf(value) && follow(id, name) && made[value[0]]);
+  for (const id of ids) {
+    depth[id] = Math.max(-1, ...links(id).map(([, value]) => depth[value[0]])) + 1;
+    made[id] = add(prompt[id].class_type, 0, 0);
+    for (const [name, value] of Object.entries(prompt[id].inputs)) {
+      if (!linkOf(value)) widget(made[id], name, value);
+      else if (!follow(id, name)) widget(made[id], name, run.prompt ?? "");
+    }
+    for (const [name, value] of links(id)) join([made[value[0]], value[1]], made[id], name);
+  }
+  const last = Math.max(...Object.values(depth));
+  for (const id of ids) {
+    const column = depth[id];
+    // One node has the place beside what is drawn; more stand in columns of their own.
+    made[id].pos = [ids.length > 1 ? LEFT - APART * (last - column + 1) : LEFT, ends[column] ?? 0];
+    ends[column] = made[id].pos[1] + made[id].size[1] + BELOW;
+  }
+  const at = (link) => link && [made[link[0]], link[1]];
+  return {
+    model: at(from.model), other: at(from.other_expert), clip: at(from.clip), vae: at(from.vae), positive: at(from.positive),
+    negative: at(from.negative), latent: at(from.latents), embedded: prompt[from.model[0]].class_type === "RetortEmbeddedModel",
+  };
+}
+
+/** The same by the name of the file alone. */
+function named(run, add) {
+  const base = run.base ?? {};
+  if (base.kind === "diffusion_model") {
+    const part = (type, y, values = {}) => [add(type, LEFT - APART, y, values), 0];
+    return { model: part("UNETLoader", 0, { unet_name: base.file }), clip: part("CLIPLoader", 190), vae: part("VAELoader", 400) };
+  }
+  const embedded = base.kind === "embedded";
+  const whole = embedded
+    ? add("RetortEmbeddedModel", LEFT, 0, { variant: base.variant })
+    : add("CheckpointLoaderSimple", LEFT, 0, base.kind === "checkpoint" ? { ckpt_name: base.file } : {});
+  return { model: [whole, 0], clip: [whole, 1], vae: [whole, 2], embedded };
 }
 
 /** The whole workflow in view. Where nodes lie is known once they have been drawn. */
@@ -47,42 +103,48 @@ async function shown() {
 
 /** run: an entry of /retort/runs that has a LoRA. */
 export async function openLora(run) {
-  const { add, base, embedded } = await begin(run);
+  const parts = await begin(run), { add, model } = parts;
   const restores = run.method === "instarevive";
   const student = run.student && !restores;
   const lora = add(student ? "RetortLoadStudent" : "LoraLoaderModelOnly", MIDDLE, 0, { lora_name: run.lora });
-  join(base, 0, lora, "model");
-  const sample = restores ? restored(run, add, base) : drawn(run, add, base, embedded, student && lora);
+  join(model, lora, "model");
+  const sample = restores ? restored(run, parts) : drawn(run, parts, student && lora);
   const compared = add("RetortCompareImages", restores ? END + WIDER : END, 0, {}, t("Without the LoRA, and with it"));
-  const row = restores ? 700 : student ? 470 : 420;
-  for (const [model, y, name] of [[lora, 0, "after"], [base, row, "before"]]) join(sample(model, y), 0, compared, name);
+  const row = restores ? 700 : student || parts.other ? 470 : 420;
+  for (const [from, y, name] of [[[lora, 0], 0, "after"], [model, row, "before"]]) join([sample(from, y), 0], compared, name);
   await shown();
 }
 
 /** The checkpoints of a run at several strengths in one sheet. run: an entry of /retort/runs. */
 export async function openGrid(run) {
-  const { add, base, embedded } = await begin(run);
-  const latent = emptyLatent(run, add, 1);
+  const { add, model, clip, vae, latent, embedded } = await begin(run);
   const { levels, sampler } = fewSteps(run, add) ?? {
-    levels: add("BasicScheduler", MIDDLE, 0, embedded ? { scheduler: "simple" } : {}),
+    levels: add("BasicScheduler", MIDDLE, 0, { scheduler: "simple", steps: run.preview?.steps ?? 20 }),
     sampler: add("KSamplerSelect", MIDDLE, 260, { sampler_name: "euler" }),
   };
-  if (levels.type === "BasicScheduler") join(base, 0, levels, "model");
-  const cfg = sampler.type === "KSamplerSelect" ? (embedded ? 4 : 6) : 1;
+  if (levels.type === "BasicScheduler") join(model, levels, "model");
+  const cfg = sampler.type === "KSamplerSelect" ? (run.preview?.cfg ?? (embedded ? 4 : 6)) : 1;
   const grid = add("RetortLoraGrid", RIGHT, 0, { run: run.name, prompt: run.prompt ?? "", cfg, seed: SEED, control_after_generate: "fixed" });
   grid.setSize([560, 860]);
-  ["model", "clip", "vae"].forEach((name, i) => join(base, i, grid, name));
-  join(sampler, 0, grid, "sampler");
-  join(levels, 0, grid, "sigmas");
-  join(latent, 0, grid, "latent");
+  for (const [name, from] of Object.entries({ model, clip, vae })) join(from, grid, name);
+  join([sampler, 0], grid, "sampler");
+  join([levels, 0], grid, "sigmas");
+  join(emptyLatent(run, add, latent, 1), grid, "latent");
   await shown();
 }
 
-/** An empty latent of the training's size. */
-function emptyLatent(run, add, batch_size) {
-  const [height, width] = run.latent?.slice(-2) ?? [];
-  const size = width ? { width: PIXELS * width, height: PIXELS * height } : {};
-  return add("EmptyLatentImage", LEFT, 260, { ...size, batch_size });
+/** An empty latent of the training's size: the one that it had, or one of as many pixels. */
+function emptyLatent(run, add, latent, batch_size) {
+  if (latent) {
+    widget(latent[0], "batch_size", batch_size);
+    return latent;
+  }
+  const cells = run.latent?.slice(-2) ?? [];
+  const [width, height] = run.size?.length === 2 ? run.size : [cells[1] * PIXELS, cells[0] * PIXELS];
+  const size = width ? { width, height } : {};
+  const frames = run.latent?.length > 3 ? run.latent[1] : 1;
+  if (frames > 1) return [add("EmptyHunyuanLatentVideo", LEFT, 260, { ...size, length: 4 * frames - 3, batch_size: 1 }), 0];
+  return [add("EmptyLatentImage", LEFT, 260, { ...size, batch_size }), 0];
 }
 
 /** {levels, sampler} of a few-step student as it was trained; null for another run. */
@@ -95,59 +157,69 @@ function fewSteps(run, add) {
 }
 
 /** (model, y) -> the node that gives the picture of a branch: a picture is restored. */
-function restored(run, add, base) {
+function restored(run, { add, clip, vae }) {
   const picture = add("LoadImage", LEFT, 260);
   return (model, y) => {
     const restore = add("RetortRestore", RIGHT, y, { caption: run.prompt });
-    join(model, 0, restore, "model");
-    join(base, 1, restore, "clip");
-    join(base, 2, restore, "vae");
-    join(picture, 0, restore, "image");
+    for (const [name, from] of Object.entries({ model, clip, vae, image: [picture, 0] })) join(from, restore, name);
     return restore;
   };
 }
 
-/** The same: four pictures are drawn at the size of the training, by a student's own levels where there is one. */
-function drawn(run, add, base, embedded, student) {
-  const latent = emptyLatent(run, add, 4);
-  const positive = add("CLIPTextEncode", MIDDLE, student ? 460 : 260, { text: run.prompt ?? "" });
-  join(base, 1, positive, "clip");
+/** The same: pictures are drawn at the size of the training, by a student's own levels where there is one. */
+function drawn(run, { add, other, clip, vae, positive, negative, latent, embedded }, student) {
+  const encoded = (y, text) => {
+    const made = add("CLIPTextEncode", MIDDLE, y, { text });
+    join(clip, made, "clip");
+    return [made, 0];
+  };
+  const empty = emptyLatent(run, add, latent, run.latent?.length > 3 ? 1 : 4);
+  positive ??= encoded(student ? 460 : 260, run.prompt ?? "");
   const decoded = (samples, y) => {
     const decode = add("VAEDecode", RIGHT, y + 380);
     decode.collapse();
-    join(samples, 0, decode, "samples");
-    join(base, 2, decode, "vae");
+    join([samples, 0], decode, "samples");
+    join(vae, decode, "vae");
     return decode;
   };
   if (student) {
     const noise = add("RandomNoise", LEFT, 560, { noise_seed: SEED, control_after_generate: "fixed" });
-    join(positive, 0, student, "positive");
+    join(positive, student, "positive");
     return (model, y) => {
       const samples = add("SamplerCustomAdvanced", RIGHT, y + 160);
-      join(noise, 0, samples, "noise");
-      if (model === student) {
-        join(student, 1, samples, "guider");
+      join([noise, 0], samples, "noise");
+      if (model[0] === student) {
+        join([student, 1], samples, "guider");
       } else {
         const guider = add("BasicGuider", RIGHT, y);
-        join(model, 0, guider, "model");
-        join(positive, 0, guider, "conditioning");
-        join(guider, 0, samples, "guider");
+        join(model, guider, "model");
+        join(positive, guider, "conditioning");
+        join([guider, 0], samples, "guider");
       }
-      join(student, 2, samples, "sampler");
-      join(student, 3, samples, "sigmas");
-      join(latent, 0, samples, "latent_image");
+      join([student, 2], samples, "sampler");
+      join([student, 3], samples, "sigmas");
+      join(empty, samples, "latent_image");
       return decoded(samples, y);
     };
   }
-  const negative = add("CLIPTextEncode", MIDDLE, 620);
-  join(base, 1, negative, "clip");
-  const settings = { seed: SEED, control_after_generate: "fixed", ...(embedded && { cfg: 4, scheduler: "simple" }) };
+  // As the previews were drawn; without anything to compare with there was no guidance.
+  const { steps = 20, cfg = embedded ? 4 : 6 } = run.preview ?? {};
+  const settings = { control_after_generate: "fixed", steps, cfg: negative || clip ? cfg : 1, sampler_name: "euler", scheduler: "simple" };
+  negative ??= clip ? encoded(620, "") : positive;
+  const sampled = (type, model, y, values, from) => {
+    const samples = add(type, RIGHT, y, { ...settings, ...values });
+    for (const [name, part] of Object.entries({ model, positive, negative, latent_image: from })) join(part, samples, name);
+    return samples;
+  };
+  if (!other) return (model, y) => decoded(sampled("KSampler", model, y, { seed: SEED }, empty), y);
+  // One of two networks was trained: the first samples the noisier half, as it does for the previews.
+  const trained = run.preview?.expert === "low noise" ? 1 : 0, half = Math.round(steps / 2);
   return (model, y) => {
-    const samples = add("KSampler", RIGHT, y, settings);
-    join(model, 0, samples, "model");
-    join(positive, 0, samples, "positive");
-    join(negative, 0, samples, "negative");
-    join(latent, 0, samples, "latent_image");
-    return decoded(samples, y);
+    const pair = trained ? [other, model] : [model, other];
+    const first = sampled("KSamplerAdvanced", pair[0], y, { noise_seed: SEED, end_at_step: half, return_with_leftover_noise: "enable" }, empty);
+    const second = sampled("KSamplerAdvanced", pair[1], y, { add_noise: "disable", noise_seed: SEED, start_at_step: half }, [first, 0]);
+    first.collapse();
+    second.pos[1] += 40;
+    return decoded(second, y + 36);
   };
 }

@@ -1,0 +1,78 @@
+"""What a training was connected to: the part of its prompt that leads to it, kept with its run.
+
+Whoever looks at the LoRA needs the same model, text encoder and VAE, whichever nodes they came from.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...files.atomic import write_json
+from ...files.folder import inside
+from ...files.log_file import METRICS
+from ...files.strangers import read_json
+from ...trainers.job import JOB
+
+GRAPH = "graph.json"
+MOST = 1_000_000  # bytes
+
+_log = logging.getLogger("retort.job")
+
+
+def leading_to(prompt: Mapping[str, Any], node: str) -> dict[str, Any]:
+    """The nodes of a prompt from which a node's inputs come, itself included, as the prompt has them."""
+    found: dict[str, Any] = {}
+    waiting = [node]
+    while waiting:
+        id = waiting.pop()
+        if id in found or id not in prompt:
+            continue
+        inputs = dict(prompt[id]["inputs"])
+        found[id] = {"class_type": prompt[id]["class_type"], "inputs": inputs}
+        for value in inputs.values():
+            if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str):
+                waiting.append(value[0])
+    return found
+
+
+def keep(run: Path, hidden: Any) -> None:
+    """Write down what leads to the node that trains; hidden: its `prompt` and `unique_id`, as the host tells them.
+
+    Nothing is written for a run that has not begun, nor where the host tells nothing or too much.
+    """
+    prompt, node = (getattr(hidden, name, None) for name in ("prompt", "unique_id"))
+    if not isinstance(prompt, Mapping) or node not in prompt:
+        return
+    files = inside(run)
+    if not any((files / name).is_file() for name in (METRICS, JOB)):
+        return
+    graph = {"node": node, "prompt": leading_to(prompt, node)}
+    if len(json.dumps(graph)) > MOST:
+        return
+    try:
+        write_json(files / GRAPH, graph)
+    except OSError as error:
+        # What was trained is worth more than this.
+        _log.warning("what run %s was connected to is not kept: %s", run.name, error)
+
+
+def of_run(run: Path) -> dict[str, Any]:
+    """{"node": id, "prompt": {id: {"class_type", "inputs"}}} of a run, {} where it has none that can be read."""
+    file = inside(run) / GRAPH
+    try:
+        found = read_json(file) if file.is_file() else {}
+    except ValueError:
+        # A stranger's run: its LoRA is opened without.
+        return {}
+    prompt = found.get("prompt") if isinstance(found, dict) else None
+    if not isinstance(prompt, dict) or found.get("node") not in prompt:
+        return {}
+    whole = (
+        isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict)
+        for node in prompt.values()
+    )
+    return {"node": found["node"], "prompt": prompt} if all(whole) else {}
