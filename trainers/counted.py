@@ -16,7 +16,8 @@ class Counted:
 
     base: of the frozen weights; blocks: those of each block among them, in order. adapters: of the trained weights;
     state: of the optimisers. peaks: by place (a phase, " @ ", a block), what is alive beyond base, adapters and state.
-    flops, calls (of the network): by phase.
+    flops, calls (of the network): by phase. moves: by player, in their order, what is alive beyond base and adapters
+    when it moves in a run's first step, in which each optimiser's state is made.
     """
 
     base: int
@@ -26,11 +27,18 @@ class Counted:
     peaks: Mapping[str, int]
     flops: Mapping[str, int] = field(default_factory=dict)
     calls: Mapping[str, int] = field(default_factory=dict)
+    moves: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def beside(self) -> int:
         """The most that is alive beyond the base."""
         return self.adapters + self.state + max(self.peaks.values())
+
+    @property
+    def first(self) -> int:
+        """The same in a run's first step."""
+        before = (peak for place, peak in self.peaks.items() if place != OPTIMISER)
+        return self.adapters + max(*before, *self.moves.values(), 0, 0)
 
     @property
     def operations(self) -> int:

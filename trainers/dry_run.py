@@ -57,6 +57,7 @@ def count(outline: Outline, trainer: MakeTrainer, steps: int = 1, optimiser: Opt
         shallow.append(counted)
         out: dict[str, float] = {"adapters": counted.adapters, "state": counted.state}
         out |= {f"peak {place}": peak for place, peak in counted.peaks.items()}
+        out |= {f"move {name}": each for name, each in counted.moves.items()}
         return out | {f"flops {phase}": each for phase, each in counted.flops.items()}
 
     try:
@@ -70,8 +71,9 @@ def count(outline: Outline, trainer: MakeTrainer, steps: int = 1, optimiser: Opt
 
     base, blocks = weights(outline.network)
     return Counted(
-        base, blocks, round(real["adapters"]), round(real["state"]), told("peak"), told("flops"), shallow[0].calls
-    )
+        base, blocks, round(real["adapters"]), round(real["state"]), told("peak"), told("flops"), shallow[0].calls,
+        told("move"),
+    )  # fmt: skip
 
 
 def weights(network: nn.Module) -> tuple[int, tuple[int, ...]]:
@@ -126,8 +128,13 @@ def measure(
         watch.begin(tracker)
         made.prepare()
         adapters = tracker.now - base
-        for runner in made.runners.values():
-            runner.move = _Kept(runner, optimiser or made.settings.optimiser, tracker).move  # type: ignore[method-assign]
+        alive: dict[str, int] = {}
+        kept = {
+            name: _Kept(runner, optimiser or made.settings.optimiser, tracker, alive)
+            for name, runner in made.runners.items()
+        }
+        for name, each in kept.items():
+            made.runners[name].move = each.move  # type: ignore[method-assign]
         state = tracker.now - base - adapters
         watch.calls.clear()
         tracker.reset()
@@ -136,11 +143,16 @@ def measure(
         watch.check()
         fixed = base + adapters + state
         peaks = {name: peak - fixed for name, peak in tracker.peaks.items()}
+        moves, later = {}, sum(each.bytes for each in kept.values())
+        for name, bytes in alive.items():
+            later -= kept[name].bytes
+            # The states of those that move after it are not there yet.
+            moves[name] = bytes - base - adapters - later
         flops: dict[str, int] = {}
-        for place, each in tracker.flops.items():
+        for place, operations in tracker.flops.items():
             phase = place.partition(AT)[0]
-            flops[phase] = flops.get(phase, 0) + each
-        return Counted(base, blocks, adapters, state, peaks, flops, dict(watch.calls))
+            flops[phase] = flops.get(phase, 0) + operations
+        return Counted(base, blocks, adapters, state, peaks, flops, dict(watch.calls), moves)
 
 
 class _Watch:
@@ -192,20 +204,26 @@ class _Watch:
 
 
 class _Kept:
-    """A player's optimiser that has its state and moves nothing: a fused step takes no memory of its own."""
+    """A player's optimiser that has its state and moves nothing: a fused step takes no memory of its own.
 
-    def __init__(self, runner: Runner, optimiser: Optimiser, tracker: Tracker):
-        self._runner, self._optimiser, self._tracker = runner, optimiser, tracker
+    alive: takes the bytes that are there when a player moves for the first time.
+    """
+
+    def __init__(self, runner: Runner, optimiser: Optimiser, tracker: Tracker, alive: dict[str, int]):
+        self._runner, self._optimiser, self._tracker, self._alive = runner, optimiser, tracker, alive
         self._state = [] if runner.in_host else self._made()
+        self.bytes = sum(block_bytes(tensor.nbytes) for tensor in self._state)  # that are here all the time
 
     def _made(self) -> list[Tensor]:
         weights = self._runner.weights.values()
         return [torch.empty(state_bytes(self._optimiser, w), dtype=torch.uint8, device=w.device) for w in weights]
 
-    def move(self, rate: float) -> None:
+    def move(self, rate: float, begins: Callable[[], None]) -> None:
         """With what is in host memory between two steps brought here."""
         self._tracker.enter(OPTIMISER)
         with self._runner.turn():
             state = self._state or self._made()
+            begins()
+            self._alive.setdefault(self._runner.name, self._tracker.now)
             self._runner.forget_gradients()
             del state

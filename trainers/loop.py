@@ -49,6 +49,11 @@ class TrainingFailed(RuntimeError):
     """The run cannot go on; the message says why, what to change, and where the last good state is."""
 
 
+def out_of_memory(error: BaseException, settings: TrainingConfig) -> TrainingFailed:
+    """What to tell where memory ended and no more room could be made."""
+    return TrainingFailed(f"memory ran out ({str(error)[:200]}): {memory.advice(settings)}")
+
+
 class Trainer:
     """A run: `train()` does all its steps or raises with everything saved.
 
@@ -89,6 +94,7 @@ class Trainer:
         self.seconds = 0.0
         self.notes: Callable[[int], Mapping[str, str]] = lambda done: {}  # of a checkpoint after so many steps
         self._moving = False  # true while some players have moved and others have not
+        self.runners: dict[str, Runner] = {}
         self.host_state = self.host_inputs = False  # against little memory; set before the run, they change no number
         self._check_data()
 
@@ -121,7 +127,7 @@ class Trainer:
 
     def prepare(self) -> None:
         """Everything before the first step but what is on disk: checkpoints, teacher pairs, heads, optimisers."""
-        if self.settings.gradient_checkpointing:
+        if self.settings.gradient_checkpointing and not checkpointing.enabled(self.denoiser.network):
             checkpointing.enable(self.denoiser.network)
         first = self.data.batch(self.denoiser, [0], [0], self.settings.seed, 0, 0.0)
         self.denoiser.rehearse(first.shape, first.cond)
@@ -225,7 +231,7 @@ class Trainer:
                     recognise(self.files, self.origin, (self.files / STATE).is_file())
             if self.settings.slow_repeats > 1:
                 self.data.repeat(slow.repeats(self._scout, self.objective, self.config, self.files, self.watcher))
-            self.prepare()
+            self._with_room(self.prepare, graphs=False)
             going_on = self.resume()
             self._agree()
             if not going_on and not self.reducer.rank:
@@ -270,7 +276,7 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not memory.ran_out(error):
                 raise
-            raise TrainingFailed(f"memory ran out ({str(error)[:200]}): {memory.advice(self.settings)}") from error
+            raise out_of_memory(error, self.settings) from error
         finally:
             self.denoiser.host_inputs = None
             if self.settings.gradient_checkpointing:
@@ -281,14 +287,15 @@ class Trainer:
         saved = self.done  # before the first step there is nothing to lose
         try:
             if not self.done and settings.preview_every:
-                self._with_room(self.preview)  # what later ones are compared with
+                self._with_room(self.preview, graphs=False)  # what later ones are compared with
             self.truth.begin()
             while self.done < settings.steps:
                 metrics = self._with_room(self.step)
                 if self.done == self.begun + 1:
                     self.forecast = offload.corrected(
                         self.forecast, self.denoiser.ring, self._spare(),
-                        None if self.objective.varies else self.truth.peak, metrics["seconds"], self.watcher.says,
+                        None if self.objective.varies else self.truth.peak, metrics["seconds"], not self.begun,
+                        self.watcher.says,
                     )  # fmt: skip
                 if log:
                     log.add(self.done, metrics)
@@ -296,7 +303,7 @@ class Trainer:
                 commands = self.watcher.commands()
                 stop = self.reducer.any("stop" in commands)
                 if "sample" in commands or (settings.preview_every and self.done % settings.preview_every == 0):
-                    self.preview()
+                    self._with_room(self.preview, graphs=False)
                 due = settings.save_minutes and time.monotonic() - saved_at > settings.save_minutes * 60
                 if "save" in commands or due or (settings.save_every and self.done % settings.save_every == 0):
                     if log:
@@ -310,9 +317,10 @@ class Trainer:
             if saved != self.done and not self._moving:
                 self.save()
 
-    def _with_room(self, work: Callable[[], Outcome]) -> Outcome:
-        """Do something, with less of the memory taken where it ends meanwhile."""
-        return offload.enough_room(work, self._spare, self._one_graph, self._begin_again, self.watcher.says)
+    def _with_room(self, work: Callable[[], Outcome], graphs: bool = True) -> Outcome:
+        """Do something, with less of the memory taken where it ends meanwhile; graphs: some may wait in it."""
+        alone = self._one_graph if graphs else lambda: False
+        return offload.enough_room(work, self._spare, alone, self._begin_again, self.watcher.says)
 
     def _spare(self) -> Ring | None:
         """What can make room for a step to begin again: not where weights have moved, nor where others wait."""
@@ -380,9 +388,8 @@ class Trainer:
                 self._zero()
                 raise
         rate = settings.learning_rate * settings.rate(step)
-        self._moving = True
         for name in moving:
-            self.runners[name].move(rate * self.runners[name].player.rate)
+            self.runners[name].move(rate * self.runners[name].player.rate, self._begins_to_move)
         self._zero()
         self._average(step)
         self.position += self.accumulation.groups
@@ -399,6 +406,9 @@ class Trainer:
         if (highest := self.truth.highest) is not None:
             numbers |= {"memory": float(highest), "card": float(self.truth.size)}
         return numbers
+
+    def _begins_to_move(self) -> None:
+        self._moving = True
 
     def _losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """The objective's losses, with the adapters' dropout drawn from the step alone."""

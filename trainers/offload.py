@@ -7,11 +7,13 @@ from typing import TypeVar
 
 import torch
 
-from . import planning
+from . import checkpointing, planning
 from .config import AUTO, NONE, TrainingConfig
+from .denoiser import Denoiser
+from .masters import Pin, Unpin
 from .memory import ran_out
 from .planning import Forecast
-from .streaming import Ring
+from .streaming import MORE, Ring
 
 Outcome = TypeVar("Outcome")
 
@@ -25,6 +27,24 @@ def blocks_to_stream(config: TrainingConfig, blocks: int, weights: int, free: in
         return min(int(config.offload), blocks)
     fits = free is None or weights <= free
     return 0 if fits or config.offload == NONE or not config.gradient_checkpointing else blocks
+
+
+def placed(
+    denoiser: Denoiser, count: int, pin: Pin, unpin: Unpin, config: TrainingConfig, says: Callable[[str], None]
+) -> None:
+    """Bring the network to its device but for `count` blocks; for a quarter more where memory ends, which others may
+    have taken meanwhile. Raises what the device does where no more can be streamed.
+    """
+    blocks = len(checkpointing.units(denoiser.network))
+    while True:
+        try:
+            return denoiser.place(count, pin, unpin)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error) or count >= blocks or config.offload == NONE or not config.gradient_checkpointing:
+                raise
+        forget_unused(denoiser.device)
+        count = min(blocks, count - (-blocks // MORE))
+        says(f"memory ran out: {count} of {blocks} blocks are streamed from host memory from now on")
 
 
 def enough_room(
@@ -65,19 +85,25 @@ def corrected(
     spare: Ring | None,
     measured: int | None,
     seconds: float,
+    anew: bool,
     says: Callable[[str], None],
 ) -> Forecast | None:
-    """The forecast by what a run's first step took, after which as many blocks are streamed as that asks for.
+    """The forecast by what an attempt's first step took, after which as many blocks are streamed as that asks for.
 
     spare: the ring where more may be streamed now, else None. measured: bytes, None where nothing measures them.
-    seconds: of the step.
+    seconds: of the step. anew: nothing was trained before it. Where memory ends for blocks that come back, they stay in
+    host memory.
     """
     if forecast is None or ring is None or measured is None:
         return forecast
     bus, waited = ring.pace()
-    found, count = planning.corrected(forecast.timed(seconds - waited, bus), ring.count, measured)
+    found, count = planning.corrected(forecast.timed(seconds - waited, bus), ring.count, measured, anew)
     if spare is not None and count != ring.count:
-        ring.stream(count)
+        try:
+            ring.stream(count)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
         forget_unused(ring.device)
     says(f"memory after the first step: {found.with_streamed(ring.count)}")
     return found

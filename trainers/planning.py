@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .config import AUTO, NONE, TrainingConfig
-from .counted import OPTIMISER, Counted
+from .counted import Counted
 from .memory import advice, size
 from .streaming import BUFFERS, spread
 
@@ -140,10 +140,8 @@ class Forecast:
         return int(self.base(streamed) + self.counted.beside * self.factor) + self.context
 
     def first(self, streamed: int) -> int:
-        """The same in a run's first step, which has no optimisers' state before its end."""
-        counted, last = self.counted, self.counted.peaks.get(OPTIMISER, 0) + self.counted.state
-        beside = counted.adapters + max(last, *counted.peaks.values())
-        return int(self.base(streamed) + beside * self.factor) + self.context
+        """The same in a run's first step, which has no optimiser's state before its player moves."""
+        return int(self.base(streamed) + self.counted.first * self.factor) + self.context
 
     def base(self, streamed: int) -> int:
         """Bytes of the frozen base on the card, and of the buffers through which the rest passes."""
@@ -191,13 +189,15 @@ class Forecast:
         return self.with_streamed(next((n for n in range(blocks) if self.peak(n) <= room), blocks))
 
 
-def corrected(forecast: Forecast, streamed: int, measured: int) -> tuple[Forecast, int]:
+def corrected(forecast: Forecast, streamed: int, measured: int, anew: bool) -> tuple[Forecast, int]:
     """(the forecast by what a run's first step took with so many blocks streamed, how many had better be).
 
-    Blocks come back to the card only where the forecast was wrong by more than its margin.
+    anew: the run had no optimisers' state before that step. Blocks come back to the card only where the forecast was
+    wrong by more than its margin.
     """
     base = forecast.base(streamed)
-    counted = max(1, forecast.first(streamed) - forecast.context - base)
+    told = forecast.first(streamed) if anew else forecast.peak(streamed)
+    counted = max(1, told - forecast.context - base)
     factor = max(0.1, forecast.factor * (measured - base) / counted)
     found = replace(forecast, factor=factor)
     if forecast.training.offload != AUTO or not forecast.training.gradient_checkpointing:

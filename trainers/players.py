@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -83,9 +83,10 @@ class Runner:
         )
         return cls(name, player, weights, optimiser, in_host)
 
-    def move(self, rate: float) -> None:
-        """One step at this learning rate, which uses the gradients up."""
+    def move(self, rate: float, begins: Callable[[], None] = lambda: None) -> None:
+        """One step at this rate, which uses the gradients up. begins: called once all is there that it needs."""
         with self.turn(moves=True):
+            begins()
             optimisers.set_rate(self.optimiser, rate)
             self.optimiser.step()
             self.forget_gradients()

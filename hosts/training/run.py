@@ -26,7 +26,7 @@ from ...rewards.contract import Reward, require_differences
 from ...sampling.parts import first_of
 from ...sampling.presets import Preset
 from ...sampling.settings import declared
-from ...trainers import recipes
+from ...trainers import offload, recipes
 from ...trainers.checkpointing import units
 from ...trainers.config import RunConfig
 from ...trainers.dataset import Dataset
@@ -34,10 +34,9 @@ from ...trainers.export import VERSION, metadata, read_lora, write_lora
 from ...trainers.host_memory import given_back
 from ...trainers.job import LOCK
 from ...trainers.job_watch import STATUS, FileWatcher, clear_commands, has_status, holding, read_status
-from ...trainers.loop import STATE, Reducer, Stopped, Trainer, TrainingFailed
-from ...trainers.memory import size, weights
+from ...trainers.loop import STATE, Reducer, Stopped, Trainer, TrainingFailed, out_of_memory
+from ...trainers.memory import ran_out, size, weights
 from ...trainers.methods import METHODS
-from ...trainers.offload import blocks_to_stream
 from ...trainers.origin import origin
 from ...trainers.planning import Forecast, Truth, problem
 from ...trainers.state import refuse_other
@@ -139,9 +138,10 @@ def run(
         with given_back(denoiser.device, weights(denoiser.network)):
             try:
                 assembly = Assembly(host, denoiser, config, vae, (reward, second), request.start, other)
-                forecast = place(host, denoiser, config, forecast)
+                forecast = place(host, denoiser, config, forecast, watcher)
                 if forecast is not None:
-                    watcher.says(f"memory: {forecast.plan}")
+                    ring = denoiser.ring
+                    watcher.says(f"memory: {forecast.plan if ring is None else forecast.with_streamed(ring.count)}")
                 objective, data = assembly.objective, assembly.data(request.dataset)
                 decode = denoiser.preview if vae is None else (lambda x0: host.decode(vae, denoiser.latents_out(x0)))
                 names = [each.name for each in (reward, second) if each is not None]
@@ -300,15 +300,17 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def place(host: Host, denoiser: HostDenoiser, config: RunConfig, forecast: Forecast | None) -> Forecast | None:
+def place(
+    host: Host, denoiser: HostDenoiser, config: RunConfig, forecast: Forecast | None, watcher: Watcher
+) -> Forecast | None:
     """Bring the network to the device, and let as many of its blocks wait in host memory as `offload` says.
 
-    The forecast with what is free by now, on the card and beside it. TrainingFailed, before anything is there, for a
-    run that has no room.
+    The forecast with what is free by now, on the card and beside it. TrainingFailed for a run that has no room, where
+    that is known before anything is there.
     """
     network, free = denoiser.network, host.free_memory()
     if forecast is None:
-        count = blocks_to_stream(config.training, len(units(network)), weights(network), free)
+        count = offload.blocks_to_stream(config.training, len(units(network)), weights(network), free)
     else:
         host_free = planning.host_memory(forecast.counted.base)
         forecast = replace(forecast, free=free, host_free=host_free).settled
@@ -316,7 +318,12 @@ def place(host: Host, denoiser: HostDenoiser, config: RunConfig, forecast: Forec
         if refused:
             raise TrainingFailed(refused)
         count = forecast.plan.streamed
-    denoiser.place(count, host.pin, host.unpin)
+    try:
+        offload.placed(denoiser, count, host.pin, host.unpin, config.training, watcher.says)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        raise out_of_memory(error, config.training) from error
     ring = denoiser.ring
     if count and ring is not None:
         _log.info("%d of %d blocks are streamed, %s", ring.count, len(ring.blocks), size(ring.streamed_bytes))

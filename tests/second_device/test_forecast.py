@@ -43,3 +43,38 @@ def test_the_first_step_takes_what_was_forecast(second, tmp_path, monkeypatch, m
         training.run(host, model, training.Request("forecast", read_config(config), data), watcher=Silent())
     (run,) = made
     assert 0.98 < run.forecast.factor < 1.02
+
+
+@pytest.mark.parametrize(("method", "rank", "side"), [("dmd2", 64, 8), ("flow", 16, 32)])
+def test_the_line_after_the_first_step_is_of_those_that_follow(second, tmp_path, monkeypatch, method, rank, side):
+    """A run's first step makes the optimisers' states one by one; a run that goes on has them from the beginning."""
+    made, peaks = [], []
+    plain, step = training.Trainer.train, training.Trainer.step
+
+    def train(self):
+        made.append(self)
+        return plain(self)
+
+    def measured(self):
+        self.truth.begin()
+        numbers = step(self)
+        if self.truth.peak:  # not the dry run's
+            peaks.append(self.truth.peak)
+        return numbers
+
+    monkeypatch.setattr(training.Trainer, "train", train)
+    monkeypatch.setattr(training.Trainer, "step", measured)
+    data = outlines.dataset_of((16, side, side), (16, 64), 32)
+    with folders.use(folders.Folders(models=(tmp_path,), output=tmp_path / "output")):
+        model = outlines.model_of(outlines.FLUX, SMALL, real=True)
+        for steps in (2, 4):
+            settings = {
+                "steps": steps, "batch_size": 1, "gradient_checkpointing": True, "preview_every": 0, "offload": "3",
+                "learning_rate": 0.01, "warmup": 0,
+            }  # fmt: skip
+            config = {"method": method, "objective": METHODS[method], "training": settings, "lora": {"rank": rank}}
+            training.run(host, model, training.Request("forecast", read_config(config), data), watcher=Silent())
+    for run, last in zip(made, (peaks[1], peaks[3]), strict=True):
+        assert 0.99 < run.forecast.factor < 1.01 and run.forecast.peak(3) == pytest.approx(last, rel=0.01)
+    # Without a state the first step takes less.
+    assert peaks[0] < 0.95 * peaks[1] and peaks[2] == pytest.approx(peaks[3], rel=0.01)

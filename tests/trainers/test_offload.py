@@ -160,6 +160,106 @@ def test_when_memory_ends_at_the_first_preview_more_is_streamed(trainer):
     assert drawn[0] == drawn[1]
 
 
+def failing(work, count, error=None):
+    """`work`, which fails so many times before."""
+    left = [count]
+
+    def once(*given, **named):
+        if left[0]:
+            left[0] -= 1
+            raise error or torch.OutOfMemoryError("here")
+        return work(*given, **named)
+
+    return once
+
+
+def test_when_memory_ends_at_a_preview_midway_more_is_streamed(trainer):
+    common = {"steps": 4, "preview_every": 2, "previews": 1}
+    expected = trainer("whole", None, **common).train()
+    run = trainer("short", 0, watcher=(watcher := Interrupted()), **common)
+    plain, decode = run.preview, failing(run.decode, 2)
+
+    def preview():
+        if run.done == 2:
+            run.decode = decode
+        plain()
+
+    run.preview = preview
+    same(run.train(), expected)
+    assert run.denoiser.ring.count == 2 and [said[:15] for said in watcher.said] == ["memory ran out:"] * 2
+    drawn = [(run.folder.parent / name / "previews/step_0000002.png").read_bytes() for name in ("whole", "short")]
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("where", ["rehearse", "feature_widths"])
+def test_when_memory_ends_before_the_first_step_more_is_streamed(trainer, where):
+    """In the rehearsal of the blocks, and where a discriminator learns its size."""
+    expected = trainer("whole", None, "dmd2").train()
+    run = trainer("short", 0, "dmd2", watcher=(watcher := Interrupted()))
+    run.denoiser.keeps_graphs = True
+    setattr(run.denoiser, where, failing(getattr(run.denoiser, where), 1))
+    same(run.train(), expected)
+    # No graph waits there yet.
+    assert run.denoiser.ring.count == 1 and run.denoiser.keeps_graphs and len(watcher.said) == 1
+
+
+def test_when_memory_ends_for_an_idle_state_the_last_step_is_kept(trainer):
+    """The first player's is fetched before anything moves: its step begins again; what has moved cannot."""
+    common = {"steps": 3, "keep": 0}
+    expected = trainer("whole", None, "dmd2", **common).train()
+    run = trainer("short", 0, "dmd2", watcher=(watcher := Interrupted()), **common)
+    run.host_state, run.denoiser.keeps_graphs = True, False
+    step = run.step
+
+    def third():
+        for runner in run.runners.values():
+            if run.done == 2 and run.denoiser.ring.count == 0 and next(iter(run.runners.values())) is runner:
+                runner._state_to = failing(runner._state_to, 1)
+        return step()
+
+    run.step = third
+    same(run.train(), expected)
+    assert run.denoiser.ring.count == 1 and len(watcher.said) == 1
+
+
+def test_when_memory_ends_while_the_network_comes_more_is_streamed(trainer):
+    said, settings = [], TrainingConfig(gradient_checkpointing=True)
+    denoiser = trainer("whole", None).denoiser
+    plain = denoiser.place
+    denoiser.place = failing(plain, 2)
+    offload.placed(denoiser, 1, None, None, settings, said.append)
+    assert denoiser.ring.count == 3 and said == [
+        f"memory ran out: {count} of 4 blocks are streamed from host memory from now on" for count in (2, 3)
+    ]
+    for count, given, error in (
+        (4, settings, MemoryError), (1, replace(settings, offload="none"), MemoryError),
+        (1, replace(settings, gradient_checkpointing=False), MemoryError), (1, settings, ValueError),
+    ):  # fmt: skip
+        denoiser.place = failing(plain, 1, error("another"))
+        with pytest.raises(error, match="another"):
+            offload.placed(denoiser, count, None, None, given, said.append)
+
+
+def test_blocks_for_which_memory_ends_stay_in_host_memory(trainer, monkeypatch):
+    """After a first step that took less than was forecast."""
+    expected = trainer("whole", None, steps=3).train()
+    run = trainer("corrected", 3, steps=3, watcher=(watcher := Interrupted()))
+    size = run.denoiser.ring.blocks[0].size
+    run.forecast = planning.Forecast(
+        Counted(5 * size, (size,) * 4, size, size, {"student backward": 9 * size}), run.settings, free=20 * size
+    )
+    monkeypatch.setattr(planning.Truth, "peak", property(lambda _: 5 * size))
+    stream = run.denoiser.ring.stream
+
+    def short(count):
+        stream(count + 1)
+        raise torch.OutOfMemoryError("here")
+
+    run.denoiser.ring.stream = short
+    same(run.train(), expected)
+    assert run.denoiser.ring.count == 1 and watcher.said[-1].startswith("memory after the first step: 1 of 4 blocks")
+
+
 def test_when_memory_ends_graphs_wait_no_longer_before_more_is_streamed(trainer):
     expected = trainer("whole", None, "dmd2", steps=4).train()
     for offloaded in ("auto", "none"):

@@ -21,6 +21,7 @@ COUNTED = Counted(
     peaks={"student forward": 2 * GB, "student backward @ blocks.0": 3 * GB, "optimiser": GB // 2},
     flops={"student forward": 10**13, "student backward": 2 * 10**13},
     calls={"student forward": 1, "teacher pass": 1},
+    moves={"student": 2 * GB},
 )
 CHECKPOINTED = TrainingConfig(gradient_checkpointing=True)
 
@@ -89,12 +90,22 @@ def test_a_first_step_corrects_the_forecast(wrong, streamed):
     forecast = Forecast(COUNTED, CHECKPOINTED, 12 * GB)
     assert forecast.first(7) == forecast.peak(7) - COUNTED.state  # the optimiser's state is made at its end
     measured = forecast.base(7) + int((forecast.first(7) - forecast.base(7)) * wrong)
-    found, count = planning.corrected(forecast, 7, measured)
+    found, count = planning.corrected(forecast, 7, measured, anew=True)
     assert found.factor == pytest.approx(wrong, rel=1e-6)
     assert count == streamed
     assert found.peak(7) == pytest.approx(forecast.base(7) + COUNTED.beside * wrong, rel=1e-6)
     pinned = replace(forecast, training=replace(CHECKPOINTED, offload="7"))
-    assert planning.corrected(pinned, 7, measured)[1] == 7
+    assert planning.corrected(pinned, 7, measured, anew=True)[1] == 7
+    # A run that goes on has the state from its first step on.
+    whole = forecast.base(7) + int((forecast.peak(7) - forecast.base(7)) * wrong)
+    assert planning.corrected(forecast, 7, whole, anew=False)[0].factor == pytest.approx(wrong, rel=1e-6)
+
+
+def test_a_first_step_is_highest_where_the_last_player_moves():
+    """The first one's gradients are gone by then, and its state is there."""
+    two = replace(COUNTED, peaks={"student backward": GB, "optimiser": GB}, moves={"student": 2 * GB, "fake": 4 * GB})
+    assert two.first == COUNTED.adapters + 4 * GB
+    assert replace(two, moves={}).first == COUNTED.adapters + GB
 
 
 def test_block_inputs_wait_in_host_memory_before_a_block_does():
