@@ -68,11 +68,11 @@ def of_run(run: Path) -> dict[str, Any]:
     except ValueError:
         # A stranger's run: its LoRA is opened without.
         return {}
-    prompt = found.get("prompt") if isinstance(found, dict) else None
-    if not isinstance(prompt, dict) or found.get("node") not in prompt:
+    node, prompt = (found.get(name) if isinstance(found, dict) else None for name in ("node", "prompt"))
+    if not isinstance(prompt, dict) or not isinstance(node, str) or node not in prompt:
         return {}
     whole = (
-        isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict)
-        for node in prompt.values()
+        isinstance(one, dict) and isinstance(one.get("class_type"), str) and isinstance(one.get("inputs"), dict)
+        for one in prompt.values()
     )
-    return {"node": found["node"], "prompt": prompt} if all(whole) else {}
+    return {"node": node, "prompt": prompt} if all(whole) else {}

@@ -158,6 +158,14 @@ def test_it_runs(comfyui, base, name):
         rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
         assert len(rows) == 2 and all(math.isfinite(row["student_loss"]) for row in rows)
         assert (folder / "previews" / "step_0000002.png").is_file()
+        # What opens its LoRA finds the nodes that the model, the prompts and the VAE came from.
+        kept = json.loads((folder / "graph.json").read_text())
+        trainer = kept["prompt"][kept["node"]]
+        assert trainer["class_type"].startswith("RetortTrain") and trainer["inputs"]["name"] == run
+        linked = {name: kept["prompt"][value[0]]["class_type"] for name, value in trainer["inputs"].items()
+                  if isinstance(value, list) and name in ("model", "vae", "clip", "other_expert")}  # fmt: skip
+        assert {"model", "vae"} <= set(linked) <= {"model", "vae", "clip", "other_expert"}
+        assert set(linked.values()) <= set(LOADERS.values())
         lora = load_file(base / "models" / "loras" / f"{run}.safetensors")
         assert any(bool(value.any()) for key, value in lora.items() if "lora_up" in key or "lora_B" in key)
     drawn = [path.read_bytes() for path in sorted((base / "out").rglob("*_00001_.png"))]
