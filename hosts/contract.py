@@ -258,7 +258,7 @@ class Training(Protocol):
         ...
 
     def free_memory(self) -> int | None:
-        """Bytes of the accelerator's memory; None where there is none."""
+        """Bytes of the accelerator's memory that may be taken; None where there is none."""
         ...
 
     def make_room(self) -> None:

@@ -252,7 +252,11 @@ class ComfyUI(Host):
 
     def free_memory(self) -> int | None:
         device = comfy.model_management.get_torch_device()
-        return None if device.type == "cpu" else int(comfy.model_management.get_free_memory(device))
+        if device.type == "cpu":
+            return None
+        # What its user keeps for other programs.
+        kept = comfy.cli_args.args.reserve_vram or 0.0
+        return max(0, int(comfy.model_management.get_free_memory(device) - kept * 2**30))
 
     def make_room(self) -> None:
         comfy.model_management.unload_all_models()

@@ -100,7 +100,8 @@ def compare(
         shown[name] = fitted.clamp(0, 1).expand(count, -1, -1, -1)
     aim = shown["before" if clean is None else "clean"]
     rows = ["after"] if clean is None else ["before", "after"]
-    lines = ["against clean" if clean is not None else "after against before"]
+    apart = "how far after is from before, not how good it is: no clean picture is connected"
+    lines = [apart if clean is None else "against clean"]
     measured: dict[str, tuple[float, float]] = {}
     for name in rows:
         measured[name] = (_mean(psnr(shown[name], aim)), _mean(ssim(shown[name], aim)))

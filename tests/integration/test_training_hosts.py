@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import tiny_training as tiny
 import torch
@@ -181,10 +183,19 @@ def test_precision_is_the_networks_own_unless_it_is_asked_for(host, loaded, trai
     exact.release(), rough.release()
 
 
-def test_progress_folders_and_cancelling(comfy, ours, host):
+def test_progress_folders_and_cancelling(comfy, ours, host, monkeypatch):
     bar = host.progress(3)
     bar.step(1, None, "one")
     assert host.free_memory() is None
+    with monkeypatch.context() as patch:
+        patch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device("meta"))
+        patch.setattr(comfy.model_management, "get_free_memory", lambda device: 8 * 2**30)
+        assert host.free_memory() == 8 * 2**30
+        given = importlib.import_module("comfy.cli_args").args
+        patch.setattr(given, "reserve_vram", 1.5)
+        assert host.free_memory() == int(6.5 * 2**30)
+        patch.setattr(given, "reserve_vram", 9.0)
+        assert host.free_memory() == 0
     assert host.loras_folder().name == "loras" and host.runs_folder().name == "retort"
     assert host.loras_folder() != ours("models.loader").FOLDER / "loras"
     host.check_cancelled()
