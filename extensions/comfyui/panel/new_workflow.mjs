@@ -8,7 +8,7 @@ import { t } from "../locales/words.mjs";
 const SEED = 1, PIXELS = 8; // of a latent's cell; nodes of empty latents count in it
 // Columns that are wide enough in both renderers; below each other lie the branch with the LoRA and the one without.
 const LEFT = 0, MIDDLE = 370, RIGHT = 810, END = 1150, WIDER = 100;
-const APART = 440, BELOW = 70; // of nodes that a training was connected to
+const APART = 440, BELOW = 70, TALL = 760; // columns of nodes that a training was connected to
 
 function widget(node, name, value) {
   const found = node.widgets?.find((each) => each.name === name);
@@ -56,10 +56,9 @@ function again(run, { node, prompt }, add) {
   // Captions that come from elsewhere, one for each picture, give way to a text box.
   const encodes = (id) => Object.values(prompt[id].inputs).some((value) => linkOf(value) && type(value) === "CLIP");
   const follow = (id, name) => !(encodes(id) && type(prompt[id].inputs[name]) === "STRING");
-  const ids = leading(prompt, Object.values(from), follow), made = {}, depth = {}, ends = [];
+  const ids = leading(prompt, Object.values(from), follow), made = {};
   const links = (id) => Object.entries(prompt[id].inputs).filter(([name, value]) => linkOf(value) && follow(id, name) && made[value[0]]);
   for (const id of ids) {
-    depth[id] = Math.max(-1, ...links(id).map(([, value]) => depth[value[0]])) + 1;
     made[id] = add(prompt[id].class_type, 0, 0);
     for (const [name, value] of Object.entries(prompt[id].inputs)) {
       if (!linkOf(value)) widget(made[id], name, value);
@@ -67,12 +66,12 @@ function again(run, { node, prompt }, add) {
     }
     for (const [name, value] of links(id)) join([made[value[0]], value[1]], made[id], name);
   }
-  const last = Math.max(...Object.values(depth));
-  for (const id of ids) {
-    const column = depth[id];
-    // One node has the place beside what is drawn; more stand in columns of their own.
-    made[id].pos = [ids.length > 1 ? LEFT - APART * (last - column + 1) : LEFT, ends[column] ?? 0];
-    ends[column] = made[id].pos[1] + made[id].size[1] + BELOW;
+  // One node has the place beside what is drawn; more stand in columns of their own, filled from the right.
+  let x = ids.length > 1 ? LEFT - APART : LEFT, y = 0;
+  for (const node of ids.map((id) => made[id]).reverse()) {
+    if (y + node.size[1] > TALL) [x, y] = [x - APART, 0];
+    node.pos = [x, y];
+    y += node.size[1] + BELOW;
   }
   const at = (link) => link && [made[link[0]], link[1]];
   return {
