@@ -8,7 +8,7 @@ import { t } from "../locales/words.mjs";
 const SEED = 1, PIXELS = 8; // of a latent's cell; nodes of empty latents count in it
 // Columns that are wide enough in both renderers; below each other lie the branch with the LoRA and the one without.
 const LEFT = 0, MIDDLE = 370, RIGHT = 810, END = 1150, WIDER = 100;
-const APART = 440, BELOW = 70, TALL = 760; // columns of nodes that a training was connected to
+const APART = 440, BELOW = 70, TALL = 940; // columns of nodes that a training was connected to
 
 function widget(node, name, value) {
   const found = node.widgets?.find((each) => each.name === name);
@@ -66,13 +66,19 @@ function again(run, { node, prompt }, add) {
     }
     for (const [name, value] of links(id)) join([made[value[0]], value[1]], made[id], name);
   }
-  // One node has the place beside what is drawn; more stand in columns of their own, filled from the right.
-  let x = ids.length > 1 ? LEFT - APART : LEFT, y = 0;
-  for (const node of ids.map((id) => made[id]).reverse()) {
-    if (y + node.size[1] > TALL) [x, y] = [x - APART, 0];
-    node.pos = [x, y];
-    y += node.size[1] + BELOW;
+  // One node has the place beside what is drawn; more stand in columns of their own, as few as there is room for.
+  const nodes = ids.map((id) => made[id]), columns = [[]], room = (node) => node.size[1] + BELOW;
+  for (const node of nodes) {
+    if ([...columns.at(-1), node].reduce((sum, one) => sum + room(one), 0) > TALL && columns.at(-1).length) columns.push([]);
+    columns.at(-1).push(node);
   }
+  columns.forEach((column, i) => {
+    let y = 0;
+    for (const node of column) {
+      node.pos = [nodes.length > 1 ? LEFT - APART * (columns.length - i) : LEFT, y];
+      y += room(node);
+    }
+  });
   const at = (link) => link && [made[link[0]], link[1]];
   return {
     model: at(from.model), other: at(from.other_expert), clip: at(from.clip), vae: at(from.vae), positive: at(from.positive),
