@@ -24,7 +24,7 @@ from rich.console import Console
 from ..hosts.contract import Host
 from ..trainers.counted import Counted
 from ..trainers.planning import ALONE, CONTEXT, MEASURES, Forecast
-from .layouts import BF16, HALF, TRUE, Layout
+from .layouts import BF16, FP8, HALF, TRUE, Layout
 from .report import RESULTS, put
 
 # Earlier calls of a student of four steps, in the mean of the steps that are trained.
@@ -41,6 +41,28 @@ _WAN = {
     "window_size": (-1, -1), "qk_norm": True, "cross_attn_norm": True, "eps": 1e-6, "in_dim": 16,
 }  # fmt: skip
 _FLUX = TRUE["Flux fp8"]
+
+
+def _flux2(width: int, double: int, single: int, text: int) -> Layout:
+    config = {
+        "image_model": "flux2", "in_channels": 128, "out_channels": 128, "vec_in_dim": None, "context_in_dim": text,
+        "hidden_size": width, "mlp_ratio": 3.0, "num_heads": width // 128, "depth": double,
+        "depth_single_blocks": single, "axes_dim": [32, 32, 32, 32], "theta": 2000, "patch_size": 1, "qkv_bias": False,
+        "guidance_embed": False, "txt_ids_dims": [3], "global_modulation": True, "mlp_silu_act": True,
+        "ops_bias": False, "default_ref_method": "index", "ref_index_scale": 10.0, "yak_mlp": False, "txt_norm": False,
+    }  # fmt: skip
+    return Layout("Flux2", config, (128, 64, 64), (512, text), stored=BF16)
+
+
+_QWEN = Layout(
+    "QwenImage", {"image_model": "qwen_image", "in_channels": 64, "num_layers": 60}, (16, 1, 128, 128), (256, 3584),
+    stored=BF16,
+)  # fmt: skip
+# One of Wan 2.2's two networks is of the same class and size as Wan 2.1's.
+_WAN_14B = Layout(
+    "WAN21_T2V", {**_WAN, "dim": 5120, "num_heads": 40, "ffn_dim": 13824, "num_layers": 40}, (16, 21, 60, 104),
+    (512, 4096), stored=HALF,
+)  # fmt: skip
 # Batch 1; 1024 x 1024 pixels, videos of 832 x 480. Prompts are as long as the family's text encoders make them.
 NETWORKS: dict[str, Layout] = {
     "SDXL": TRUE["SDXL"],
@@ -57,20 +79,19 @@ NETWORKS: dict[str, Layout] = {
         (16, 128, 128), (154, 4096), 2048, {}, HALF,
     ),
     "Z-Image": replace(TRUE["Z-Image"], text=(256, 2560)),
+    "Z-Image fp8": replace(TRUE["Z-Image"], text=(256, 2560), stored=FP8, loaded=FP8),
     "Flux.1": replace(_FLUX, text=(512, 4096), stored=BF16, loaded=None),
     "Flux.1 fp8": replace(_FLUX, text=(512, 4096)),
-    "Qwen-Image": Layout(
-        "QwenImage", {"image_model": "qwen_image", "in_channels": 64, "num_layers": 60}, (16, 1, 128, 128),
-        (256, 3584), stored=BF16,
-    ),
+    "FLUX.2 klein 4B": _flux2(3072, 5, 20, 7680),
+    "FLUX.2 klein 9B": _flux2(4096, 8, 24, 12288),
+    "Qwen-Image": _QWEN,
+    "Qwen-Image fp8": replace(_QWEN, stored=FP8, loaded=FP8),
     "Wan 2.1 1.3B, 33 frames": Layout(
         "WAN21_T2V", {**_WAN, "dim": 1536, "num_heads": 12, "ffn_dim": 8960, "num_layers": 30}, (16, 9, 60, 104),
         (512, 4096), stored=HALF,
     ),
-    "Wan 2.1 14B, 81 frames": Layout(
-        "WAN21_T2V", {**_WAN, "dim": 5120, "num_heads": 40, "ffn_dim": 13824, "num_layers": 40}, (16, 21, 60, 104),
-        (512, 4096), stored=HALF,
-    ),
+    "Wan 2.1 14B, 81 frames": _WAN_14B,
+    "Wan 2.2 14B fp8, 33 frames": replace(_WAN_14B, latent=(16, 9, 60, 104), stored=FP8, loaded=FP8),
 }  # fmt: skip
 # Settings that decide memory; the rest are the nodes' own. A step in which every player moves.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
