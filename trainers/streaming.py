@@ -281,12 +281,12 @@ class Ring:
         return flat, self._copying.begin(master, flat)
 
     def _evict(self, most: int) -> None:
-        """Let go of all but so many blocks' weights, those entered longest ago first."""
+        """Let go of all but so many blocks' weights, first what was fetched and not entered, then the oldest."""
         while len(self._here) > most:
             number = next(iter(self._here))
             if number == self._bound:
                 self._unbind()
-            del self._here[number]
+            self._here.pop(number)[1].left()
 
     def _unbind(self) -> None:
         if self._bound is not None:

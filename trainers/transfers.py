@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,7 +54,8 @@ class Copies:
             return Arrival(event=self._copy(master, flat, queued, None))
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="retort-staging")
-        return Arrival(staged=self._worker.submit(self._stage, master, flat, queued))
+        # The thread lets go of its arguments a moment after the copy's end: it takes the memory out of this list.
+        return Arrival(staged=self._worker.submit(self._stage, master, [flat], queued))
 
     def _copy(self, source: Master | Tensor, flat: Tensor, queued: Any, event: Any) -> Any:
         assert self.stream is not None
@@ -71,8 +72,9 @@ class Copies:
                 self._timed.append((size, begun, moment(self.device)))
             return self.stream.record_event(event)
 
-    def _stage(self, master: Master, flat: Tensor, queued: Any) -> Any:
+    def _stage(self, master: Master, given: list[Tensor], queued: Any) -> Any:
         """Through pinned memory, in the worker's thread: what cannot be pinned itself would halt the device."""
+        flat = given.pop()
         with torch.inference_mode(False), torch.no_grad():
             if len(self._staging) < STAGES:
                 pinned, done = torch.empty(self.largest, dtype=torch.uint8, pin_memory=True), None
@@ -111,6 +113,11 @@ class Arrival:
         if self._event is not None:
             torch.accelerator.current_stream(device).wait_event(self._event)
             self._event = None
+
+    def left(self) -> None:
+        """Wait until no thread holds their memory any longer; whether they are there is nobody's concern."""
+        if self._staged is not None:
+            wait([self._staged])
 
 
 def stream_of(device: torch.device) -> Any:

@@ -15,6 +15,7 @@
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <c10/core/InferenceMode.h>
 #include <torch/library.h>
 
@@ -264,6 +265,20 @@ inline Tensor copy_from(const Tensor& self, const Tensor& to, bool non_blocking)
   const auto& host_side = up ? self : to;
   if (non_blocking && (up || down) && Pinned::all().holds(host_side.storage().data())) {
     if (down && to.is_non_overlapping_and_dense()) std::memset(to.data_ptr(), 0xff, to.nbytes());
+    if (up) {
+      // It does not keep what it writes to: memory that is freed meanwhile counts as free at once, as on a card.
+      TORCH_CHECK(!to.is_conj() && !to.is_neg(), "second device: a late copy to a conjugate or negative view");
+      streams.put_off(
+          stream, tick,
+          [from, there = to.storage().getWeakStorageImpl(), data = to.data_ptr(), size = to.sizes().vec(),
+           stride = to.strides().vec(), type = to.scalar_type()] {
+            auto held = there.lock();
+            if (!held) return;
+            at::AutoDispatchBelowADInplaceOrView below;
+            at::from_blob(data, size, stride, at::TensorOptions(type)).copy_(from);
+          });
+      return to;
+    }
     streams.put_off(stream, tick, [from, target]() mutable {
       at::AutoDispatchBelowADInplaceOrView below;
       target.copy_(from);

@@ -204,6 +204,18 @@ def test_a_copy_is_late_until_it_is_waited_for(second):
     assert (there + 1).tolist() == [1, 2, 3, 4]
 
 
+def test_a_late_copy_keeps_no_memory(second):
+    before, stream = torch.accelerator.memory_allocated(), torch.Stream(HERE)
+    with stream:
+        there = torch.empty(1 << 18, device=HERE)
+        there.copy_(torch.ones(1 << 18).pin_memory(), non_blocking=True)
+        assert torch.accelerator.memory_allocated() - before == 1 << 20
+        del there
+        assert torch.accelerator.memory_allocated() == before
+        assert torch.ones(1 << 18, device=HERE).sum().item() == 1 << 18
+    stream.synchronize()
+
+
 def test_a_staging_buffer_that_is_filled_again_too_early_shows(second):
     staging, stream = torch.zeros(4).pin_memory(), torch.Stream(HERE)
     first = copied(staging, stream)

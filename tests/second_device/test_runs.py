@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ import streamed
 import torch
 
 from retort.sampling.path import FLOW
-from retort.trainers import checkpointing, masters, planning
+from retort.trainers import checkpointing, masters, planning, transfers
 from retort.trainers.adapters import LoraConfig
 from retort.trainers.data import Data
 from retort.trainers.loop import Trainer
@@ -149,6 +150,39 @@ def test_fetches_are_in_time_from_pinned_and_from_staged_memory(second, every_si
     torch.accelerator.synchronize()
 
 
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("buffers", [1, 2])
+def test_no_more_buffers_are_alive_than_the_ring_has(second, every_size, monkeypatch, pinned, buffers):
+    """In whatever order blocks are entered: one that was expected and is not wanted may still be under way."""
+    stage = transfers.Copies._stage
+
+    def slowly(self, *given):
+        time.sleep(0.02)
+        return stage(self, *given)
+
+    def pin(tensor):
+        if pinned:
+            tensor.set_(tensor.clone().pin_memory().untyped_storage(), 0, tensor.shape, tensor.stride())
+        return pinned
+
+    monkeypatch.setattr(transfers.Copies, "_stage", slowly)
+    made = streamed.network("fp32", counts=(4, 0), width=256)
+    expected = [[p.clone() for p in block.parameters()] for block in made.late]
+    ring = Ring(made, HERE, 4, buffers=buffers, pin=pin, unpin=lambda tensor: None)
+    assert {block.master.pinned for block in ring.blocks} == {pinned}
+    (size,) = {block.master.size for block in ring.blocks}
+    before = torch.accelerator.memory_allocated()
+    for number in (0, 1, 3, 0, 2, 1, 0, 3, 2, 3, 1, 1, 0):
+        torch.accelerator.reset_peak_memory_stats()
+        with torch.no_grad():
+            ring.enter(number)
+        assert torch.accelerator.max_memory_allocated() - before <= buffers * size
+        entered = [p.cpu() for p in made.late[number].parameters()]
+        assert all(torch.equal(a, b) for a, b in zip(entered, expected[number], strict=True))
+    assert buffers == 1 or 4 < ring.late < ring.copies - 4  # some blocks were expected rightly, and some were not
+    ring.close()
+
+
 def test_when_memory_ends_more_is_streamed_and_the_lora_is_the_same(second, room, trainer, monkeypatch):
     block = streamed.Block
     monkeypatch.setattr(streamed, "Block", lambda width, hidden: block(width, 64 * hidden))
@@ -205,7 +239,7 @@ class Clock:
 
 @pytest.mark.parametrize("pinned", [True, False])
 def test_copies_and_waits_for_them_are_timed_without_a_wait(second, every_size, monkeypatch, pinned):
-    from retort.trainers import streaming, transfers
+    from retort.trainers import streaming
 
     clock = Clock()
     for module in (streaming, transfers):
