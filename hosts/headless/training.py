@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...sampling.parts import WHOLE, Parts, first_of
+from ...trainers.adapters import LoraConfig
+from ...trainers.checkpointing import units
 from ...trainers.dataset import Dataset
 from ...trainers.export import weights_hash
 from ...trainers.offload import forget_unused
@@ -24,10 +26,10 @@ from ..training.denoiser import HostDenoiser
 from ..training.lora_files import LoraNames
 from . import work
 from .device import has_bf16
-from .guider import Guider
-from .model import Conditioning, Lora, Model
+from .model import Conditioning, Model
 
 Keywords = dict[str, Tensor]
+DOWN = ".lora_A.weight"
 
 
 class HeadlessDenoiser(HostDenoiser):
@@ -134,14 +136,25 @@ def training_session() -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
 def output_change(model: Model, path: Path, dataset: Dataset) -> float:
-    """See `hosts.contract`."""
-    shape = first_of(shape_of(dataset))
-    x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(model.network.device)
-    levels = model.schedule.sigmas
-    sigma = levels[len(levels) // 2].to(x).view(1)
-    outputs = []
-    for one in (model, model.with_lora(Lora(path.name, load_file(path), 1.0))):
-        outputs.append(Guider(one, [list(dataset.entries[0])]).denoiser(x.shape)(x, sigma))
-    return float((outputs[1] - outputs[0]).abs().max())
+    """See `hosts.contract`. The card needs no room for the network, all of whose blocks are streamed there."""
+    noise = torch.randn(1, *first_of(shape_of(dataset)), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(False), torch.no_grad():
+        denoiser = HeadlessDenoiser(model)
+        try:
+            lora = denoiser.from_file(load_file(path))
+            ranks = {key.removesuffix(DOWN): len(down) for key, down in lora.items() if key.endswith(DOWN)}
+            denoiser.adapters.add("file", LoraConfig(max(ranks.values()), targets=",".join(ranks)), seed=0)
+            denoiser.adapters.load_lora("file", lora)
+            denoiser.place(0 if denoiser.device.type == "cpu" else len(units(denoiser.network)))
+            levels = denoiser.schedule.sigmas
+            sigma = levels[len(levels) // 2].to(denoiser.device, torch.float32).view(1)
+            cond = denoiser.join([denoiser.encode([list(dataset.entries[0])], noise.shape)])
+            x = denoiser.path.unit_start(sigma, noise.to(denoiser.device))
+            outputs = []
+            for adapter in (None, "file"):
+                with denoiser.adapter(adapter):
+                    outputs.append(denoiser.predict_x0(x, sigma, cond))
+            return float((outputs[1] - outputs[0]).abs().max())
+        finally:
+            denoiser.release()

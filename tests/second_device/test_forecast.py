@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import outlines
 import pytest
+import torch
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 from retort.hosts.headless import folders
 from retort.hosts.headless.host import host
+from retort.hosts.training import planning
 from retort.hosts.training import run as training
 from retort.trainers.methods import read_config
+from retort.trainers.planning import Forecast
 from retort.trainers.watch import Silent
 
 SMALL = {**outlines.FLUX_SMALL, "num_layers": 1, "num_single_layers": 6}
@@ -78,3 +81,21 @@ def test_the_line_after_the_first_step_is_of_those_that_follow(second, tmp_path,
         assert 0.99 < run.forecast.factor < 1.01 and run.forecast.peak(3) == pytest.approx(last, rel=0.01)
     # Without a state the first step takes less.
     assert peaks[0] < 0.95 * peaks[1] and peaks[2] == pytest.approx(peaks[3], rel=0.01)
+
+
+def test_a_run_ends_well_on_a_card_that_cannot_hold_its_base_and_leaves_nothing_there(second, room, tmp_path):
+    """Whether the LoRA's file changes the model's output is looked at with the base streamed, as it was trained."""
+    settings = {
+        "steps": 2, "batch_size": 1, "gradient_checkpointing": True, "preview_every": 0, "offload": "7",
+        "learning_rate": 0.01, "warmup": 0,
+    }  # fmt: skip
+    config = read_config({"method": "flow", "objective": {}, "training": settings, "lora": {"rank": 4}})
+    data = outlines.dataset_of((16, 8, 8), (16, 64), 32)
+    with folders.use(folders.Folders(models=(tmp_path,), output=tmp_path / "output")):
+        model = outlines.model_of(outlines.FLUX, SMALL, real=True)
+        forecast = Forecast(planning.counted(host, model, config, data, compute=torch.float32), config.training)
+        left, before = int(forecast.peak(7) / 0.95) + 2**16, torch.accelerator.memory_allocated()
+        assert left < forecast.counted.base
+        with room(left):
+            result = training.run(host, model, training.Request("large", config, data), watcher=Silent())
+        assert result.path.is_file() and torch.accelerator.memory_allocated() - before < 2**16

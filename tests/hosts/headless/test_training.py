@@ -146,6 +146,10 @@ def test_the_file_of_a_lora_does_what_the_adapter_did(models, tmp_path, kind):
     assert close(sampled(patched, positive, x[:1], level(model)), expected, 1e-4)
     data = SimpleNamespace(latents=None, shape=x.shape[1:], entries=[tuple(positive[0])])
     assert host.output_change(model, tmp_path / "student.safetensors", data) > 1e-3
+    ends = ("lora_B.weight", "lora_up.weight")
+    nothing = {name: value * 0 if name.endswith(ends) else value for name, value in state.items()}
+    save_file(nothing, tmp_path / "nothing.safetensors")
+    assert host.output_change(model, tmp_path / "nothing.safetensors", data) == 0
     # The copy that samples has not been touched.
     assert torch.equal(plain, sampled(model, positive, x[:1], level(model)))
     # A user's LoRA is part of the base that the next student stands on.
