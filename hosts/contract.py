@@ -347,8 +347,8 @@ class Jobs(Protocol):
         """The same for a VAE."""
         ...
 
-    def merge_base(self, model: MODEL, folder: Path) -> Base:
-        """The model with its patches merged, written into a job's folder; ValueError where that cannot be."""
+    def merge_base(self, model: MODEL, folder: Path, file: str) -> Base:
+        """The model with its patches merged, in a file of a job's folder; ValueError where that cannot be."""
         ...
 
     def load_base(self, base: Base, folder: Path) -> MODEL:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from .config import read
 
-MERGED = "base.safetensors"
+MERGED, MERGED_EXPERT = "base.safetensors", "other_expert.safetensors"
 MOST_LORAS = 32
 ENDINGS = (".safetensors", ".sft")
 
@@ -65,7 +65,7 @@ class Base:
     """What is trained on.
 
     kind: "embedded" (variant), "checkpoint", "diffusion_model" (file in that folder of models), "diffusers" (folder),
-    "merged" (file beside job.json; variant "eps" where it is one of the embedded eps twins). shift: of the timesteps,
+    "merged" (a file beside job.json; variant "eps" where it is one of the embedded eps twins). shift: of the timesteps,
     None as the file says. loras: applied in this order.
     """
 
@@ -78,8 +78,10 @@ class Base:
 
     def __post_init__(self) -> None:
         _check_named(self, "base")
-        if self.kind == "merged" and (self.file != MERGED or self.variant not in ("", "eps")):
-            raise ValueError(f'base.file must be {MERGED} for kind "merged", and variant "eps" or nothing')
+        if self.kind == "merged" and (self.file not in (MERGED, MERGED_EXPERT) or self.variant not in ("", "eps")):
+            raise ValueError(
+                f'base.file must be {MERGED} or {MERGED_EXPERT} for kind "merged", and variant "eps" or nothing'
+            )
         if self.shift is not None and not 0 < self.shift <= 1e4:
             raise ValueError(f"base.shift must be above 0 and at most 10000, got {self.shift!r}")
         if len(self.loras) > MOST_LORAS:

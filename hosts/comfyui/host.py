@@ -320,8 +320,8 @@ class ComfyUI(Host):
     def describe_vae(self, vae: VAE) -> sources.Vae | None:
         return job_base.describe_vae(vae)
 
-    def merge_base(self, model: MODEL, folder: Path) -> sources.Base:
-        return job_base.merge_base(model, folder)
+    def merge_base(self, model: MODEL, folder: Path, file: str) -> sources.Base:
+        return job_base.merge_base(model, folder, file)
 
     def load_base(self, base: sources.Base, folder: Path) -> MODEL:
         return job_base.load_base(base, folder)

@@ -40,11 +40,11 @@ def describe_base(model) -> sources.Base | None:
     return None if file is None else sources.Base(kind, file=file, shift=what["shift"])
 
 
-def merge_base(model, folder: Path) -> sources.Base:
+def merge_base(model, folder: Path, file: str) -> sources.Base:
     """See `hosts.contract`."""
-    what = named.save_merged(model, folder / sources.MERGED)
+    what = named.save_merged(model, folder / file)
     variant = "eps" if what["loader"] == "embedded eps" else ""
-    return sources.Base("merged", variant, sources.MERGED, shift=what["shift"])
+    return sources.Base("merged", variant, file, shift=what["shift"])
 
 
 def describe_vae(vae) -> sources.Vae | None:

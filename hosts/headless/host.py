@@ -269,7 +269,7 @@ class Headless(Host):
     def describe_vae(self, vae: Vae) -> sources.Vae | None:
         return vae.origin
 
-    def merge_base(self, model: Model, folder: Path) -> sources.Base:
+    def merge_base(self, model: Model, folder: Path, file: str) -> sources.Base:
         raise ValueError(
             "model has another sampling than its file says, or a LoRA that is in no file, which a job cannot be told "
             "of: train in the node, or connect the MODEL from before that node"

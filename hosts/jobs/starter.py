@@ -18,6 +18,7 @@ from ...trainers.job_watch import Status, clear_commands, has_status, read_statu
 from ...trainers.loop import STATE
 from ...trainers.methods import METHODS
 from ...trainers.origin import data_origin, refuse_other_origin
+from ...trainers.sources import MERGED, MERGED_EXPERT
 from ...trainers.state import refuse_other
 from ..contract import MODEL, VAE, Host
 from ..training.run import Request
@@ -28,7 +29,7 @@ MOST_PROCESSES = 1024
 def write_job(
     host: Host, folder: Path, model: MODEL, request: Request, vae: VAE = None, start: str = "", other: MODEL = None
 ) -> Job:
-    """Write a run down as a job in its folder, the base by name, or merged beside it where it has none.
+    """Write a run down as a job in its folder, its models by name, or merged beside it where they have none.
 
     start: name in the loras folder of what the student begins as. other: the expert that is not trained. ValueError for
     a model that another process cannot be told of, and while a process works in the folder; OSError where it cannot be
@@ -44,15 +45,18 @@ def write_job(
     refuse_other(inside(folder) / STATE, request.config)
     if (inside(folder) / STATE).is_file():
         refuse_other_origin(folder, data_origin(dataset, request.start))
-    base = host.describe_base(model) or host.merge_base(model, folder)
     decoder = None if vae is None else host.describe_vae(vae)
     if "pictures" in METHODS[request.config.method].objective.needs and decoder is None:
         raise ValueError(
             "vae: the job encodes pictures, and no file names this VAE: connect one from Load VAE or Load Checkpoint"
         )
-    expert = None if other is None else host.describe_base(other)
-    if other is not None and expert is None:
-        raise ValueError("other_expert: no file names this model: connect Load Diffusion Model, and LoRAs")
+    base = host.describe_base(model) or host.merge_base(model, folder, MERGED)
+    try:
+        expert = None
+        if other is not None:
+            expert = host.describe_base(other) or host.merge_base(other, folder, MERGED_EXPERT)
+    except ValueError as error:
+        raise ValueError(f"other_expert: {error}") from error
     job = Job(request.name, request.config, base, decoder, start, host.NAME, expert)
     job.save(folder, dataset)
     return job

@@ -293,7 +293,7 @@ def test_a_base_is_named_with_its_shift_and_loras_or_not_at_all(where):
     other = model.with_sampling(DiscreteSchedule(), VE, "eps")
     assert host.describe_base(other) is None and host.describe_vae(replace(vae, origin=None)) is None
     with pytest.raises(ValueError, match="another sampling"):
-        host.merge_base(other, where.output)
+        host.merge_base(other, where.output, "base.safetensors")
 
 
 @pytest.mark.slow
@@ -362,7 +362,7 @@ def test_a_jobs_preview_is_drawn_by_both_experts_as_the_nodes_is(request_for, ex
             training.run(host, model, one, watcher=Silent(), vae=vae, other=second)
         drawn.append((folder / "previews" / "step_0000001.png").read_bytes())
     assert drawn[1] == drawn[2] and drawn[1] != drawn[0]
-    with pytest.raises(ValueError, match="other_expert: no file names this model"):
+    with pytest.raises(ValueError, match="other_expert: model has another sampling"):
         strange = other.with_sampling(DiscreteSchedule(), VE, "eps")
         starter.write_job(host, host.runs_folder() / "strange", model, request, vae, other=strange)
     with pytest.raises(ValueError, match="of the same build as model"):

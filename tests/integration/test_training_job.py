@@ -85,3 +85,41 @@ def test_the_job_trains_what_the_node_trains(comfy, ours, api, kind, method):
     assert result.path.parent == host.loras_folder()
     ours_, theirs = load_file(result.path), load_file(host.loras_folder() / status.lora)
     assert ours_.keys() == theirs.keys() and all(torch.equal(ours_[k], theirs[k]) for k in ours_)
+
+
+@pytest.mark.parametrize("expert", ["high noise", "low noise"])
+def test_a_jobs_preview_is_drawn_by_an_expert_with_its_loras_as_the_nodes_is(comfy, ours, api, expert):
+    """No file names such a MODEL, so that it is merged beside the job, and deleted with the run."""
+    host, trained, drawn = api.host, ours("trainers.methods"), []
+    run_job, manage = ours("hosts.jobs.process").run_job, ours("hosts.jobs.manage")
+    with torch.inference_mode():
+        model, clip, vae = host.embedded("flow")
+        lora = load_file(min((ours("models.loader").FOLDER / "loras").glob("digits_flow_*.safetensors")))
+        other = host.with_shift(comfy.sd.load_lora_for_models(model, None, lora, 0.5, 0.0)[0], 2.0)
+    for name, second in (("alone", None), ("plain", model), ("node", other), ("job", other)):
+        asked, folder = request(api, ours, name, clip), host.runs_folder() / name
+        told = {**asked.config.to_json(), "objective": {"steps": 4, "expert": expert, "boundary": 0.6}}
+        asked.config = trained.read_config(told)
+        if name == "job":
+            job = api.starter.write_job(host, folder, model, asked, vae, other=second)
+            assert (job.base.kind, job.other_expert.kind, job.other_expert.shift) == ("embedded", "merged", 2.0)
+            assert (folder / "other_expert.safetensors").is_file() and not (folder / "base.safetensors").is_file()
+            assert run_job(host, folder).state == "finished"
+        else:
+            api.training.run(host, model, asked, watcher=ours("trainers.watch").Silent(), vae=vae, other=second)
+        drawn.append((folder / "previews" / "step_0000004.png").read_bytes())
+    assert drawn[2] == drawn[3] and drawn[2] not in drawn[:2]
+    manage.delete(host.runs_folder(), "job")
+    assert not folder.exists()
+
+
+def test_what_cannot_be_merged_is_refused_by_the_name_of_its_input(comfy, ours, api):
+    with torch.inference_mode():
+        model, clip, vae = api.host.embedded("flow")
+        other = model.clone()
+        other.model_options["model_function_wrapper"] = lambda run, given: run(given["input"], given["timestep"])
+        other.add_patches({"diffusion_model.x_embedder.proj.bias": (torch.zeros(1),)})
+    with pytest.raises(ValueError, match="^other_expert: model carries a function around the network"):
+        api.starter.write_job(
+            api.host, api.host.runs_folder() / "job", model, request(api, ours, "job", clip), vae, other=other
+        )

@@ -61,6 +61,8 @@ def test_a_job_comes_back_as_it_was(folder):
     assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job and job.other_expert is None
     two = replace(job, other_expert=Base("diffusion_model", file="low.safetensors", loras=(AppliedLora("y.sft"),)))
     assert Job.from_json(json.loads(json.dumps(two.to_json()))) == two
+    merged = replace(job, other_expert=Base("merged", file="other_expert.safetensors", shift=5.0))
+    assert Job.from_json(json.loads(json.dumps(merged.to_json()))) == merged
     assert checked_folder(folder) == checked_folder(folder / JOB) == folder.resolve()
 
 

@@ -126,7 +126,7 @@ def test_a_lora_that_was_just_trained_is_the_lora_of_its_file(where):
     # A job is told of files by name, and this is in none.
     assert host.describe_base(file) is not None and host.describe_base(made) is None
     with pytest.raises(ValueError, match="a LoRA that is in no file"):
-        host.merge_base(made, where.output)
+        host.merge_base(made, where.output, "base.safetensors")
 
 
 @needs_weights
