@@ -135,7 +135,7 @@ def test_adapters_before_the_patches_would_lose_the_users_lora(comfy, ours, host
 
 def test_a_base_is_named_or_merged(comfy, ours, host, loaded, sampled, tmp_path):
     base = ours("hosts.comfyui.base")
-    for kind in ("digits flow", "digits eps", "sd15"):
+    for kind in ("digits flow", "digits eps", "sd15", "wan"):
         model, positive = loaded(kind)
         what = base.describe(model)
         x = x_of(kind)
