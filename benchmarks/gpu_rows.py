@@ -258,7 +258,7 @@ class Bench:
             try:
                 objective = METHODS[method].objective(config.objective, denoiser)
                 add_adapters(denoiser, config, objective, None)
-                training.place(self.host, denoiser, config, None)
+                training.place(self.host, denoiser, config, None, Silent())
                 stalls = Stalls(denoiser.ring, self.device)
                 data = encode(denoiser, self.dataset(layout, method))
                 Trainer(denoiser, objective, data, config, folder, FromTheSecond(stalls)).train()

@@ -13,6 +13,7 @@ from ..models import demo_photographs
 from . import compare, lora_grid, methods, noise, recognise, reflection, statistics
 from . import presets as students
 from .contract import Host
+from .jobs import graph as run_graph
 from .jobs import starter
 from .prompted import Link
 from .restoration import captions
@@ -43,5 +44,5 @@ host: Host = own
 __all__ = [
     "IN_COMFYUI", "ComfyExtension", "ExecutionBlocker", "Link", "captions", "compare", "demo_photographs", "host", "io",
     "lora_grid", "methods", "noise", "picture_compare", "plans", "recognise", "reflection", "restoration", "rewards",
-    "search", "starter", "statistics", "students", "training", "ui",
+    "run_graph", "search", "starter", "statistics", "students", "training", "ui",
 ]  # fmt: skip

@@ -8,8 +8,7 @@ from pathlib import Path
 from ..files.atomic import checked_name
 from ..files.folder import inside
 from ..files.log_file import METRICS, column, thinned
-from ..hosts.api import ExecutionBlocker, host, io, starter, ui
-from ..hosts.jobs import graph
+from ..hosts.api import ExecutionBlocker, host, io, run_graph, starter, ui
 from ..trainers.chart import draw
 from ..trainers.export import read_lora
 from ..trainers.job import refuse_reward
@@ -148,7 +147,7 @@ class RetortTrainingJob(CheckedNode):
                 host, folder, settings["model"], request, settings.get("vae"), "" if start == NOTHING else start,
                 settings.get("other_expert"),
             )
-            graph.keep(folder, cls.hidden)
+            run_graph.keep(folder, cls.hidden)
             host.make_room()  # the job is another process, and would find only what is left
             starter.start(folder, host.job_arguments(), processes)
             status = read_status(folder)

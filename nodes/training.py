@@ -10,8 +10,7 @@ from torch import Tensor
 from ..files import texts
 from ..files.atomic import checked_name
 from ..files.pictures import rounded
-from ..hosts.api import host, io, training, ui
-from ..hosts.jobs import graph
+from ..hosts.api import host, io, run_graph, training, ui
 from ..sampling.settings import declared, offered
 from ..trainers.adapters import require_peft
 from ..trainers.config import RunConfig
@@ -245,7 +244,7 @@ def run(
             host, model, request, watcher=watcher, vae=vae, reward=reward, second=second, other=other
         )
     finally:
-        graph.keep(host.runs_folder() / checked_name(request.name), node.hidden)
+        run_graph.keep(host.runs_folder() / checked_name(request.name), node.hidden)
     assert result.path is not None
     # The page shows the run on the node, also where another node gives its name.
     ended = f" of {request.config.training.steps}, stopped: {result.stopped}" if result.stopped else ""

@@ -218,7 +218,7 @@ class _Kept:
         weights = self._runner.weights.values()
         return [torch.empty(state_bytes(self._optimiser, w), dtype=torch.uint8, device=w.device) for w in weights]
 
-    def move(self, rate: float, begins: Callable[[], None]) -> None:
+    def move(self, rate: float, begins: Callable[[], None] = lambda: None) -> None:
         """With what is in host memory between two steps brought here."""
         self._tracker.enter(OPTIMISER)
         with self._runner.turn():

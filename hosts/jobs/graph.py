@@ -45,7 +45,7 @@ def keep(run: Path, hidden: Any) -> None:
     Nothing is written for a run that has not begun, nor where the host tells nothing or too much.
     """
     prompt, node = (getattr(hidden, name, None) for name in ("prompt", "unique_id"))
-    if not isinstance(prompt, Mapping) or node not in prompt:
+    if not isinstance(prompt, Mapping) or not isinstance(node, str) or node not in prompt:
         return
     files = inside(run)
     if not any((files / name).is_file() for name in (METRICS, JOB)):
