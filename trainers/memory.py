@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from .config import TrainingConfig
+from .config import AUTO, TrainingConfig
 
 
 def size(count: int) -> str:
@@ -39,27 +40,35 @@ def _storages(network: nn.Module) -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in found}
 
 
-def advice(config: TrainingConfig) -> str:
-    """The settings that lower memory, the strongest first, as this run has them."""
-    ways = []
+def smaller(config: TrainingConfig) -> tuple[list[str], list[str]]:
+    """What lowers memory, the strongest first, as this run has it: what a begun run may change, what only a new one."""
+    going = ["set offload to auto"] if config.offload != AUTO else []
     if not config.gradient_checkpointing:
-        ways.append("turn gradient_checkpointing on")
+        going.append("turn gradient_checkpointing on")
+    new = []
     if config.batch_size > 1:
-        ways.append(f"lower batch_size from {config.batch_size} and raise accumulation by as much")
-    ways.append("make the latents smaller (a lower resolution)")
+        new.append(f"lower batch_size from {config.batch_size} and raise accumulation by as much")
+    new.append("make the latents smaller (a lower resolution)")
     if config.optimiser == "adamw":
-        ways.append("choose optimiser adafactor or adamw8bit")
-    ways.append("lower the rank, or train fewer layers (targets)")
-    return "; ".join(ways)
+        new.append("choose optimiser adafactor or adamw8bit")
+    new.append("lower the rank, or train fewer layers (targets)")
+    return going, new
+
+
+def advice(config: TrainingConfig) -> str:
+    """The settings that lower memory, apart for a run that has begun, which goes on with its own others alone."""
+    going, new = smaller(config)
+    first = [f"to go on, {' and '.join(going)}"] if going else []
+    return "; ".join([*first, f"for a new run, {new[0]}", *new[1:]])
+
+
+# CUDA's libraries take memory past torch's allocator, and its BLAS may say no more than that it could not begin.
+_ENDED = re.compile(
+    r"out[ _]?of[ _]?((device|host)[ _]?)?memory|alloc_?failed|blas_status_not_initialized|defaultcpuallocator",
+    re.IGNORECASE,
+)
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory ended, for which torch has a class where its own allocator noticed.
-
-    CUDA's libraries take memory past that one, and cuBLAS says no more than that it could not begin.
-    """
-    signs = (
-        "DefaultCPUAllocator", "MPS backend out of memory", "CUDA error: out of memory", "HIP out of memory",
-        "HIP error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED",
-    )  # fmt: skip
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in signs)
+    """Whether an error says that memory ended, for which torch has a class where its own allocator noticed."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_ENDED.search(str(error)))

@@ -12,7 +12,7 @@ from ...rewards.contract import Reward
 from ...sampling.parts import Shape, first_of, several
 from ...trainers.config import RunConfig
 from ...trainers.dataset import Dataset
-from ...trainers.memory import advice, size
+from ...trainers.memory import size, smaller
 from ...trainers.methods import METHODS, read_config
 from ...trainers.planning import CONTEXT, Forecast, on_cards
 from ..contract import MODEL, VAE, Host
@@ -84,7 +84,7 @@ def report(
         lines.append(f"here, {size(free)} free: {_line(plan)}")
     lines += [f"{card} GB: {_line(plan)}" for card, plan in on_cards(plain, training, cards, more)]
     if any("does not fit" in line for line in lines):
-        lines.append(f"To make it smaller: {advice(training)}")
+        lines.append(f"To make it smaller: {'; '.join(sum(smaller(training), []))}")
     return "\n".join(lines)
 
 

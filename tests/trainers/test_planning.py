@@ -72,7 +72,7 @@ def test_one_line_says_what_fits_and_how():
 def test_too_little_room_names_what_to_change():
     said = planning.problem(Forecast(COUNTED, CHECKPOINTED, 4 * GB).plan, CHECKPOINTED)
     assert "needs about 8.0 GB on the card (10 of 10 blocks streamed" in said
-    assert "3.8 GB can be used: lower batch_size from 4" in said
+    assert "3.8 GB can be used: for a new run, lower batch_size from 4" in said
     short = Forecast(COUNTED, CHECKPOINTED, 12 * GB, host_free=GB).plan
     assert short.on_card and not short.in_host and not short.fits
     said = planning.problem(short, CHECKPOINTED)
