@@ -25,7 +25,7 @@ OURS = ("hosts", "models", "nodes", "benchmarks", "extensions/comfyui")
 # ComfyUI's own top-level modules, which `comfy_api` promises nothing of.
 THEIRS = (
     "comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "main", "nodes", "server",
-    "latent_preview", "protocol", "cuda_malloc", "utils", "app", "comfy_config",
+    "latent_preview", "protocol", "cuda_malloc", "utils", "app", "comfy_config", "comfyui_version",
 )  # fmt: skip
 # What is asked of objects: {class: attributes}.
 OBJECTS: dict[str, tuple[str, ...]] = {

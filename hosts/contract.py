@@ -338,6 +338,7 @@ class Jobs(Protocol):
     """What another process is told of a MODEL, and how it loads the same."""
 
     NAME: Literal["comfyui", "headless"]
+    VERSION: str  # of the program whose classes its networks are; empty where that is not known
 
     def describe_base(self, model: MODEL) -> Base | None:
         """What loads the model again; None for what no file names."""

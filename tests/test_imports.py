@@ -18,7 +18,10 @@ FOLDERS_OF_NO_CODE = {"output", "build", "dist", "node_modules", "__pycache__"}
 PURE = ("sampling", "rewards", "restoration", "trainers.objectives")
 MATHS = {"torch", "numpy", "scipy", "einops", "tqdm"}
 # ComfyUI's own top-level modules; `nodes` and `models` among them are why imports inside the package are relative.
-COMFYUI = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "execution", "server", "nodes"}
+COMFYUI = {
+    "comfy", "comfy_api", "comfy_extras", "comfy_execution", "comfyui_version", "folder_paths", "execution", "server",
+    "nodes",
+}  # fmt: skip
 NEVER = {"torchvision", "torchaudio", "pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 # A second or more each: ComfyUI's start must not wait for them, so they are imported where they are used.
 SLOW = {"accelerate", "diffusers", "peft", "sklearn", "transformers"}

@@ -14,6 +14,7 @@ import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import comfy.utils
+import comfyui_version
 import folder_paths
 import torch
 from comfy.nested_tensor import NestedTensor
@@ -64,6 +65,7 @@ class ComfyUI(Host):
     """The ComfyUI that has imported us. See `hosts.contract` for what each method promises."""
 
     NAME = "comfyui"
+    VERSION = comfyui_version.__version__
     CANCELLED = comfy.model_management.InterruptProcessingException
 
     def noise_path(self, model: MODEL) -> NoisePath:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ class Headless(Host):
     """Without ComfyUI. See `hosts.contract` for what each method promises."""
 
     NAME = "headless"
+    VERSION = metadata.version("diffusers") if find_spec("diffusers") else ""
     CANCELLED = KeyboardInterrupt
 
     def noise_path(self, model: Model) -> NoisePath:

@@ -117,6 +117,12 @@ def encode(denoiser: HostDenoiser, dataset: Dataset, sound_weight: float = 1.0) 
     )
 
 
+def through_decoder(config: RunConfig, rewards: Sequence[Reward | None]) -> bool:
+    """Whether gradients pass a run's decoder: those of a reward, or of the network that its method looks with."""
+    kind = METHODS[config.method].objective
+    return kind.feature_network(config.objective) is not None or (kind.rewards == "differentiable" and any(rewards))
+
+
 class Assembly:
     """A run's objective with its adapters, and then its data.
 
@@ -139,7 +145,7 @@ class Assembly:
         self._sound_weight = config.training.sound_weight
         kind = METHODS[config.method].objective
         self._network = kind.feature_network(config.objective)
-        self._gradients = self._network is not None or (kind.rewards == "differentiable" and any(rewards))
+        self._gradients = through_decoder(config, rewards)
         reward, second = (
             None if each is None else latent_reward(each, self._pictures, denoiser)
             for each in (*rewards, None, None)[:2]

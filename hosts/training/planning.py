@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from ...files.atomic import write_json
 from ...rewards.contract import Reward
-from ...sampling.parts import Latent, each_of, shape_of
+from ...sampling.parts import Latent, each_of
 from ...trainers import dry_run
 from ...trainers.config import RunConfig
 from ...trainers.counted import Counted
-from ...trainers.dataset import Dataset
+from ...trainers.dataset import PLAIN, Dataset, Entry
 from ...trainers.denoiser import Denoiser
 from ...trainers.export import VERSION
 from ...trainers.loop import Trainer
@@ -29,7 +29,7 @@ from ...trainers.methods import METHODS
 from ...trainers.planning import ALONE, INPUTS, MEASURES, STATE, WITH_GRAPHS, Forecast
 from ...trainers.weightless import META, weightless_copy
 from ..contract import MODEL, VAE, Host
-from .assembly import Assembly, precision
+from .assembly import REFERENCES, Assembly, precision, through_decoder
 from .denoiser import HostDenoiser
 
 REMEMBERED = ".counted.json"
@@ -74,7 +74,7 @@ def counted(
     measures: Sequence[str] = (),
     whole: bool = False,
 ) -> Counted:
-    """A step of this run without its weights, as its largest picture and longest prompt make it.
+    """A step of this run without its weights, as its largest picture, reference and prompt make it.
 
     compute: precision of the arithmetic, where this machine's own is not meant. remembered: a file of earlier counts.
     measures: one of `planning.WITH_GRAPHS`: what waits in host memory, and that graphs do not. whole: count every
@@ -85,7 +85,7 @@ def counted(
     """
     outline = host.outline(model, compute or precision(config))
     sample = largest(dataset)
-    key = _key(outline.network, config, sample, vae, rewards, measures)
+    key = _key(host, outline.network, config, sample, vae, rewards, measures)
     known = _read(remembered)
     if key in known:
         return Counted(**{**known[key], "blocks": tuple(known[key]["blocks"])})
@@ -144,8 +144,8 @@ def furnish_measures(trainer: Trainer, measures: Sequence[str]) -> None:
 
 
 def largest(dataset: Dataset) -> Dataset:
-    """One sample, of the largest picture and the longest prompt of a data set, without its numbers."""
-    entry = max(dataset.entries, key=lambda entry: entry[0].numel())
+    """One sample, of the largest picture, the longest prompt and the largest references, without pictures' numbers."""
+    entry = _largest_entry(dataset.entries)
     latents: list[Latent] | None = None
     if dataset.latents is not None:
         most = max(dataset.latents, key=lambda latent: sum(part.numel() for part in each_of(latent)))
@@ -164,6 +164,24 @@ def largest(dataset: Dataset) -> Dataset:
         None if picture is None else [torch.zeros_like(picture)],
         [torch.zeros_like(max(dataset.references, key=Tensor.numel))] if dataset.references else None,
     )
+
+
+def _largest_entry(entries: Sequence[Entry]) -> Entry:
+    """The longest prompt's, with the largest that any is told besides; references, too, where it has none itself."""
+    tokens, told = max(entries, key=lambda entry: entry[0].numel())
+    most = dict(told)
+    for _, other in entries:
+        for name in other.keys() & {*told, REFERENCES}:
+            if _numbers(other[name]) > _numbers(most.get(name)):
+                most[name] = other[name]
+    return tokens, most
+
+
+def _numbers(value: Any) -> int:
+    """How many numbers the tensors of something that a network is told hold."""
+    if isinstance(value, list | tuple):
+        return sum(map(_numbers, value))
+    return value.numel() if isinstance(value, Tensor) else 0
 
 
 def host_memory(base: int) -> int | None:
@@ -226,32 +244,64 @@ class _Bare:
 
 def weightless_reward(reward: Reward) -> Reward:
     """The same reward on networks without weights."""
-    known: dict[int, Any] = {}
+    return copy.deepcopy(reward, {key: _Bare(network) for key, network in _networks(reward).items()})
+
+
+def _networks(reward: Reward) -> dict[int, nn.Module]:
+    """What a reward looks with, by the address of what holds it."""
+    known: dict[int, nn.Module] = {}
 
     def look(value: Any, depth: int = 0) -> None:
         if isinstance(getattr(value, "network", None), nn.Module) and hasattr(value, "offload"):
-            known[id(value)] = _Bare(value.network)
+            known[id(value)] = value.network
         elif depth < 5:
             inside = value if isinstance(value, list | tuple) else getattr(value, "__dict__", {})
             for part in inside.values() if isinstance(inside, dict) else inside:
                 look(part, depth + 1)
 
     look(reward)
-    return copy.deepcopy(reward, known)
+    return known
 
 
-def _key(network: nn.Module, config: RunConfig, sample: Dataset, vae: VAE, rewards: Sequence[Any], *more: Any) -> str:
-    """What a count depends on: architecture, format, sizes, settings and versions."""
-    layers = [(name, tuple(w.shape), str(w.dtype)) for name, w in network.named_parameters()]
+def _key(
+    host: Host,
+    network: nn.Module,
+    config: RunConfig,
+    sample: Dataset,
+    vae: VAE,
+    rewards: Sequence[Reward | None],
+    measures: Sequence[str],
+) -> str:
+    """What a count depends on: architectures, formats, sizes, settings and versions."""
     settings = config.to_json()
     for free in ("steps", "name", "seed", "learning_rate", "preview_every", "previews", "save_every", "save_minutes",
                  "keep", "offload"):  # fmt: skip
         settings["training"].pop(free, None)
-    shape = sample.shape if sample.latents is None else shape_of(sample.latents[0])
-    tokens = [tuple(entry[0].shape) for entry in (*sample.entries, *([sample.negative] if sample.negative else []))]
-    with_rewards = [each.name for each in rewards if each is not None]
-    parts = [layers, settings, shape, tokens, with_rewards, vae is not None, *more, VERSION, str(torch.__version__)]
-    return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()[:24]
+    shown = (sample.entries, sample.negative, sample.latents, sample.shape, sample.pictures, sample.references)
+    decoded = vae is not None and through_decoder(config, rewards)
+    decoder = _layers(host.outlined_decoder(vae).network) if decoded else vae is not None
+    looks = [(each.name, *map(_layers, _networks(each).values())) for each in rewards if each is not None]
+    versions = host.NAME, host.VERSION, VERSION, str(torch.__version__)
+    parts = [_layers(network), settings, _form(shown), decoder, looks, measures, versions]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _layers(network: nn.Module) -> list[tuple[str, tuple[int, ...], str]]:
+    return [(name, tuple(weight.shape), str(weight.dtype)) for name, weight in network.named_parameters()]
+
+
+def _form(value: Any, depth: int = 6) -> Any:
+    """Shapes and formats of the tensors in something, and what else tells one size of it from another, for JSON."""
+    if isinstance(value, Tensor):
+        return [str(value.dtype), *value.shape]
+    if value is None or isinstance(value, PLAIN):
+        return value
+    if isinstance(value, nn.Module) or not depth:
+        return type(value).__name__
+    if isinstance(value, list | tuple):
+        return [_form(part, depth - 1) for part in value]
+    inside = value if isinstance(value, Mapping) else vars(value) if hasattr(value, "__dict__") else {}
+    return [type(value).__name__, {str(name): _form(part, depth - 1) for name, part in inside.items()}]
 
 
 def _read(remembered: Path | None) -> dict[str, Any]:

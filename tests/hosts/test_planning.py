@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
@@ -13,9 +16,11 @@ import outlines
 from retort.hosts.headless import folders  # noqa: E402
 from retort.hosts.headless.folders import Folders  # noqa: E402
 from retort.hosts.headless.host import host  # noqa: E402
+from retort.hosts.headless.model import Vae  # noqa: E402
 from retort.hosts.training import planning  # noqa: E402
 from retort.hosts.training import run as training
 from retort.trainers import dry_run  # noqa: E402
+from retort.trainers.counted import Counted  # noqa: E402
 from retort.trainers.dataset import Dataset  # noqa: E402
 from retort.trainers.loop import TrainingFailed  # noqa: E402
 from retort.trainers.methods import read_config  # noqa: E402
@@ -39,6 +44,31 @@ def request(method="flow", side=8, **training_settings):
     settings = {"steps": 1, "batch_size": 1, "gradient_checkpointing": True, "preview_every": 0, **training_settings}
     config = read_config({"method": method, "training": settings, "lora": {"rank": 2}})
     return training.Request("counted", config, outlines.dataset_of((16, side, side), (4, 64), 32))
+
+
+@dataclass
+class Looked:
+    """What a vision network has found, as some conditionings hold it."""
+
+    found: Tensor
+
+
+@dataclass
+class Bare:
+    """A network where a reward keeps it."""
+
+    network: torch.nn.Module
+
+    def offload(self):
+        """It stays."""
+
+
+@dataclass
+class Reward:
+    """Of this name, looking with a network."""
+
+    name: str
+    looks: Bare
 
 
 class Heard(Silent):
@@ -66,6 +96,82 @@ def test_a_count_is_remembered_and_settings_that_matter_are_told_apart(model, tm
     for other in (request(batch_size=2), request(optimiser="adafactor")):
         with pytest.raises(pytest.fail.Exception):
             planning.counted(host, model, other.config, other.dataset, remembered=remembered)
+
+
+def test_the_largest_references_are_counted_whichever_prompt_has_them():
+    def told(side, mask):
+        return {"reference_latents": [torch.ones(1, 4, side, side)], "attention_mask": torch.ones(1, mask)}
+
+    short, long = (torch.ones(1, 3, 4), told(8, 3)), (torch.ones(1, 9, 4), told(2, 9))
+    bare = long[0], {"attention_mask": torch.ones(1, 9)}
+    for entries in ([short, long], [short, bare], [long, short, bare]):
+        tokens, extra = planning.largest(Dataset(entries, [], None, [torch.ones(4, 8, 8)] * len(entries))).entries[0]
+        assert tokens.shape[1] == extra["attention_mask"].shape[1] == 9
+        assert extra["reference_latents"][0].shape == (1, 4, 8, 8)
+    assert long[1]["reference_latents"][0].shape[-1] == 2 and "reference_latents" not in bare[1]
+    references = [torch.ones(4, side, 4) for side in (2, 6, 4)]
+    found = planning.largest(Dataset([bare], [], None, [torch.ones(4, 8, 8)] * 3, references=references))
+    assert [tuple(reference.shape) for reference in found.references] == [(4, 6, 4)]
+
+
+def _shown(side=8, **given):
+    """A data set like `request`'s, but for what is given."""
+    tokens, extra = torch.zeros(1, 4, 64), {"pooled_output": torch.zeros(1, 32), **given.pop("extra", {})}
+    entry, empty = (tokens, extra), (tokens, {**extra, **given.pop("empty", {})})
+    return Dataset([entry], ["a"], empty, [torch.zeros(16, side, side)], **given)
+
+
+def _reference(side):
+    return {"reference_latents": [torch.zeros(1, 16, side, side)]}
+
+
+SHOWN = [
+    {}, {"side": 16}, *({"references": [torch.zeros(16, side, side)]} for side in (8, 64)),
+    *({"extra": _reference(side)} for side in (8, 64)), {"empty": _reference(8)},
+    {"extra": {"reference_latents": [torch.zeros(1, 16, 8, 8)] * 2}},
+    *({"extra": {"attention_mask": torch.zeros(1, 4, dtype=dtype)}} for dtype in (torch.float32, torch.bool)),
+    *({"extra": {"looked_at": Looked(torch.zeros(1, width))}} for width in (16, 32)),
+    {"extra": {"reference_latents_method": "index"}},
+    *({"pictures": [torch.zeros(side, side, 3, dtype=torch.uint8)]} for side in (64, 128)),
+]  # fmt: skip
+
+
+def test_a_count_is_remembered_for_what_the_network_is_shown(model, tmp_path, monkeypatch):
+    """Of references, of a conditioning's extras and of pictures by their sizes, whatever they hold."""
+    counts = iter(range(1, 99))
+    monkeypatch.setattr(dry_run, "count", lambda *_, **__: Counted(next(counts), (), 0, 0, {}))
+    config, remembered = request().config, tmp_path / "counted.json"
+
+    def base(given):
+        return planning.counted(host, model, config, _shown(**given), remembered=remembered).base
+
+    assert [base(given) for given in SHOWN] == [base(given) for given in SHOWN] == [*range(1, len(SHOWN) + 1)]
+    given = {"references": [torch.ones(16, 8, 8)], "extra": {"pooled_output": torch.ones(1, 32)}}
+    assert base(given) == base({"references": [torch.zeros(16, 8, 8)]})
+    monkeypatch.setattr(host, "VERSION", "another")
+    assert base({}) == len(SHOWN) + 1
+
+
+def test_decoder_and_reward_of_a_gradient_belong_to_what_is_remembered(model, tmp_path, monkeypatch):
+    counts = iter(range(1, 99))
+    monkeypatch.setattr(dry_run, "count", lambda *_, **__: Counted(next(counts), (), 0, 0, {}))
+    given = {"objective": {}, "training": {"batch_size": 1}, "lora": {"rank": 2}}
+    pleasing, plain = (read_config({"method": method, **given}) for method in ("align_prop", "flow"))
+
+    def vae(width, dtype=torch.float32):
+        return Vae(None, None, 16, network=lambda: torch.nn.Linear(2, width, dtype=dtype))
+
+    def reward(width):
+        return Reward("PickScore", Bare(torch.nn.Linear(2, width)))
+
+    def base(config, vae, *rewards):
+        return planning.counted(host, model, config, _shown(), vae, rewards, remembered=tmp_path / "counted.json").base
+
+    asked = [(vae(3), reward(4)), (vae(5), reward(4)), (vae(3, torch.bfloat16), reward(4)), (vae(3), reward(5))]
+    assert [base(pleasing, *each) for each in asked * 2] == [1, 2, 3, 4] * 2
+    # No gradient passes it, and it is not read for a count in which it is not.
+    unread = Vae(None, None, 16, network=lambda: pytest.fail("the decoder was read"))
+    assert base(plain, unread) == base(plain, vae(3)) == 5
 
 
 def test_a_run_says_what_it_takes_and_streams_what_does_not_fit(model, monkeypatch):

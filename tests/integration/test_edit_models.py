@@ -69,6 +69,30 @@ def test_references_of_unlike_sizes_train_in_one_batch(ours, loaded, denoiser):
         assert torch.isfinite(denoiser.predict_x0(torch.stack(after(2)), torch.tensor([0.5, 0.7]), batch.cond)).all()
 
 
+@pytest.mark.parametrize("where", ["references", "conditioning"])
+def test_a_reference_of_another_size_is_counted_anew(ours, host, loaded, where, tmp_path):
+    """Not remembered from a smaller one; and the largest is counted, whichever sample has it."""
+    planning = ours("hosts.training.planning")
+    model, positive = loaded("flux")
+    settings = {"method": "flow", "training": {"batch_size": 1}, "lora": {"rank": 4}}
+    config = ours("trainers.methods").read_config(settings)
+
+    def counted(*sides, remembered=None):
+        tokens, extra = positive[0]
+        shown = [torch.zeros(16, side, side) for side in sides]
+        if where == "references":
+            entries, beside = [(tokens, extra)] * len(sides), {"references": shown}
+        else:
+            entries, beside = [(tokens, {**extra, "reference_latents": [one[None]]}) for one in shown], {}
+        dataset = ours("trainers.dataset").Dataset(entries, [], (tokens * 0, extra), after(len(sides)), **beside)
+        return planning.counted(host, model, config, dataset, remembered=remembered)
+
+    known = tmp_path / "counted.json"
+    small, large = (counted(side, remembered=known) for side in (8, 64))
+    assert large.beside > 4 * small.beside and counted(64) == large and counted(8, 64, 8).beside >= large.beside
+    assert counted(8, remembered=known) == small and counted(64, remembered=known) == large
+
+
 @pytest.mark.parametrize("method", ["flow", "dmd2", "dpo"])
 def test_it_trains_and_core_reads_the_lora(ours, host, loaded, method, tmp_path, monkeypatch):
     monkeypatch.setattr(host, "loras_folder", lambda: tmp_path / "loras")
