@@ -136,8 +136,9 @@ class TrainingConfig(Settings):
         help="Blocks of the base that wait in the computer's memory and come to the GPU to compute: auto when they do "
         "not all fit, none, or how many. Needs gradient_checkpointing; changes no result.",
         page="Blocks of the base that wait in host memory and come to the device to compute, one while another "
-        "computes: *auto*, all of them when the run would not fit otherwise; *none*; or how many. Needs "
-        "gradient_checkpointing. Results are the same to the bit, and a run may go on with another value.",
+        "computes: *auto*, the fewest with which the run fits (none where other idle parts of it can wait instead; "
+        "these, too, where all blocks are not enough); *none*; or how many. Needs gradient_checkpointing. Results are "
+        "the same to the bit, and a run may go on with another value.",
     )
 
     sound_weight: float = setting(

@@ -20,7 +20,10 @@ from ...trainers.weightless import META
 SMALL = 4096
 Config = Any  # of comfy.supported_models
 # What text encoders give each family: tokens that ComfyUI's own encoders make of a prompt of usual length.
-LENGTHS = {"SD15": 77, "SDXL": 77, "SD3": 154, "Flux": 512, "FluxSchnell": 256, "WAN21_T2V": 512, "WAN22_T2V": 512}
+LENGTHS = {
+    "SD15": 77, "SDXL": 77, "SD3": 154, "Flux": 512, "FluxSchnell": 256, "Flux2": 512, "WAN21_T2V": 512,
+    "WAN22_T2V": 512,
+}  # fmt: skip
 USUAL = 256
 _WIDTHS = ("context_dim", "context_in_dim", "cap_feat_dim", "text_dim", "joint_attention_dim")
 _KNOWN_WIDTHS = {"QwenImage": 3584, "WAN21_T2V": 4096, "WAN22_T2V": 4096, "SD3": 4096}

@@ -47,10 +47,14 @@ def test_mistakes_are_one_message(file, tmp_path):
         ([str(file), "--method", "magic"], "method must be one of"),
         ([str(file), "--cards", "a lot"], "cards must be sizes in GB"),
         ([str(file), "--frames", "9"], "with --comfyui alone"),
-        ([str(file), "--method", "align_prop", "--tokens", "6"], "connect `reward`"),
+        *(
+            ([str(file), "--method", method, "--tokens", "6"], f"{method} learns through a reward or a VAE")
+            for method in ("align_prop", "spo", "flow_grpo", "instarevive")
+        ),
     ):
         said = CliRunner().invoke(app, ["plan", *given])
         assert said.exit_code == 2 and message in said.output.replace("\n", " "), (given, said.output)
+        assert ("Training Plan" in said.output) == ("reward" in message) and "connect `" not in said.output
 
 
 def test_the_node_says_the_same(file):

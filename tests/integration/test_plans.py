@@ -75,6 +75,12 @@ def test_small_weights_are_counted_as_they_are_stored(comfy, loaded, files, coun
     assert dry.beside == pytest.approx(real.beside, rel=0.05)
 
 
+@pytest.mark.parametrize("tokenizer", ["KleinTokenizer", "KleinTokenizer8B"])
+def test_a_prompt_of_flux_2_is_as_long_as_its_encoders_make_it(comfy, ours, tokenizer):
+    found = getattr(tiny.module("comfy.text_encoders.flux"), tokenizer)().tokenize_with_weights("a heron in the reeds")
+    assert [len(row) for rows in found.values() for row in rows] == [ours("hosts.comfyui.bare").LENGTHS["Flux2"]]
+
+
 def test_a_file_is_counted_by_its_header(comfy, ours, loaded, files, tmp_path):
     """The same MODEL as ComfyUI loads, but for the weights, also of a quantised file."""
     bare = ours("hosts.comfyui.bare")
