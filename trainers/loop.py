@@ -273,6 +273,8 @@ class Trainer:
     def _careful(self) -> Iterator[None]:
         try:
             yield
+        except TrainingFailed:
+            raise  # of a run within this one
         except (RuntimeError, MemoryError) as error:
             if not memory.ran_out(error):
                 raise
