@@ -289,7 +289,7 @@ class Trainer:
         saved = self.done  # before the first step there is nothing to lose
         try:
             if not self.done and settings.preview_every:
-                self._with_room(self.preview, graphs=False)  # what later ones are compared with
+                self._preview()  # what later ones are compared with
             self.truth.begin()
             while self.done < settings.steps:
                 metrics = self._with_room(self.step)
@@ -305,7 +305,7 @@ class Trainer:
                 commands = self.watcher.commands()
                 stop = self.reducer.any("stop" in commands)
                 if "sample" in commands or (settings.preview_every and self.done % settings.preview_every == 0):
-                    self._with_room(self.preview, graphs=False)
+                    self._preview()
                 due = settings.save_minutes and time.monotonic() - saved_at > settings.save_minutes * 60
                 if "save" in commands or due or (settings.save_every and self.done % settings.save_every == 0):
                     if log:
@@ -443,6 +443,19 @@ class Trainer:
             torch._foreach_lerp_(list(self.average.values()), [weights[k] for k in self.average], 1 - rate)
 
     # ---- previews --------------------------------------------------------------------------------
+
+    def _preview(self) -> None:
+        """A preview, or none where it does not fit: a run that does goes on without."""
+        try:
+            self._with_room(self.preview, graphs=False)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error) or isinstance(error, TrainingFailed):
+                raise
+            self.watcher.says(f"memory ran out in the preview after step {self.done}, which is left out")
+        else:
+            return
+        # By now nothing refers to the error, which held on to all that was being computed.
+        offload.forget_unused(self.denoiser.device)
 
     def preview(self) -> None:
         """Draw the first prompts, show them, and write the contact sheet."""

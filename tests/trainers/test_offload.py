@@ -191,6 +191,21 @@ def test_when_memory_ends_at_a_preview_midway_more_is_streamed(trainer):
     assert drawn[0] == drawn[1]
 
 
+def test_a_preview_that_does_not_fit_is_left_out(trainer):
+    """Where no more can be streamed the run goes on without, to the same weights."""
+    common = {"steps": 4, "preview_every": 2, "previews": 1}
+    expected = trainer("whole", None, **common).train()
+    for folder, count, offloaded in (("streamed", 4, "auto"), ("resident", 0, "none")):
+        run = trainer(folder, count, offload=offloaded, watcher=(watcher := Interrupted()), **common)
+        run.decode = failing(run.decode, 2)
+        same(run.train(), expected)
+        assert watcher.said == [
+            f"memory ran out in the preview after step {step}, which is left out" for step in (0, 2)
+        ]
+        drawn = [path.name for path in sorted((run.folder / "previews").iterdir())]
+        assert drawn == ["step_0000004.png"]
+
+
 @pytest.mark.parametrize("where", ["rehearse", "feature_widths"])
 def test_when_memory_ends_before_the_first_step_more_is_streamed(trainer, where):
     """In the rehearsal of the blocks, and where a discriminator learns its size."""
