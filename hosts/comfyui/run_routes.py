@@ -31,12 +31,12 @@ def add(table: web.RouteTableDef, runs: Callable[[], Path], loras: Callable[[], 
     def about(run: str) -> dict[str, Any]:
         return run_view.about(run_view.run_folder(runs(), run))
 
-    def graph(run: str) -> dict[str, Any]:
+    def graph(run: str) -> dict[str, Any] | None:
         try:
             return run_graph.of_run(run_view.run_folder(runs(), run))
         except FileNotFoundError:
             # Its LoRA is opened without.
-            return {}
+            return None
 
     def keep(run: str, body: dict[str, Any]) -> dict[str, Any]:
         wanted = body.get("name")

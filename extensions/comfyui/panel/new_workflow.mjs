@@ -29,7 +29,7 @@ const outputs = (type) => LiteGraph.registered_node_types[type]?.nodeData?.outpu
  * [node, output] where there is one. The open workflow stays as it is, in its own tab.
  */
 async function begin(run) {
-  const graph = await ask(["runs", run.name, "graph"]).catch(() => ({}));
+  const graph = await ask(["runs", run.name, "graph"]).catch(() => null);
   // What a training has just written is in no list of the page yet, and would be called missing.
   await app.refreshComboInNodes?.();
   await app.extensionManager.command.execute("Comfy.NewBlankWorkflow");
@@ -41,7 +41,7 @@ async function begin(run) {
     for (const [name, value] of Object.entries(values)) widget(node, name, value);
     return node;
   };
-  return { add, ...((graph.node && again(run, graph, add)) || named(run, add)) };
+  return { add, ...((graph?.node && again(run, graph, add)) || named(run, add)) };
 }
 
 /** What the training was connected to, made again; null where a node is not installed any more. */
