@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +33,19 @@ from .outline import Outline, from_header, outlined_decoder
 from .rewards import Held
 
 
+def _version(package: str) -> str:
+    """"" where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
 class Headless(Host):
     """Without ComfyUI. See `hosts.contract` for what each method promises."""
 
     NAME = "headless"
-    VERSION = metadata.version("diffusers") if find_spec("diffusers") else ""
+    VERSION = _version("diffusers")
     CANCELLED = KeyboardInterrupt
 
     def noise_path(self, model: Model) -> NoisePath:
