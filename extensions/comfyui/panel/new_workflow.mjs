@@ -115,7 +115,7 @@ export async function openLora(run) {
   join(model, lora, "model");
   const sample = restores ? restored(run, parts) : drawn(run, parts, student && lora);
   const compared = add("RetortCompareImages", restores ? END + WIDER : END, 0, {}, t("Without the LoRA, and with it"));
-  const row = restores ? 700 : parts.other ? 530 : student ? 470 : 420;
+  const row = restores ? 700 : parts.other ? 500 : student ? 470 : 420;
   for (const [from, y, name] of [[[lora, 0], 0, "after"], [model, row, "before"]]) join([sample(from, y), 0], compared, name);
   await shown();
 }
@@ -222,9 +222,8 @@ function drawn(run, { add, other, clip, vae, positive, negative, latent, embedde
   return (model, y) => {
     const pair = trained ? [other, model] : [model, other];
     const first = sampled("KSamplerAdvanced", pair[0], y, { noise_seed: SEED, end_at_step: half, return_with_leftover_noise: "enable" }, empty);
-    const second = sampled("KSamplerAdvanced", pair[1], y, { add_noise: "disable", noise_seed: SEED, start_at_step: half }, [first, 0]);
+    const second = sampled("KSamplerAdvanced", pair[1], y + 60, { add_noise: "disable", noise_seed: SEED, start_at_step: half }, [first, 0]);
     first.collapse();
-    second.pos[1] += 90;
-    return decoded(second, y + 90);
+    return decoded(second, y + 60);
   };
 }

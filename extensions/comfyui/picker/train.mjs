@@ -52,7 +52,7 @@ export function build(drawn, name) {
   const lines = prompts.split("\n").filter((line) => line.trim()).slice(0, 10);
   const given = { prompts: lines.join("\n"), name: `${name}_blind_test`, ...(how ? { cfg: valueOf(how, "cfg") } : {}) };
   const test = addNode("RetortBlindTest", given);
-  test.pos[0] = lora.pos[0] + lora.size[0] + APART;
+  test.pos = [lora.pos[0] + lora.size[0] + APART, test.pos[1]];
   for (const [from, to] of [[model, "base"], [[lora, 0], "tuned"], [clip, "clip"], [vae, "vae"], [[sampler, 0], "sampler"], [[sigmas, 0], "sigmas"], [size, "latent"]])
     join(from, test, to);
   app.canvas.centerOnNode(trainer);
