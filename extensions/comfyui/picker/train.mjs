@@ -32,7 +32,7 @@ function join([origin, slot], node, name) {
 export function build(drawn, name) {
   const set = addNode("RetortPreferenceSet", { name });
   const trainer = addNode("RetortTrainPreference", { name: `${name}_lora` });
-  trainer.pos[0] = set.pos[0] + set.size[0] + APART;
+  trainer.pos = [set.pos[0] + set.size[0] + APART, trainer.pos[1]];
   join([set, 0], trainer, "pairs");
   const [model, clip, vae, latent] = ["MODEL", "CLIP", "VAE", "LATENT"].map((type) => feeder(drawn, type));
   if (!model || !clip || !vae) return false;
