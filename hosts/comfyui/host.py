@@ -41,13 +41,13 @@ from . import (
     job_base,
     loras,
     model_files,
-    page_answers,
     phone_routes,
     picker_routes,
     preference_routes,
     refusals,
     run_routes,
     search_routes,
+    template_order,
     training,
     work,
 )
@@ -351,7 +351,7 @@ class ComfyUI(Host):
 
         if "instance" in vars(PromptServer):  # a server runs
             refusals.listen(PromptServer.instance, self.presets_folders)
-            page_answers.listen(PromptServer.instance.app)
+            template_order.listen(PromptServer.instance.app)
             guard.listen_at(comfy.cli_args.args.listen.split(","))
             table = PromptServer.instance.routes
             help_routes.add(table)

@@ -6,10 +6,13 @@ import io
 import json
 import re
 import urllib.parse
+import urllib.request
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+PAGE = Path(__file__).resolve().parents[2] / "extensions" / "comfyui"
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 NODES = {"RetortEmbeddedModel", "RetortDistilledSetup", "RetortDistilledSigmas", "RetortDistilledSampler"}
@@ -83,6 +86,15 @@ def test_its_help_pages_are_served(server):
         assert page.startswith("# ")
         for picture in re.findall(r"pictures/\w+\.jpg", page):
             assert Image.open(io.BytesIO(server.get(f"/extensions/retort/docs/{picture}"))).format == "JPEG"
+
+
+def test_no_browser_keeps_its_modules_over_an_update(server):
+    """ComfyUI itself says so of scripts and styles alone, and an old module would meet a new script."""
+    for path in PAGE.rglob("*.mjs"):
+        address = f"{server.url}/extensions/retort/{path.relative_to(PAGE).as_posix()}"
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            assert answer.headers.get_content_type() == "text/javascript", path
+            assert answer.headers.get_all("Cache-Control") == ["no-store"], path
 
 
 def test_its_blueprints_are_offered(server):

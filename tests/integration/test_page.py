@@ -163,6 +163,22 @@ def test_a_name_that_no_run_can_have_is_not_asked_for(page):
     assert not [one for one in page("heard") if "retort/runs" in one]
 
 
+def by_type(seen):
+    """What nodes of each type hold."""
+    values = {}
+    for node in seen:
+        values.setdefault(node["type"], []).append(node["values"])
+    return values
+
+
+def beside(seen):
+    """No node lies over another."""
+    for one, two in combinations(seen, 2):
+        (a, b, c, d), (e, f, g, h) = one["box"], two["box"]
+        across, down = min(c, g) - max(a, e), min(d, h) - max(b, f)
+        assert min(across, down) <= 2, (one["type"], two["type"])
+
+
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
 @pytest.mark.parametrize("method", ["tdm", "flow", "instarevive"])
 def test_a_lora_is_opened_as_it_is_sampled(page, vue, method):
@@ -174,9 +190,7 @@ def test_a_lora_is_opened_as_it_is_sampled(page, vue, method):
     }  # fmt: skip
     page("look", vue=vue, theme="dark")
     seen = page("lora", run=run, vue=vue)
-    values = {}
-    for node in seen:
-        values.setdefault(node["type"], []).append(node["values"])
+    values = by_type(seen)
     if method == "instarevive":
         assert [one[0] for one in values["RetortRestore"]] == ["a red two"] * 2
     else:
@@ -203,14 +217,6 @@ ALONE = {
 }
 
 
-def beside(seen):
-    """No node lies over another."""
-    for one, two in combinations(seen, 2):
-        (a, b, c, d), (e, f, g, h) = one["box"], two["box"]
-        across, down = min(c, g) - max(a, e), min(d, h) - max(b, f)
-        assert min(across, down) <= 2, (one["type"], two["type"])
-
-
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
 @pytest.mark.parametrize("kind", ["image", "two networks", "video"])
 def test_a_lora_is_opened_with_what_its_model_came_from(page, app, vue, kind):
@@ -230,9 +236,7 @@ def test_a_lora_is_opened_with_what_its_model_came_from(page, app, vue, kind):
     }  # fmt: skip
     page("look", vue=vue, theme="dark")
     seen = page("lora", run=run, vue=vue)
-    values = {}
-    for one in seen:
-        values.setdefault(one["type"], []).append(one["values"])
+    values = by_type(seen)
     unets = ["z_image_bf16.safetensors", *(["low.safetensors"] if kind == "two networks" else [])]
     assert sorted(one[0] for one in values["UNETLoader"]) == sorted(unets)
     assert values["ModelSamplingAuraFlow"] == [[4.5]]

@@ -1,8 +1,4 @@
-"""What is mended in ComfyUI's answers to the page: the order of our templates, and how long our modules are kept.
-
-ComfyUI lists templates as the file system happens to give them. It forbids a browser to keep scripts and styles, but
-not modules (.mjs), so that after an update old ones would meet new scripts.
-"""
+"""Our templates in an order to try them in: ComfyUI lists them as the file system happens to give them."""
 
 from __future__ import annotations
 
@@ -18,9 +14,9 @@ FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 
 
 def listen(app: web.Application) -> None:
-    """Mend what a server sends from now on, as long as it takes listeners."""
+    """Put the list that a server sends in order, as long as it takes listeners."""
     if not app.middlewares.frozen:
-        app.middlewares.extend((_ordered, _fresh))
+        app.middlewares.append(_ordered)
 
 
 @cache
@@ -49,14 +45,4 @@ async def _ordered(
         response.text = json.dumps(
             {pack: in_order(names) if titles()[0] in names else names for pack, names in packs.items()}
         )
-    return response
-
-
-@web.middleware
-async def _fresh(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    response = await handler(request)
-    if request.path.endswith(".mjs"):
-        response.headers.setdefault("Cache-Control", "no-store")
     return response

@@ -1,4 +1,4 @@
-"""What the page gets of a server of its own: templates in order, modules that no browser keeps."""
+"""The list of templates that the page asks for, on a server of its own."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ pytest.importorskip("aiohttp")
 from aiohttp import web  # noqa: E402
 from aiohttp.test_utils import TestClient, TestServer  # noqa: E402
 
-from retort.hosts.comfyui import page_answers  # noqa: E402
+from retort.hosts.comfyui import template_order  # noqa: E402
 
-NAMES = sorted((path.stem for path in page_answers.FOLDER.glob("*.json")), reverse=True)
+NAMES = sorted((path.stem for path in template_order.FOLDER.glob("*.json")), reverse=True)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def sent():
                 return answer if isinstance(answer, web.Response) else web.json_response(answer)
 
             app.router.add_get(path, given)
-            page_answers.listen(app)
+            template_order.listen(app)
             async with TestClient(TestServer(app)) as client:
                 got = await client.get(path)
                 return await got.json() if got.status == 200 else got.status
@@ -39,7 +39,7 @@ def sent():
     return one
 
 
-@pytest.mark.parametrize("path", page_answers.PATHS)
+@pytest.mark.parametrize("path", template_order.PATHS)
 def test_numbers_come_first_and_what_needs_files_last(sent, path):
     others = {"another pack": ["z", "a"], "my retort": [*NAMES, "one of a user's"]}
     found = sent(path, others)
@@ -55,20 +55,5 @@ def test_numbers_come_first_and_what_needs_files_last(sent, path):
 
 def test_other_answers_stay(sent):
     assert sent("/other", {"retort": NAMES}) == {"retort": NAMES}
-    assert sent(page_answers.PATHS[0], {"retort": ["b", "a"]}) == {"retort": ["b", "a"]}
-    assert sent(page_answers.PATHS[0], web.Response(status=500)) == 500
-
-
-def test_a_browser_keeps_no_module_over_an_update(tmp_path):
-    (tmp_path / "list.mjs").write_text("export const a = 1;")
-    (tmp_path / "list.png").write_bytes(b"picture")
-
-    async def headers():
-        app = web.Application()
-        app.router.add_static("/extensions/retort", tmp_path)
-        page_answers.listen(app)
-        async with TestClient(TestServer(app)) as client:
-            got = [await client.get(f"/extensions/retort/{name}") for name in ("list.mjs", "list.png")]
-            return [(one.status, one.headers.get("Cache-Control")) for one in got]
-
-    assert asyncio.run(headers()) == [(200, "no-store"), (200, None)]
+    assert sent(template_order.PATHS[0], {"retort": ["b", "a"]}) == {"retort": ["b", "a"]}
+    assert sent(template_order.PATHS[0], web.Response(status=500)) == 500
