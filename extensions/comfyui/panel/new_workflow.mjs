@@ -12,7 +12,8 @@ const APART = 440, BELOW = 70, TALL = 940; // columns of nodes that a training w
 
 function widget(node, name, value) {
   const found = node.widgets?.find((each) => each.name === name);
-  if (!found) return;
+  // A run may be a stranger's, and must press nothing.
+  if (!found || found.type === "button") return;
   found.value = spelt(found.options?.values, value);
   found.callback?.(found.value);
 }
