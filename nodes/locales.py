@@ -1,7 +1,7 @@
 """The nodes' words in the languages of ComfyUI's interface: `python -m retort.nodes.locales` writes locales/ from them.
 
-English comes from the schemas alone, another language from a catalogue, extensions/comfyui/locales/LANGUAGE.json, which
-gives a translation for each English text. A changed text is thus one without a translation: none outlives what it says.
+English comes from the schemas alone and has no files. Another language comes from a catalogue,
+extensions/comfyui/locales/LANGUAGE.json, which gives a translation for each English text. A changed text is thus one without a translation: none outlives what it says.
 The page's own words are what its modules give to `t("...")`, and the titles and texts of recipes.json.
 The command adds such texts to the catalogues with nothing beside them, and takes out those that no node says any more.
 
@@ -101,11 +101,6 @@ def page_texts() -> Iterator[str]:
         yield from (recipe["title"], recipe["text"])
 
 
-def english(section: str, text: str, place: str) -> str:
-    """What the schemas say."""
-    return text
-
-
 class Catalogue:
     """Of one language: sections "nodes", "categories", "names", "texts" and "page" of {English: translated}.
 
@@ -136,8 +131,6 @@ def catalogue(language: str) -> Catalogue:
 
 def files(nodes: Sequence[type[io.ComfyNode]], language: str) -> tuple[dict[Path, dict[str, Any]], list[str]]:
     """(what belongs into a language's files, English texts that it lacks)."""
-    if language == "en":
-        return {names_path("en"): names(nodes, english), categories_path("en"): categories(nodes, english)}, []
     said = catalogue(language)
     found = {names_path(language): names(nodes, said), categories_path(language): categories(nodes, said)}
     for text in texts(nodes):
@@ -155,7 +148,7 @@ def dumped(content: dict[str, Any]) -> str:
 def main() -> None:
     """Write the files of every language; what is not translated yet ends the command with a list."""
     gaps = []
-    for language in ("en", *LANGUAGES):
+    for language in LANGUAGES:
         contents, missing = files(NODES, language)
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)

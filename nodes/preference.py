@@ -362,7 +362,7 @@ class RetortTrainPreference(TrainingNode):
     def define_schema(cls):
         return schema(
             node_id="RetortTrainPreference",
-            display_name="Train Preference",
+            display_name="Train Preference (DPO)",
             category=TRAINING,
             description=(
                 "Teaches a LoRA to draw what wins and not what loses for a prompt: Diffusion-DPO, SmPO or MaPO. The "
