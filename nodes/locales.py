@@ -1,7 +1,8 @@
 """The nodes' words in the languages of ComfyUI's interface: `python -m retort.nodes.locales` writes locales/ from them.
 
 English comes from the schemas alone and has no files. Another language comes from a catalogue,
-extensions/comfyui/locales/LANGUAGE.json, which gives a translation for each English text. A changed text is thus one without a translation: none outlives what it says.
+extensions/comfyui/locales/LANGUAGE.json, which gives a translation for each English text. A changed text is thus one
+without a translation: none outlives what it says.
 The page's own words are what its modules give to `t("...")`, and the titles and texts of recipes.json.
 The command adds such texts to the catalogues with nothing beside them, and takes out those that no node says any more.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ class Trainer:
         self._moving = False  # true while some players have moved and others have not
         self.runners: dict[str, Runner] = {}
         self.host_state = self.host_inputs = False  # against little memory; set before the run, they change no number
+        self.took: deque[float] = deque(maxlen=20)  # seconds of steps in which the student moved, not of the first
         self._check_data()
 
     def _check_data(self) -> None:
@@ -299,6 +301,8 @@ class Trainer:
                         None if self.objective.varies else self.truth.peak, metrics["seconds"], not self.begun,
                         self.watcher.says,
                     )  # fmt: skip
+                elif "student_loss" in metrics:
+                    self.took.append(metrics["seconds"])
                 if log:
                     log.add(self.done, metrics)
                 self.watcher.step(self.done, settings.steps, metrics)

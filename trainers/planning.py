@@ -156,7 +156,7 @@ class Forecast:
         away = sum(self._away(streamed))
         seconds = waits = None
         if self.speed is not None:
-            seconds = self.counted.operations / self.speed
+            seconds = self._repeats * self.counted.operations / self.speed
             # A pass enters each block once, and a pass with a graph once more on the way back.
             visits = sum(n * (2 if phase.endswith("forward") else 1) for phase, n in self.counted.calls.items())
             waits = max(0.0, self._repeats * away * visits / self.bus - seconds)
@@ -173,7 +173,8 @@ class Forecast:
 
     def timed(self, seconds: float, bus: float | None) -> Forecast:
         """The forecast by what a step's arithmetic took, and by how fast copies were, None where nobody measured."""
-        return replace(self, speed=self.counted.operations / max(seconds, 1e-6) or None, bus=bus or self.bus)
+        speed = self._repeats * self.counted.operations / max(seconds, 1e-6)
+        return replace(self, speed=speed or None, bus=bus or self.bus)
 
     @property
     def plan(self) -> Plan:

@@ -80,7 +80,9 @@ def report(
     ]
     if free is not None:
         host_free = planning.host_memory(plain.base)
-        plan = Forecast(plain, training, free, host_free, more=more).settled.plan
+        card = torch.accelerator.current_accelerator()
+        here = Forecast(plain, training, free, host_free, more=more)
+        plan = planning.with_pace(host, here, host.outline(model, compute).network, card, compute).settled.plan
         lines.append(f"here, {size(free)} free: {_line(plan)}")
     lines += [f"{card} GB: {_line(plan)}" for card, plan in on_cards(plain, training, cards, more)]
     if any("does not fit" in line for line in lines):

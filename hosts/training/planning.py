@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from ...trainers.denoiser import Denoiser
 from ...trainers.export import VERSION
 from ...trainers.loop import Trainer
 from ...trainers.methods import METHODS
+from ...trainers.pace import tried
 from ...trainers.planning import ALONE, INPUTS, MEASURES, STATE, WITH_GRAPHS, Forecast
 from ...trainers.weightless import META, weightless_copy
 from ..contract import MODEL, VAE, Host
@@ -33,7 +35,8 @@ from .assembly import REFERENCES, Assembly, precision, through_decoder
 from .denoiser import HostDenoiser
 
 REMEMBERED = ".counted.json"
-_MOST = 200  # counts that are remembered
+PACES = ".paces.json"
+_MOST = 200  # counts, and paces, that are remembered
 _log = logging.getLogger("retort.training")
 
 
@@ -198,6 +201,46 @@ def host_memory(base: int) -> int | None:
             return None
         free, held = int(psutil.virtual_memory().available), base
     return free + min(held, base)
+
+
+def with_pace(
+    host: Host, forecast: Forecast, network: nn.Module, device: torch.device | None, compute: torch.dtype | None
+) -> Forecast:
+    """The forecast with how fast this card trains such a network: as the last run did, else as a trial says;
+    as it is where nothing can be said."""
+    if device is None or device.type == "cpu":
+        return forecast
+    compute = compute or _usual(host)
+    known = _read(host.runs_folder() / PACES).get(_card(network, device, compute))
+    if isinstance(known, list) and len(known) == 2 and all(isinstance(each, float) and each > 0 for each in known):
+        return replace(forecast, speed=known[0], bus=known[1])
+    found = tried(device, compute)
+    return forecast if found is None else replace(forecast, speed=found.speed, bus=found.bus or forecast.bus)
+
+
+def remember_pace(host: Host, trainer: Trainer) -> None:
+    """Keep what a run's steps took on this card for the next run's forecast; not of its first, which sets things up."""
+    denoiser, forecast, ring = trainer.denoiser, trainer.forecast, trainer.denoiser.ring
+    if forecast is None or not trainer.took or trainer.objective.varies:
+        return
+    waits = forecast.with_streamed(ring.count if ring else 0).waits or 0.0
+    timed = forecast.timed(statistics.median(trainer.took) - waits, None)
+    path = host.runs_folder() / PACES
+    known = _read(path)
+    known[_card(denoiser.network, denoiser.device, denoiser.compute or _usual(host))] = [timed.speed, timed.bus]
+    write_json(path, dict(list(known.items())[-_MOST:]))
+
+
+def _usual(host: Host) -> torch.dtype:
+    """The precision in which networks are trained here, where neither settings nor the network say."""
+    return torch.bfloat16 if host.bf16() else torch.float16
+
+
+def _card(network: nn.Module, device: torch.device, compute: torch.dtype) -> str:
+    module = torch.get_device_module(device)
+    name = module.get_device_name(device) if hasattr(module, "get_device_name") else device.type
+    stored = {str(weight.dtype) for name, weight in network.named_parameters() if ".lora_" not in name}
+    return f"{name}, {type(network).__name__}, {compute}, {', '.join(sorted(stored))}"
 
 
 def _row(path: str, name: str) -> int:

@@ -179,6 +179,7 @@ def run(
                     if not hand_out or not trainer.done:
                         raise
                     student, stopped, title = trainer.lora(), str(ended), f"{name}_step_{trainer.done}"
+                planning.remember_pace(host, trainer)
                 lora = denoiser.to_file(student)
                 # Where a few-step student is called; whoever samples with the LoRA needs them.
                 called = objective.student_levels
@@ -313,6 +314,7 @@ def place(
         count = offload.blocks_to_stream(config.training, len(units(network)), weights(network), free)
     else:
         host_free = planning.host_memory(forecast.counted.base)
+        forecast = planning.with_pace(host, forecast, network, denoiser.device, denoiser.compute)
         forecast = replace(forecast, free=free, host_free=host_free).settled
         refused = problem(forecast.plan, config.training)
         if refused:

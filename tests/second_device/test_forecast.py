@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import outlines
 import pytest
 import torch
@@ -13,6 +15,8 @@ from retort.hosts.headless import folders
 from retort.hosts.headless.host import host
 from retort.hosts.training import planning
 from retort.hosts.training import run as training
+from retort.trainers import pace
+from retort.trainers.counted import Counted
 from retort.trainers.methods import read_config
 from retort.trainers.planning import Forecast
 from retort.trainers.watch import Silent
@@ -99,3 +103,47 @@ def test_a_run_ends_well_on_a_card_that_cannot_hold_its_base_and_leaves_nothing_
         with room(left):
             result = training.run(host, model, training.Request("large", config, data), watcher=Silent())
         assert result.path.is_file() and torch.accelerator.memory_allocated() - before < 2**16
+
+
+def test_the_line_before_loading_says_seconds_and_the_next_run_knows_the_card(second, tmp_path, monkeypatch):
+    settings = {
+        "steps": 3, "batch_size": 1, "gradient_checkpointing": True, "preview_every": 0, "offload": "4", "warmup": 0,
+        "learning_rate": 0.01,
+    }  # fmt: skip
+    config = read_config({"method": "flow", "training": settings, "lora": {"rank": 4}})
+    data = outlines.dataset_of((16, 32, 32), (16, 64), 32)
+    heard: list[str] = []
+
+    class Hearing(Silent):
+        def says(self, text):
+            heard.append(text)
+
+    with folders.use(folders.Folders(models=(tmp_path,), output=tmp_path / "output")):
+        model = outlines.model_of(outlines.FLUX, SMALL, real=True)
+        training.run(host, model, training.Request("first", config, data), watcher=Hearing())
+        line = next(text for text in heard if text.startswith("memory: "))
+        assert " s a step, transfer " in line
+        ((card, (speed, bus)),) = json.loads((host.runs_folder() / planning.PACES).read_text()).items()
+        assert card.startswith("second, ") and speed > 0 and bus > 0
+        monkeypatch.setattr(planning, "tried", lambda *_: pytest.fail("tried again"))
+        bare = Forecast(Counted(1, (1,), 1, 1, {}, {"student forward": 10}, {}), config.training)
+        network, device = model.source.bare().module, torch.device("second", 0)
+        known = planning.with_pace(host, bare, network, device, None)
+        assert known.speed == speed and known.bus == bus
+        # A file that somebody damaged says nothing.
+        (host.runs_folder() / planning.PACES).write_text(json.dumps({card: [-1.0, "x"]}))
+        monkeypatch.setattr(planning, "tried", lambda *_: None)
+        assert planning.with_pace(host, bare, network, device, None) == bare
+
+
+def test_a_card_is_tried_for_milliseconds(second):
+    speed, bus = pace.tried(torch.device("second", 0), torch.float32)
+    assert speed > 1e6 and bus > 1e6
+
+
+def test_a_card_without_room_is_not_tried(second, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(torch, "ones", full)
+    assert pace.tried.__wrapped__(torch.device("second", 0), torch.float32) is None

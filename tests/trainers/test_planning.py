@@ -67,6 +67,7 @@ def test_one_line_says_what_fits_and_how():
     # Of accumulated batches two are counted, and time is taken of all.
     eight = replace(measured, training=replace(CHECKPOINTED, accumulation=8)).timed(8.0, None)
     assert (eight.bus, eight.plan.seconds) == (7e9, pytest.approx(4 * 3.2212, rel=1e-3))
+    assert eight.speed == pytest.approx(measured.speed)
 
 
 def test_too_little_room_names_what_to_change():
