@@ -107,6 +107,16 @@ def quantised(comfy, files, tmp_path_factory):
         return comfy.sd.load_diffusion_model(str(path)), [[torch.randn(1, 8, 64, generator=generator), extra]]
 
 
+@pytest.fixture
+def poisoned(ours, card, monkeypatch):
+    """Fresh memory for streamed weights is NaN, and no tensor is so small that it is copied."""
+    monkeypatch.setattr(ours("trainers.masters"), "SMALL", 1)
+    if not card:
+        monkeypatch.setattr(
+            ours("trainers.transfers").Copies, "empty", lambda self, size: torch.full((size,), 0xFF, dtype=torch.uint8)
+        )
+
+
 @pytest.fixture(scope="module")
 def host(ours):
     return ours("hosts.comfyui.host").host

@@ -11,21 +11,11 @@ import tiny_training as tiny
 import torch
 
 pytest.importorskip("peft")
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("poisoned")]
 files, loaded, host, quantised, training = tiny.files, tiny.loaded, tiny.host, tiny.quantised, tiny.training
+poisoned = tiny.poisoned
 
 FORMATS = ("fp32", "bf16", "float8_e4m3fn", "int8_tensorwise", "nvfp4")
-
-
-@pytest.fixture(autouse=True)
-def poisoned(ours, card, monkeypatch):
-    """Fresh memory for weights is NaN, as it is on the second device, and no tensor is so small that it is copied."""
-    monkeypatch.setattr(ours("trainers.masters"), "SMALL", 1)
-    if card:
-        return
-    monkeypatch.setattr(
-        ours("trainers.transfers").Copies, "empty", lambda self, size: torch.full((size,), 0xFF, dtype=torch.uint8)
-    )
 
 
 def built(comfy, layout: str, form: str) -> torch.nn.Module:
