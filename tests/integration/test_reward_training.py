@@ -80,6 +80,7 @@ def test_gradients_of_each_layout_with_and_without_checkpoints(ours, host, loade
             denoiser = host.trainable(model)
             objective = ours("trainers.methods").METHODS[method].objective(config.objective, denoiser)
             ours("hosts.training.assembly").add_adapters(denoiser, config, objective, None)
+            denoiser.place(0)
             shape = x_of(kind).shape[1:]
             cond = denoiser.encode(positive, (1, *shape))
             without = denoiser.encode([[positive[0][0] * 0, positive[0][1]]], (1, *shape))
