@@ -17,6 +17,7 @@ from ...sampling.prior import identity
 from ...sampling.schedule import Schedule
 from ..methods import Beside, Method, Run, check_lowest, later, reporter, sampled
 from ..reflection import check_pair
+from . import residents
 from .model import Conditioning, Model, Network
 from .samplers import Masked
 from .work import latents_in, say
@@ -107,6 +108,8 @@ class Guider:
             return latent_image
         model = self.model
         device = model.network.device
+        if torch.device(device).type != "cpu":
+            residents.brought(model.network.module, device)
         noise, latent = (t.to(device, torch.float32) for t in (noise, latent_image))
         if bool(torch.count_nonzero(latent)):  # an empty latent is no picture: the shift must not make it one
             latent = model.latent.process_in(latent)

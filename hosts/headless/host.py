@@ -25,7 +25,7 @@ from ...trainers.decoder import Decoder
 from .. import presets, prompted
 from ..contract import LATENT, Host, Prediction
 from ..methods import Method
-from . import device, embedded, extra_paths, folders, job_base, pinned, training, work
+from . import device, embedded, extra_paths, folders, job_base, pinned, residents, training, work
 from .guider import Guider, cfgs
 from .model import Clip, Conditioning, Lora, Model, Vae
 from .noise import RandomNoise
@@ -188,6 +188,7 @@ class Headless(Host):
         return guider.model.latent.process_out(x0.float())
 
     def trainable(self, model: Model, compute: torch.dtype | None = None) -> training.HeadlessDenoiser:
+        residents.make_room()  # prompts and images are encoded by now
         return training.HeadlessDenoiser(model, compute)
 
     def outline(self, model: Model, compute: torch.dtype | None = None) -> Outline:
@@ -218,7 +219,7 @@ class Headless(Host):
         return module.mem_get_info(where)[0] if hasattr(module, "mem_get_info") else None
 
     def make_room(self) -> None:
-        """Nothing is held here from one call to the next."""
+        residents.make_room()
 
     def pin(self, tensor: Tensor) -> bool:
         # Half of the machine's memory at most, since what is pinned cannot be swapped out.

@@ -12,8 +12,9 @@ from torch import Tensor
 from ...files.errors import UsageError
 from ...models.layouts.lora_names import merged, pairs
 from ...models.layouts.text import clip_config, from_open_clip, from_transformers, is_open_clip
-from .device import device, dtype
+from .device import dtype
 from .model import Clip, Lora
+from .residents import lent
 from .tokenizers import Chunks
 
 Hidden = Literal["last", "penultimate"]
@@ -51,8 +52,8 @@ class Encoder:
 
     def _run(self, ids: Tensor, loras: tuple[Lora, ...]) -> tuple[Tensor, Tensor | None]:
         module = self._with(loras)
-        where = next(module.parameters()).device
-        out = module(ids.to(where), output_hidden_states=self.hidden == "penultimate")
+        with lent(module) as where:
+            out = module(ids.to(where), output_hidden_states=self.hidden == "penultimate")
         last = out.last_hidden_state
         states = last if self.hidden == "last" else out.hidden_states[-2]
         if self.chunks.start is None:
@@ -140,7 +141,7 @@ def _fill(module: Any, state: dict[str, Tensor], precision: torch.dtype = torch.
             f"the text encoder in this file has {'no' if missing else 'an unknown'} tensor {name}; the headless host "
             "knows CLIP-L, OpenCLIP G and T5 v1.1: run the workflow in ComfyUI"
         )
-    module.to(device(), precision).eval().requires_grad_(False)
+    module.to(precision).eval().requires_grad_(False)
 
 
 def sd15(clip_l: Encoder) -> Clip:

@@ -24,7 +24,7 @@ from ..training import conditions
 from ..training.conditions import Joined, shape_of
 from ..training.denoiser import HostDenoiser
 from ..training.lora_files import LoraNames
-from . import work
+from . import residents, work
 from .device import has_bf16
 from .model import Conditioning, Model
 
@@ -132,7 +132,7 @@ class HeadlessDenoiser(HostDenoiser):
 @contextmanager
 def training_session() -> Iterator[None]:
     """See `hosts.contract`."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), residents.frugal():
         yield
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from ...files.errors import UsageError
 from ...models.autoencoder import CHANNELS, Autoencoder
 from ...models.layouts import vae as layout_vae
-from .device import device
 from .model import LatentFormat, Vae
+from .residents import lent
 
 
 def from_state(state: dict[str, Tensor]) -> Vae:
@@ -33,13 +33,15 @@ def from_state(state: dict[str, Tensor]) -> Vae:
 
 def from_module(module: Any) -> Vae:
     """VAE of diffusers' AutoencoderKL; latents are the raw ones, as ComfyUI stores them."""
-    module = module.to(device()).eval().requires_grad_(False)
+    module = module.eval().requires_grad_(False)
 
     def encode(images: Tensor) -> Tensor:
-        return module.encode(images.to(device()) * 2.0 - 1.0).latent_dist.mode().cpu()
+        with lent(module) as where:
+            return module.encode(images.to(where) * 2.0 - 1.0).latent_dist.mode().cpu()
 
     def decode(latents: Tensor) -> Tensor:
-        return decodes(module, latents.to(device())).cpu()
+        with lent(module) as where:
+            return decodes(module, latents.to(where)).cpu()
 
     def decodes(made: Any, latents: Tensor) -> Tensor:
         return (made.decode(latents, return_dict=False)[0] + 1.0) / 2.0
@@ -56,15 +58,23 @@ def _taesd(state: dict[str, Tensor]) -> Vae:
     scale, shift = (float(state.get(f"vae_{name}", default)) for name, default in (("scale", 1.0), ("shift", 0.0)))
     module = Autoencoder()
     module.load_state_dict({k: v.float() for k, v in state.items() if k not in ("vae_scale", "vae_shift")})
-    module.to(device()).eval().requires_grad_(False)
+    module.eval().requires_grad_(False)
     form = LatentFormat(channels, scale=scale, shift=shift)
+
+    def encode(images: Tensor) -> Tensor:
+        with lent(module) as where:
+            return form.process_out(module.encode(images.to(where))).cpu()
+
+    def decode(latents: Tensor) -> Tensor:
+        with lent(module) as where:
+            return decodes(module, latents.to(where)).cpu()
 
     def decodes(made: Any, latents: Tensor) -> Tensor:
         return made.decode(form.process_in(latents))
 
     return Vae(
-        encoder=lambda images: form.process_out(module.encode(images.to(device()))).cpu(),
-        decoder=lambda latents: decodes(module, latents.to(device())).cpu(),
+        encode,
+        decode,
         channels=channels,
         network=lambda: module,
         decodes=decodes,
