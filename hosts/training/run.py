@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...files.atomic import check_writable, checked_name, write_json
+from ...files.atomic import check_writable, checked_name, write_json, write_new
 from ...files.folder import Inside, inside
 from ...files.log_file import METRICS, column
 from ...files.strangers import read_json
@@ -197,7 +197,9 @@ def run(
     if reducer is not None and reducer.rank:
         return Result(lora, losses, None, folder, done)
     path = None if done > begun else written(folder, host.loras_folder(), done)
+    earlier = None
     if path is None:
+        earlier = None if stopped else set_aside(folder, host.loras_folder(), name)
         path = write_lora(host.loras_folder(), title, lora, noted)
         written_down = {
             "file": path.name, "sha256": _hash(path), "steps": done, "timesteps": timesteps, "sigmas": sigmas,
@@ -215,6 +217,7 @@ def run(
             f"learning_rate or steps. The run's state is in {folder}"
         )
     taken = "" if stopped or path.stem == name else f", since another file is called {name}.safetensors"
+    taken += "" if earlier is None else f"; the earlier one is now {earlier.name}"
     watcher.says(f"{done} steps: {path.name}{taken}")
     _log.info("the LoRA of run %s is %s%s", folder.name, path, taken)
     return Result(read_lora(path), losses, path, folder, done, stopped)
@@ -264,13 +267,31 @@ def _told(host: Host, model: MODEL, request: Request, watcher: Watcher, folder: 
 
 def written(folder: Path, loras: Path, steps: int) -> Path | None:
     """The LoRA that a run has written after so many steps, None when there is none or it is no longer as it was."""
+    path, done = _last_written(folder, loras)
+    return path if done == steps else None
+
+
+def set_aside(folder: Path, loras: Path, name: str) -> Path | None:
+    """Add its steps to the name of the LoRA that a run has written, so that the one after more steps takes its place;
+    its new path. None where there is none, or it is no longer as it was, or is called so already: it stays then."""
+    path, done = _last_written(folder, loras)
+    if path is None or path.stem.startswith(f"{checked_name(name)}_step_"):
+        return None
+    data = path.read_bytes()
+    same = loras / f"{path.stem}_step_{done}.safetensors"
+    kept = same if same.is_file() and same.read_bytes() == data else write_new(loras, same.stem, data)
+    path.unlink()
+    return kept
+
+
+def _last_written(folder: Path, loras: Path) -> tuple[Path | None, int]:
     try:
         noted = read_json(inside(folder) / RESULT)
         path = loras / f"{checked_name(noted['file'])}.safetensors"
-        return path if noted["steps"] == steps and _hash(path) == noted["sha256"] else None
+        return (path if _hash(path) == noted["sha256"] else None), int(noted["steps"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # Nobody's record, or a damaged one: the LoRA is written anew under a free name.
-        return None
+        return None, 0
 
 
 def _base(host: Host, model: MODEL) -> dict[str, Any] | None:

@@ -157,13 +157,15 @@ def test_a_name_that_is_taken_and_a_run_that_is_done(app, spelled, base):
     assert done["outputs"]["p"]["text"] == ["taken_2.safetensors"] and not (loras / "taken_3.safetensors").exists()
     # More steps go on; fewer give no other LoRA than the one there is.
     nodes["t"]["inputs"]["steps"] = 3
-    assert succeeded(app.run(nodes))["outputs"]["p"]["text"] == ["taken_3.safetensors"]
+    before = (loras / "taken_2.safetensors").read_bytes()
+    assert succeeded(app.run(nodes))["outputs"]["p"]["text"] == ["taken_2.safetensors"]
+    assert (loras / "taken_2_step_2.safetensors").read_bytes() == before != (loras / "taken_2.safetensors").read_bytes()
     rows = [json.loads(r) for r in (app.base / "output/retort/taken/metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == [1, 2, 3]
     # A file that is gone is written again.
-    (loras / "taken_3.safetensors").unlink()
+    (loras / "taken_2.safetensors").unlink()
     nodes["t"]["inputs"]["save_every"] = 17
-    assert succeeded(app.run(nodes))["outputs"]["p"]["text"] == ["taken_3.safetensors"]
+    assert succeeded(app.run(nodes))["outputs"]["p"]["text"] == ["taken_2.safetensors"]
 
 
 def wait_until(found, seconds=300):

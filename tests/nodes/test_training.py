@@ -117,6 +117,22 @@ def test_images_are_learnt_and_metadata_tells_of_it(run, where, node):
     assert notes["modelspec.architecture"].endswith("/lora")
 
 
+def test_more_steps_take_the_place_of_the_lora_which_keeps_its_steps_in_its_name(run, where):
+    loras = where.models[0] / "loras"
+    given = {"images": [torch.rand(2, 64, 64, 3)], "latents": [], "name": "longer"}
+    run(RetortTrainFlow, **given, steps=2)
+    first = (loras / "longer.safetensors").read_bytes()
+    assert run(RetortTrainFlow, **given, steps=3)[2] == "longer.safetensors"
+    assert (loras / "longer_step_2.safetensors").read_bytes() == first
+    second = (loras / "longer.safetensors").read_bytes()
+    assert second != first
+    # A file that is not as the run left it is somebody's own: it stays.
+    (loras / "longer.safetensors").write_bytes(first)
+    assert run(RetortTrainFlow, **given, steps=4)[2] == "longer_2.safetensors"
+    assert (loras / "longer.safetensors").read_bytes() == first
+    assert {path.stem for path in loras.iterdir()} == {"longer", "longer_2", "longer_step_2"}
+
+
 def test_a_job_is_started_looked_at_and_collected(run, where, monkeypatch):
     started = []
     monkeypatch.setattr(starter, "start", lambda folder, arguments, processes: started.append((folder, processes)))
