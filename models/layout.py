@@ -14,7 +14,7 @@ from . import autoencoder, text
 from .layouts.dit import sd3_layout
 
 DEPTH = 3
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "sample_size": 8,
     "patch_size": 2,
     "in_channels": autoencoder.CHANNELS,
@@ -37,6 +37,16 @@ def network() -> nn.Module:
 
     made: Any = SD3Transformer2DModel(**CONFIG)
     return made
+
+
+def refuse_large(height: int, width: int) -> None:
+    """ValueError for latents that have more places than the network knows."""
+    most = CONFIG["pos_embed_max_size"] * CONFIG["patch_size"]
+    if max(height, width) > most:
+        raise ValueError(
+            f"the demo model draws pictures of 64 x 64 pixels, {8 * most} x {8 * most} at most, and these are "
+            f"{8 * width} x {8 * height}: set width and height of the empty latent to 64"
+        )
 
 
 def to_sd3_layout(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -35,7 +35,7 @@ class RetortEmbeddedModel(CheckedNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(tooltip="The diffusion model; an SD3-layout network with 16-channel latents."),
+                io.Model.Output(tooltip="The diffusion model. Give it an empty latent of 64 x 64 pixels."),
                 io.Clip.Output(tooltip="Its text encoder, for CLIP Text Encode; it knows about forty words."),
                 io.Vae.Output(tooltip="Its autoencoder: 64x64 pixels to 8x8 latents."),
             ],

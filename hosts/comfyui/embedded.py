@@ -7,6 +7,7 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 
+from ...models import layout
 from ...models.loader import CHECKPOINTS, FOLDER
 from ...models.text import TextEncoder, WordTokenizer
 from . import photographs, words
@@ -27,8 +28,14 @@ def load(variant: str):
         model.cached_patcher_init = (load_eps, (file,))
     else:
         model = comfy.sd.load_checkpoint_guess_config(file, output_vae=False, output_clip=False)[0]
+    model.model.diffusion_model.register_forward_pre_hook(refuse_large)
     vae = comfy.sd.load_checkpoint_guess_config(_weights(CHECKPOINTS["flow"]), output_clip=False, output_model=False)[2]
     return model, load_clip(_weights(TEXT)), vae
+
+
+def refuse_large(network, inputs) -> None:
+    """See `models.layout`; core's own network ends with an assertion."""
+    layout.refuse_large(*inputs[0].shape[-2:])
 
 
 def load_eps(file: str, disable_dynamic: bool = False):

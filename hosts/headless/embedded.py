@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...files.errors import UsageError
-from ...models import autoencoder, loader, text
+from ...models import autoencoder, layout, loader, text
 from ...models.layouts.dit import sd3_layout
 from ...models.layouts.renames import Layout
 from ...sampling.path import FLOW, VE
@@ -56,6 +56,7 @@ class EmbeddedNetwork:
             raise UsageError("this CONDITIONING comes from another text encoder; use the CLIP of RetortEmbeddedModel")
         if shape[1] != autoencoder.CHANNELS:
             raise UsageError(f"the latent has {shape[1]} channels and the embedded model takes {autoencoder.CHANNELS}")
+        layout.refuse_large(*shape[-2:])
         return {"context": tokens, "y": pooled}
 
     def __call__(self, x: Tensor, timestep: Tensor, **conditions: Tensor) -> Tensor:

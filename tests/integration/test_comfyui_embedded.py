@@ -50,6 +50,15 @@ def test_stock_nodes_run_it(comfy, embedded, variant):
     assert torch.isfinite(out["samples"]).all()
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_latent_of_usual_size_is_refused_with_the_size_to_take(comfy, embedded, variant):
+    model, clip, _ = embedded(variant)
+    prompt = encoded(comfy, clip, PROMPT)
+    with torch.inference_mode(), pytest.raises(ValueError, match="are 768 x 512: set width and height .* to 64"):
+        latent = {"samples": torch.zeros(1, 4, 64, 96)}
+        comfy.nodes.common_ksampler(model, 3, 2, 4.0, "euler", "simple", prompt, prompt, latent)
+
+
 def test_flow_is_what_the_stock_loader_gives(comfy, embedded, folder):
     model, _, vae = embedded("flow")
     stock, clip, stock_vae, _ = comfy.sd.load_checkpoint_guess_config(

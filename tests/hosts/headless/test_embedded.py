@@ -130,6 +130,12 @@ def test_a_lora_that_was_just_trained_is_the_lora_of_its_file(where):
 
 
 @needs_weights
+def test_a_latent_of_usual_size_is_refused_with_the_size_to_take(go):
+    with pytest.raises(NodeError, match="are 768 x 512: set width and height .* to 64"):
+        go(stock(n4={"width": 768, "height": 512}))
+
+
+@needs_weights
 def test_the_stock_loaders_missing_clip_is_explained(go):
     with pytest.raises(NodeError, match='node 2 "CLIPTextEncode": the checkpoint that this CLIP comes from holds no'):
         go(stock(n2={"clip": ["1", 1]}))
