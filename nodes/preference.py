@@ -32,6 +32,7 @@ ALIASES = ["retort", "preference", "dpo", "pick-a-pic", "taste", "rlhf", "pairs"
 PREFERENCES = io.Custom("PREFERENCES")
 PAIRINGS = ["all", "best_worst", "halves"]
 EMPTY = "the latents are empty: connect those of finished pictures"
+MOST_LINES = 5  # of a set that a message names
 EXPORTS = ["none", "folder", "parquet"]
 NAME = "my_taste"  # of a set until a user gives it another
 
@@ -418,7 +419,7 @@ def asked(given: dict[str, Any]) -> tuple[training.Request, list[str]]:
     # A tie teaches something only where its evenness is learnt.
     kept = given["pairs"].filtered(ties=given["method"].get("labels") == "soft")
     found, problems = dataset(kept, given["clip"], given.get("vae"))
-    return training.Request(given["name"], config, found, start, recipe), problems[: preferences.SHOWN]
+    return training.Request(given["name"], config, found, start, recipe), problems
 
 
 def dataset(pairs: Preferences, clip: Any, vae: Any) -> tuple[Dataset, list[str]]:
@@ -428,7 +429,7 @@ def dataset(pairs: Preferences, clip: Any, vae: Any) -> tuple[Dataset, list[str]
     rows: list[tuple[str, Latent, Latent, float]] = []
     shown: list[Tensor] = []
     edits = any(pair.reference for pair in pairs.pairs)
-    problems: list[str] = []
+    wrong: dict[str, list[int]] = {}
     progress = host.progress(max(1, len(pairs.pairs)))
     for done, pair in enumerate(pairs.pairs):
         host.check_cancelled()
@@ -444,19 +445,28 @@ def dataset(pairs: Preferences, clip: Any, vae: Any) -> tuple[Dataset, list[str]
             if shape_of(winner) != shape_of(loser):
                 raise ValueError(f"winner and loser differ in size, {shape_of(winner)} and {shape_of(loser)}")
         except ValueError as error:
-            problems.append(f"line {pair.line}: {error}")
+            wrong.setdefault(str(error), []).append(pair.line)
             continue
         if pair.prompt not in texts:
             texts[pair.prompt] = entries_of([host.encode_text(clip, pair.prompt)], "prompt")[0]
         rows.append((pair.prompt, winner, loser, pair.certainty))
         shown += [before] if isinstance(before, Tensor) else []
         progress.step(done + 1)
+    problems = [_of_lines(lines, why) for why, lines in list(wrong.items())[: preferences.SHOWN]]
     if not rows:
-        raise ValueError("\n".join(["none of the pairs can be trained on:", *problems[: preferences.SHOWN]]))
+        raise ValueError("\n".join(["none of the pairs can be trained on:", *problems]))
     prompts, winners, losers, strengths = (list(column) for column in zip(*rows, strict=True))
     empty = entries_of([host.encode_text(clip, "")], "prompt")[0]
     entries = [texts[prompt] for prompt in prompts]
-    return Dataset(entries, prompts, empty, winners, None, losers, strengths, references=shown or None), problems
+    data = Dataset(entries, prompts, empty, winners, None, losers, strengths, references=shown or None)
+    return data, problems
+
+
+def _of_lines(lines: list[int], why: str) -> str:
+    """What is wrong with some lines of a set, once for all of them."""
+    named = ", ".join(map(str, lines[:MOST_LINES]))
+    rest = f" and {len(lines) - MOST_LINES} more" if len(lines) > MOST_LINES else ""
+    return f"line{'s' * (len(lines) > 1)} {named}{rest}: {why}"
 
 
 def _latent(folder: Path, name: str, vae: Any) -> Latent:

@@ -16,6 +16,7 @@ from ..trainers.adapters import require_peft
 from ..trainers.config import RunConfig
 from ..trainers.dataset import NO_SIZE, Dataset, entries_of, latents_of, one_for_each, refuse_missing
 from ..trainers.methods import METHODS, of_group, read_config
+from ..trainers.objectives.parts.contract import Objective
 from ..trainers.watch import latest_preview
 from .checks import Asked, CheckedNode, about, at, is_empty, within
 from .inputs import PROMPTED, completed, inputs_of, schema
@@ -111,8 +112,8 @@ def dataset(
 
 
 
-def check_sources(given: Asked, pictures: bool) -> None:
-    """ValueError for prompts and pictures that are missing, or there twice; pictures: latents alone are not enough."""
+def check_sources(given: Asked, kind: type[Objective]) -> None:
+    """ValueError for prompts and pictures that are missing, or there twice."""
     images, latents = given.connected("images"), given.connected("latents")
     if given.knows("prompts"):
         words, positive = texts.prompts(given["prompts"]), given.connected("positive")
@@ -124,11 +125,12 @@ def check_sources(given: Asked, pictures: bool) -> None:
             raise ValueError("there are no prompts: type one in each line and connect `clip`, or connect `positive`")
     if images and latents:
         raise ValueError("both images and latents are connected: disconnect one of them")
-    if pictures and not images:
+    if "pictures" in kind.needs and not images:
         raise ValueError("a restorer learns from pictures, which it degrades and encodes: connect `images` and `vae`")
     if images and not given.connected("vae"):
         raise ValueError("images are encoded by a VAE: connect `vae`")
     if not images and not latents:
+        refuse_missing(kind.name, kind.without_images, images=kind.needs_latents, empty=False)
         raise ValueError(NO_SIZE)
 
 
@@ -154,7 +156,7 @@ def check_settings(given: Asked, method: str = "") -> RunConfig | None:
 def check_training(given: Asked, method: str = "") -> None:
     """What a trainer demands before anything is encoded. ValueError says what is missing, or cannot be."""
     kind = METHODS[method or given["method"]["method"]]
-    check_sources(given, "pictures" in kind.objective.needs)
+    check_sources(given, kind.objective)
     config = check_settings(given, method)
     reward = given.connected("reward")
     typed = not given.knows("prompts") or bool(texts.prompts(given["prompts"]))
@@ -169,6 +171,7 @@ def check_training(given: Asked, method: str = "") -> None:
     compares = kind.objective.asks_uncond(config.objective) or config.training.prompt_dropout > 0
     refuse_missing(
         kind.objective.name,
+        kind.objective.without_images,
         images=empty and kind.objective.asks_latents(config.objective),
         empty=compares and not (given.connected("negative") or given.connected("clip")),
     )

@@ -207,12 +207,13 @@ def _latent(flat: Mapping[str, Tensor], name: str) -> Latent:
     return tuple(flat[f"{name}/{number}"] for number in range(count))
 
 
-def refuse_missing(method: str, *, images: bool, empty: bool) -> None:
-    """ValueError where a method lacks images, or the empty prompt; method: what messages call it."""
+def refuse_missing(method: str, without: str, *, images: bool, empty: bool) -> None:
+    """ValueError where a method lacks images, or the empty prompt; method: what messages call it. without: see
+    `Objective.without_images`."""
     if images:
         raise ValueError(
-            f"{method} learns from images here, and there are none: connect `latents` or `images`, or choose what "
-            "needs none: dmd2 with gan_weight 0, tdm or di_star"
+            f"{method} learns from images here, and there are none: connect them to `images`, and their `vae`, or to "
+            f"`latents` what VAE Encode made of them{without and f', or {without}'}"
         )
     if empty:
         raise ValueError(

@@ -109,6 +109,7 @@ class Trainer:
             )
         refuse_missing(
             self.objective.name,
+            self.objective.without_images,
             images=self.objective.needs_latents and self.data.latents is None,
             empty=(self.objective.needs_uncond or self.settings.prompt_dropout > 0) and self.data.uncond is None,
         )
@@ -381,11 +382,14 @@ class Trainer:
         norms = {name: float(self.runners[name].clip(settings.max_grad_norm)) for name in moving}
         if not all(map(math.isfinite, (*norms.values(), *(v for k, v in numbers.items() if k.endswith("_loss"))))):
             self._zero()
-            kept = f"{self.state_file} holds the weights after step {step}" if step else "Nothing was learnt yet"
+            # A run that goes on keeps its settings.
+            lower = f"lower learning_rate from {settings.learning_rate:g}{', under another name' if step else ''}"
+            kept = f". The weights after step {step} are kept in {self.state_file}" if step else ""
             raise TrainingFailed(
-                f"step {step + 1}: the loss or its gradient is not a finite number "
-                f"({', '.join(f'{k} {v:g}' for k, v in numbers.items() if k.endswith('_loss'))}). {kept}. "
-                f"Lower learning_rate, set precision to fp32, or look at samples {self.order.rows[:16]}"
+                f"step {step + 1}: {lower}, since the loss or its gradient is not a finite number "
+                f"({', '.join(f'{k} {v:g}' for k, v in numbers.items() if k.endswith('_loss'))}). If that does not "
+                "help, set precision to fp32 (advanced), or look at what this step was trained on, counted from 1: "
+                f"{', '.join(str(row + 1) for row in self.order.rows[:16])}{kept}"
             )
         if not step:
             try:

@@ -23,6 +23,8 @@ ORIGIN = "origin.json"
 # share of the tensor's size. Two prompts, or two images, differ by ten times as much in one mark of four at least.
 TOLERANCE = 0.02
 MARKS, MOST = 4, 65_536
+PAIRED = ("prompts", "latents", "losers", "strengths")
+WORDS = {"negative": "negative prompt", "start_from": "LoRA to begin as"}
 MOST_BYTES = 2**28  # of the file: a few hundred bytes for each image
 
 
@@ -110,6 +112,20 @@ def refuse_other_origin(folder: Path | Inside, now: Mapping[str, Any]) -> None:
     other = [name for name, value in now.items() if not alike(before.get(name), value)]
     if other:
         raise ValueError(
-            f"name: the run in {folder} was started with another {' and other '.join(other)}. Connect what it was "
-            "started with to go on, or give this run another name"
+            f"name: the run {path.parent.name!r} was started with {_listed(other, before, now)}: give this run another "
+            f"name, or set what it was started with to go on with it (in {folder})"
         )
+
+
+def _listed(other: Sequence[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In words what differs, with its numbers where these do."""
+    pairs = "losers" in other
+    said = []
+    for name in other:
+        if pairs and name in PAIRED and name != "losers":
+            continue  # they are a pair's
+        many = name in PAIRED or name == "references"
+        words = "other pairs" if name == "losers" else f"other {name}" if many else f"another {WORDS.get(name, name)}"
+        counts = [len(each[name]) if isinstance(each.get(name), list) else 0 for each in (before, now)]
+        said.append(f"{words} ({counts[0]}, now {counts[1]})" if many and counts[0] != counts[1] else words)
+    return " and ".join(said)

@@ -1,5 +1,7 @@
 """Warns of few-step students that a prompt samples otherwise than they were trained: guidance, sampler, steps, prompts.
 
+And of a training of one that ends before it begins.
+
 A student is known by the name of its published file or by its metadata, as for the preset "auto".
 """
 
@@ -23,6 +25,7 @@ from ..recognise import by_name, files_of
 _DROPPING = ("uni_pc", "uni_pc_bh2", "dpm_2", "dpm_2_ancestral")
 # They extrapolate from step to step, which students that were trained with Euler steps do not take.
 _EXTRAPOLATING = ("res_multistep", "res_multistep_cfg_pp", "dpmpp_2m", "dpmpp_2m_cfg_pp")
+_SETUP = "RetortDistilledSetup"
 _REMEDY = "sample with Distilled Setup"
 _log = logging.getLogger("retort")
 
@@ -39,7 +42,11 @@ def warnings(prompt: Mapping[str, Any], folders: Sequence[Path] = ()) -> list[st
     }
     every, found = presets.known(folders).values(), list[str]()
     for id in nodes:
-        found += _of_node(dict(Source(nodes, id)), every)
+        inputs = dict(Source(nodes, id))
+        found += _of_node(inputs, every)
+        if nodes[id]["class_type"] == _SETUP:
+            found += _of_setup(inputs, every)
+        found += _of_training(inputs)
     return list(dict.fromkeys(found))
 
 
@@ -90,6 +97,24 @@ def _of_student(preset: Preset, file: str, name: Any, dropping: tuple[str, ...],
         yield (
             f"steps is {steps}, and {file} was trained for {known}: other numbers of steps ask it at levels that it "
             f"never saw; choose one of these, or {_REMEDY}, preset {preset.key}"
+        )
+
+
+def _of_setup(inputs: Mapping[str, Any], every: Iterable[Preset]) -> Iterator[str]:
+    """What is wrong at Distilled Setup: the preset of another student than the file that is loaded."""
+    model, chosen = inputs.get("model"), inputs.get("preset")
+    known = by_name(every, files_of(model)) if isinstance(model, Link) and isinstance(chosen, str) else {}
+    if len(known) == 1 and chosen in {preset.key for preset in every} - {*known}:
+        ((key, (_, file)),) = known.items()
+        yield f"preset is {chosen}, and {file} is a student of another training: choose {key}, or auto"
+
+
+def _of_training(inputs: Mapping[str, Any]) -> Iterator[str]:
+    first, steps = inputs.get("method.regression_steps"), inputs.get("steps")
+    if inputs.get("method") == "dmd2" and isinstance(first, int) and isinstance(steps, int) and 0 < steps <= first:
+        yield (
+            f"training steps is {steps}, and in the first {first} (regression_steps) the student copies pairs of the "
+            f"teacher, so that DMD2 itself has none: set training steps above {first}, or regression_steps lower"
         )
 
 

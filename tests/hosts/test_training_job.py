@@ -257,7 +257,7 @@ def test_a_job_on_other_data_is_refused_and_leaves_what_is_there(made, request_f
         request.dataset.entries = entries_of([host.encode_text(clip, f"a green {i}") for i in range(4)], "positive")
     else:
         request.dataset.latents = [latent.flip(0) for latent in request.dataset.latents]
-    with pytest.raises(ValueError, match=f"name: the run in .* was started with another {change}"):
+    with pytest.raises(ValueError, match=f"name: the run .* was started with other {change}"):
         starter.write_job(host, folder, model, request, vae)
     assert {name: (folder / name).read_bytes() for name in (DATA, JOB)} == before
     starter.write_job(host, folder, *request_for("mine", steps=4)[::2], vae)

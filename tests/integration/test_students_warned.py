@@ -61,6 +61,32 @@ def test_other_models_and_loras_that_are_off_are_left_alone(warned):
     assert warned(graph) == []
 
 
+def setup(preset, lora="digits_eps_dmd2_1step.safetensors"):
+    graph = prompt(lora)
+    graph["4"] = {"class_type": "RetortDistilledSetup", "inputs": {"model": ["2", 0], "preset": preset, "steps": 4}}
+    return graph
+
+
+def test_the_preset_of_another_student_than_is_loaded(warned):
+    (sentence,) = warned(setup("digits_flow"))
+    assert "preset is digits_flow, and digits_eps_dmd2_1step.safetensors" in sentence
+    assert "choose digits_eps, or auto" in sentence
+    for fitting in ("digits_eps", "auto", ["9", 0], "of another version"):
+        assert warned(setup(fitting)) == []
+    assert warned(setup("digits_flow", "my_own.safetensors")) == []
+
+
+def test_a_training_that_ends_before_dmd2_begins(warned):
+    def training(**inputs):
+        return {"1": {"class_type": "RetortTrainDistillation", "inputs": {
+            "method": "dmd2", "method.regression_steps": 180, "steps": 280, **inputs}}}  # fmt: skip
+
+    (sentence,) = warned(training(steps=100))
+    assert "training steps is 100" in sentence and "set training steps above 180" in sentence
+    for fine in ({}, {"steps": 100, "method.regression_steps": 0}, {"steps": ["2", 0]}, {"steps": 1, "method": "tdm"}):
+        assert warned(training(**fine)) == []
+
+
 def test_a_student_with_guidance_may_have_it(warned):
     assert warned(prompt("Hyper-SDXL-8steps-CFG-lora.safetensors", "blurry", cfg=5.0, steps=8)) == []
 

@@ -51,8 +51,13 @@ TRAINING = [
     ({"latents": None}, "images: the size of the pictures is not known"),
     ({"latents": None, "images": LINKED, "vae": None}, "images: images are encoded by a VAE: connect `vae`"),
     ({"images": LINKED}, "images: both images and latents are connected"),
-    ({"method": "dmd2", "method.gan_weight": 0.01}, "images: DMD2 learns from images here, and there are none"),
+    (
+        {"method": "dmd2", "method.gan_weight": 0.01},
+        "images: DMD2 learns from images here, and there are none: connect them to `images`, and their `vae`, or to "
+        "`latents` what VAE Encode made of them, or set gan_weight to 0",
+    ),
     ({"method": "f_distill"}, "images: f-distill learns from images here"),
+    ({"method": "f_distill", "latents": None}, "images: f-distill learns from images here"),
     ({"method.timesteps": "9, x"}, "method.timesteps: timesteps: 'x' is not a whole number"),
     ({"method.steps": 3, "method.timesteps": "999, 499"}, "method.timesteps: timesteps '999, 499' lists 2, and steps"),
     ({"method": "of another version"}, "method: method is 'of another version', which this version"),

@@ -64,7 +64,7 @@ def test_a_reward_has_a_part_in_what_is_learnt(run, where):
     assert len(loss["loss"]) == 2 and (file, name) == ("pleased.safetensors", "pleased")
     rows = read_metrics(where.output / "retort" / "pleased" / METRICS)
     assert all(isinstance(row["reward"], float) for row in rows)
-    with pytest.raises(ValueError, match="name: the run in .* was started with another reward"):
+    with pytest.raises(ValueError, match="name: the run .* was started with another reward"):
         run(RetortTrainDistillation, "di_star", chosen, reward=Combined((Term(judge()),)), name="pleased")
     plain = run(RetortTrainDistillation, "di_star", {"ratio": 1}, name="plain")[0]
     assert any(not torch.equal(lora[k], plain[k]) for k in plain)
@@ -253,7 +253,7 @@ def test_a_refused_or_stopped_request_leaves_what_a_finished_run_shows(run, wher
     folder = where.output / "retort" / "kept"
     # Other settings are refused before anything is touched, other data once they are encoded.
     for change, message, noted in (
-        ({"rank": 4}, "lora.rank", ""), ({"prompts": "a green four"}, "another prompts", "last request refused: "),
+        ({"rank": 4}, "lora.rank", ""), ({"prompts": "a green four"}, "other prompts", "last request refused: "),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             run(RetortTrainDistillation, "tdm", {"steps": 1}, **{"name": "kept", "steps": 2, **change})

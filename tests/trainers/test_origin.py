@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -45,12 +46,27 @@ def test_the_same_encoded_again_is_recognised_and_another_prompt_or_picture_is_n
 def test_a_run_that_goes_on_must_have_begun_alike(tmp_path):
     recognise(tmp_path, started([entry(1)]), False)
     recognise(tmp_path, started([entry(1)]), True)
-    with pytest.raises(ValueError, match="name: the run in .* another prompts.*another name"):
+    with pytest.raises(ValueError, match="name: the run .* other prompts.*another name"):
         recognise(tmp_path, started([entry(2)]), True)
     recognise(tmp_path, started([entry(2)]), False)  # nothing of the first is left to go on with
     (tmp_path / ORIGIN).write_text("{")
     with pytest.raises(ValueError, match="origin.json: it is no JSON.*another name"):
         recognise(tmp_path, started([entry(2)]), True)
+
+
+def test_more_pairs_than_it_began_with_are_counted(tmp_path):
+    pictures = [torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(6)]
+
+    def pairs(count):
+        return started(
+            [entry(i) for i in range(count)], latents=pictures[:count], losers=pictures[-count:],
+            strengths=[1.0] * count, references=pictures[:count],
+        )  # fmt: skip
+
+    recognise(tmp_path / "taste", pairs(2), False)
+    said = "the run 'taste' was started with other pairs (2, now 3) and other references (2, now 3): give this run"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        recognise(tmp_path / "taste", pairs(3), True)
 
 
 def test_buckets_come_apart_and_plain_lists_stay():

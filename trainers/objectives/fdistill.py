@@ -89,7 +89,8 @@ class FDistill(DMD2):
     """See the module; DMD2 with another weight for each sample."""
 
     name = "f-distill"
-    judges_matched = True
+    without_images = "choose dmd2 with gan_weight 0, tdm or di_star, which need none"
+    judges_matched = needs_latents = True
     config: FDistillConfig
 
     def __init__(self, config: FDistillConfig, denoiser: TrainableDenoiser, tools: Tools | None = None):

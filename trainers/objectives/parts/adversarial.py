@@ -48,6 +48,7 @@ class Adversarial(ScoreMatching):
 
     # Whether the GAN judges the student at the level and with the noise of the matching term.
     judges_matched = False
+    without_images = "set gan_weight to 0"
     config: AdversarialConfig
 
     def __init__(

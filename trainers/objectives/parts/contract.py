@@ -257,6 +257,7 @@ class Objective(ABC):
     each part of a latent by itself (`Batch.parts`), as video with sound asks for.
     needs_latents, needs_uncond - whether images, and the empty prompt, are asked for: of the class with every config,
     of the object with its own (`asks_latents`, `asks_uncond`).
+    without_images - what a message advises besides, where images are missing.
     student_rule, student_start - what a few-step student does between its levels, and what it starts from.
     heaviest, of the object - whether draws that decide how many graphs wait fall on the most of them, as memory has to
     be counted.
@@ -268,6 +269,7 @@ class Objective(ABC):
     two_rewards: ClassVar[bool] = False
     of_samples: ClassVar[bool] = False
     of_parts: ClassVar[bool] = False
+    without_images: ClassVar[str] = ""
     student_rule: ClassVar[Rule] = Rule()
     student_start: ClassVar[Start] = "unit"
     needs_latents: bool = False
