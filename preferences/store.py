@@ -44,6 +44,7 @@ MOST_LINES, LINE_BYTES, PROMPT_LENGTH, NAME_LENGTH = 1_000_000, 65_536, 8192, 20
 PIXELS, NUMBERS, PICTURE_BYTES = 2**26, 2**28, 2**28
 MOST_PARTS = 8  # of a latent
 SHOWN = 20
+MOST_LISTED = 500  # sets beside one
 FOLDERS = ("images", "latents")  # folders of a set for its files
 BOOKS = 4  # sets that are kept in memory
 _CUT_OFF = f"it is not finished, or longer than {LINE_BYTES} bytes"
@@ -131,10 +132,22 @@ def refuse_empty(folder: Path | Inside) -> None:
     """ValueError for a set to which nothing was added yet."""
     place = inside(folder)
     if not (place / PAIRS).is_file():
+        others = _beside(place.path)
+        known = f"; there are pairs in {', '.join(others)}" if others else ""
         raise ValueError(
             f"the set {place.path.name!r} is empty: choose some pictures in Preference Picker first, or let Label "
-            f"Pairs judge some ({place / PAIRS} is not there)"
+            f"Pairs judge some{known} ({place / PAIRS} is not there)"
         )
+
+
+def _beside(folder: Path) -> list[str]:
+    """The sets in the same folder that have pairs, those that were changed last first."""
+    try:
+        there = {name: inside(folder.parent) / name / PAIRS for name in inside(folder.parent).folders()[:MOST_LISTED]}
+        changed = {name: pairs.changed() for name, pairs in there.items() if pairs.is_file()}
+    except OSError:
+        return []
+    return sorted(changed, key=lambda name: -changed[name])[:SHOWN]
 
 
 def read(folder: Path | Inside) -> Preferences:
