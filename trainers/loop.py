@@ -22,6 +22,7 @@ from .config import NONE, RunConfig, TrainingConfig
 from .data import Data
 from .dataset import refuse_missing
 from .denoiser import Denoiser
+from .export import stored
 from .host_inputs import HostInputs
 from .objectives.parts.contract import Batch, Loss, Objective, swapped
 from .objectives.parts.registry import METHODS
@@ -184,7 +185,8 @@ class Trainer:
         state.save(self.files / STATE, self.config, groups, counters)
         if self.settings.keep:
             path = self.files / "checkpoints" / f"step_{self.done:07d}.safetensors"
-            write_tensors(path, self.denoiser.to_file(self.lora()), self.notes(self.done))
+            lora = {key: stored(value) for key, value in self.denoiser.to_file(self.lora()).items()}
+            write_tensors(path, lora, self.notes(self.done))
             for old in checkpoints(self.files)[: -self.settings.keep]:
                 old.remove()
 
