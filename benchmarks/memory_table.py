@@ -108,6 +108,13 @@ MORE_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     GAN: ("dmd2", {"steps": 4, "ratio": 1, "gan_weight": 5e-3}),
     F_DISTILL: ("f_distill", {"steps": 4, "ratio": 1}),
     ALIGN: ("align_prop", {"steps": 20, "last": 1, "truncation": "fixed"}),
+    **{name: (name, {}) for name in ("smpo", "mapo", "spo", "flow_grpo", "few_shot", "instarevive")},
+    "di_star": ("di_star", {"steps": 4}),
+}
+# On one network of each prediction; rewards that are asked without a gradient take memory of their own only.
+ELSEWHERE = {
+    "SDXL": ("smpo", "mapo", "spo", "few_shot", "di_star", "instarevive"),
+    "Z-Image": ("smpo", "mapo", "flow_grpo", "few_shot", "di_star", "instarevive"),
 }
 # diffusers' own classes, for where there is no ComfyUI.
 DIFFUSERS: dict[str, tuple[str, dict[str, Any], tuple[int, ...], tuple[int, int], int]] = {
@@ -156,11 +163,13 @@ def rows(host: str) -> list[Row]:
     found = [Row(host, network, method) for network in NETWORKS for method in METHODS]
     more = [Row(host, "SDXL", "dmd2", 64), Row(host, "SDXL", ALIGN)]
     more += [Row(host, network, method) for network in ("SDXL", "Flux.1 fp8") for method in (GAN, F_DISTILL)]
+    more += [Row(host, network, method) for network, methods in ELSEWHERE.items() for method in methods]
     return [*found, *more, *(Row(host, n, "dmd2", optimiser="adamw8bit") for n in ("Flux.1", "Qwen-Image"))]
 
 
 def _request(row: Row, latent: tuple[int, ...], text: tuple[int, int], pooled: int, extra: Mapping[str, Any]) -> Any:
     from ..trainers.dataset import Dataset
+    from ..trainers.methods import METHODS as known
     from ..trainers.methods import read_config
 
     method, objective = (METHODS | MORE_METHODS)[row.method]
@@ -171,7 +180,10 @@ def _request(row: Row, latent: tuple[int, ...], text: tuple[int, int], pooled: i
     more = {**extra, **({"pooled_output": torch.zeros(1, pooled)} if pooled else {})}
     entry = torch.zeros(1, *text), more
     picture = [torch.zeros(latent)]
-    losers: dict[str, Any] = {"losers": picture, "strengths": [1.0]} if method == "dpo" else {}
+    needs = known[method].objective.needs
+    losers: dict[str, Any] = {"losers": picture, "strengths": [1.0]} if "comparisons" in needs else {}
+    if "pictures" in needs:
+        losers["pictures"] = [torch.zeros(*(8 * side for side in latent[-2:]), 3, dtype=torch.uint8)]
     return config, Dataset([entry], ["a prompt"], entry, picture, **losers)
 
 
@@ -206,6 +218,10 @@ def count(row: Row, measures: tuple[str, ...] = (), whole: bool = False) -> Coun
         from . import memory_reward
 
         judged = {"vae": memory_reward.sdxl_vae(), "rewards": [memory_reward.vit_h()]}
+    else:
+        from ..hosts.training import plan_report
+
+        judged = dict(zip(("vae", "rewards"), plan_report.stand_ins(host, settings), strict=True))
     found = planning.counted(host, model, settings, dataset, **judged, compute=BF16, measures=measures, whole=whole)
     return replace(found, peaks=found.phases())
 
@@ -299,7 +315,7 @@ def _cell(plan: Any) -> str:
 
 def work(counts: Mapping[str, Mapping[str, Counted]]) -> str:
     """Model x method: operations of a step over those of a plain one, in the mean of what draws decide."""
-    methods = [name for name in METHODS | MORE_METHODS if name != "flow"]
+    methods = [*METHODS, GAN, F_DISTILL, ALIGN][1:]
     lines = [f"| model | TFLOP of a plain step, a forward pass's share | {' | '.join(methods)} |",
              "|---" * (2 + len(methods)) + "|"]  # fmt: skip
     for network in NETWORKS:

@@ -29,7 +29,6 @@ from ..graphs.search_prompts import read_prompts, search_prompts
 from ..trainers import job_watch
 from ..trainers.job import checked_folder
 from ..trainers.loop import TrainingFailed
-from ..trainers.methods import METHODS
 from ..trainers.parallel import place
 from ..trainers.watch import Silent
 from . import workflow_doctor
@@ -389,14 +388,9 @@ def plan(
             raise ValueError(f"there is no {model}")
         made, entry, shape = found.from_header(model, width, height, frames, tokens)
         config = plan_report.settings(method, rank, batch, optimiser)
-        objective = METHODS[method].objective
-        if objective.reward_refusal(config.objective) or "pictures" in objective.needs:
-            raise ValueError(
-                f"{method} learns through a reward or a VAE, neither of which this command can be given: use the node "
-                "Training Plan, to which they are connected, or choose another method"
-            )
+        judged = plan_report.stand_ins(found, config)
         dataset = plan_report.sample(method, entry, shape)
-        text = plan_report.report(found, made, config, dataset, plan_report.sizes(cards))
+        text = plan_report.report(found, made, config, dataset, plan_report.sizes(cards), *judged)
     except (ValueError, OSError, ImportError) as error:
         if debug:
             _err.print_exception()

@@ -16,7 +16,9 @@ from ...trainers.memory import size, smaller
 from ...trainers.methods import METHODS, read_config
 from ...trainers.planning import CONTEXT, Forecast, on_cards
 from ..contract import MODEL, VAE, Host
+from ..rewards import kinds
 from . import planning
+from .assembly import through_decoder
 
 CARDS = "8, 12, 16, 24"
 MOST_CARDS = 16
@@ -48,6 +50,20 @@ def sample(method: str, entry: tuple[Tensor, dict[str, Any]], shape: Shape, down
     pixels = [side * downscale for side in first_of(shape)[-2:]]
     pictures = [torch.zeros(*pixels, 3, dtype=torch.uint8)] if "pictures" in needs else None
     return Dataset([entry], ["a prompt"], entry, picture, pictures=pictures, **pairs)
+
+
+def stand_ins(host: Host, config: RunConfig) -> tuple[VAE, tuple[Reward, ...]]:
+    """(VAE, rewards) for methods that look at pictures without a gradient: real ones are placed and freed by the host,
+    and take nothing of a plan. ValueError for a method whose gradient passes them, which decides its memory."""
+    objective = METHODS[config.method].objective
+    asked = bool(objective.reward_refusal(config.objective))
+    if through_decoder(config, ()) or (asked and objective.rewards == "differentiable"):
+        raise ValueError(
+            f"{config.method} learns through a reward and a VAE, neither of which this command can be given: use the "
+            "node Training Plan, to which they are connected, or choose another method"
+        )
+    vae = object() if asked or "pictures" in objective.needs else None
+    return vae, (kinds.make(host, "jpeg", {}),) if asked else ()
 
 
 def report(

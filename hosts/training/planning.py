@@ -58,8 +58,8 @@ def forecast(
         made = Forecast(found, config.training, free)
         if made.plan.streamed or not made.plan.on_card:
             made = replace(made, more=with_measures(host, model, config, dataset, vae, rewards, remembered=known))
-    except (RuntimeError, NotImplementedError, TypeError, AttributeError, KeyError, IndexError) as error:
-        # Whatever a network does that needs its numbers, the run itself can still be tried.
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        # Whatever a network does that needs its numbers, the run itself can still be tried, and says what cannot be.
         _log.warning("memory could not be counted beforehand: %s", str(error).partition("\n")[0])
         return None
     return made
@@ -109,7 +109,8 @@ def counted(
         objective.heaviest = ALONE not in measures
         if objective.pairs:
             each = torch.zeros(data.shape_of(0), dtype=torch.float16)
-            data.pairs = {name: [each] * len(data) for name in ("noise", "target")}
+            # Which of a sample's pairs it is, is a number that is read, and so 1.
+            data.pairs = {name: [each] * 2 * len(data) for name in ("noise", "target")}
         made = Trainer(denoiser, objective, data, replace(config, training=training), Path())
         furnish_measures(made, measures)
         return made

@@ -20,6 +20,7 @@ from retort.hosts.headless.host import host  # noqa: E402
 from retort.hosts.training import plan_report  # noqa: E402
 from retort.models.layouts.dit import flux_layout  # noqa: E402
 from retort.nodes.plan import RetortTrainingPlan  # noqa: E402
+from retort.trainers.methods import METHODS  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +48,19 @@ def test_mistakes_are_one_message(file, tmp_path):
         ([str(file), "--method", "magic"], "method must be one of"),
         ([str(file), "--cards", "a lot"], "cards must be sizes in GB"),
         ([str(file), "--frames", "9"], "with --comfyui alone"),
-        *(
-            ([str(file), "--method", method, "--tokens", "6"], f"{method} learns through a reward or a VAE")
-            for method in ("align_prop", "spo", "flow_grpo", "instarevive")
-        ),
+        ([str(file), "--method", "align_prop", "--tokens", "6"], "align_prop learns through a reward and a VAE"),
     ):
         said = CliRunner().invoke(app, ["plan", *given])
         assert said.exit_code == 2 and message in said.output.replace("\n", " "), (given, said.output)
         assert ("Training Plan" in said.output) == ("reward" in message) and "connect `" not in said.output
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("align_prop", "spo")])
+def test_every_method_whose_memory_no_reward_decides_is_planned(file, method):
+    given = [str(file), "--width", "64", "--height", "64", "--rank", "2", "--tokens", "6", "--cards", "24"]
+    said = CliRunner().invoke(app, ["plan", *given, "--method", method])
+    assert said.exit_code == 0 and said.output.startswith(f"{method}, rank 2"), said.output
+    assert "24 GB: the base stays on the card, peak about" in said.output
 
 
 def test_the_node_says_the_same(file):

@@ -87,6 +87,22 @@ def test_the_largest_picture_and_the_longest_prompt_are_counted():
     assert [tuple(t.shape) for t in found.latents] == [(4, 16, 8)]
 
 
+@pytest.mark.parametrize(
+    ("method", "objective"),
+    [
+        ("dmd2", {"ratio": 1, "steps": 2, "timesteps": "999, 400"}),
+        ("tdm", {"steps": 2, "timesteps": "999, 400"}),
+        ("di_star", {"steps": 2, "timesteps": "999, 400"}),
+        ("dmd2", {"ratio": 1, "steps": 1}),
+        ("dmd2", {"regression_steps": 2}),
+    ],
+)
+def test_levels_and_pairs_are_found_where_a_network_has_no_numbers(model, method, objective):
+    asked = request()
+    settings = {"method": method, "objective": objective, "training": {"gradient_checkpointing": True}}
+    assert planning.counted(host, model, read_config(settings), asked.dataset).beside > 0
+
+
 def test_a_count_is_remembered_and_settings_that_matter_are_told_apart(model, tmp_path, monkeypatch):
     asked, remembered = request(), tmp_path / "counted.json"
     first = planning.counted(host, model, asked.config, asked.dataset, remembered=remembered)

@@ -36,9 +36,10 @@ def student_sigmas(denoiser: TrainableDenoiser, steps: int, timesteps: str = "")
     ValueError names `steps` or `timesteps`; timesteps that this model's schedule lacks raise it too.
     """
     check_grid(steps, timesteps)
-    if timesteps.strip():
-        own = presets.custom(timesteps, highest=presets.highest(denoiser.path))
-        return presets.sigmas(own, None, denoiser.schedule, denoiser.path)
-    if steps == 1:
-        return torch.tensor([denoiser.levels.one_step(), 0.0])
-    return grids.simple(denoiser.schedule, steps)
+    with torch.device("cpu"):  # they are numbers wherever the network is, and where it has none
+        if timesteps.strip():
+            own = presets.custom(timesteps, highest=presets.highest(denoiser.path))
+            return presets.sigmas(own, None, denoiser.schedule, denoiser.path)
+        if steps == 1:
+            return torch.tensor([denoiser.levels.one_step(), 0.0])
+        return grids.simple(denoiser.schedule, steps)
