@@ -49,12 +49,12 @@ class Order:
     def __init__(self, denoiser: Denoiser, data: Data, settings: TrainingConfig, reducer: Reducer):
         self.denoiser, self.data, self.settings, self.reducer = denoiser, data, settings, reducer
         self.rows: list[int] = []
-        self._seen = torch.zeros(2, 0)
-        # Beginning as if each had been seen once, an average one.
-        self.scores = torch.ones(len(data), dtype=torch.float64)
-        self.visits = torch.ones(len(data), dtype=torch.float64)
-        self.levels = torch.zeros(BUCKETS, dtype=torch.float64)
-        self._top = float(denoiser.levels.time(torch.tensor(denoiser.sigma_range[1])))
+        self._seen = torch.zeros(2, 0, device="cpu")
+        # Numbers wherever the network is, and where it has none. Beginning as if each had been seen once, an average one.
+        self.scores = torch.ones(len(data), dtype=torch.float64, device="cpu")
+        self.visits = torch.ones(len(data), dtype=torch.float64, device="cpu")
+        self.levels = torch.zeros(BUCKETS, dtype=torch.float64, device="cpu")
+        self._top = float(denoiser.levels.time(torch.tensor(denoiser.sigma_range[1], device="cpu")))
 
     def batches(self, position: int, groups: int, step: int) -> list[Batch]:
         """This process's micro-batches of a step; position: how many groups came before."""

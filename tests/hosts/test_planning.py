@@ -103,6 +103,11 @@ def test_levels_and_pairs_are_found_where_a_network_has_no_numbers(model, method
     assert planning.counted(host, model, read_config(settings), asked.dataset).beside > 0
 
 
+def test_samples_that_come_more_often_are_counted(model):
+    asked = request(importance=0.5)
+    assert planning.counted(host, model, asked.config, asked.dataset).beside > 0
+
+
 def test_a_count_is_remembered_and_settings_that_matter_are_told_apart(model, tmp_path, monkeypatch):
     asked, remembered = request(), tmp_path / "counted.json"
     first = planning.counted(host, model, asked.config, asked.dataset, remembered=remembered)
