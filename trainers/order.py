@@ -50,7 +50,7 @@ class Order:
         self.denoiser, self.data, self.settings, self.reducer = denoiser, data, settings, reducer
         self.rows: list[int] = []
         self._seen = torch.zeros(2, 0, device="cpu")
-        # Numbers wherever the network is, and where it has none. Beginning as if each had been seen once, an average one.
+        # On the CPU wherever the network is. Beginning as if each had been seen once, an average one.
         self.scores = torch.ones(len(data), dtype=torch.float64, device="cpu")
         self.visits = torch.ones(len(data), dtype=torch.float64, device="cpu")
         self.levels = torch.zeros(BUCKETS, dtype=torch.float64, device="cpu")
