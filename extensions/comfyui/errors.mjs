@@ -7,7 +7,8 @@ const WIDGET = "retort error";
 const FOLDER = new URL("./", import.meta.url).pathname.split("/").filter(Boolean).pop();
 const LINE = 18, LETTER = 7, MOST = 260, RIM = 40; // pixels
 const LIFE = 60_000; // ms
-let shown = [];
+const TOLD = 500; // letters of a message over the page; the node has all of it
+let shown = [], told;
 
 /** Whether an error is of our making: of our node, or raised last in our files. */
 function ours({ node_type, traceback = [] }) {
@@ -50,6 +51,8 @@ export function clear() {
     node.setDirtyCanvas(true, true);
   }
   shown = [];
+  if (told) app.extensionManager.toast.remove(told);
+  told = undefined;
 }
 
 /** Say why a node failed; detail: of ComfyUI's execution_error. */
@@ -57,7 +60,8 @@ export function tell(detail) {
   if (!detail || !ours(detail)) return;
   const node = nodeOf(detail.node_id), text = detail.exception_message.trim();
   const summary = node?.title ?? detail.node_type;
-  app.extensionManager.toast.add({ severity: "error", summary, detail: text, life: LIFE });
   clear();
+  told = { severity: "error", summary, detail: text.length > TOLD ? `${text.slice(0, TOLD)}…` : text, life: LIFE };
+  app.extensionManager.toast.add(told);
   if (node) show(node, text);
 }

@@ -93,6 +93,7 @@ class Picker {
       const done = await app.queuePrompt(0, 1, { queueNodeIds: wanted.map((node) => String(node.id)) });
       const queued = tests.length ? t("The training is in the queue; then Blind Test asks which you like better.") : t("The training is in the queue.");
       const first = t("Choose some pictures first: about twenty make a first LoRA.");
+      this.awaits = done ? queued : "";
       this.note = done ? queued : this.desk.view.judged ? unqueued() : first;
       this.glad = Boolean(done);
     } else {
@@ -102,6 +103,14 @@ class Picker {
         : t("Connect the model to Train Preference, then press Run.");
       this.glad = true;
     }
+    this.render();
+  }
+
+  /** The queue is empty. */
+  rested() {
+    if (!this.awaits || this.note !== this.awaits) return;
+    this.note = this.awaits = "";
+    this.glad = false;
     this.render();
   }
 
@@ -268,6 +277,8 @@ api.addEventListener("execution_error", failed);
 api.addEventListener("execution_interrupted", failed);
 for (const event of ["status", "execution_success", "execution_error", "execution_interrupted", "reconnected"])
   api.addEventListener(event, look);
+// What was said to be in the queue is there no longer.
+api.addEventListener("status", ({ detail }) => detail?.exec_info?.queue_remaining === 0 && pickers.forEach((picker) => picker.rested()));
 setInterval(() => pickers.forEach((picker) => picker.drawing.on && picker.look()), LOOK);
 // Another tab may have judged in the meantime.
 document.addEventListener("visibilitychange", () => document.hidden || look());

@@ -34,10 +34,11 @@ export function attach(node) {
     recipes.serialize = false;
   }
   const settings = { shown: "student_loss", window: 25, log: false };
-  let filled = false, room = false;
+  let filled = false, room = false, awaited, offered;
   const view = new RunView(settings, () => {
     if (view.filled !== filled) {
       filled = view.filled;
+      widget.hidden = !filled;
       const [width, height] = node.size;
       // A node that was stored with its chart has the room already.
       if (filled) node.setSize([Math.max(width, 320), Math.max(height + (room ? 0 : HEIGHT), node.computeSize()[1])]);
@@ -45,6 +46,13 @@ export function attach(node) {
       room = filled;
     }
     node.setDirtyCanvas(true, true);
+  }, (series) => {
+    // A run that is refused has taken no step.
+    if (view.went && awaited === view.name && series.steps.length) {
+      awaited = undefined;
+      offered = offerPanel(view.name);
+    }
+    if (!view.went) offered?.();
   });
   const widget = node.addDOMWidget("run view", "retort-run", view.root, {
     serialize: false,
@@ -55,6 +63,8 @@ export function attach(node) {
   });
   // Widgets are stored by place, and this one holds nothing.
   widget.serialize = false;
+  // Without anything to show it would still take the clicks on whatever lies below the node.
+  widget.hidden = true;
   const open = (name, awaited) => {
     if (!name) return;
     node.properties[RUN] = name;
@@ -81,7 +91,7 @@ export function attach(node) {
     if (mine) {
       nameRun(typed(node));
       open(typed(node), true);
-      offerPanel(typed(node));
+      awaited = typed(node);
     }
     else if (view.awaited) view.open(view.name);
   };

@@ -52,6 +52,11 @@ FRAMES = """async () => {
 # What is wider than the panel lets it be.
 WIDE = """[...document.querySelectorAll(".retort-panel *")].filter((one) => one.scrollWidth > one.clientWidth + 1
   && one.clientWidth && getComputedStyle(one).overflowX === "visible").map((one) => one.className)"""
+# Boxes of ours that show nothing and take the clicks on what lies below them.
+IN_THE_WAY = """[...document.querySelectorAll(".dom-widget:has(> .retort-run[hidden])")].map((one) => {
+  const { width, height } = one.getBoundingClientRect();
+  return getComputedStyle(one).pointerEvents === "none" ? 0 : width * height;
+}).filter(Boolean)"""
 SEEN = """(() => { const one = document.querySelector(".retort-strip img");
   return [getComputedStyle(one).objectFit, one.clientWidth, one.clientHeight]; })()"""
 NOTE = "document.querySelector('.retort-body .retort-note').textContent"
@@ -91,6 +96,7 @@ def test_every_template_opens_whole(page, app, vue):
         seen = page("template", name=name, vue=vue)
         assert seen["picture"] > 200 and not seen["errors"], (name, seen["errors"])
         written = {str(node["id"]): node for node in seen["file"]["nodes"]}
+        assert page("evaluate", code=IN_THE_WAY) == [], name
         # It can be read: at full size, where its note begins.
         assert seen["view"] == [1, *seen["file"]["extra"]["ds"]["offset"]], (name, seen["view"])
         assert {str(node["id"]) for node in seen["nodes"]} == set(written)

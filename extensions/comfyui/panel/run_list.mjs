@@ -70,7 +70,7 @@ export class RunList {
         if (this.view?.name !== name) title.click();
       }
       const text = [standing(now), now.method, now.message].filter(Boolean).join(" · ");
-      if (state.textContent !== text) state.textContent = text;
+      if (state.textContent !== text) state.title = state.textContent = text;
       state.dataset.state = now.state;
       const [done, of] = counted(now);
       bar.max = Math.max(1, of);

@@ -136,6 +136,7 @@ export class RunView {
       this.note = undefined;
     }
     this.line.textContent = this.note ?? [state, status.message].filter(Boolean).join(": ");
+    this.line.title = this.line.textContent;
     this.line.dataset.state = status.state;
     const [done, of] = counted(status);
     this.bar.max = Math.max(1, of);
@@ -172,14 +173,14 @@ export class RunView {
       source: previewOf(this.name, step),
       text: t("step {step}", { step }),
     }));
-    this.strip.replaceChildren(
-      ...pictures.map(({ source, text }, i) => {
-        const image = element("img", { src: source, alt: t("Preview at {step}", { step: text }), loading: "lazy" });
-        const made = element("button", { type: "button", title: text }, image, element("span", {}, text));
-        made.addEventListener("click", () => lightbox(pictures, i));
-        return made;
-      }),
-    );
-    this.strip.scrollLeft = this.strip.scrollWidth;
+    // The newest first, whatever width it turns out to have.
+    const made = pictures.map(({ source, text }, i) => {
+      const image = element("img", { src: source, alt: t("Preview at {step}", { step: text }), loading: "lazy" });
+      const one = element("button", { type: "button", title: text }, image, element("span", {}, text));
+      one.addEventListener("click", () => lightbox(pictures, i));
+      return one;
+    });
+    this.strip.replaceChildren(...made.reverse());
+    this.strip.scrollLeft = 0;
   }
 }

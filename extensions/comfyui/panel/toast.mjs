@@ -9,7 +9,7 @@ export const wanted = { run: "" };
 const LIFE = 30_000; // ms
 let offered = false;
 
-/** Say something over the page for a while, with a button that shows it. */
+/** Say something over the page for a while, with a button that shows it; what comes back takes it away. */
 export function offer(text, work) {
   const show = element("button", { type: "button" }, t("Show"));
   const close = element("button", { type: "button", "aria-label": t("Close") }, "×");
@@ -21,13 +21,14 @@ export function offer(text, work) {
   close.addEventListener("click", () => toast.remove());
   document.body.append(toast);
   setTimeout(() => toast.remove(), LIFE);
+  return () => toast.remove();
 }
 
-/** Offer once to show a run in the panel, unless the panel is open. */
+/** Offer once to show a run in the panel, unless the panel is open; what comes back takes the offer away. */
 export function offerPanel(run) {
-  if (offered || !run || document.querySelector(".retort-panel")) return;
+  if (offered || !run || document.querySelector(".retort-panel")) return undefined;
   offered = true;
-  offer(t("{run} is being trained.", { run }), () => {
+  return offer(t("{run} is being trained.", { run }), () => {
     wanted.run = run;
     localStorage.setItem("retort.panel", "0");
     app.extensionManager.command.execute("Workspace.ToggleSidebarTab.retort");
