@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -35,6 +36,8 @@ from .training_inputs import (
 )
 
 CATEGORY = "model/training/retort"
+LATELY = 10  # steps
+EXPLODED = 1000.0  # times the loss of the beginning
 ALIASES = ["retort", "train", "trainer", "lora"]
 # What people type who want to train.
 TRAINER_ALIASES = [*ALIASES, "train lora", "lora train", "lora training", "lora trainer"]
@@ -252,7 +255,7 @@ def run(
     # The page shows the run on the node, also where another node gives its name.
     ended = f" of {request.config.training.steps}, stopped: {result.stopped}" if result.stopped else ""
     shows: dict[str, Any] = {
-        "text": (f"{result.path.name}, {result.steps} steps{ended}", *problems),
+        "text": (f"{result.path.name}, {result.steps} steps{ended}", *problems, *_grown(result.losses)),
         "retort_run": (result.folder.name,),
     }
     picture = latest_preview(result.folder)
@@ -261,6 +264,16 @@ def run(
         below = picture.parent.path.relative_to(host.runs_folder().parent).as_posix()
         shows["images"] = [ui.SavedResult(picture.name, below, io.FolderType.output)]
     return io.NodeOutput(result.lora, {"loss": result.losses}, result.path.name, result.folder.name, ui=shows)
+
+
+def _grown(losses: Sequence[float]) -> list[str]:
+    """A sentence where a loss ended far above where it began, of which no LoRA is any good."""
+    if len(losses) < 2 * LATELY:
+        return []
+    before, after = (statistics.median(part) for part in (losses[:LATELY], losses[-LATELY:]))
+    if after < EXPLODED * max(before, 1e-6):
+        return []
+    return [f"the loss has grown from {before:.3g} to {after:.3g}: lower learning_rate, under another name"]
 
 
 class RetortTrainDistillation(TrainingNode):

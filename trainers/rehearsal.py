@@ -44,8 +44,8 @@ def rehearse(network: nn.Module, call: Callable[[], Any]) -> None:
         if ran_out(error):
             raise
         raise Untrainable(
-            f"model cannot be trained on these data: {type(network).__name__} does not take their first sample "
-            f"({_line(error)}); use latents and prompts as its own workflow makes them, or train another model"
+            f"model cannot be trained on these data: {type(network).__name__} does not take their first sample. Check "
+            f"that the text encoder and the VAE are this model's own, as in its own workflow ({_line(error)})"
         ) from error
     finally:
         for _, module in units:

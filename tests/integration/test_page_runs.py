@@ -202,7 +202,7 @@ def test_a_checkpoint_is_kept_and_all_are_drawn_in_a_grid(page, app, opened, vue
     assert (loras / f"{name}.safetensors").read_bytes() == b"lora of 40"
     sound(page("audit"))
     page("shot", name=f"keep_{'nodes2' if vue else 'canvas'}")
-    page("click", where=".retort-run button", text="Checkpoint grid")
+    page("click", where=".retort-run button", text="LoRA grid")
     grid = "app.graph._nodes.find((one) => one.type === 'RetortLoraGrid')"
     page("until", condition=grid + "?.inputs.filter((one) => one.link != null).length >= 6")
     assert page("evaluate", code=f"{grid}.widgets.find((one) => one.name === 'run').value") == "copied first"

@@ -19,6 +19,7 @@ from retort.hosts.jobs.process import run_job  # noqa: E402
 from retort.hosts.rewards import kinds as rewards
 from retort.hosts.training import run as training  # noqa: E402
 from retort.nodes import jobs  # noqa: E402
+from retort.nodes import training as training_nodes  # noqa: E402
 from retort.nodes.training import (  # noqa: E402
     RetortFewShotAdapt,
     RetortTrainDistillation,
@@ -28,6 +29,7 @@ from retort.nodes.training import (  # noqa: E402
 from retort.rewards.combine import Combined, Term  # noqa: E402
 from retort.trainers import job_watch, state  # noqa: E402
 from retort.trainers.job import LOCK  # noqa: E402
+from retort.trainers.methods import read_config  # noqa: E402
 from retort.trainers.watch import METRICS, read_metrics  # noqa: E402
 
 PROMPTS = "a bold blue seven\na thin red two"
@@ -131,6 +133,20 @@ def test_more_steps_take_the_place_of_the_lora_which_keeps_its_steps_in_its_name
     assert run(RetortTrainFlow, **given, steps=4)[2] == "longer_2.safetensors"
     assert (loras / "longer.safetensors").read_bytes() == first
     assert {path.stem for path in loras.iterdir()} == {"longer", "longer_2", "longer_step_2"}
+
+
+def test_a_loss_that_has_exploded_is_said(run, where, monkeypatch):
+    shown = []
+    for name, last in (("fine", 2.0), ("wild", 3e15)):
+        losses = [0.5] * 15 + [last] * 15
+        path = where.models[0] / "loras" / f"{name}.safetensors"
+        result = training.Result({}, losses, path, where.output / "retort" / name, 30)
+        monkeypatch.setattr(training, "run_in_node", lambda *_, result=result, **__: result)
+        monkeypatch.setattr(training_nodes, "latest_preview", lambda folder: None)
+        request = training.Request(name, read_config({"method": "flow"}), None)
+        shown.append(training_nodes.run(RetortTrainFlow, None, request, None).ui["text"])
+    said = "the loss has grown from 0.5 to 3e+15: lower learning_rate, under another name"
+    assert shown == [("fine.safetensors, 30 steps",), ("wild.safetensors, 30 steps", said)]
 
 
 def test_a_job_is_started_looked_at_and_collected(run, where, monkeypatch):

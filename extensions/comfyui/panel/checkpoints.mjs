@@ -15,7 +15,7 @@ export class Checkpoints {
       const { lora } = await tell(["runs", run().name, "keep"], { step: Number(this.select.value), name: this.name.value });
       this.note.textContent = t("kept as {lora}", { lora });
     }, failed);
-    const grid = button(t("Checkpoint grid"), t("Draw the checkpoints at several strengths on one sheet"), () => openGrid(run()), failed);
+    const grid = button(t("LoRA grid"), t("Draw the checkpoints at several strengths on one sheet"), () => openGrid(run()), failed);
     this.chosen = this.named = false; // by the user; else both follow the newest checkpoint
     this.select.addEventListener("change", () => {
       this.chosen = true;

@@ -53,6 +53,7 @@ export class RunList {
     const commands = commandsOf(() => name, (text) => (state.textContent = text));
     let run;
     const open = button(t("Open LoRA"), t("The LoRA in a new workflow"), () => openLora(run), failed);
+    const details = button(t("Details"), t("Curve, previews and checkpoints"), () => title.click(), failed);
     const more = this.menu(name, failed, () => run?.lora);
     const tick = element("input", { type: "checkbox", class: "retort-tick", title: t("Tick two or more runs to compare them"), "aria-label": t("Compare {run}", { run: name }) });
     tick.checked = this.ticked.has(name);
@@ -61,7 +62,7 @@ export class RunList {
       this.offer();
     });
     const head = element("div", { class: "retort-row retort-head" }, title, tick);
-    const root = element("li", {}, head, state, bar, commands, element("div", { class: "retort-row" }, open, more), trouble);
+    const root = element("li", {}, head, state, bar, commands, element("div", { class: "retort-row" }, open, details, more), trouble);
     title.addEventListener("click", () => this.toggle(name, title, root, () => run));
     const show = (now) => {
       run = now;
@@ -98,7 +99,7 @@ export class RunList {
       if (!sure) {
         // Asked on the button itself, and forgotten when nobody answers.
         remove.textContent = t("Really delete?");
-        sure = setTimeout(() => ((sure = undefined), (remove.textContent = t("Delete"))), 4000);
+        sure = setTimeout(() => ((sure = undefined), (remove.textContent = t("Delete"))), 10_000);
         return;
       }
       clearTimeout(sure);
