@@ -118,8 +118,8 @@ def summary(run: Path) -> dict[str, Any]:
     method; timesteps and sigmas: where a few-step student is called, empty for others; mode: what it does between them;
     student: whether the LoRA carries its recipe; base: as job.json names it, None where no file is the whole of it;
     prompt: the first that it trained on; latent, size: the shape of its first latent, and that picture's width and
-    height, empty where they are not known; preview: steps and cfg of its previews, and which of two experts is trained,
-    where the method has them.
+    height, empty where they are not known; sampling: steps and cfg of its previews, and which of two experts is
+    trained, where the method has them.
     """
     files = inside(run)
     config, result = _object(files / CONFIG), _object(files / RESULT)
@@ -135,7 +135,7 @@ def summary(run: Path) -> dict[str, Any]:
         "prompt": str(result.get("prompt", ""))[:MOST_MESSAGE],
         "latent": _list(result.get("latent")),
         "size": _list(result.get("size")),
-        "preview": _preview(config.get("objective")),
+        "sampling": _sampling(config.get("objective")),
     }
     try:
         if has_status(files):
@@ -152,7 +152,7 @@ def summary(run: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _preview(objective: Any) -> dict[str, Any]:
+def _sampling(objective: Any) -> dict[str, Any]:
     found = objective if isinstance(objective, Mapping) else {}
     numbers = {name: found[name] for name in ("steps", "cfg") if _is_number(found.get(name))}
     return numbers | ({"expert": found["expert"]} if found.get("expert") in get_args(Expert) else {})

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import pytest
 
@@ -137,6 +138,17 @@ def test_one_bad_status_breaks_no_list(run):
     assert len(listed) == 6
     for name, one in listed.items():
         assert name == "mine" or (one["state"] == "failed" and "must be a number from 0 to" in one["message"])
+
+
+def test_how_previews_are_drawn_is_told_beside_which_is_the_last(run):
+    """Both were called preview, and a run that has a status told the file's name alone."""
+    objective = {"steps": 14, "cfg": 3.0, "expert": "low noise"}
+    (run / "config.json").write_text(json.dumps({"method": "flow", "objective": objective}))
+    (run / "status.json").write_text(json.dumps({"state": "finished", "preview": "previews/step_0000002.png"}))
+    told = run_view.summary(run)
+    assert told["sampling"] == objective and told["preview"] == "previews/step_0000002.png"
+    own = {"sampling", "base", "size", "latent", "method", "prompt", "student", "timesteps", "sigmas"}
+    assert own <= told.keys() and not own & {each.name for each in fields(Status)}
 
 
 def test_what_a_file_says_is_cut(run):

@@ -238,7 +238,7 @@ def test_a_lora_is_opened_with_what_its_model_came_from(page, app, vue, kind):
         "name": folder.name, "method": "flow", "lora": "ink.safetensors", "student": False, "sigmas": [], "prompt": "",
         "base": {"kind": "diffusion_model", "file": "z_image_bf16.safetensors"}, "size": [1024, 768],
         "latent": [16, 5, 96, 128] if kind == "video" else [16, 96, 128],
-        "preview": {"steps": 14, "cfg": 3, "expert": "low noise"},
+        "sampling": {"steps": 14, "cfg": 3, "expert": "low noise"},
     }  # fmt: skip
     page("look", vue=vue, theme="dark")
     seen = page("lora", run=run, vue=vue)

@@ -125,11 +125,11 @@ export async function openLora(run) {
 export async function openGrid(run) {
   const { add, model, clip, vae, latent, embedded } = await begin(run);
   const { levels, sampler } = fewSteps(run, add) ?? {
-    levels: add("BasicScheduler", MIDDLE, 0, { scheduler: "simple", steps: run.preview?.steps ?? 20 }),
+    levels: add("BasicScheduler", MIDDLE, 0, { scheduler: "simple", steps: run.sampling?.steps ?? 20 }),
     sampler: add("KSamplerSelect", MIDDLE, 260, { sampler_name: "euler" }),
   };
   if (levels.type === "BasicScheduler") join(model, levels, "model");
-  const cfg = sampler.type === "KSamplerSelect" ? (run.preview?.cfg ?? (embedded ? 4 : 6)) : 1;
+  const cfg = sampler.type === "KSamplerSelect" ? (run.sampling?.cfg ?? (embedded ? 4 : 6)) : 1;
   const grid = add("RetortLoraGrid", RIGHT, 0, { run: run.name, prompt: run.prompt ?? "", cfg, seed: SEED, control_after_generate: "fixed" });
   grid.setSize([560, 860]);
   for (const [name, from] of Object.entries({ model, clip, vae })) join(from, grid, name);
@@ -209,7 +209,7 @@ function drawn(run, { add, other, clip, vae, positive, negative, latent, embedde
     };
   }
   // As the previews were drawn; without anything to compare with there was no guidance.
-  const { steps = 20, cfg = embedded ? 4 : 6 } = run.preview ?? {};
+  const { steps = 20, cfg = embedded ? 4 : 6 } = run.sampling ?? {};
   const settings = { control_after_generate: "fixed", steps, cfg: negative || clip ? cfg : 1, sampler_name: "euler", scheduler: "simple" };
   negative ??= clip ? encoded(620, "") : positive;
   const sampled = (type, model, y, values, from) => {
@@ -219,7 +219,7 @@ function drawn(run, { add, other, clip, vae, positive, negative, latent, embedde
   };
   if (!other) return (model, y) => decoded(sampled("KSampler", model, y, { seed: SEED }, empty), y);
   // One of two networks was trained: the first samples the noisier half, as it does for the previews.
-  const trained = run.preview?.expert === "low noise" ? 1 : 0, half = Math.round(steps / 2);
+  const trained = run.sampling?.expert === "low noise" ? 1 : 0, half = Math.round(steps / 2);
   return (model, y) => {
     const pair = trained ? [other, model] : [model, other];
     const first = sampled("KSamplerAdvanced", pair[0], y, { noise_seed: SEED, end_at_step: half, return_with_leftover_noise: "enable" }, empty);
