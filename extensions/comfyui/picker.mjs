@@ -142,7 +142,7 @@ class Picker {
     const { body } = openWindow(t("Pick on a phone"));
     const links = addresses.map((one) => `${one}/retort/pick?${new URLSearchParams({ set, by })}`);
     body.append(
-      element("p", {}, links.length ? t("Open this address on a phone in the same network:") : t("Start ComfyUI with --listen to reach it from a phone.")),
+      element("p", {}, links.length ? t("Open this address on a phone in the same network:") : t("To reach it from a phone, start ComfyUI with --listen: add it to the command that starts ComfyUI. In ComfyUI Desktop, set the host of the server to 0.0.0.0.")),
       ...links.map((href) => element("a", { href, target: "_blank" }, href)),
     );
   }

@@ -26,7 +26,7 @@ const said = (done) => {
   session.mail.send();
 };
 const view = new View(
-  { pick: (at) => said(desk.choose(at)), say: (word) => said(word === "undo" ? desk.undo() : word !== "draw" && desk.choose(word)), keep() {}, more: [], blind: false },
+  { pick: (at) => said(desk.choose(at)), say: (word) => said(word === "undo" ? desk.undo() : word !== "draw" && desk.choose(word)), keep() {}, more: [], blind: false, away: true },
   (image) => `${session.path}/images/${image}`,
 );
 document.body.append(view.root);

@@ -14,7 +14,7 @@ function make(kind, className, more = {}) {
 document.head.append(make("link", "", { rel: "stylesheet", href: new URL("./picker.css", import.meta.url).href }));
 
 export class View {
-  /** does: pick(place), say(word), keep(count), more: [[text, title, work]], blind: nothing is drawn ahead; picture(id): its address. */
+  /** does: pick(place), say(word), keep(count), more: [[text, title, work]], blind: nothing is drawn ahead; away: on a phone; picture(id): its address. */
   constructor(does, picture) {
     Object.assign(this, { does, picture, shown: undefined, since: 0, mark: null, cells: [] });
     this.root = make("div", does.blind ? "retort-picker retort-blind" : "retort-picker", { tabIndex: 0 });
@@ -143,7 +143,9 @@ export class View {
       this.prompt.textContent = drawn
         ? t("The next candidates are being drawn.")
         : !this.does.blind
-          ? t("Nothing waits. Press Generate, or queue the workflow.")
+          ? this.does.away
+            ? t("Nothing waits. Press Generate on the computer, or queue the workflow there.")
+            : t("Nothing waits. Press Generate, or queue the workflow.")
           : desk.result ? t("The test is over. Load LoRA uses yours in any workflow. Too little of your taste: pick more, or halve beta. Broken pictures: fewer training steps. Then press Train now again.") : t("Press Run: both models draw the same prompts, and you choose without knowing which drew what.");
     }
     // The next pictures are there when they are asked for.
