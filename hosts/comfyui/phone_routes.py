@@ -57,7 +57,8 @@ def reachable(names: Iterable[str], own: Callable[[str], str | None]) -> list[st
     own: gives this machine's address of the family that a name in EVERYWHERE stands for.
     """
     given = [name.strip() for name in names if name.strip()]
-    whole = [address for name in EVERYWHERE if name in given and (address := own(name)) not in (None, *HERE)]
+    known = [own(name) for name in EVERYWHERE if name in given]
+    whole = [address for address in known if address is not None and address not in HERE]
     # One of them is enough to type, of the shorter kind where there is one.
     found = [*whole[:1], *(name for name in given if name not in HERE and name not in EVERYWHERE)]
     return [f"[{name}]" if ":" in name else name for name in dict.fromkeys(found)]

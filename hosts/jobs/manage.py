@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from ...trainers.loop import CONFIG
 from .view import run_folder, summary
 
 CARD = "README.md"
+PREVIEW = re.compile(r"previews/step_\d{1,12}\.png")
 _TAKEN = (CONFIG, JOB, METRICS)
 MOST_PICTURES = 200
 
@@ -92,6 +94,10 @@ def card(name: str, told: Mapping[str, Any], settings: Mapping[str, Any]) -> str
     ]  # fmt: skip
     if steps:
         lines += [f"It draws in {len(steps)} steps, at the timesteps {', '.join(f'{t:g}' for t in steps)}.", ""]
+    elif (drawn := told.get("sampling") or {}).keys() >= {"steps", "cfg"}:
+        lines += [f"Its previews were drawn in {drawn['steps']:g} steps at cfg {drawn['cfg']:g}, at strength 1.", ""]
+    if PREVIEW.fullmatch(str(told.get("preview") or "")):
+        lines += [f"![What it draws]({told['preview']})", ""]
     if told.get("prompt"):
         lines += ["The first prompt that it was trained on:", "", f"> {' '.join(str(told['prompt']).split())}", ""]
     return "\n".join([*lines, "## Settings", "", "```json", json.dumps(settings, indent=2), "```", ""])

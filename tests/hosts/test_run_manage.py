@@ -87,6 +87,15 @@ def test_an_export_has_the_lora_the_settings_the_pictures_and_a_card(runs, tmp_p
     assert "method tdm, 9 steps" in text and '"method": "tdm"' in text
 
 
+def test_a_card_shows_the_last_preview_and_how_it_was_drawn():
+    told = {"sampling": {"steps": 20, "cfg": 4.0}, "preview": "previews/step_0000200.png"}
+    text = manage.card("mine", told, {})
+    assert "drawn in 20 steps at cfg 4, at strength 1." in text
+    assert "![What it draws](previews/step_0000200.png)" in text
+    for strange in ("../x.png", "previews/step_1.png) [x](http://y", None, "http://x/step_1.png"):
+        assert "What it draws" not in manage.card("mine", {"preview": strange}, {})
+
+
 def test_a_card_says_base_steps_and_prompt_on_one_line():
     told = {"method": "dmd2", "step": 100, "base": {"checkpoint": "sd.safetensors"}, "timesteps": [999, 499.5],
             "prompt": "a zero\n> not a quote"}  # fmt: skip
