@@ -96,6 +96,8 @@ export function attach(node) {
     else if (view.awaited) view.open(view.name);
   };
   api.addEventListener("executing", executing);
+  // A node that was drawn before this came has yet to place the button.
+  node.setDirtyCanvas(true, true);
   node.onRemoved = function (...given) {
     onRemoved?.apply(this, given);
     api.removeEventListener("executing", executing);

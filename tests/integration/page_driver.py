@@ -200,7 +200,8 @@ class Driver:
               const drawn = (one) => (node.isWidgetRowVisible ?? node.isWidgetVisible).call(node, one);
               const rows = node.widgets.filter(drawn), folded = node.widgets.filter((one) => one.options?.advanced);
               return [node.type, { height: node.size[1], needed: node.computeSize()[1], rows: rows.length,
-                widgets: node.widgets.length, folded: folded.length,
+                widgets: node.widgets.filter((one) => one.name !== "run view" || !one.hidden).length,
+                folded: folded.length,
                 stray: app.canvas.constructor.vueNodesMode || LiteGraph.vueNodesMode ? []
                   : rows.filter((one) => !(one.y > 0)).map((one) => one.name) }]; }))""", types,
         )  # fmt: skip

@@ -30,9 +30,9 @@ BAD = {
     "no name": ({"name": " "}, "name ' ' cannot be a file's name"),
     "no teacher's images": (
         {"method": "f_distill"},
-        "f-distill learns from images.*`latents` or `images`",
+        "f-distill learns from images.*`images`.*`latents`",
     ),
-    "no images for gan": ({"method": "dmd2", "method.gan_weight": 0.01}, "DMD2 learns from images.*gan_weight 0"),
+    "no images for gan": ({"method": "dmd2", "method.gan_weight": 0.01}, "DMD2 learns from images.*gan_weight to 0"),
     "timesteps": ({"method.timesteps": "9, x"}, "timesteps"),
     "target": ({"targets": "*nowhere*"}, "targets: no layer's name fits '\\*nowhere\\*'.*such as"),
     "alpha": ({"accumulation": 32}, "accumulation_cap 16 is below accumulation 32: raise it"),
@@ -83,7 +83,7 @@ def test_a_run_of_that_name_with_other_settings_data_or_model_is_refused(app, sp
     succeeded(app.run(nodes))
     for change, message in (
         ({"rank": 4}, "other settings: give it another name.*lora.rank: 2 -> 4"),
-        ({"prompts": PROMPTS + "\nanother"}, "name: the run 'mine alone' was started with other prompts .2, now 3."),
+        ({"prompts": PROMPTS + "\nanother"}, "name: the run 'mine alone' was started with other prompts .3, now 4."),
         ({"prompts": PROMPTS.replace("two", "five")}, "other prompts"),
         ({"latents": ["big", 0]}, "another size"),
         ({"model": ["early", 0]}, "another model"),
