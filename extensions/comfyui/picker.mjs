@@ -140,6 +140,7 @@ class Picker {
     const { set, by } = this.place;
     const { addresses } = await ask(["pick", "addresses"]);
     const { body } = openWindow(t("Pick on a phone"));
+    this.shared = true; // from now on somebody else may choose, too
     const links = addresses.map((one) => `${one}/retort/pick?${new URLSearchParams({ set, by })}`);
     body.append(
       element("p", {}, links.length ? t("Open this address on a phone in the same network:") : t("To reach it from a phone, start ComfyUI with --listen: add it to the command that starts ComfyUI. In ComfyUI Desktop, set the host of the server to 0.0.0.0.")),
@@ -279,7 +280,7 @@ for (const event of ["status", "execution_success", "execution_error", "executio
   api.addEventListener(event, look);
 // What was said to be in the queue is there no longer.
 api.addEventListener("status", ({ detail }) => detail?.exec_info?.queue_remaining === 0 && pickers.forEach((picker) => picker.rested()));
-setInterval(() => pickers.forEach((picker) => picker.drawing.on && picker.look()), LOOK);
+setInterval(() => pickers.forEach((picker) => (picker.drawing.on || (picker.shared && !document.hidden)) && picker.look()), LOOK);
 // Another tab may have judged in the meantime.
 document.addEventListener("visibilitychange", () => document.hidden || look());
 
