@@ -36,6 +36,8 @@ class Picker {
     this.node = node;
     this.blind = node.comfyClass === BLIND;
     this.note = "";
+    this.awaits = ""; // what was said of a training that is in the queue
+    this.shared = false; // whether a phone was shown the way here
     this.away = ""; // why the desk cannot be seen
     this.queued = 0;
     this.drawing = new Drawing();

@@ -43,7 +43,7 @@ def test_a_recipe_fills_in_a_trainer(page, size, vue):
     stored = page("evaluate", code=f"{node}.serialize().widgets_values.length")
     assert page("evaluate", code=f"{node}.widgets.at(-2).label ?? {node}.widgets.at(-2).name").lower() == "recipes"
     page("evaluate", code=f"() => {{ {node}.widgets.find((one) => one.name === 'recipes').callback(); }}")
-    page("until", condition=f"{WINDOW}?.querySelectorAll('.retort-window-body button').length === 4")
+    page("until", condition=f"{WINDOW}?.querySelectorAll('.retort-window-body button').length === 5")
     told = page("evaluate", code=f"{WINDOW}.textContent")
     assert "Flux.1, 24 GB, 4 steps" in told and "22.5 GB on the card" in told and "TFLOP/s" in told
     sound(page("audit"))
