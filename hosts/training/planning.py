@@ -224,12 +224,17 @@ def remember_pace(host: Host, trainer: Trainer) -> None:
     denoiser, forecast, ring = trainer.denoiser, trainer.forecast, trainer.denoiser.ring
     if forecast is None or not trainer.took or trainer.objective.varies:
         return
-    waits = forecast.with_streamed(ring.count if ring else 0).waits or 0.0
-    timed = forecast.timed(statistics.median(trainer.took) - waits, None)
+    computed = statistics.median(trainer.took) - (forecast.with_streamed(ring.count if ring else 0).waits or 0.0)
+    if computed <= 0:  # copies were faster than was told
+        return
+    timed = forecast.timed(computed, None)
     path = host.runs_folder() / PACES
     known = _read(path)
     known[_card(denoiser.network, denoiser.device, denoiser.compute or _usual(host))] = [timed.speed, timed.bus]
-    write_json(path, dict(list(known.items())[-_MOST:]))
+    try:
+        write_json(path, dict(list(known.items())[-_MOST:]))
+    except OSError as error:  # what was trained matters more
+        _log.warning("the pace of this card was not kept: %s", error)
 
 
 def _usual(host: Host) -> torch.dtype:

@@ -273,14 +273,21 @@ def written(folder: Path, loras: Path, steps: int) -> Path | None:
 
 def set_aside(folder: Path, loras: Path, name: str) -> Path | None:
     """Add its steps to the name of the LoRA that a run has written, so that the one after more steps takes its place;
-    its new path. None where there is none, or it is no longer as it was, or is called so already: it stays then."""
+    its new path. None where there is none, or where it stays: no longer as it was, called so already, or in use."""
     path, done = _last_written(folder, loras)
     if path is None or path.stem.startswith(f"{checked_name(name)}_step_"):
         return None
     data = path.read_bytes()
     same = loras / f"{path.stem}_step_{done}.safetensors"
-    kept = same if same.is_file() and same.read_bytes() == data else write_new(loras, same.stem, data)
-    path.unlink()
+    there = same.is_file() and same.read_bytes() == data
+    kept = same if there else write_new(loras, same.stem, data)
+    try:
+        path.unlink()
+    except OSError as error:  # on Windows, while somebody has loaded it
+        _log.warning("%s stays as it is, since it is in use: %s", path.name, error)
+        if not there:
+            kept.unlink()
+        return None
     return kept
 
 

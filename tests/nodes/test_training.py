@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,7 +120,11 @@ def test_images_are_learnt_and_metadata_tells_of_it(run, where, node):
     assert notes["modelspec.architecture"].endswith("/lora")
 
 
-def test_more_steps_take_the_place_of_the_lora_which_keeps_its_steps_in_its_name(run, where):
+def in_use():
+    raise PermissionError(13, "it is in use")
+
+
+def test_more_steps_take_the_place_of_the_lora_which_keeps_its_steps_in_its_name(run, where, monkeypatch):
     loras = where.models[0] / "loras"
     given = {"images": [torch.rand(2, 64, 64, 3)], "latents": [], "name": "longer"}
     run(RetortTrainFlow, **given, steps=2)
@@ -128,6 +133,12 @@ def test_more_steps_take_the_place_of_the_lora_which_keeps_its_steps_in_its_name
     assert (loras / "longer_step_2.safetensors").read_bytes() == first
     second = (loras / "longer.safetensors").read_bytes()
     assert second != first
+    # One that is in use, as Windows has it, stays; what was trained is not lost for it.
+    plain = Path.unlink
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", lambda path, *_, **__: in_use() if path.stem == "longer" else plain(path))
+        assert training.set_aside(api.host.runs_folder() / "longer", loras, "longer") is None
+    assert {path.stem for path in loras.iterdir()} == {"longer", "longer_step_2"}
     # A file that is not as the run left it is somebody's own: it stays.
     (loras / "longer.safetensors").write_bytes(first)
     assert run(RetortTrainFlow, **given, steps=4)[2] == "longer_2.safetensors"
