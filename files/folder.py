@@ -224,6 +224,20 @@ class Inside:
                 data = data[handle.write(data) :]
             os.fsync(handle.fileno())
 
+    def rename(self, name: str) -> bool:
+        """Give the file another name in its folder, unless something has that one; whether it has it now.
+
+        FileNotFoundError where there is no file.
+        """
+        self.checked()
+        with self._entry() as entry:
+            if not take(entry, entry.beside((self.parent / name).name)):
+                return False
+            # A file system without hard links has moved it already.
+            with contextlib.suppress(FileNotFoundError):
+                entry.unlink()
+        return True
+
     def remove(self) -> bool:
         """Delete the file; whether there was one."""
         found = self.stat()

@@ -2,7 +2,8 @@
 
 Page by page, so that a folder or set of 100,000 stays quick. All names come from whoever sent the request. A folder of
 pictures lies in ComfyUI's input folder, or a link there leads to it; a picture's caption is the text file of its name
-beside it, which core's nodes read too. A pair is taken out by a line that takes the judgement back, and put back by the
+beside it, which core's nodes read too. A picture is taken out by a name that no node takes for a picture's, and put back
+by its own; its caption stays. A pair is taken out by a line that takes the judgement back, and put back by the
 line that it was.
 """
 
@@ -26,6 +27,7 @@ from .patience import soon
 
 MOST_FOLDERS, PROBED = 200, 50  # folders that are shown; entries of each that are looked at for a picture
 PAGE = 50
+OUT = ".taken_out"  # what the name of a picture that was taken out ends in
 CAPTION = 8192  # characters
 CAPTION_BYTES = 1 << 16
 KEPT = 4  # folders whose looks are kept in memory
@@ -56,11 +58,17 @@ class _Pictures:
         self._files = Folders(inside(folder))
         self.looks = Looks(inside(folder))
         self.names: list[str] = []
+        self.out: list[str] = []  # the names that pictures had before they were taken out
+        self.bare: frozenset[str] = frozenset()  # pictures without a caption, where others have one
 
     def refresh(self) -> None:
         if self._files.look():
-            there = (PurePosixPath(name).name for name in self._files.there)
+            there = [PurePosixPath(name).name for name in self._files.there]
             self.names = sorted(name for name in there if is_picture(name))
+            self.out = sorted(name.removesuffix(OUT) for name in there if name.endswith(OUT) and is_picture(name[: -len(OUT)]))
+            captioned = {PurePosixPath(name).stem for name in there if name.endswith(".txt")}
+            bare = [name for name in self.names if PurePosixPath(name).stem not in captioned]
+            self.bare = frozenset(bare if len(bare) < len(self.names) else ())
 
 
 _kept: OrderedDict[Path, _Pictures] = OrderedDict()
@@ -94,24 +102,55 @@ def folders(inputs: Path) -> list[dict[str, Any]]:
     return found
 
 
-def pictures(inputs: Path, folder: str, offset: int, find: str = "", marked: bool = False) -> dict[str, Any]:
-    """A page of a folder: `total` that fit, `looked` at of `of`, and of each its `Caption`, size and marks.
+def pictures(
+    inputs: Path, folder: str, offset: int, find: str = "", marked: bool = False, out: bool = False
+) -> dict[str, Any]:
+    """A page of a folder: `total` that fit, `looked` at of `of`, and of each its `Caption`, file, size and marks.
 
-    find: part of the name. marked: only those that are marked, of those that were looked at. ValueError for a name that
-    leads elsewhere, FileNotFoundError where there is no such folder, BlockingIOError while a large one is read.
+    find: part of the name. marked: only those that are marked, of those that were looked at. out: those that were taken
+    out instead, which are not looked at. ValueError for a name that leads elsewhere, FileNotFoundError where there is
+    no such folder, BlockingIOError while a large one is read.
     """
     place = _folder(inputs, folder)
     held = soon(("pictures", place.path), f"the folder {folder}", lambda: _pictures(place.path))
     names, looks = held.names, held.looks
-    fitting = soon(("marked", place.path), f"the folder {folder}", looks.marked) if marked else names
+    if out:
+        fitting = held.out
+    elif marked:
+        found = soon(("marked", place.path), f"the folder {folder}", looks.marked)
+        fitting = sorted(held.bare.union(found)) if held.bare else found
+    else:
+        fitting = names
     if part := find.lower():
         fitting = [name for name in fitting if part in name.lower()]
     shown = fitting[offset : offset + PAGE]
-    looked = looks.ask(names, shown)
+    looked = looks.ask(names, () if out else shown)
     return {
         "total": len(fitting), "of": len(names), "looked": looked,
-        "pictures": [{"name": name, **vars(_caption(place, name)), **_told(looks, name)} for name in shown],
+        "pictures": [{"name": name, **vars(_caption(place, name)), **_told(held, name, out)} for name in shown],
     }  # fmt: skip
+
+
+def take_out_picture(inputs: Path, folder: str, name: str) -> None:
+    """Give a picture a name by which no node takes it for one. FileNotFoundError where there is none, ValueError for
+    the name of something else, or where another picture of that name was taken out before."""
+    _renamed(inputs, folder, name, name, name + OUT)
+
+
+def put_back_picture(inputs: Path, folder: str, name: str) -> None:
+    """Give a picture that was taken out its own name again. Errors are those of `take_out_picture`."""
+    _renamed(inputs, folder, name, name + OUT, name)
+
+
+def _renamed(inputs: Path, folder: str, name: str, old: str, new: str) -> None:
+    place = _folder(inputs, folder)
+    if not is_picture(_plain(name)):
+        raise ValueError(f"{name!r:.140} is no picture's name")
+    file = place / old
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no picture called {name!r:.140}" + " that was taken out" * (old != name))
+    if not file.rename(new):
+        raise ValueError(f"the folder {folder} has a file called {new} already: give one of them another name")
 
 
 def write_caption(inputs: Path, folder: str, name: str, caption: str, before: str) -> str:
@@ -120,7 +159,7 @@ def write_caption(inputs: Path, folder: str, name: str, caption: str, before: st
     place = _folder(inputs, folder)
     if not is_picture(_plain(name)):
         raise ValueError(f"{name!r:.140} is no picture's name")
-    if not (place / name).is_file():
+    if not ((place / name).is_file() or (place / (name + OUT)).is_file()):
         raise FileNotFoundError(f"there is no picture called {name!r:.140}")
     if len(caption) > CAPTION or caption != caption.encode(errors="replace").decode():
         raise ValueError(f"a caption is a text of at most {CAPTION} characters")
@@ -175,10 +214,12 @@ def _caption(place: Inside, name: str) -> Caption:
     return Caption(caption, _version(data))
 
 
-def _told(looks: Looks, name: str) -> dict[str, Any]:
-    found = looks.of(name)
+def _told(held: _Pictures, name: str, out: bool) -> dict[str, Any]:
+    if out:
+        return {"file": name + OUT, "size": None, "marks": []}
+    found = held.looks.of(name)
     size = [found.width, found.height] if isinstance(found, Look) else None
-    return {"size": size, "marks": looks.marks(name)}
+    return {"file": name, "size": size, "marks": held.looks.marks(name) + [["bare", ""]] * (name in held.bare)}
 
 
 # ---- pairs of a set ------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ class RetortNoisePolicy(CheckedNode):
         # Without fresh noise on the way the reward is a function of the start, which is all that a policy can choose.
         request = searches.SearchRequest(sigmas, latent, prompt, config, Transition("ode"), seed, keep=keep)
         found = searches.run(host, guider, vae, reward, request, budget_of(calls, seconds, enough), batch_size)
-        shown = output(found, cls)
+        shown = output(found)
         return io.NodeOutput(searches.policy_noise(host, found.saved, seed), *shown.args, ui=shown.ui)
 
 

@@ -128,9 +128,9 @@ def outputs() -> list:
     ]
 
 
-def output(found, cls) -> io.NodeOutput:
-    """What was found, and its report on the node."""
-    shown = {**ui.PreviewImage(found.report, cls=cls).as_dict(), **ui.PreviewText(found.text).as_dict()}
+def output(found) -> io.NodeOutput:
+    """What was found. The best picture is on the node already: a report beside it would show that one twice."""
+    shown = ui.PreviewText(found.text).as_dict()
     return io.NodeOutput(found.best, found.top, found.saved, found.report, found.text, ui=shown)
 
 
@@ -218,9 +218,7 @@ class RetortTreeSearch(CheckedNode):
         edge = 0.0 if low_noise_guider is None else float(boundary)
         request = searches.SearchRequest(sigmas, latent, prompt, config, step, seed, noise, keep, edge)
         budget = budget_of(calls, seconds, enough)
-        return output(
-            searches.run(host, guider, vae, reward, request, budget, batch_size, second=low_noise_guider), cls
-        )
+        return output(searches.run(host, guider, vae, reward, request, budget, batch_size, second=low_noise_guider))
 
 
 class RetortResumeSearch(CheckedNode):
@@ -267,4 +265,4 @@ class RetortResumeSearch(CheckedNode):
         found = searches.run(
             host, guider, vae, reward, earlier.request, budget, batch_size, earlier, low_noise_guider
         )  # fmt: skip
-        return output(found, cls)
+        return output(found)

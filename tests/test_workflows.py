@@ -15,6 +15,11 @@ WORKFLOWS = sorted((Path(__file__).resolve().parent.parent / "workflows").glob("
 QUICK_START = "1 Quick start - 4 steps instead of 50"
 TITLE = 30  # above a node's own place
 GROUP_TITLE = 34  # below a group's upper edge
+SHOW_RUNS = {
+    "RetortTrainDistillation", "RetortTrainFlow", "RetortFewShotAdapt", "RetortTrainPreference", "RetortTrainReward",
+    "RetortTrainRestorer", "RetortTrainingJob", "RetortCollectJob",
+}  # fmt: skip
+RUN = 368  # what such a node grows by
 # What the smallest page that we count on shows of the graph, beside its bars.
 SCREEN = (84, 90, 1366, 768)
 
@@ -62,6 +67,15 @@ def test_nothing_covers_anything(path) -> None:
         x, y, width, _ = group["bounding"]
         title = (x, y, x + width, y + GROUP_TITLE)
         assert not [node["id"] for node in document["nodes"] if cover(box(node), title)], group["title"]
+
+
+def test_nothing_lies_where_a_training_will_show_its_run(path) -> None:
+    """A training node grows by its run's curve and previews, which would cover what is below it."""
+    nodes = [node for node in read(path)["nodes"] if not node["flags"].get("collapsed")]
+    for node in (one for one in nodes if one["type"] in SHOW_RUNS):
+        left, _, right, bottom = box(node)
+        grown = (left, bottom, right, bottom + RUN)
+        assert not [other["id"] for other in read(path)["nodes"] if cover(box(other), grown)], node["type"]
 
 
 def test_it_opens_at_its_note_at_full_size(path) -> None:

@@ -47,7 +47,9 @@ class Picker {
       this.render();
     });
     const more = [
-      ...(this.blind ? [] : [[t("Train now"), t("Train a LoRA on these choices"), told(() => this.train())]]),
+      this.blind
+        ? [t("Open LoRA"), t("The LoRA in a new workflow"), told(() => this.openLora()), "late"]
+        : [t("Train now"), t("Train a LoRA on these choices"), told(() => this.train())],
       [t("Phone"), t("Pick on a phone in the same network"), told(() => this.phone())],
     ];
     this.view = new View(
@@ -106,6 +108,15 @@ class Picker {
       this.glad = true;
     }
     this.render();
+  }
+
+  /** The LoRA that was tested, in a workflow of its own. */
+  async openLora() {
+    const trainer = [...upstream(this.node)].find((node) => node.comfyClass === TRAINER);
+    const name = widgetOf(trainer ?? this.node, "name").value;
+    const run = (await ask(["runs"])).find((one) => one.lora && (trainer ? one.name === name : name.startsWith(one.name)));
+    if (!run) throw new Error(t("No run with a LoRA is called {name}: the Retort panel lists them.", { name }));
+    await (await import("./panel/new_workflow.mjs")).openLora(run);
   }
 
   /** The queue is empty. */

@@ -24,6 +24,7 @@ const ATTACHED = {
   RetortTrainDistillation: training, RetortTrainFlow: training, RetortFewShotAdapt: training, RetortTrainPreference: training,
   RetortTrainReward: training, RetortTrainRestorer: training, RetortTrainingJob: training, RetortCollectJob: training,
   RetortPreferencePicker: picker, RetortBlindTest: picker, RetortCompareImages: new Part(() => import("./compare.mjs")),
+  RetortEmbeddedModel: new Part(() => import("./own_model.mjs")),
 };
 const errors = new Part(() => import("./errors.mjs"));
 const translations = new Part(() => import("./locales/translate.mjs"));

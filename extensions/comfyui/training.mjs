@@ -54,6 +54,8 @@ export function attach(node) {
     }
     if (!view.went) offered?.();
   });
+  // The run has its previews: the canvas would draw the last one below it once more, as Nodes 2.0 would, see panel.css.
+  Object.defineProperty(node, "imgs", { configurable: true, get: () => undefined, set: () => {} });
   const widget = node.addDOMWidget("run view", "retort-run", view.root, {
     serialize: false,
     // The panel of a selected node would take the element away from it.

@@ -21,8 +21,14 @@ def add(table: web.RouteTableDef, sets: Callable[[], Path], inputs: Callable[[],
     def every() -> list[dict[str, Any]]:
         return data_view.folders(inputs())
 
-    def pictures(folder: str, offset: str = "0", find: str = "", marked: str = "") -> dict[str, Any]:
-        return data_view.pictures(inputs(), folder, whole("offset", offset), find, marked == "1")
+    def pictures(folder: str, offset: str = "0", find: str = "", marked: str = "", out: str = "") -> dict[str, Any]:
+        return data_view.pictures(inputs(), folder, whole("offset", offset), find, marked == "1", out == "1")
+
+    def take_out_picture(folder: str, body: dict[str, Any]) -> None:
+        data_view.take_out_picture(inputs(), folder, str(body.get("name", "")))
+
+    def put_back_picture(folder: str, body: dict[str, Any]) -> None:
+        data_view.put_back_picture(inputs(), folder, str(body.get("name", "")))
 
     def caption(folder: str, body: dict[str, Any]) -> dict[str, Any]:
         if set(body) != {"name", "caption", "before"} or not all(isinstance(one, str) for one in body.values()):
@@ -44,6 +50,8 @@ def add(table: web.RouteTableDef, sets: Callable[[], Path], inputs: Callable[[],
     table.get(f"{ROOT}/data")(guarded(every))
     table.get(f"{ROOT}/data/{{folder}}")(guarded(pictures))
     table.post(f"{ROOT}/data/{{folder}}/caption")(guarded(caption))
+    table.post(f"{ROOT}/data/{{folder}}/take_out")(guarded(take_out_picture))
+    table.post(f"{ROOT}/data/{{folder}}/put_back")(guarded(put_back_picture))
     table.get(f"{ROOT}/preferences/{{name}}/pairs")(guarded(pairs))
     table.post(f"{ROOT}/preferences/{{name}}/take_out")(guarded(take_out))
     table.post(f"{ROOT}/preferences/{{name}}/put_back")(guarded(put_back))

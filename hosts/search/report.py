@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from ...files.pictures import as_image, rounded
@@ -50,8 +52,13 @@ def draw(state: State, pictures: Sequence[PIL.Image.Image], title: str, rows: in
         left = GAP + i % 4 * (WIDTH - GAP) // 4
         top = below + i // 4 * (SIDE + LABEL + GAP)
         image.paste(small, (left, top))
-        pen.text((left, top + SIDE + 3), f"{i + 1}.  {candidate.reward:.5g}", fill=BEST if i == 0 else INK)
+        pen.text((left, top + SIDE + 3), f"{i + 1}.  {spelt(candidate.reward)}", fill=BEST if i == 0 else INK)
     return as_image(image)
+
+
+def spelt(reward: float) -> str:
+    """A reward to four digits, in decimals: -0.0000026 and not -2.6e-06."""
+    return np.format_float_positional(float(f"{reward:.4g}"), trim="-") if math.isfinite(reward) else str(reward)
 
 
 def _curve(

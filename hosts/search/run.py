@@ -33,7 +33,7 @@ from ..methods import Method, Run
 from ..noise import PolicyNoise
 from .files import load, path_of, rescue, save, written
 from .record import Record
-from .report import draw, thumbnail
+from .report import draw, spelt, thumbnail
 from .request import Absent, Found, Saved, SearchRequest
 
 if TYPE_CHECKING:
@@ -360,7 +360,7 @@ class _Watch:
         if best > self._shown and self._last is not None:
             images, rewards = self._last
             preview, self._shown = _picture(images[int(rewards.argmax())]), best
-            text = f"best reward {best:.5g} after {state.ledger.calls} calls"
+            text = f"best reward {spelt(best)} after {state.ledger.calls} calls"
         self._bar.step(item * self.share + min(done, self.share), preview, text)
 
 
@@ -391,13 +391,13 @@ def _found(
         assert state is not None
         rewards, ledger = [c.reward for c in state.best.found], state.ledger
         name = f"item {i + 1} of {len(states)}: " if len(states) > 1 else ""
-        title = f"{name}best {rewards[0]:.5g}, {ledger.calls} calls, {ledger.rewards} rewards"
+        title = f"{name}best {spelt(rewards[0])}, {ledger.calls} calls, {ledger.rewards} rewards"
         reports.append(draw(state, item.pictures(latents), title, height))
         lines.append(
-            f"{name}{state.method}, best reward {rewards[0]:.6g} found after {state.best.found[0].calls} calls\n"
+            f"{name}{state.method}, best reward {spelt(rewards[0])} found after {state.best.found[0].calls} calls\n"
             f"spent: {ledger.calls} network calls in {ledger.forwards} batches, {ledger.rewards} rewards and decodes, "
             f"{ledger.seconds:.1f} s; stopped by: {item.stopped}\n"
-            f"kept: {', '.join(f'{r:.6g}' for r in rewards)}"
+            f"kept: {', '.join(map(spelt, rewards))}"
         )
         if isinstance(state, Find):
             lines.append(f"policy: {state.step} steps, {float(state.policy.divergence()):.4g} nats from plain noise")

@@ -41,6 +41,7 @@ DEEDS = {
     "append": lambda place: place.append([b"theirs\n"]),
     "overwrite": lambda place: place.write(b"theirs"),
     "fresh": fresh,
+    "rename": lambda place: place.rename("b.jsonl"),
     "delete": lambda place: place.remove(),
     "lock": lock,
     "held": lambda place: place.held(),
@@ -117,6 +118,13 @@ def test_what_it_writes_appends_lists_and_deletes(tmp_path, way):
     assert place.parent.files() == [".a.jsonl", ".b.7.part", "a.jsonl", "a.part"]
     place.parent.forget_parts()
     assert place.parent.files() == [".a.jsonl", "a.jsonl", "a.part"]
+    assert place.rename("b") and not place.path.exists() and (place.parent / "b").read() == b"whole"
+    assert not (place.parent / "b").rename("a.part") and (place.parent / "a.part").read() == b""
+    assert (place.parent / "b").rename("a.jsonl") and place.read() == b"whole"
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        (place.parent / "b").rename("c")
+    with pytest.raises(ValueError, match="no name of a file"):
+        place.rename("../c")
     assert place.remove() and not place.path.exists()
     (inside(tmp_path) / "new").remove_tree()
     assert list(tmp_path.iterdir()) == []

@@ -150,6 +150,52 @@ def test_only_a_picture_of_the_folder_gets_a_caption(inputs, name):
     assert sorted(path.name for path in inputs.rglob("*")) == before
 
 
+def test_a_picture_is_taken_out_and_put_back_and_its_caption_stays(inputs):
+    folder = inputs / "cats"
+    bytes = (folder / "000.png").read_bytes()
+    data_view.take_out_picture(inputs, "cats", "000.png")
+    assert not (folder / "000.png").exists() and (folder / "000.txt").read_text("utf-8") == "a cat\n"
+    assert patiently(lambda: data_view.pictures(inputs, "cats", 0))["total"] == 119
+    out = patiently(lambda: data_view.pictures(inputs, "cats", 0, out=True))
+    assert out["total"] == 1 and out["pictures"][0]["caption"] == "a cat"
+    assert (out["pictures"][0]["name"], out["pictures"][0]["file"]) == ("000.png", "000.png.taken_out")
+    data_view.write_caption(inputs, "cats", "000.png", "a dog", out["pictures"][0]["version"])
+    with pytest.raises(FileNotFoundError, match=r"no picture called '000.png'$"):
+        data_view.take_out_picture(inputs, "cats", "000.png")
+    # A new picture of that name is not replaced, in neither direction.
+    (folder / "000.png").write_bytes(b"another")
+    with pytest.raises(ValueError, match="has a file called 000.png already"):
+        data_view.put_back_picture(inputs, "cats", "000.png")
+    with pytest.raises(ValueError, match="has a file called 000.png.taken_out already"):
+        data_view.take_out_picture(inputs, "cats", "000.png")
+    assert (folder / "000.png").read_bytes() == b"another"
+    (folder / "000.png").unlink()
+    data_view.put_back_picture(inputs, "cats", "000.png")
+    assert (folder / "000.png").read_bytes() == bytes and (folder / "000.txt").read_text("utf-8") == "a dog"
+    with pytest.raises(FileNotFoundError, match="'000.png' that was taken out"):
+        data_view.put_back_picture(inputs, "cats", "000.png")
+
+
+@pytest.mark.parametrize("name", ["../secret/a.png", "out.png", "notes.md", "000.txt", ""])
+def test_only_a_picture_of_the_folder_is_taken_out(inputs, name):
+    before = sorted(path.name for path in inputs.rglob("*"))
+    for act in (data_view.take_out_picture, data_view.put_back_picture):
+        with pytest.raises((ValueError, OSError)):
+            act(inputs, "cats", name)
+    assert sorted(path.name for path in inputs.rglob("*")) == before
+
+
+def test_pictures_without_a_caption_are_marked_where_others_have_one(inputs):
+    found = patiently(lambda: data_view.pictures(inputs, "cats", 0))["pictures"]
+    assert [["bare", ""] in one["marks"] for one in found[:4]] == [False, False, True, True]
+    marked = patiently(lambda: data_view.pictures(inputs, "cats", 0, marked=True))
+    assert marked["total"] == 118 and marked["pictures"][0]["name"] == "002.png"
+    for name in ("000.txt", "001.txt"):
+        (inputs / "cats" / name).unlink()
+    found = patiently(lambda: data_view.pictures(inputs, "cats", 0))["pictures"]
+    assert not any(["bare", ""] in one["marks"] for one in found)
+
+
 @pytest.mark.parametrize("caption", ["x" * 9000, "half \ud800"])
 def test_a_caption_is_a_text(inputs, caption):
     with pytest.raises(ValueError, match="at most 8192 characters"):

@@ -59,7 +59,36 @@ def test_a_recipe_fills_in_a_trainer(page, size, vue):
     assert (values["rank"], values["accumulation"], values["steps"]) == (16, 4, 5000)
     assert values["gradient_checkpointing"] is True
     page("shot", name=f"filled_{size[0]}_{'nodes2' if vue else 'canvas'}")
+    said = "[...document.querySelectorAll('.p-toast-message, [data-testid=toast]')].map((one) => one.textContent).join()"
+    page("until", condition=f"{said}.includes('Flux.1, 24 GB, 4 steps') && {said}.includes('method tdm')")
     assert page("evaluate", code=f"{node}.serialize().widgets_values.includes('recipes')") is False and stored > 20
+    assert not page("heard")
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
+@pytest.mark.parametrize("way", ["One file", "Three files"])
+def test_the_demo_model_gives_way_to_a_model_of_the_users(page, vue, way):
+    """What it was connected to is connected to the loaders, and empty pictures have another size."""
+    page("size", width=1366, height=768)
+    page("look", vue=vue, theme="dark")
+    page("template", name="4 Search for a better picture", vue=vue)
+    ends = """(types) => Object.fromEntries(app.graph._nodes.filter((one) => types.includes(one.type)).flatMap((one) =>
+      one.outputs.filter(({ type }) => ["MODEL", "CLIP", "VAE"].includes(type)).map(({ type, links }) => [type,
+        (links ?? []).map((id) => app.graph.links.get?.(id) ?? app.graph.links[id]).map((link) => [link.target_id, link.target_slot]).sort()])))"""
+    before = page("evaluate", code=ends, given=["RetortEmbeddedModel"])
+    assert all(len(before[type]) >= 2 for type in ("MODEL", "CLIP", "VAE"))
+    demo = "app.graph._nodes.find((one) => one.type === 'RetortEmbeddedModel')"
+    assert page("evaluate", code=f"{demo}.serialize().widgets_values") == ["flow"]
+    page("evaluate", code=f"() => {{ {demo}.widgets.find((one) => one.name === 'own_model').callback(); }}")
+    page("until", condition=f"{WINDOW}?.querySelectorAll('.retort-window-body button').length === 2")
+    sound(page("audit"))
+    page("click", where=".retort-window button", text=way, keys="Enter")
+    page("until", condition=f"!{WINDOW} && !{demo}")
+    loaders = ["CheckpointLoaderSimple"] if way == "One file" else ["UNETLoader", "CLIPLoader", "VAELoader"]
+    assert page("evaluate", code=ends, given=loaders) == before
+    sizes = "app.graph._nodes.filter((one) => one.type === 'EmptySD3LatentImage').map((one) => one.widgets.map(({ value }) => value).slice(0, 2))"
+    assert page("evaluate", code=sizes) == [[1024, 1024]]
+    page("shot", name=f"own_model_{way.split()[0].lower()}_{'nodes2' if vue else 'canvas'}")
     assert not page("heard")
 
 

@@ -16,8 +16,8 @@ document.head.append(element("style", {}, `
 `));
 
 class Pages {
-  /** parts: of the address. key(entry): what tells entries apart. row(entry) -> {root, show(entry)}. marks: a box for them. */
-  constructor(title, parts, entries, key, row, marks) {
+  /** parts: of the address. key(entry): what tells entries apart. row(entry) -> {root, show(entry)}. boxes: {query: label}. */
+  constructor(title, parts, entries, key, row, boxes = {}) {
     Object.assign(this, { parts, entries, key, row, offset: 0, rows: new Map() });
     const { dialog, body } = openWindow(title, "retort-data");
     const anew = () => {
@@ -33,7 +33,7 @@ class Pages {
     const turn = (text, label, by) => button(text, label, () => this.turn(by), (error) => this.say(error.message));
     this.bar = element("div", { class: "retort-row" });
     this.find = box("text", t("find"));
-    if (marks) this.marked = box("checkbox", t("only what is marked"));
+    this.boxes = Object.entries(boxes).map(([name, label]) => [name, box("checkbox", label)]);
     this.back = turn("\u2039", t("Previous page"), -PAGE);
     this.on = turn("\u203a", t("Next page"), PAGE);
     this.note = element("p", { class: "retort-note", role: "status" });
@@ -60,7 +60,8 @@ class Pages {
   async look() {
     clearTimeout(this.timer);
     const asked = (this.asked = {});
-    const query = { offset: this.offset, find: this.find.value, ...(this.marked?.checked && { marked: 1 }) };
+    const query = { offset: this.offset, find: this.find.value };
+    for (const [name, { checked }] of this.boxes) if (checked) query[name] = 1;
     let again = false;
     try {
       const answer = await ask(this.parts, query);
@@ -92,14 +93,31 @@ class Pages {
   }
 }
 
+/** A button that takes something out and puts it back; struck: what is struck through while it is out. */
+function outButton(parts, what, out, title, struck, state) {
+  const look = () => {
+    struck.style.textDecoration = out ? "line-through" : "";
+    turn.textContent = out ? t("Put back") : t("Take out");
+    state.textContent = "";
+  };
+  const act = async () => {
+    await tell([...parts, out ? "put_back" : "take_out"], what);
+    out = !out;
+    look();
+  };
+  const turn = button("", title, act, (error) => (state.textContent = error.message));
+  look();
+  return turn;
+}
+
 /** A folder's pictures with their captions. */
 export function openPictures(folder) {
   const said = {
     like: (name) => t("looks like {name}", { name }), small: () => t("much smaller than the others"),
-    long: () => t("much longer than wide, or wider than long"), bad: (why) => t("cannot be read: {why}", { why }),
+    long: () => t("much longer than wide, or wider than long"), bare: () => t("no caption"), bad: (why) => t("cannot be read: {why}", { why }),
   };
-  const row = ({ name, caption, version, note }) => {
-    const query = new URLSearchParams({ filename: name, subfolder: folder, type: "input" });
+  const row = ({ name, file, caption, version, note }) => {
+    const query = new URLSearchParams({ filename: file, subfolder: folder, type: "input" });
     const image = element("img", { src: api.apiURL(`/view?${query}`), alt: "", loading: "lazy" });
     const line = element("span", { class: "retort-line" });
     const marks = element("strong");
@@ -117,6 +135,7 @@ export function openPictures(folder) {
       try {
         ({ version: before } = await tell(["data", folder, "caption"], { name, caption: text.value, before }));
         state.textContent = t("saved");
+        mark();
       } catch (error) {
         state.textContent = error.message;
         if (error.status !== 409) return;
@@ -126,13 +145,22 @@ export function openPictures(folder) {
         other.textContent = error.answer.note || t("The file says: {caption}", { caption: error.answer.caption || "\u2013" });
       }
     });
+    let found = [];
+    const mark = () => {
+      const left = found.filter(([kind]) => kind !== "bare" || !text.value);
+      marks.textContent = left.map(([kind, what]) => said[kind](what)).join("; ");
+    };
     const show = ({ size, marks: all }) => {
       line.textContent = [name, size?.join(" × ")].filter(Boolean).join(" · ");
-      marks.textContent = all.map(([kind, what]) => said[kind](what)).join("; ");
+      found = all;
+      mark();
     };
-    return { root: element("li", {}, image, element("div", {}, line, text, other, marks, state)), show };
+    const title = t("Take this picture out of what is trained on, or put it back");
+    const out = outButton(["data", folder], { name }, file !== name, title, line, state);
+    return { root: element("li", {}, image, element("div", {}, line, text, other, marks, out, state)), show };
   };
-  new Pages(folder, ["data", folder], (answer) => answer.pictures, (entry) => entry.name, row, true);
+  const boxes = { marked: t("only what is marked"), out: t("what was taken out") };
+  new Pages(folder, ["data", folder], (answer) => answer.pictures, (entry) => entry.file, row, boxes);
 }
 
 /** All pairs of a preference set. */
@@ -145,17 +173,8 @@ export function openPairs(set) {
       "li", {}, picture(winner, tie ? t("one of a tie") : t("the better one")), element("span", {}, tie ? "=" : ">"),
       picture(loser, tie ? t("one of a tie") : t("the worse one")), element("div", {}, text),
     );
-    let out = false;
-    const failed = (error) => (state.textContent = error.message);
-    const act = async () => {
-      await tell(["preferences", set, out ? "put_back" : "take_out"], { line });
-      out = !out;
-      text.style.textDecoration = out ? "line-through" : "";
-      turn.textContent = out ? t("Put back") : t("Take out");
-      state.textContent = "";
-    };
-    const turn = button(t("Take out"), t("Take this pair out of the set, or put it back"), act, failed);
-    root.lastChild.append(turn, state);
+    const title = t("Take this pair out of the set, or put it back");
+    root.lastChild.append(outButton(["preferences", set], { line }, false, title, text, state), state);
     return { root, show: () => {} };
   };
   new Pages(set, ["preferences", set, "pairs"], (answer) => answer.pairs, (entry) => entry.line, row);

@@ -9,6 +9,8 @@ const SEED = 1, PIXELS = 8; // of a latent's cell; nodes of empty latents count 
 // Columns that are wide enough in both renderers; below each other lie the branch with the LoRA and the one without.
 const LEFT = 0, MIDDLE = 370, RIGHT = 810, END = 1150, WIDER = 100;
 const APART = 440, BELOW = 70, TALL = 940; // columns of nodes that a training was connected to
+const EDGE = 40, SMALLEST = 0.1; // pixels of the page around the workflow, and the scale below which nothing is shown
+const EMPTY = { version: 0.4, last_node_id: 0, last_link_id: 0, nodes: [], links: [], groups: [], config: {}, extra: {} };
 
 function widget(node, name, value) {
   const found = node.widgets?.find((each) => each.name === name);
@@ -26,14 +28,15 @@ function join(from, to, input) {
 const outputs = (type) => LiteGraph.registered_node_types[type]?.nodeData?.output;
 
 /**
- * A new workflow with what a run was trained on: {add, model, other, clip, vae, positive, negative, latent, embedded}, each
+ * A new workflow of this title with what a run was trained on: {run, add, model, other, clip, vae, positive, negative, latent, embedded}, each
  * [node, output] where there is one. The open workflow stays as it is, in its own tab.
  */
-async function begin(run) {
+async function begin(run, title) {
   const graph = await ask(["runs", run.name, "graph"]).catch(() => null);
+  if (graph?.node) run = { ...run, prompt: run.prompt || (await firstCaption(graph)) };
   // What a training has just written is in no list of the page yet, and would be called missing.
   await app.refreshComboInNodes?.();
-  await app.extensionManager.command.execute("Comfy.NewBlankWorkflow");
+  await app.loadGraphData(structuredClone(EMPTY), true, true, title);
   const add = (type, x, y, values = {}, title = "") => {
     const node = LiteGraph.createNode(type);
     node.pos = [x, y];
@@ -42,7 +45,14 @@ async function begin(run) {
     for (const [name, value] of Object.entries(values)) widget(node, name, value);
     return node;
   };
-  return { add, ...((graph?.node && again(run, graph, add)) || named(run, add)) };
+  return { run, add, ...((graph?.node && again(run, graph, add)) || named(run, add)) };
+}
+
+/** The first caption of the folder that a training took its texts from, "" where there is none. */
+async function firstCaption({ prompt }) {
+  const folder = Object.values(prompt).map((node) => node.inputs.folder).find((value) => typeof value === "string");
+  const found = folder && (await ask(["data", folder]).catch(() => null));
+  return found?.pictures.find((one) => one.caption)?.caption ?? "";
 }
 
 /** What the training was connected to, made again; null where a node is not installed any more. */
@@ -101,15 +111,27 @@ function named(run, add) {
   return { model: [whole, 0], clip: [whole, 1], vae: [whole, 2], embedded };
 }
 
-/** The whole workflow in view. Where nodes lie is known once they have been drawn. */
+/** The whole workflow in view, beside the panel. Where nodes lie is known once they have been drawn. */
 async function shown() {
   for (let frames = 0; frames < 2; frames++) await new Promise(requestAnimationFrame);
-  await app.extensionManager.command.execute("Comfy.Canvas.FitView");
+  const { left, right, top, bottom } = app.canvas.canvas.getBoundingClientRect();
+  const panel = document.querySelector(".retort-panel")?.getBoundingClientRect();
+  const free = { left: EDGE, right: right - left - EDGE, top: 2 * EDGE, bottom: bottom - top - EDGE };
+  if (panel?.width && panel.left + panel.right < left + right) free.left = Math.max(free.left, panel.right - left + EDGE);
+  else if (panel?.width) free.right = Math.min(free.right, panel.left - left - EDGE);
+  const boxes = app.graph.nodes.map((node) => node.getBounding());
+  const low = [0, 1].map((i) => Math.min(...boxes.map((box) => box[i])));
+  const size = [0, 1].map((i) => Math.max(...boxes.map((box) => box[i] + box[i + 2])) - low[i]);
+  const room = [free.right - free.left, free.bottom - free.top];
+  const { ds } = app.canvas;
+  ds.scale = Math.max(SMALLEST, Math.min(1, room[0] / size[0], room[1] / size[1]));
+  ds.offset = [free.left / ds.scale - low[0], free.top / ds.scale - low[1]];
+  app.canvas.setDirty(true, true);
 }
 
-/** run: an entry of /retort/runs that has a LoRA. */
-export async function openLora(run) {
-  const parts = await begin(run), { add, model } = parts;
+/** entry: a run of /retort/runs that has a LoRA. */
+export async function openLora(entry) {
+  const parts = await begin(entry, t("{run} with and without", { run: entry.name })), { run, add, model } = parts;
   const restores = run.method === "instarevive";
   const student = run.student && !restores;
   const lora = add(student ? "RetortLoadStudent" : "LoraLoaderModelOnly", MIDDLE, 0, { lora_name: run.lora });
@@ -121,9 +143,9 @@ export async function openLora(run) {
   await shown();
 }
 
-/** The checkpoints of a run at several strengths in one sheet. run: an entry of /retort/runs. */
-export async function openGrid(run) {
-  const { add, model, clip, vae, latent, embedded } = await begin(run);
+/** The checkpoints of a run at several strengths in one sheet. entry: a run of /retort/runs. */
+export async function openGrid(entry) {
+  const { run, add, model, clip, vae, latent, embedded } = await begin(entry, t("{run} at several strengths", { run: entry.name }));
   const { levels, sampler } = fewSteps(run, add) ?? {
     levels: add("BasicScheduler", MIDDLE, 0, { scheduler: "simple", steps: run.sampling?.steps ?? 20 }),
     sampler: add("KSamplerSelect", MIDDLE, 260, { sampler_name: "euler" }),

@@ -2,7 +2,7 @@
 import { address, tell } from "./client.mjs";
 import { List } from "./list.mjs";
 import { Checkpoints } from "./checkpoints.mjs";
-import { openLora } from "./new_workflow.mjs";
+import { openGrid, openLora } from "./new_workflow.mjs";
 import { notifySwitch } from "./notice.mjs";
 import { button, element } from "./page.mjs";
 import { RunView, commandsOf } from "./run_view.mjs";
@@ -54,7 +54,7 @@ export class RunList {
     let run;
     const open = button(t("Open LoRA"), t("The LoRA in a new workflow"), () => openLora(run), failed);
     const details = button(t("Details"), t("Curve, previews and checkpoints"), () => title.click(), failed);
-    const more = this.menu(name, failed, () => run?.lora);
+    const more = this.menu(name, failed, () => run);
     const tick = element("input", { type: "checkbox", class: "retort-tick", title: t("Tick two or more runs to compare them"), "aria-label": t("Compare {run}", { run: name }) });
     tick.checked = this.ticked.has(name);
     tick.addEventListener("change", () => {
@@ -83,8 +83,9 @@ export class RunList {
     return { root, show };
   }
 
-  /** What can be done with a run that has ended; lora(): its LoRA's file, if there is one. */
-  menu(name, failed, lora) {
+  /** What can be done with a run that has ended; run(): its entry. */
+  menu(name, failed, run) {
+    const lora = () => run()?.lora;
     const word = element("input", { type: "text", value: name, "aria-label": t("New name of {name}", { name }), maxlength: 200 });
     const rename = button(t("Rename"), t("Give the run this name; its LoRA keeps its own"), async () => {
       await tell(["runs", name, "rename"], { name: word.value });
@@ -106,7 +107,8 @@ export class RunList {
       await tell(["runs", name, "delete"], { name });
       this.changed(name, lora() && t("Deleted. Its LoRA stays in models/loras: {lora}.", { lora: lora() }));
     }, failed);
-    const rows = [element("div", { class: "retort-row" }, word, rename), element("div", { class: "retort-row" }, zip, remove)];
+    const grid = button(t("LoRA grid"), t("Draw the checkpoints at several strengths on one sheet"), () => openGrid(run()), failed);
+    const rows = [element("div", { class: "retort-row" }, word, rename), element("div", { class: "retort-row" }, grid, zip, remove)];
     const menu = element("details", { class: "retort-menu" }, element("summary", { title: t("Rename, download, delete") }, t("More")));
     menu.addEventListener("toggle", () => (menu.open ? menu.append(...rows) : rows.forEach((row) => row.remove())));
     return menu;

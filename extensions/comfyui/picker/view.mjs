@@ -14,7 +14,10 @@ function make(kind, className, more = {}) {
 document.head.append(make("link", "", { rel: "stylesheet", href: new URL("./picker.css", import.meta.url).href }));
 
 export class View {
-  /** does: pick(place), say(word), keep(count), more: [[text, title, work]], blind: nothing is drawn ahead; away: on a phone; picture(id): its address. */
+  /**
+   * does: pick(place), say(word), keep(count), more: [[text, title, work, when]], "late" being once there is a result, blind:
+   * nothing is drawn ahead; away: on a phone; picture(id): its address.
+   */
   constructor(does, picture) {
     Object.assign(this, { does, picture, shown: undefined, since: 0, mark: null, cells: [] });
     this.root = make("div", does.blind ? "retort-picker retort-blind" : "retort-picker", { tabIndex: 0 });
@@ -46,7 +49,9 @@ export class View {
     this.way = make("progress", "", { ariaHidden: true });
     this.far = make("span", "retort-picker-far");
     const more = make("div", "retort-picker-row");
-    more.append(this.way, this.far, ...does.more.map(([textContent, title, onclick]) => make("button", "", { type: "button", title, textContent, onclick })), this.large());
+    const made = does.more.map(([textContent, title, onclick, when]) => [when, make("button", "", { type: "button", title, textContent, onclick })]);
+    this.late = made.filter(([when]) => when === "late").map(([, one]) => one);
+    more.append(this.way, this.far, ...made.map(([, one]) => one), this.large());
     const answers = make("div", "retort-picker-row");
     answers.append(tie, skip, undo, this.counts);
     const drawing = make("div", "retort-picker-row");
@@ -135,6 +140,7 @@ export class View {
     Object.assign(this.way, { max, value });
     this.far.textContent = text;
     this.far.classList.toggle("retort-picker-result", Boolean(desk.result));
+    for (const one of this.late) one.hidden = !desk.result;
     const said = note || drawing.why;
     this.note.textContent = said || (drawn ? t("drawing…") : "");
     this.note.title = said;
@@ -146,7 +152,7 @@ export class View {
           ? this.does.away
             ? t("Nothing waits. Press Generate on the computer, or queue the workflow there.")
             : t("Nothing waits. Press Generate, or queue the workflow.")
-          : desk.result ? t("The test is over. Load LoRA uses yours in any workflow. Too little of your taste: pick more, or halve beta. Broken pictures: fewer training steps. Then press Train now again.") : t("Press Run: both models draw the same prompts, and you choose without knowing which drew what.");
+          : desk.result ? t("The test is over. Open LoRA shows yours in a new workflow, and Load LoRA uses it in any other. Too little of your taste: pick more, or halve beta. Broken pictures: fewer training steps. Then press Train now again.") : t("Press Run: both models draw the same prompts, and you choose without knowing which drew what.");
     }
     // The next pictures are there when they are asked for.
     const next = desk.tickets[1];
