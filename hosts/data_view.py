@@ -2,8 +2,8 @@
 
 Page by page, so that a folder or set of 100,000 stays quick. All names come from whoever sent the request. A folder of
 pictures lies in ComfyUI's input folder, or a link there leads to it; a picture's caption is the text file of its name
-beside it, which core's nodes read too. A picture is taken out by a name that no node takes for a picture's, and put back
-by its own; its caption stays. A pair is taken out by a line that takes the judgement back, and put back by the
+beside it, which core's nodes read too. A picture is taken out by a name that no node takes for a picture's, and put
+back by its own; its caption stays. A pair is taken out by a line that takes the judgement back, and put back by the
 line that it was.
 """
 
@@ -65,7 +65,8 @@ class _Pictures:
         if self._files.look():
             there = [PurePosixPath(name).name for name in self._files.there]
             self.names = sorted(name for name in there if is_picture(name))
-            self.out = sorted(name.removesuffix(OUT) for name in there if name.endswith(OUT) and is_picture(name[: -len(OUT)]))
+            out = (name.removesuffix(OUT) for name in there if name.endswith(OUT))
+            self.out = sorted(name for name in out if is_picture(name))
             captioned = {PurePosixPath(name).stem for name in there if name.endswith(".txt")}
             bare = [name for name in self.names if PurePosixPath(name).stem not in captioned]
             self.bare = frozenset(bare if len(bare) < len(self.names) else ())

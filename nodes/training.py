@@ -11,14 +11,13 @@ from torch import Tensor
 from ..files import texts
 from ..files.atomic import checked_name
 from ..files.pictures import rounded
-from ..hosts.api import host, io, run_graph, training, ui
+from ..hosts.api import host, io, run_graph, training
 from ..sampling.settings import declared, offered
 from ..trainers.adapters import require_peft
 from ..trainers.config import RunConfig
 from ..trainers.dataset import NO_SIZE, Dataset, entries_of, latents_of, one_for_each, refuse_missing
 from ..trainers.methods import METHODS, of_group, read_config
 from ..trainers.objectives.parts.contract import Objective
-from ..trainers.watch import latest_preview
 from .checks import Asked, CheckedNode, about, at, is_empty, within
 from .inputs import PROMPTED, completed, inputs_of, schema
 from .training_inputs import (
@@ -252,17 +251,12 @@ def run(
     finally:
         run_graph.keep(host.runs_folder() / checked_name(request.name), node.hidden)
     assert result.path is not None
-    # The page shows the run on the node, also where another node gives its name.
+    # The page shows the run with its previews on the node, also where another node gives its name.
     ended = f" of {request.config.training.steps}, stopped: {result.stopped}" if result.stopped else ""
     shows: dict[str, Any] = {
         "text": (f"{result.path.name}, {result.steps} steps{ended}", *problems, *_grown(result.losses)),
         "retort_run": (result.folder.name,),
     }
-    picture = latest_preview(result.folder)
-    # A picture that the node shows from the run itself stays there; Nodes 2.0 would show it twice.
-    if picture is not None and not watcher.shown:
-        below = picture.parent.path.relative_to(host.runs_folder().parent).as_posix()
-        shows["images"] = [ui.SavedResult(picture.name, below, io.FolderType.output)]
     return io.NodeOutput(result.lora, {"loss": result.losses}, result.path.name, result.folder.name, ui=shows)
 
 

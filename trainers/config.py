@@ -104,10 +104,10 @@ class TrainingConfig(Settings):
     keep: int = setting(3, 0, 1000, advanced=True, help="LoRA checkpoints kept in the run's folder.")
     preview_every: int = setting(
         50, 0, MOST_STEPS,
-        help="Steps between previews from fixed seeds, also before the first and after the last step (rough ones without "
-        "`vae`); 0 for none.",
-        page="Steps between pictures from fixed noise, also before the first and after the last step, shown on the node "
-        "and kept in the run's folder; 0 for none.",
+        help="Steps between previews from fixed seeds, also before the first and after the last step (rough ones "
+        "without `vae`); 0 for none.",
+        page="Steps between pictures from fixed noise, also before the first and after the last step, shown on the "
+        "node and kept in the run's folder; 0 for none.",
     )
     previews: int = setting(4, 0, 64, advanced=True, help="Pictures in a preview.")
     fake_rank: int = setting(

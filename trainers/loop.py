@@ -311,8 +311,8 @@ class Trainer:
                 self.watcher.step(self.done, settings.steps, metrics)
                 commands = self.watcher.commands()
                 stop = self.reducer.any("stop" in commands)
-                shown = settings.preview_every and (self.done % settings.preview_every == 0 or self.done == settings.steps)
-                if "sample" in commands or shown:
+                every, last = settings.preview_every, self.done == settings.steps
+                if "sample" in commands or (every and (last or self.done % every == 0)):
                     self._preview()
                 due = settings.save_minutes and time.monotonic() - saved_at > settings.save_minutes * 60
                 if "save" in commands or due or (settings.save_every and self.done % settings.save_every == 0):

@@ -409,12 +409,11 @@ def _refuse_without_gradient(reward: Reward, method: str) -> None:
 
 
 class HostWatcher:
-    """Shows a run in the host's own progress, and lets the host's cancel end it. shown: whether a picture was."""
+    """Shows a run in the host's own progress, and lets the host's cancel end it."""
 
     def __init__(self, host: Host, total: int):
         self._host, self._progress = host, host.progress(total)
         self._done = 0
-        self.shown = False
 
     def check(self) -> None:
         """Raise the host's own interruption."""
@@ -434,7 +433,6 @@ class HostWatcher:
     def preview(self, images: Tensor, done: int, path: Inside) -> None:
         """Show the contact sheet on the node."""
         self._progress.step(done, preview=open_picture(path))
-        self.shown = True
 
     def says(self, text: str) -> None:
         """A line on the node."""

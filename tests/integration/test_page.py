@@ -346,7 +346,8 @@ def test_a_training_is_watched_and_led(page, app, state, vue):
     assert lora == state(name)["lora"]
     # In a tab that says what it is, with every node beside the panel.
     assert page("evaluate", code="app.extensionManager.workflow.activeWorkflow.filename").startswith(f"{name} with and")
-    left = "Math.min(...app.graph._nodes.map((one) => (one.getBounding()[0] + app.canvas.ds.offset[0]) * app.canvas.ds.scale))"
+    left = "(one) => (one.getBounding()[0] + app.canvas.ds.offset[0]) * app.canvas.ds.scale"
+    left = f"Math.min(...app.graph._nodes.map({left}))"
     assert page("evaluate", code=f"{left} >= document.querySelector('.retort-panel').getBoundingClientRect().right")
     page("shot", name=f"opened_lora_{'nodes2' if vue else 'canvas'}")
     # Written just now, and no file that the page would call missing.

@@ -153,7 +153,6 @@ def test_a_loss_that_has_exploded_is_said(run, where, monkeypatch):
         path = where.models[0] / "loras" / f"{name}.safetensors"
         result = training.Result({}, losses, path, where.output / "retort" / name, 30)
         monkeypatch.setattr(training, "run_in_node", lambda *_, result=result, **__: result)
-        monkeypatch.setattr(training_nodes, "latest_preview", lambda folder: None)
         request = training.Request(name, read_config({"method": "flow"}), None)
         shown.append(training_nodes.run(RetortTrainFlow, None, request, None).ui["text"])
     said = "the loss has grown from 0.5 to 3e+15: lower learning_rate, under another name"
