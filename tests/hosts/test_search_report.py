@@ -54,3 +54,8 @@ def test_a_report_holds_curve_tree_and_pictures():
     rows = (drawn == best).all(-1).any(1)
     # The way to the best goes through all levels.
     assert rows[tree_picture.TOP + 1 : tree_picture.HEIGHT - tree_picture.BOTTOM].all()
+
+
+def test_a_reward_is_spelt_in_decimals():
+    spelt = [search_report.spelt(reward) for reward in (-2.6226e-6, 0.123456, 2.0, -1234567.0, float("-inf"))]
+    assert spelt == ["-0.000002623", "0.1235", "2", "-1235000", "-inf"]

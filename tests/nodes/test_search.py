@@ -10,7 +10,7 @@ from retort.hosts import api
 from retort.hosts.headless.noise import RandomNoise
 from retort.hosts.headless.samplers import StandardSampler
 from retort.hosts.rewards import kinds as rewards
-from retort.hosts.search.report import draw, thumbnail
+from retort.hosts.search.report import draw, spelt, thumbnail
 from retort.nodes.search import METHODS, RetortResumeSearch, RetortTreeSearch, budget_of, config_of
 
 STEPS, PROMPT = 5, "a blue seven on yellow paper"
@@ -74,7 +74,7 @@ def test_each_candidate_is_decoded_once_and_the_report_shows_the_best(parts, nam
     state = saved.states[0]
     assert sum(decoded) == state.ledger.rewards >= 4
     images = decode(api.host, have[2], top["samples"])
-    title = f"best {state.best.reward:.5g}, {state.ledger.calls} calls, {state.ledger.rewards} rewards"
+    title = f"best {spelt(state.best.reward)}, {state.ledger.calls} calls, {state.ledger.rewards} rewards"
     shown = draw(state, [thumbnail(image) for image in images], title, 1)
     torch.testing.assert_close(report, shown, atol=1.5 / 255, rtol=0)
     decoded.clear()
