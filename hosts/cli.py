@@ -372,6 +372,10 @@ def plan(
     optimiser: Annotated[str, typer.Option("--optimiser", help="adamw, adamw8bit, adafactor or prodigy.")] = "adamw",
     tokens: Annotated[int, typer.Option("--tokens", min=0, help="Length of a prompt; 0 for the usual one.")] = 0,
     cards: Annotated[str, typer.Option("--cards", help="Sizes in GB, with commas between.")] = plan_report.CARDS,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Another setting of the run, such as precision=fp32."),
+    ] = None,
     comfyui: Annotated[
         Path | None, typer.Option("--comfyui", help="Folder of ComfyUI, which knows more models.")
     ] = None,
@@ -387,7 +391,7 @@ def plan(
         if not model.exists():
             raise ValueError(f"there is no {model}")
         made, entry, shape = found.from_header(model, width, height, frames, tokens)
-        config = plan_report.settings(method, rank, batch, optimiser)
+        config = plan_report.settings(method, rank, batch, optimiser, set_ or ())
         judged = plan_report.stand_ins(found, config)
         dataset = plan_report.sample(method, entry, shape)
         text = plan_report.report(found, made, config, dataset, plan_report.sizes(cards), *judged)

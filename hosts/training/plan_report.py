@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,10 +36,24 @@ def sizes(cards: str) -> list[int]:
     return found
 
 
-def settings(method: str, rank: int, batch_size: int, optimiser: str) -> RunConfig:
-    """A run with a method's own settings. ValueError names what is wrong."""
-    training = {"batch_size": batch_size, "gradient_checkpointing": True, "optimiser": optimiser}
-    return read_config({"method": method, "training": training, "lora": {"rank": rank}})
+def settings(method: str, rank: int, batch_size: int, optimiser: str, more: Sequence[str] = ()) -> RunConfig:
+    """A run with a method's own settings. more: further ones as "name=value". ValueError names what is wrong."""
+    parts: dict[str, dict[str, Any]] = {
+        "training": {"batch_size": batch_size, "gradient_checkpointing": True, "optimiser": optimiser},
+        "lora": {"rank": rank},
+        "objective": {},
+    }
+    known = read_config({"method": method}).to_json()
+    for text in more:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        place = next((part for part in parts if name in known[part]), None)
+        if not equals or place is None:
+            raise ValueError(f"{method} has no setting {name!r:.60}: give NAME=VALUE, by the name on its node")
+        try:
+            parts[place][name] = json.loads(value)
+        except ValueError:  # a word
+            parts[place][name] = value
+    return read_config({"method": method, **parts})
 
 
 def sample(method: str, entry: tuple[Tensor, dict[str, Any]], shape: Shape, downscale: int = 8) -> Dataset:

@@ -42,12 +42,29 @@ def test_the_command_says_what_fits(file):
     assert all("the base stays on the card, peak about" in line for line in lines)
 
 
+def test_further_settings_are_the_runs_own(file):
+    """Half as large arithmetic, a smaller adapter of the fake score and a discriminator each change what is counted."""
+    given = [str(file), "--width", "128", "--height", "64", "--rank", "4", "--tokens", "6", "--cards", "24"]
+    said = set()
+    for more in ([], ["precision=fp32"], ["fake_rank=1"], ["gan_weight=0.01"], ["gradient_checkpointing=false"]):
+        sets = [part for text in more for part in ("--set", text)]
+        done = CliRunner().invoke(app, ["plan", *given, "--method", "dmd2", *sets])
+        assert done.exit_code == 0, done.output
+        said.add(done.output)
+    assert len(said) == 5
+    config = plan_report.settings("dmd2", 4, 1, "adamw", ["fake_rank = 1", "gan_weight=0.01", "precision=fp32"])
+    assert (config.training.fake_rank, config.training.precision, config.objective.gan_weight) == (1, "fp32", 0.01)
+
+
 def test_mistakes_are_one_message(file, tmp_path):
     for given, message in (
         ([str(tmp_path / "none.safetensors")], "there is no"),
         ([str(file), "--method", "magic"], "method must be one of"),
         ([str(file), "--cards", "a lot"], "cards must be sizes in GB"),
         ([str(file), "--frames", "9"], "with --comfyui alone"),
+        ([str(file), "--set", "magic=1"], "flow has no setting 'magic': give NAME=VALUE"),
+        ([str(file), "--set", "precision"], "flow has no setting 'precision': give NAME=VALUE"),
+        ([str(file), "--set", "precision=fp64"], "precision must be"),
         ([str(file), "--method", "align_prop", "--tokens", "6"], "align_prop learns through a reward and a VAE"),
     ):
         said = CliRunner().invoke(app, ["plan", *given])
