@@ -30,7 +30,7 @@ from typing import IO
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 EXTRAS = "test"
-NOT_IN_WEBUI = ("peft",)  # nothing is trained there
+NOT_IN_WEBUI = ("peft", "segno")  # nothing is trained or picked there
 MOST_PROCESSES = 4  # of pytest; each imports torch
 PYTORCH_CPU = "https://download.pytorch.org/whl/cpu"
 # What an installation depends on: a change in any of them, or a move of the folder, installs again.

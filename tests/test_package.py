@@ -48,12 +48,12 @@ def test_requirements_move_nothing_of_comfyuis() -> None:
 
 
 @pytest.mark.integration
-def test_requirements_are_comfyuis_own_and_peft(comfyui: Path) -> None:
+def test_requirements_are_comfyuis_own_peft_and_segno(comfyui: Path) -> None:
     text = (comfyui / "requirements.txt").read_text(encoding="utf-8").lower()
     brought = {re.split(r"[<>=~!;\s]", line)[0] for line in text.splitlines()}
     wanted = {line.split(">=")[0].lower() for line in lines("requirements.txt")}
-    # PEFT brings accelerate; what else both ask for ComfyUI has.
-    assert wanted - brought == {"peft"}
+    # PEFT brings accelerate, and segno nothing; what else they ask for ComfyUI has.
+    assert wanted - brought == {"peft", "segno"}
 
 
 def test_constraints_pin_exactly_and_name_no_build() -> None:

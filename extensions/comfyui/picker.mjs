@@ -151,13 +151,14 @@ class Picker {
   /** Say where a phone finds the page of this set. */
   async phone() {
     const { set, by } = this.place;
-    const { addresses } = await ask(["pick", "addresses"]);
+    const { links } = await ask(["pick", "addresses"], { set, by });
     const { body } = openWindow(t("Pick on a phone"));
     this.shared = true; // from now on somebody else may choose, too
-    const links = addresses.map((one) => `${one}/retort/pick?${new URLSearchParams({ set, by })}`);
     body.append(
-      element("p", {}, links.length ? t("Open this address on a phone in the same network:") : t("To reach it from a phone, start ComfyUI with --listen: add it to the command that starts ComfyUI. In ComfyUI Desktop, set the host of the server to 0.0.0.0.")),
-      ...links.map((href) => element("a", { href, target: "_blank" }, href)),
+      element("p", {}, links.length ? t("Open this address on a phone in the same network, or point its camera here:") : t("To reach it from a phone, start ComfyUI with --listen: add it to the command that starts ComfyUI. In ComfyUI Desktop, set the host of the server to 0.0.0.0.")),
+      ...links.flatMap(({ link, code }) => [
+        element("a", { href: link, target: "_blank" }, link), ...(code ? [element("img", { src: code, alt: t("The same address as a QR code"), width: 280 })] : []),
+      ]),
     );
   }
 

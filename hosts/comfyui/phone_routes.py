@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from aiohttp import web
 
@@ -21,6 +21,7 @@ from .help_routes import PAGE
 POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
+MOST_TEXT = 200  # of a name in a link
 HERE = {"127.0.0.1", "localhost", "::1"}
 # Names that stand for all addresses of a family, and an address of the networks for examples: nothing is sent there,
 # the system only says from where it would be.
@@ -42,13 +43,27 @@ def add(table: web.RouteTableDef, listens: Callable[[], tuple[str, int, bool]]) 
         text = (PAGE / "picker" / "phone.html").read_text(encoding="utf-8").replace("SCRIPT", source)
         return web.Response(text=text, content_type="text/html", headers=HEADERS | {"Content-Security-Policy": POLICY})
 
-    def addresses() -> dict[str, Any]:
+    def addresses(set: str = "", by: str = "") -> dict[str, Any]:
         names, port, safe = listens()
         found = reachable(names.split(","), own_address)
-        return {"addresses": [f"http{'s' if safe else ''}://{name}:{port}" for name in found]}
+        where = f"{ROOT}/pick?{urlencode({'set': set[:MOST_TEXT], 'by': by[:MOST_TEXT]})}"
+        links = [f"http{'s' if safe else ''}://{name}:{port}{where}" for name in found]
+        return {"links": [{"link": link, "code": code(link)} for link in links]}
 
     table.get(f"{ROOT}/pick/addresses")(guarded(addresses))
     table.get(f"{ROOT}/pick")(page)
+
+
+def code(link: str) -> str:
+    """A QR code of a link, as the address of an SVG; "" where segno is not installed, or for more than a code holds."""
+    try:
+        import segno
+    except ImportError:
+        return ""
+    try:
+        return str(segno.make_qr(link).svg_data_uri(scale=5, border=4, light="#fff"))
+    except segno.DataOverflowError:
+        return ""
 
 
 def reachable(names: Iterable[str], own: Callable[[str], str | None]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import socket
 import sys
@@ -55,6 +56,19 @@ def test_a_name_that_leads_here_from_elsewhere_is_refused(ask):
     for path in ("pick", "pick/addresses"):
         assert ask(path, {"Host": "evil.example:8188"})[0] == 403
     assert ask("pick/addresses", {"Origin": "http://evil.example"})[0] == 403
+
+
+def test_a_link_comes_with_its_code(ask, monkeypatch):
+    """The link is whole and says the set; without segno, or where it is too long for a code, the link comes alone."""
+    pytest.importorskip("segno")
+    monkeypatch.setattr(phone_routes, "own_address", lambda name: "192.168.1.5")
+    status, _, text = ask("pick/addresses?set=my%20%26%20set&by=me")
+    ((found),) = json.loads(text)["links"]
+    assert status == 200 and found["link"] == "http://192.168.1.5:8188/retort/pick?set=my+%26+set&by=me"
+    assert found["code"].startswith("data:image/svg+xml") and "%3Cpath" in found["code"]
+    assert found["code"] != phone_routes.code(found["link"] + "2") and phone_routes.code("x" * 5000) == ""
+    monkeypatch.setitem(sys.modules, "segno", None)
+    assert json.loads(ask("pick/addresses?set=a&by=me")[2])["links"][0]["code"] == ""
 
 
 @pytest.mark.parametrize(
