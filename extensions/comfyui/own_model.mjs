@@ -4,7 +4,7 @@ import { element, openWindow } from "./panel/page.mjs";
 import { t } from "./locales/words.mjs";
 
 const DEMO = 64, USUAL = 1024; // pixels
-const APART = 460, BELOW = 90, EDGE = 80, LIFE = 20_000;
+const APART = 460, BELOW = 90, LIFE = 20_000, EDGE = [80, 130];
 // What is loaded, and which outputs of which nodes give MODEL, CLIP and VAE.
 const WAYS = [
   [() => t("One file"), () => t("A checkpoint with text encoder and VAE: SD1.5, SDXL and what was made of them"), [["CheckpointLoaderSimple", [0, 1, 2]]]],
@@ -16,8 +16,9 @@ const WAYS = [
 
 /** Put these loaders in the place of a node; kinds: [type, the outputs of the node that it has]. */
 function replace(node, kinds) {
-  const { graph } = node, left = Math.min(...graph.nodes.map((one) => one.pos[0]));
-  let [x, y] = kinds.length > 1 ? [left - APART, node.pos[1]] : node.pos;
+  const { graph } = node, [left, top] = [0, 1].map((i) => Math.min(...graph.nodes.map((one) => one.pos[i])));
+  const first = kinds.length > 1 ? [left - APART, top] : [...node.pos];
+  let [x, y] = first;
   const made = kinds.map(([type, slots]) => {
     const one = LiteGraph.createNode(type);
     one.pos = [x, y];
@@ -31,7 +32,7 @@ function replace(node, kinds) {
   });
   graph.remove(node);
   const { ds } = app.canvas;
-  ds.offset[0] = Math.max(ds.offset[0], EDGE / ds.scale - x);
+  for (const i of [0, 1]) ds.offset[i] = Math.max(ds.offset[i], EDGE[i] / ds.scale - first[i]);
   app.canvas.selectNodes(made);
 }
 

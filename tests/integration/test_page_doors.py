@@ -194,8 +194,12 @@ def test_a_blind_test_says_who_won_after_its_last_pair(page, app, vue):
     page("until", condition=f"{far}.startsWith('Yours against the base: 1 of 2 (95 % interval 1 to 99 %)')")
     sound(page("audit"))
     page("shot", name=f"blind_{'nodes2' if vue else 'canvas'}")
+    page("click", where=".retort-picker button", text="Open LoRA")
+    page("until", condition="document.querySelector('.retort-picker-note').textContent.includes('No run with a LoRA')")
     page("click", where=".retort-picker button", text="Undo")
     page("until", condition=f"{far}.startsWith('1 of 2')")
+    opens = "[...document.querySelectorAll('.retort-picker button')].find((one) => one.textContent === 'Open LoRA')"
+    assert page("evaluate", code=f"{opens}.offsetParent === null")
     # A file keeps which test it was.
     assert page("evaluate", code="app.graph.serialize().nodes[0].properties.retort_blind") == by
     assert not page("heard")
