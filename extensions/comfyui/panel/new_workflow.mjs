@@ -9,7 +9,8 @@ const SEED = 1, PIXELS = 8; // of a latent's cell; nodes of empty latents count 
 // Columns that are wide enough in both renderers; below each other lie the branch with the LoRA and the one without.
 const LEFT = 0, MIDDLE = 370, RIGHT = 810, END = 1150, WIDER = 100;
 const APART = 440, BELOW = 70, TALL = 940; // columns of nodes that a training was connected to
-const EDGE = 40, SMALLEST = 0.1; // pixels of the page around the workflow, and the scale below which nothing is shown
+// Pixels around the workflow and of the bar beside it; the scale below which nothing is shown; ms.
+const EDGE = 40, BAR = 50, SMALLEST = 0.1, LATER = 400;
 const EMPTY = { version: 0.4, last_node_id: 0, last_link_id: 0, nodes: [], links: [], groups: [], config: {}, extra: {} };
 
 function widget(node, name, value) {
@@ -114,9 +115,19 @@ function named(run, add) {
 /** The whole workflow in view, beside the panel. Where nodes lie is known once they have been drawn. */
 async function shown() {
   for (let frames = 0; frames < 2; frames++) await new Promise(requestAnimationFrame);
+  view();
+  // The page fits a graph in by itself after it was loaded, on a busy machine late, and whatever covers it.
+  let touched = false;
+  for (const kind of ["pointerdown", "wheel", "keydown"])
+    window.addEventListener(kind, () => (touched = true), { once: true, capture: true, passive: true });
+  await new Promise((done) => setTimeout(done, LATER));
+  if (!touched) view();
+}
+
+function view() {
   const { left, right, top, bottom } = app.canvas.canvas.getBoundingClientRect();
   const panel = document.querySelector(".retort-panel")?.getBoundingClientRect();
-  const free = { left: EDGE, right: right - left - EDGE, top: 2 * EDGE, bottom: bottom - top - EDGE };
+  const free = { left: EDGE + BAR, right: right - left - EDGE, top: 3 * EDGE, bottom: bottom - top - EDGE };
   if (panel?.width && panel.left + panel.right < left + right) free.left = Math.max(free.left, panel.right - left + EDGE);
   else if (panel?.width) free.right = Math.min(free.right, panel.left - left - EDGE);
   const boxes = app.graph.nodes.map((node) => node.getBounding());
