@@ -51,8 +51,21 @@ export function clear() {
     node.setDirtyCanvas(true, true);
   }
   shown = [];
-  if (told) app.extensionManager.toast.remove(told);
+  told?.();
   told = undefined;
+}
+
+/** Say something over the page; what comes back takes it away. */
+function complain(summary, detail) {
+  const { toast } = app.extensionManager;
+  // Pages from 1.58 on give an id by which a toast goes again; older ones know it by what it is.
+  if (toast.dismiss) {
+    const id = toast.error(summary, { description: detail, duration: LIFE, closable: true });
+    return () => toast.dismiss(id);
+  }
+  const message = { severity: "error", summary, detail, life: LIFE };
+  toast.add(message);
+  return () => toast.remove(message);
 }
 
 /** Say why a node failed; detail: of ComfyUI's execution_error. */
@@ -61,7 +74,6 @@ export function tell(detail) {
   const node = nodeOf(detail.node_id), text = detail.exception_message.trim();
   const summary = node?.title ?? detail.node_type;
   clear();
-  told = { severity: "error", summary, detail: text.length > TOLD ? `${text.slice(0, TOLD)}…` : text, life: LIFE };
-  app.extensionManager.toast.add(told);
+  told = complain(summary, text.length > TOLD ? `${text.slice(0, TOLD)}…` : text);
   if (node) show(node, text);
 }
