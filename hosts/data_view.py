@@ -132,6 +132,14 @@ def pictures(
     }  # fmt: skip
 
 
+def without_caption(inputs: Path, folder: str) -> tuple[int, int]:
+    """(pictures of a folder that have no text file, all of its pictures). Errors are those of `pictures`."""
+    names = _folder(inputs, folder).files()
+    found = [name for name in names if is_picture(name)]
+    captioned = {PurePosixPath(name).stem for name in names if name.endswith(".txt")}
+    return sum(PurePosixPath(name).stem not in captioned for name in found), len(found)
+
+
 def take_out_picture(inputs: Path, folder: str, name: str) -> None:
     """Give a picture a name by which no node takes it for one. FileNotFoundError where there is none, ValueError for
     the name of something else, or where another picture of that name was taken out before."""

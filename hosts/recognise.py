@@ -15,6 +15,7 @@ from ..sampling.presets import Preset, PresetMismatch
 from ..sampling.students.files import matching
 from ..trainers import recipes
 from .contract import MODEL, Host
+from .jobs import view
 from .prompted import Link, Source
 
 ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
@@ -27,7 +28,28 @@ _SHOWN = 6  # presets in a message
 def files_of(link: Any) -> list[str]:
     """Names of the files of models and LoRAs behind a link to a MODEL, nearest first; those that act with strength 0 or
     are switched off are left out."""
-    found: dict[str, None] = {}
+    return list(dict.fromkeys(name for inputs in _acting(link) for value in inputs.values() for name in _names(value)))
+
+
+def runs_of(link: Any) -> list[str]:
+    """Names of the runs whose LoRAs trainers of the same workflow put on the MODEL behind a link, nearest first."""
+    trained = (inputs.get("lora") for inputs in _acting(link))
+    given = (dict(one.inputs) for one in trained if isinstance(one, Link) and one.kind.startswith("Retort"))
+    names = (inputs.get("run" if "run" in inputs else "name") for inputs in given)
+    return list(dict.fromkeys(name for name in names if isinstance(name, str)))
+
+
+def file_of_run(host: Host, run: str) -> str | None:
+    """The LoRA that a run has handed out, by its name in the host's list; None where it has none."""
+    try:
+        file = view.summary(view.run_folder(host.runs_folder(), run))["lora"]
+    except (OSError, ValueError):
+        return None
+    return file if file in host.lora_names() else None
+
+
+def _acting(link: Any) -> Iterator[dict[str, Any]]:
+    """The inputs of the nodes behind a link to a MODEL, nearest first, without those that are switched off."""
     waiting = deque([link])
     for _ in range(_FURTHEST):
         if not waiting:
@@ -37,9 +59,8 @@ def files_of(link: Any) -> list[str]:
             continue
         inputs = dict(one.inputs)
         if not _off(inputs):
-            found |= dict.fromkeys(name for value in inputs.values() for name in _names(value))
+            yield inputs
         waiting.extend(value for name, value in inputs.items() if isinstance(value, Link) and "model" in name)
-    return list(found)
 
 
 def _names(value: Any, depth: int = 0) -> Iterator[str]:
@@ -165,11 +186,14 @@ def has_recipe(host: Host, name: str) -> bool:
     return recipes.KEY in host.lora_metadata(name)
 
 
-def behind(prompt: Mapping[str, Any] | None, node: str | None, input: str) -> list[str]:
-    """`files_of` an input of a node in a prompt; nothing where the prompt does not know the node."""
+def behind(host: Host, prompt: Mapping[str, Any] | None, node: str | None, input: str) -> list[str]:
+    """`files_of` an input of a node in a prompt, those first that were trained in it; nothing where the prompt does not
+    know the node."""
     if prompt is None or node is None or node not in prompt:
         return []
-    return files_of(Source(prompt, node).get(input))
+    link = Source(prompt, node).get(input)
+    trained = (file_of_run(host, run) for run in runs_of(link))
+    return list(dict.fromkeys([*(file for file in trained if file is not None), *files_of(link)]))
 
 
 def of_model(

@@ -198,6 +198,8 @@ def _grid(model, preset: Preset, steps: int, denoise: float, latent=None, said: 
 
 def _check_auto(given: Asked) -> None:
     """What of the preset "auto" can be known without a model: a name or a recipe there must be."""
+    if recognise.runs_of(given.links.get("model")):
+        return  # what this workflow trains says it once it is trained
     names, every = recognise.files_of(given.links.get("model")), known()
     loras = set(host.lora_names()).intersection(names)
     if not recognise.by_name(every, names) and not any(recognise.has_recipe(host, name) for name in loras):
@@ -423,7 +425,7 @@ class RetortDistilledSetup(PresetNode):
     @classmethod
     def recognised(cls, model) -> Preset:
         """What "auto" means in the prompt that runs; PresetMismatch where that is not clear."""
-        names = recognise.behind(cls.hidden.prompt, cls.hidden.unique_id, "model")
+        names = recognise.behind(host, cls.hidden.prompt, cls.hidden.unique_id, "model")
         return recognise.of_model(host, known(), names, model, check_of(model))
 
     @classmethod

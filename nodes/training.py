@@ -244,6 +244,9 @@ def run(
 ) -> io.NodeOutput:  # fmt: skip
     """Train what is asked for; problems: what the node shows of data that were left out."""
     watcher = training.HostWatcher(host, request.config.training.steps)
+    bare = run_graph.uncaptioned(node.hidden, host.input_folders()[0])
+    for sentence in bare:
+        host.say(sentence, warn=True)
     try:
         result = training.run_in_node(
             host, model, request, watcher=watcher, vae=vae, reward=reward, second=second, other=other
@@ -252,9 +255,12 @@ def run(
         run_graph.keep(host.runs_folder() / checked_name(request.name), node.hidden)
     assert result.path is not None
     # The page shows the run with its previews on the node, also where another node gives its name.
-    ended = f" of {request.config.training.steps}, stopped: {result.stopped}" if result.stopped else ""
+    wanted = request.config.training.steps
+    ended = f" of {wanted}, stopped: {result.stopped}" if result.stopped else ""
+    if result.steps > wanted:
+        ended = f", more than the {wanted} that are asked for: the run was longer before, and another name begins anew"
     shows: dict[str, Any] = {
-        "text": (f"{result.path.name}, {result.steps} steps{ended}", *problems, *_grown(result.losses)),
+        "text": (f"{result.path.name}, {result.steps} steps{ended}", *problems, *bare, *_grown(result.losses)),
         "retort_run": (result.folder.name,),
     }
     return io.NodeOutput(result.lora, {"loss": result.losses}, result.path.name, result.folder.name, ui=shows)

@@ -53,6 +53,10 @@ def count(preset: Preset, steps: int | None = None) -> int:
         raise PresetMismatch(f"steps is {steps}, so nothing would be sampled; preset {preset.title!r} takes {known}")
     if steps in preset.step_counts:
         return steps
+    if preset.key == "custom":
+        raise PresetMismatch(
+            f"steps is {steps}, and timesteps has {known}: set steps to 0 or {known}, or type {steps} timesteps"
+        )
     raise PresetMismatch(
         f"steps is {steps}, and {preset.title!r} was trained for {known}; "
         "use that, or the custom preset with timesteps of your own"

@@ -3,18 +3,30 @@ import { app } from "../../scripts/app.js";
 import { element, openWindow } from "./panel/page.mjs";
 import { t } from "./locales/words.mjs";
 
+const OWN = /^digits_/; // checkpoints that come with Retort
 const DEMO = 64, USUAL = 1024; // pixels
 const APART = 460, BELOW = 90, LIFE = 20_000, EDGE = [80, 130];
 // What is loaded, and which outputs of which nodes give MODEL, CLIP and VAE.
 const WAYS = [
   [() => t("One file"), () => t("A checkpoint with text encoder and VAE: SD1.5, SDXL and what was made of them"), [["CheckpointLoaderSimple", [0, 1, 2]]]],
   [
-    () => t("Three files"), () => t("Diffusion model, text encoder and VAE: Qwen-Image, Z-Image, Flux, Krea 2, Wan, LTX and other new models"),
+    () => t("Three files"), () => t("Diffusion model, text encoder and VAE: Qwen-Image, Z-Image, Flux.2, Krea 2, Wan, LTX and other new models"),
     [["UNETLoader", [0]], ["CLIPLoader", [1]], ["VAELoader", [2]]],
   ],
+  [
+    () => t("Four files"), () => t("Diffusion model, two text encoders and VAE: Flux.1, HunyuanVideo and others"),
+    [["UNETLoader", [0]], ["DualCLIPLoader", [1]], ["VAELoader", [2]]],
+  ],
+];
+// What the file of a diffusion model is called, and the type that its text encoder is loaded as.
+const TYPES = [
+  [/z.?image|lumina/, "lumina2"], [/qwen.?image/, "qwen_image"], [/flux.?2|klein|ernie/, "flux2"], [/flux/, "flux"], [/wan/, "wan"], [/ltx/, "ltxv"],
+  [/krea.?2/, "krea2"], [/hunyuan.?image/, "hunyuan_image"], [/hunyuan.?video.?1\.?5/, "hunyuan_video_15"], [/hunyuan.?video/, "hunyuan_video"],
+  [/minimax/, "minimax"], [/longcat.?image/, "longcat_image"], [/kandinsky.?5/, "kandinsky5"],
+  ...["chroma", "omnigen2", "hidream", "ovis", "lens", "pixeldit", "ideogram4", "boogu", "joyimage", "mage", "cosmos"].map((name) => [new RegExp(name), name]),
 ];
 
-/** Put these loaders in the place of a node; kinds: [type, the outputs of the node that it has]. */
+/** Put these loaders in the place of a node, and give them; kinds: [type, the outputs of the node that it has]. */
 function replace(node, kinds) {
   const { graph } = node, [left, top] = [0, 1].map((i) => Math.min(...graph.nodes.map((one) => one.pos[i])));
   const first = kinds.length > 1 ? [left - APART, top] : [...node.pos];
@@ -34,6 +46,36 @@ function replace(node, kinds) {
   const { ds } = app.canvas;
   for (const i of [0, 1]) ds.offset[i] = Math.max(ds.offset[i], EDGE[i] / ds.scale - first[i]);
   app.canvas.selectNodes(made);
+  return made;
+}
+
+/** Let a loader of text encoders follow the diffusion model that is chosen, as far as its file's name tells. */
+function follow([model, clip]) {
+  const [file, type] = [[model, "unet_name"], [clip, "type"]].map(([node, name]) => node?.widgets.find((one) => one.name === name));
+  if (!file || !type) return;
+  const set = () => {
+    const found = TYPES.find(([pattern, name]) => pattern.test(String(file.value).toLowerCase()) && type.options.values.includes(name));
+    if (!found) return;
+    type.value = found[1];
+    type.callback?.(found[1]);
+  };
+  const { callback } = file;
+  file.callback = function (...given) {
+    const result = callback?.apply(this, given);
+    set();
+    return result;
+  };
+  set();
+}
+
+/** What is to be done now: files chosen, and what there is none of. */
+function next(made, sized) {
+  const files = made.flatMap((node) => node.widgets.filter((one) => /_name\d?$/.test(one.name)).map((one) => [node, one.options.values ?? []]));
+  const lacking = files.find(([, names]) => !names.some((name) => !OWN.test(name)));
+  const several = made.length > 1 ? t("Choose your files, and for the text encoder the type; then prompts, steps and cfg that suit the model.")
+    : t("Choose your checkpoint, then prompts, steps and cfg that suit it.");
+  const none = lacking && t("{node} has no file of yours yet: put one into ComfyUI's folder models.", { node: lacking[0].title });
+  return [none, several, sized && t("Empty latents are 1024 x 1024 now; for SD1.5 set 512.")].filter(Boolean).join(" ");
 }
 
 /** Let empty pictures have the size that models of today draw; how many there were. */
@@ -53,9 +95,9 @@ function offer(node) {
     const made = element("button", { type: "button" }, element("b", {}, title()), element("span", {}, text()));
     made.addEventListener("click", () => {
       const { graph } = node;
-      replace(node, kinds);
-      const sized = enlarge(graph) ? t("Empty latents are 1024 x 1024 now; for SD1.5 set 512.") : "";
-      const detail = [t("Choose your files, and for Load CLIP the type; then prompts, steps and cfg that suit the model."), sized].filter(Boolean).join(" ");
+      const loaders = replace(node, kinds);
+      follow(loaders);
+      const detail = next(loaders, enlarge(graph));
       app.extensionManager.toast.add({ severity: "info", summary: t("Use my own model"), detail, life: LIFE });
       dialog.close();
     });

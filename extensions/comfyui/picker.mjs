@@ -5,7 +5,7 @@ import { Drawing, MOST, promptsLeft, queuedFor } from "./picker/drawing.mjs";
 import { Session } from "./picker/session.mjs";
 import { View } from "./picker/view.mjs";
 import { ask } from "./panel/client.mjs";
-import { connected, element, openWindow } from "./panel/page.mjs";
+import { connected, element, openWindow, upstream } from "./panel/page.mjs";
 import { offer } from "./panel/toast.mjs";
 import { t } from "./locales/words.mjs";
 
@@ -22,14 +22,6 @@ const BUSY = 1000; // ms until a server that is busy is asked again
 const HEIGHT = 420, LOW = 350;
 
 const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
-
-/** The nodes that a node's inputs come from, itself included. */
-function upstream(node, seen = new Set()) {
-  if (!node || seen.has(node)) return seen;
-  seen.add(node);
-  for (let slot = 0; slot < (node.inputs?.length ?? 0); slot++) upstream(node.getInputNode(slot), seen);
-  return seen;
-}
 
 class Picker {
   constructor(node) {
@@ -90,9 +82,9 @@ class Picker {
       const run = widgetOf(trainer, "name"), before = run?.value;
       this.nameSet(trainer);
       await this.nameRun(trainer);
-      // Each training has a test of its own, so that earlier results stay.
+      // Each training has a test of its own, so that earlier results stay; a name of the user's own is kept.
       for (const name of tests.map((node) => !connected(node, "name") && widgetOf(node, "name")))
-        if (name && run.value !== before) name.value = `${run.value}_blind_test`;
+        if (name?.value.endsWith("blind_test") && run.value !== before) name.value = `${run.value}_blind_test`;
       for (const one of wanted) for (const node of upstream(one)) node.mode = 0;
       const done = await app.queuePrompt(0, 1, { queueNodeIds: wanted.map((node) => String(node.id)) });
       const queued = tests.length ? t("The training is in the queue; then Blind Test asks which you like better.") : t("The training is in the queue.");

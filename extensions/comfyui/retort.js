@@ -86,7 +86,7 @@ function addPanel() {
     id: "retort",
     icon: "pi pi-chart-line",
     title: "Retort",
-    tooltip: "Retort: training runs, searches, preferences",
+    tooltip: "Retort: training runs, searches, preferences, pictures",
     type: "custom",
     render: (root) => {
       close();

@@ -53,7 +53,7 @@ export function attach(node) {
       offered = offerPanel(view.name);
     }
     if (!view.went) offered?.();
-  });
+  }, () => typed(node) ?? view.name);
   // The run has its previews: the canvas would draw the last one below it once more, as Nodes 2.0 would, see panel.css.
   Object.defineProperty(node, "imgs", { configurable: true, get: () => undefined, set: () => {} });
   const widget = node.addDOMWidget("run view", "retort-run", view.root, {

@@ -16,9 +16,11 @@ from ...files.folder import inside
 from ...files.log_file import METRICS
 from ...files.strangers import read_json
 from ...trainers.job import JOB
+from .. import data_view
 
 GRAPH = "graph.json"
 MOST = 1_000_000  # bytes
+CAPTIONED = "LoadImageTextDataSetFromFolder"  # core's node, which takes a missing text file for an empty caption
 
 _log = logging.getLogger("retort.job")
 
@@ -37,6 +39,29 @@ def leading_to(prompt: Mapping[str, Any], node: str) -> dict[str, Any]:
             if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str):
                 waiting.append(value[0])
     return found
+
+
+def uncaptioned(hidden: Any, inputs: Path) -> list[str]:
+    """Sentences on folders of pictures with captions behind the node that trains, where pictures have none.
+
+    inputs: the folder that they lie in. hidden: as of `keep`. Nothing is said of what cannot be read: its reader does.
+    """
+    prompt, node = (getattr(hidden, name, None) for name in ("prompt", "unique_id"))
+    if not isinstance(prompt, Mapping) or not isinstance(node, str):
+        return []
+    loaders = [one for one in leading_to(prompt, node).values() if one["class_type"] == CAPTIONED]
+    said = []
+    for folder in dict.fromkeys(str(one["inputs"].get("folder", "")) for one in loaders):
+        try:
+            bare, of = data_view.without_caption(inputs, folder)
+        except (OSError, ValueError):
+            continue
+        if bare:
+            said.append(
+                f"{bare} of {of} pictures in {folder} have no caption and are trained without one: Pictures in the "
+                "Retort panel marks them"
+            )
+    return said
 
 
 def keep(run: Path, hidden: Any) -> None:

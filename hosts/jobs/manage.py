@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,12 +21,16 @@ from ...files.log_file import METRICS
 from ...trainers.job import JOB
 from ...trainers.job_watch import holding
 from ...trainers.loop import CONFIG
-from .view import run_folder, summary
+from .. import recognise
+from ..prompted import Source
+from . import graph as run_graph
+from .view import MOST_TEXT, run_folder, summary
 
 CARD = "README.md"
 PREVIEW = re.compile(r"previews/step_\d{1,12}\.png")
 _TAKEN = (CONFIG, JOB, METRICS)
 MOST_PICTURES = 200
+MOST_FILES = 16  # on a card
 
 
 def delete(folder: Path, name: str) -> None:
@@ -73,7 +77,8 @@ def export(folder: Path, loras: Path, name: str) -> BinaryIO:
                 with path.open() as source, archive.open(f"{run.name}/{place}", "w", force_zip64=True) as target:
                     while data := source.read(1 << 20):
                         target.write(data)
-            archive.writestr(f"{run.name}/{CARD}", card(run.name, told, _settings(files)))
+            used = _files_of(run_graph.of_run(run))
+            archive.writestr(f"{run.name}/{CARD}", card(run.name, told, _settings(files), used))
         made.seek(0)
     except BaseException:
         made.close()
@@ -81,9 +86,12 @@ def export(folder: Path, loras: Path, name: str) -> BinaryIO:
     return made
 
 
-def card(name: str, told: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """A model card in Markdown: what a LoRA was trained on and how it is used. told: what `view.summary` gives."""
-    base = " and ".join((told.get("base") or {}).values())
+def card(name: str, told: Mapping[str, Any], settings: Mapping[str, Any], files: Sequence[str] = ()) -> str:
+    """A model card in Markdown: what a LoRA was trained on and how it is used.
+
+    told: what `view.summary` gives. files: of model, text encoder and VAE, the model's first.
+    """
+    base = " and ".join((told.get("base") or {}).values()) or next(iter(files), "")
     head = {"tags": ["lora", "comfyui", "retort"], **({"base_model": base} if base else {})}
     steps = told.get("timesteps") or []
     lines = [
@@ -98,9 +106,25 @@ def card(name: str, told: Mapping[str, Any], settings: Mapping[str, Any]) -> str
         lines += [f"Its previews were drawn in {drawn['steps']:g} steps at cfg {drawn['cfg']:g}, at strength 1.", ""]
     if PREVIEW.fullmatch(str(told.get("preview") or "")):
         lines += [f"![What it draws]({told['preview']})", ""]
+    if files:
+        lines += [f"It was trained with {', '.join(files)}.", ""]
+    if len(told.get("size") or ()) == 2:
+        lines += ["Its first picture has {} x {} pixels.".format(*told["size"]), ""]
     if told.get("prompt"):
         lines += ["The first prompt that it was trained on:", "", f"> {' '.join(str(told['prompt']).split())}", ""]
     return "\n".join([*lines, "## Settings", "", "```json", json.dumps(settings, indent=2), "```", ""])
+
+
+def _files_of(graph: Mapping[str, Any]) -> list[str]:
+    """The files that a training's loaders name, those of its model first. graph: as of `graph.of_run`."""
+    if not graph:
+        return []
+    prompt = graph["prompt"]
+    values = [value for one in prompt.values() for value in one["inputs"].values() if isinstance(value, str)]
+    named = [value for value in values if value.lower().endswith(recognise.ENDINGS)]
+    model = recognise.files_of(Source(prompt, graph["node"]).get("model"))
+    # On one line each: a name may be a stranger's.
+    return [" ".join(name.split())[:MOST_TEXT] for name in dict.fromkeys([*model, *named])][:MOST_FILES]
 
 
 def _ended(folder: Path, name: str) -> Path:

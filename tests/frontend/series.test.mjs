@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { Series, bounds, counted, csv, differing, duration, evenly, going, nearest, short, smooth, split, standing, thin, ticks } from "../../extensions/comfyui/panel/series.mjs";
+import { Series, bounds, counted, csv, differing, duration, evenly, going, nearest, short, smooth, split, spoken, standing, thin, ticks } from "../../extensions/comfyui/panel/series.mjs";
 
 const answer = (steps, values, more = {}) =>
   ({ restart: false, steps, values, hidden: [], saves: [], pictures: [], offset: steps.length, ...more });
@@ -124,4 +124,10 @@ test("a table has a row for each step of each run, gaps for what a run lacks, an
 test("only settings that differ are listed, with what a run lacks", () => {
   assert.deepEqual(differing([{ a: 1, b: 2, c: 3 }, { a: 1, b: 3 }]), [["b", 2, 3], ["c", 3, undefined]]);
   assert.deepEqual(differing([{ a: 1 }, { a: 1 }]), []);
+});
+
+test("where nobody but the student learns, its loss is the loss", () => {
+  assert.equal(spoken("student_loss", ["student_loss", "grad_norm"]), "loss");
+  assert.equal(spoken("student_loss", ["student_loss", "fake_loss"]), "student loss");
+  assert.equal(spoken("fake_loss", ["fake_loss"]), "fake loss");
 });

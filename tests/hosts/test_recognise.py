@@ -8,7 +8,7 @@ import json
 import pytest
 
 from retort.hosts.prompted import Source
-from retort.hosts.recognise import by_name, files_of, none_found, student
+from retort.hosts.recognise import by_name, files_of, none_found, runs_of, student
 from retort.sampling import presets
 from retort.sampling.presets import PRESETS, PresetMismatch
 
@@ -144,6 +144,27 @@ def test_names_are_found_behind_a_link_nearest_first_and_without_what_is_off():
         "loader": {"class_type": "UNETLoader", "inputs": {"unet_name": "dir/base.gguf", "weight_dtype": "default"}},
     }  # fmt: skip
     assert files_of(link(prompt)) == ["one.safetensors", "two.safetensors", "dir/base.gguf"]
+
+
+def test_what_the_same_workflow_trains_is_known_by_its_run():
+    prompt = {
+        "sampler": {"class_type": "KSampler", "inputs": {"model": ["lora", 0]}},
+        "lora": {"class_type": "LoraModelLoader", "inputs": {
+            "lora": ["trainer", 0], "strength_model": 1.0, "model": ["second", 0]}},
+        "second": {"class_type": "LoraModelLoader", "inputs": {
+            "lora": ["result", 0], "strength_model": 1.0, "model": ["off", 0]}},
+        "off": {"class_type": "LoraModelLoader", "inputs": {
+            "lora": ["trainer", 0], "strength_model": 0, "model": ["other", 0]}},
+        "other": {"class_type": "LoraModelLoader", "inputs": {
+            "lora": ["core", 0], "strength_model": 1.0, "model": ["loader", 0]}},
+        "trainer": {"class_type": "RetortTrainDistillation", "inputs": {"name": "mine", "model": ["loader", 0]}},
+        "result": {"class_type": "RetortCollectJob", "inputs": {"run": "a job"}},
+        "core": {"class_type": "TrainLoraNode", "inputs": {"name": "theirs"}},
+        "loader": {"class_type": "UNETLoader", "inputs": {"unet_name": "base.safetensors"}},
+    }  # fmt: skip
+    assert runs_of(link(prompt)) == ["mine", "a job"] and files_of(link(prompt)) == ["base.safetensors"]
+    prompt["trainer"]["inputs"]["name"] = ["elsewhere", 0]
+    assert runs_of(link(prompt)) == ["a job"] and runs_of(None) == []
 
 
 def test_a_circle_of_links_and_odd_values_end():

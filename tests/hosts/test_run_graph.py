@@ -27,6 +27,26 @@ def test_what_leads_to_the_trainer_is_kept_and_nothing_else():
     assert set(graph.leading_to(circle, "1")) == {"1", "2"}
 
 
+def test_pictures_without_a_caption_are_counted_before_they_are_trained_on(tmp_path):
+    """Of each folder once; nothing of one that has all, that is not there or lies elsewhere, nor of other nodes."""
+    for folder, names in {"cats": ["a.png", "a.txt", "b.jpg", "c.webp"], "dogs": ["a.png", "a.txt"]}.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
+    loader = {"class_type": graph.CAPTIONED, "inputs": {"folder": "cats"}}
+    prompt = {
+        "t": {"class_type": "RetortTrainFlow", "inputs": {"images": ["1", 0], "positive": ["2", 1], "a": ["3", 0]}},
+        "1": loader, "2": loader, "3": {"class_type": "M", "inputs": {"b": ["4", 0], "c": ["5", 0], "d": ["6", 0]}},
+        "4": {"class_type": graph.CAPTIONED, "inputs": {"folder": "dogs"}},
+        "5": {"class_type": graph.CAPTIONED, "inputs": {"folder": "../cats"}},
+        "6": {"class_type": "LoadImageDataSetFromFolder", "inputs": {"folder": "cats"}},
+        "7": loader,
+    }  # fmt: skip
+    (said,) = graph.uncaptioned(SimpleNamespace(prompt=prompt, unique_id="t"), tmp_path)
+    assert said.startswith("2 of 3 pictures in cats have no caption")
+    assert graph.uncaptioned(SimpleNamespace(prompt=None, unique_id=None), tmp_path) == []
+
+
 def test_it_is_written_for_a_run_that_has_begun(tmp_path, caplog, monkeypatch):
     hidden = SimpleNamespace(prompt=PROMPT, unique_id="4")
     graph.keep(tmp_path, hidden)

@@ -96,6 +96,25 @@ def test_a_card_shows_the_last_preview_and_how_it_was_drawn():
         assert "What it draws" not in manage.card("mine", {"preview": strange}, {})
 
 
+def test_a_card_names_the_files_that_the_training_was_connected_to(runs, tmp_path):
+    """Those of the model first, also where several make it; a stranger's names stay on their line."""
+    prompt = {
+        "1": {"class_type": "VAELoader", "inputs": {"vae_name": "ae.safetensors\n# no title"}},
+        "2": {"class_type": "CLIPLoader", "inputs": {"clip_name": "qwen.safetensors", "type": "lumina2"}},
+        "3": {"class_type": "UNETLoader", "inputs": {"unet_name": "z_image.gguf", "weight_dtype": "default"}},
+        "4": {"class_type": "RetortTrainFlow", "inputs": {"vae": ["1", 0], "clip": ["2", 0], "model": ["3", 0]}},
+        "5": {"class_type": "VAELoader", "inputs": {"vae_name": "other.safetensors"}},
+    }
+    graph = {"node": "4", "prompt": {id: prompt[id] for id in "1234"}}
+    (runs / "mine" / "graph.json").write_text(json.dumps(graph), encoding="utf-8")
+    with manage.export(runs, tmp_path / "loras", "mine") as file:
+        text = zipfile.ZipFile(io.BytesIO(file.read())).read("mine/README.md").decode()
+    assert 'base_model: "z_image.gguf"' in text and "other" not in text and "\n# no title" not in text
+    assert "It was trained with z_image.gguf, qwen.safetensors." in text
+    text = manage.card("mine", {"size": [1024, 768]}, {}, ["z_image.gguf"])
+    assert "Its first picture has 1024 x 768 pixels." in text
+
+
 def test_a_card_says_base_steps_and_prompt_on_one_line():
     told = {"method": "dmd2", "step": 100, "base": {"checkpoint": "sd.safetensors"}, "timesteps": [999, 499.5],
             "prompt": "a zero\n> not a quote"}  # fmt: skip

@@ -67,6 +67,34 @@ def test_a_recipe_fills_in_a_trainer(page, size, vue):
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
+def test_a_recipe_leaves_nothing_of_the_demo_and_what_samples_the_student_follows(page, vue):
+    """Digits' settings go, name and prompts stay; a typed grid behind this trainer becomes the student's own."""
+    page("look", vue=vue, theme="dark")
+    page("template", name="2 Train a student that draws in 1 step", vue=vue)
+    types = ["RetortTrainDistillation", "RetortDistilledSetup"]
+    trainer, setup = (f"app.graph._nodes.filter((one) => one.type === '{type}')" for type in types)
+    values = "Object.fromEntries(one.widgets.filter((w) => w.type !== 'button').map((w) => [w.name, w.value]))"
+    before = page("evaluate", code=f"{trainer}.map((one) => {values})[0]")
+    assert (before["method.regression_steps"], before["previews"], before["ema"]) == (180, 8, 0.95)
+    page("evaluate", code=f"""() => {{ const [, after] = {setup};
+      for (const [name, value] of [["preset", "custom"], ["steps", 1], ["timesteps", "1000"]])
+        after.widgets.find((one) => one.name === name).value = value;
+      {trainer}[0].widgets.find((one) => one.name === "recipes").callback(); }}""")
+    page("until", condition=f"{WINDOW}?.querySelectorAll('.retort-window-body button').length === 5")
+    page("click", where=".retort-window button", text="Z-Image, 12 GB, 4 steps")
+    page("until", condition=f"!{WINDOW}")
+    now = page("evaluate", code=f"{trainer}.map((one) => {values})[0]")
+    grids = page("evaluate", code=f"{setup}.map((one) => one.widgets.slice(0, 3).map((w) => w.value))")
+    assert grids == [["custom", 1, "1000"], ["auto", 0, ""]]
+    page("fresh", types=["RetortTrainDistillation"])
+    new = page("evaluate", code=f"{trainer}.map((one) => {values})[0]")
+    listed = json.loads((ROOT / "extensions" / "comfyui" / "recipes.json").read_text(encoding="utf-8"))
+    recipe = next(one for one in listed if one["title"] == "Z-Image, 12 GB, 4 steps")["values"]
+    kept = {name: before[name] for name in ("name", "prompts", "seed")}
+    assert {**new, **recipe, **kept} == now
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
 @pytest.mark.parametrize("way", ["One file", "Three files"])
 def test_the_demo_model_gives_way_to_a_model_of_the_users(page, vue, way):
     """What it was connected to is connected to the loaders, and empty pictures have another size."""
@@ -82,7 +110,7 @@ def test_the_demo_model_gives_way_to_a_model_of_the_users(page, vue, way):
     demo = "app.graph._nodes.find((one) => one.type === 'RetortEmbeddedModel')"
     assert page("evaluate", code=f"{demo}.serialize().widgets_values") == ["flow"]
     page("evaluate", code=f"() => {{ {demo}.widgets.find((one) => one.name === 'own_model').callback(); }}")
-    page("until", condition=f"{WINDOW}?.querySelectorAll('.retort-window-body button').length === 2")
+    page("until", condition=f"{WINDOW}?.querySelectorAll('.retort-window-body button').length === 3")
     sound(page("audit"))
     page("click", where=".retort-window button", text=way, keys="Enter")
     page("until", condition=f"!{WINDOW} && !{demo}")
@@ -194,7 +222,7 @@ def test_a_blind_test_says_who_won_after_its_last_pair(page, app, vue):
     page("until", condition=f"{far}.startsWith('Yours against the base: 1 of 2 (95 % interval 1 to 99 %)')")
     sound(page("audit"))
     page("shot", name=f"blind_{'nodes2' if vue else 'canvas'}")
-    page("click", where=".retort-picker button", text="Open LoRA")
+    page("click", where=".retort-picker button", text="Open LoRA", keys="Enter")
     page("until", condition="document.querySelector('.retort-picker-note').textContent.includes('No run with a LoRA')")
     page("click", where=".retort-picker button", text="Undo")
     page("until", condition=f"{far}.startsWith('1 of 2')")

@@ -2,7 +2,7 @@
 import { LEFT, RIGHT, exporters, plot } from "./curves.mjs";
 import { colours, follow } from "./drawing.mjs";
 import { element } from "./page.mjs";
-import { bounds, nearest, short, smooth, split } from "./series.mjs";
+import { bounds, nearest, short, smooth, split, spoken } from "./series.mjs";
 import { t } from "../locales/words.mjs";
 
 export class Chart {
@@ -58,7 +58,7 @@ export class Chart {
     this.run = run;
     const names = series.names;
     if (names.join() !== [...this.select.options].map((option) => option.value).join()) {
-      this.select.replaceChildren(...names.map((name) => element("option", { value: name }, name.replaceAll("_", " "))));
+      this.select.replaceChildren(...names.map((name) => element("option", { value: name }, spoken(name, names))));
     }
     this.prepare();
   }
@@ -107,7 +107,7 @@ export class Chart {
       const lines = [of(raw, colour("pale"), 1), of(line, colour("line"), 2)];
       return { name: part.name, from: steps[part.begin], low, high, lines };
     });
-    const drawn = plot(this.canvas, colour, { first, last, spans, logged: this.logged, axis: name.replaceAll("_", " ") });
+    const drawn = plot(this.canvas, colour, { first, last, spans, logged: this.logged, axis: spoken(name, this.series.names) });
     if (!drawn) return;
     const { pen, x, y, bottom, top } = drawn;
     pen.fillStyle = colour("mark");

@@ -3,7 +3,7 @@ import { ask, previewOf } from "./client.mjs";
 import { exporters, plot } from "./curves.mjs";
 import { colours } from "./drawing.mjs";
 import { element, lightbox, openWindow } from "./page.mjs";
-import { Series, bounds, differing, nearest, smooth } from "./series.mjs";
+import { Series, bounds, differing, nearest, smooth, spoken } from "./series.mjs";
 import { t } from "../locales/words.mjs";
 
 const EVERY = 3000; // ms
@@ -77,7 +77,7 @@ export class Compared {
         box.checked ? this.shown.add(name) : this.shown.delete(name);
         this.draw();
       });
-      return element("label", {}, box, name.replaceAll("_", " "));
+      return element("label", {}, box, spoken(name, names));
     });
     this.numbers.replaceChildren(this.numbers.firstChild, ...boxes);
   }
@@ -96,7 +96,7 @@ export class Compared {
       const [low, high] = bounds(lines.flatMap((line) => line.values));
       const first = Math.min(...lines.map((line) => line.steps[0]));
       const last = Math.max(first + 1, ...lines.map((line) => line.steps.at(-1)));
-      const axis = name.replaceAll("_", " ");
+      const axis = spoken(name, this.offered.split(","));
       canvases[i].setAttribute("aria-label", t("{number} of {count} runs", { number: axis, count: lines.length }));
       plot(canvases[i], colours(this.dialog), { first, last, spans: [{ name: "", low, high, lines }], logged: false, axis });
     });

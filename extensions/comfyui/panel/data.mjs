@@ -27,7 +27,7 @@ class Pages {
     const box = (type, label) => {
       const made = element("input", { type });
       made.addEventListener("input", anew);
-      this.bar.append(element("label", {}, made, label));
+      this.bar.append(element("label", {}, ...(type === "text" ? [label, made] : [made, label])));
       return made;
     };
     const turn = (text, label, by) => button(text, label, () => this.turn(by), (error) => this.say(error.message));

@@ -92,3 +92,11 @@ export function connected(node, name) {
   if (slot < 0) return false;
   return node.isInputConnected?.(slot) ?? node.inputs[slot].link != null;
 }
+
+/** The nodes that a node's inputs come from, itself included. */
+export function upstream(node, seen = new Set()) {
+  if (!node || seen.has(node)) return seen;
+  seen.add(node);
+  for (let slot = 0; slot < (node.inputs?.length ?? 0); slot++) upstream(node.getInputNode(slot), seen);
+  return seen;
+}

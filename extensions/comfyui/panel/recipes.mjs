@@ -1,12 +1,13 @@
 // Settings that go together for a model and a card; a button on trainers fills them in, and says first what they cost.
 import { app } from "../../../scripts/app.js";
-import { element, openWindow } from "./page.mjs";
+import { element, openWindow, upstream } from "./page.mjs";
 import { duration } from "./series.mjs";
 import { t } from "../locales/words.mjs";
 
 export const TRAINERS = ["RetortTrainFlow", "RetortTrainDistillation", "RetortTrainPreference"];
 const FILE = new URL("../recipes.json", import.meta.url);
 const LIFE = 8000; // ms that what was filled in is said
+const KEPT = /^(name|prompts?|seed|control_after_generate|start_from|trigger)$/; // the user's own, whatever the recipe
 const SPEED = 50; // TFLOP/s that a card is taken to reach
 
 function cost({ values, gb, host, tflop }) {
@@ -16,18 +17,40 @@ function cost({ values, gb, host, tflop }) {
   return t("{gb} GB on the card, {host} GB of host memory; at most {time} at {speed} TFLOP/s", { gb, host, time, speed: SPEED });
 }
 
-function fill(node, { title, values }) {
-  const changed = [];
-  for (const [name, value] of Object.entries(values)) {
+const settingsOf = (node) => node.widgets.filter(({ name, type }) => name && !KEPT.test(name) && type !== "button" && type !== "customtext");
+const valuesOf = (node) => new Map(settingsOf(node).map(({ name, value }) => [name, value]));
+
+function put(node, values) {
+  for (const [name, value] of values) {
     const widget = node.widgets.find((each) => each.name === name);
-    if (!widget) continue;
-    if (widget.value !== value) changed.push(`${name.split(".").at(-1)} ${value}`);
+    if (!widget || widget.value === value) continue;
     widget.value = value;
     widget.callback?.(value);
   }
+}
+
+/** All of a recipe: what it does not name is as on a new node, since an earlier workflow's settings do not go with it. */
+function fill(node, { title, values }) {
+  const before = valuesOf(node), fresh = LiteGraph.createNode(node.type), own = Object.entries(values);
+  // The method first, which brings its own settings.
+  put(fresh, own);
+  put(node, own);
+  put(node, valuesOf(fresh));
+  put(node, own);
   node.setDirtyCanvas(true, true);
-  const detail = changed.length ? changed.join(", ") : t("The node had these settings already.");
+  const changed = settingsOf(node).filter(({ name, value }) => before.get(name) !== value && value !== "")
+    .map(({ name, label, value }) => `${label ?? name.split(".").at(-1)} ${value}`);
+  const sampled = sampleAlike(node);
+  const detail = [changed.join(", ") || t("The node had these settings already."), sampled].filter(Boolean).join(". ");
   app.extensionManager.toast.add({ severity: "success", summary: t(title), detail, life: LIFE });
+}
+
+/** Let what samples this node's student with typed timesteps take the student's own; a sentence where something does. */
+function sampleAlike(node) {
+  const setups = node.graph.nodes.filter((one) => one.comfyClass === "RetortDistilledSetup" && one.widgets[0].value === "custom"
+    && upstream(one).has(node));
+  for (const one of setups) put(one, [["preset", "auto"], ["steps", 0], ["timesteps", ""]]);
+  return setups.length ? t("Distilled Setup has the preset auto now, which samples the student as it is trained.") : "";
 }
 
 /** Let the user choose one for a node. */

@@ -31,10 +31,10 @@ export function commandsOf(run, say) {
 export class RunView {
   /**
    * settings: {shown, window, log} of the chart; changed(): they, or whether there is anything to show, changed;
-   * looked(series): there was a look at the run.
+   * looked(series): there was a look at the run; titled(): the run that one reads beside it.
    */
-  constructor(settings, changed = () => {}, looked = () => {}) {
-    Object.assign(this, { changed, looked });
+  constructor(settings, changed = () => {}, looked = () => {}, titled = () => this.name) {
+    Object.assign(this, { changed, looked, titled });
     this.series = new Series();
     this.chart = new Chart(settings, changed);
     this.line = element("div", { class: "retort-line", role: "status" });
@@ -135,7 +135,7 @@ export class RunView {
       this.state = status.state;
       this.note = undefined;
     }
-    this.line.textContent = this.note ?? [state, status.message].filter(Boolean).join(": ");
+    this.line.textContent = this.note ?? [state, status.message].filter(Boolean).join(": ") + (this.titled() === this.name ? "" : ` · ${this.name}`);
     this.line.title = this.line.textContent;
     this.line.dataset.state = status.state;
     const [done, of] = counted(status);

@@ -64,6 +64,11 @@ export class Series {
   }
 }
 
+/** What a number of a log is called among others: where nobody but the student learns, its loss is the loss. */
+export function spoken(name, names) {
+  return name === "student_loss" && !names.includes("fake_loss") ? "loss" : name.replaceAll("_", " ");
+}
+
 /** At most so many of a list, evenly, its first and last with them. */
 export function evenly(list, most) {
   if (list.length <= most) return list;
