@@ -102,7 +102,7 @@ def known() -> Collection[Preset]:
 
 def check_of(model) -> Callable[[Preset], None]:
     """What raises PresetMismatch for a preset that cannot be the model's."""
-    what = host.noise_path(model).kind, host.prediction(model), *host.latent_format(model)
+    what = host.noise_path(model).kind, host.prediction(model), *host.latent_format(model), host.model_kind(model)
     return lambda preset: presets.check(preset, *what)
 
 

@@ -199,15 +199,19 @@ def told(sigmas: Tensor, schedule: Schedule, path: NoisePath) -> str:
     return ", ".join(f"{float(number):.5g}" for number in numbers)
 
 
-def check(preset: Preset, path_kind: str, prediction: str, latent_channels: int, latent_dims: int) -> None:
+def check(
+    preset: Preset, path_kind: str, prediction: str, latent_channels: int, latent_dims: int, kind: str = ""
+) -> None:
     """Raises PresetMismatch, naming the mismatch and presets that do fit, when the model cannot be the preset's.
 
-    path_kind: NoisePath's kind. prediction: "eps", "v", "flow", "x0" or "edm". latent_dims: 2 image, 3 video.
+    path_kind: NoisePath's kind. prediction: "eps", "v", "flow", "x0" or "edm". latent_dims: 2 image, 3 video. kind: name
+    of ComfyUI's class of the model, where it is known; presets of its own are named first.
     """
     wrong = _mismatch(preset, path_kind, prediction, latent_channels, latent_dims)
     if wrong is None:
         return
-    fit = [p.key for p in PRESETS.values() if _mismatch(p, path_kind, prediction, latent_channels, latent_dims) is None]
+    fitting = [p for p in PRESETS.values() if _mismatch(p, path_kind, prediction, latent_channels, latent_dims) is None]
+    fit = [p.key for p in fitting if kind in p.architectures] + [p.key for p in fitting if kind not in p.architectures]
     if len(fit) > _NAMED:  # the custom preset, which always fits, is the last
         fit = [*fit[: _NAMED - 1], fit[-1]]
     where = f" {preset.note}" if preset.note else ""

@@ -249,3 +249,10 @@ def test_a_student_that_starts_at_several_levels_starts_at_the_highest():
     assert presets.timesteps(preset) == (399,)
     assert presets.start_level(preset, SD, VE) == float(SD.sigmas[999])
     assert presets.start_level(presets.PRESETS["di_star_sdxl_1step"], SD, VE) == float(SD.sigmas[399])
+
+
+def test_presets_of_the_models_own_kind_are_named_first():
+    with pytest.raises(PresetMismatch, match=r"this one: (\w*z_image\w*, ){3}(\w+, ){4}custom\. "):
+        presets.check(PRESETS["dmd2_sdxl_4step"], "FLOW", "flow", 16, 2, "ZImage")
+    with pytest.raises(PresetMismatch, match=r"this one: ((?!\w*z_image)\w+, ){7}custom\. "):
+        presets.check(PRESETS["dmd2_sdxl_4step"], "FLOW", "flow", 16, 2)
