@@ -204,14 +204,15 @@ def check(
 ) -> None:
     """Raises PresetMismatch, naming the mismatch and presets that do fit, when the model cannot be the preset's.
 
-    path_kind: NoisePath's kind. prediction: "eps", "v", "flow", "x0" or "edm". latent_dims: 2 image, 3 video. kind: name
-    of ComfyUI's class of the model, where it is known; presets of its own are named first.
+    path_kind: NoisePath's kind. prediction: "eps", "v", "flow", "x0" or "edm". latent_dims: 2 image, 3 video. kind:
+    name of ComfyUI's class of the model, where it is known; presets of its own are named first.
     """
     wrong = _mismatch(preset, path_kind, prediction, latent_channels, latent_dims)
     if wrong is None:
         return
-    fitting = [p for p in PRESETS.values() if _mismatch(p, path_kind, prediction, latent_channels, latent_dims) is None]
-    fit = [p.key for p in fitting if kind in p.architectures] + [p.key for p in fitting if kind not in p.architectures]
+    every = PRESETS.values()
+    fitting = [p for p in every if _mismatch(p, path_kind, prediction, latent_channels, latent_dims) is None]
+    fit = [p.key for p in sorted(fitting, key=lambda p: kind not in p.architectures)]
     if len(fit) > _NAMED:  # the custom preset, which always fits, is the last
         fit = [*fit[: _NAMED - 1], fit[-1]]
     where = f" {preset.note}" if preset.note else ""

@@ -29,10 +29,11 @@ function join(from, to, input) {
 const outputs = (type) => LiteGraph.registered_node_types[type]?.nodeData?.output;
 
 /**
- * A new workflow of this title with what a run was trained on: {run, add, model, other, clip, vae, positive, negative, latent, embedded}, each
- * [node, output] where there is one. The open workflow stays as it is, in its own tab.
+ * A new workflow of this title with what a run was trained on: {run, add, model, other, clip, vae, positive, negative,
+ * latent, embedded}, each [node, output] where there is one; unused: names of those that are left out. The open workflow
+ * stays as it is, in its own tab.
  */
-async function begin(run, title) {
+async function begin(run, title, unused = []) {
   const graph = await ask(["runs", run.name, "graph"]).catch(() => null);
   if (graph?.node) run = { ...run, prompt: run.prompt || (await firstCaption(graph)) };
   // What a training has just written is in no list of the page yet, and would be called missing.
@@ -46,7 +47,7 @@ async function begin(run, title) {
     for (const [name, value] of Object.entries(values)) widget(node, name, value);
     return node;
   };
-  return { run, add, ...((graph?.node && again(run, graph, add)) || named(run, add)) };
+  return { run, add, ...((graph?.node && again(run, graph, add, unused)) || named(run, add)) };
 }
 
 /** The first caption of the folder that a training took its texts from, "" where there is none. */
@@ -57,8 +58,9 @@ async function firstCaption({ prompt }) {
 }
 
 /** What the training was connected to, made again; null where a node is not installed any more. */
-function again(run, { node, prompt }, add) {
+function again(run, { node, prompt }, add, unused) {
   const from = sources({ node, prompt }, outputs);
+  for (const name of unused) delete from[name];
   const empty = (link) => prompt[link?.[0]]?.class_type.startsWith("Empty");
   if (!empty(from.latents)) delete from.latents;
   // What was typed is encoded anew.
@@ -156,7 +158,7 @@ export async function openLora(entry) {
 
 /** The checkpoints of a run at several strengths in one sheet. entry: a run of /retort/runs. */
 export async function openGrid(entry) {
-  const { run, add, model, clip, vae, latent, embedded } = await begin(entry, t("{run} at several strengths", { run: entry.name }));
+  const { run, add, model, clip, vae, latent, embedded } = await begin(entry, t("{run} at several strengths", { run: entry.name }), ["positive", "negative"]);
   const { levels, sampler } = fewSteps(run, add) ?? {
     levels: add("BasicScheduler", MIDDLE, 0, { scheduler: "simple", steps: run.sampling?.steps ?? 20 }),
     sampler: add("KSamplerSelect", MIDDLE, 260, { sampler_name: "euler" }),
