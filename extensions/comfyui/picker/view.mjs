@@ -95,6 +95,8 @@ export class View {
       if (event.key === "Enter" || event.key === "Escape") this.root.focus();
       return event.stopPropagation();
     }
+    // A button that has the focus is pressed, and no picture chosen.
+    if (event.target !== this.root && event.target.tagName === "BUTTON" && /^(Enter| )$/.test(event.key)) return event.stopPropagation();
     const meaning = keyMeaning(event, this.shown?.candidates.length ?? 0);
     if (!meaning) return;
     event.preventDefault();
