@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Sequence
 
 # The longer marks first: that of UTF-32 begins with that of UTF-16.
 _MARKS = (
@@ -56,6 +57,16 @@ def lines(text: str) -> list[str]:
 def prompts(text: str) -> list[str]:
     """The prompts of a text with one in each line; lines that hold nothing are none."""
     return [line for line in lines(text) if line]
+
+
+def captions(given: str | Sequence[str]) -> list[str]:
+    """The prompts of one text, as `prompts` gives them, or of several texts, each a prompt: so captions arrive that a
+    node reads from files. One that holds nothing is empty, unless none holds anything."""
+    several = [given] if isinstance(given, str) else list(given)
+    if len(several) == 1:
+        return prompts(several[0])
+    found = [" ".join(prompts(text)) for text in several]
+    return found if any(found) else []
 
 
 def clean(text: str) -> str:

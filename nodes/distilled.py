@@ -434,7 +434,9 @@ class RetortDistilledSetup(PresetNode):
         low_noise_model=None,
     ):  # fmt: skip
         chosen = _fitting(model, cls.recognised(model) if preset == students.AUTO else preset, timesteps, stage)
-        return set_up(model, chosen, positive, negative, steps, denoise, latent, low_noise_model)
+        unread = timesteps.strip() and preset != "custom"
+        said = ["timesteps are read with the preset custom alone"] if unread else []
+        return set_up(model, chosen, positive, negative, steps, denoise, latent, low_noise_model, said)
 
 
 def _fitting_too(low, preset: Preset):

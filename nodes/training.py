@@ -91,7 +91,7 @@ def dataset(
     """What is trained on, from whichever inputs are connected, which `check_sources` finds enough; keep: the pictures
     too."""
     clip, vae, negative = (settings.get(name) for name in ("clip", "vae", "negative"))
-    words = texts.prompts(settings["prompts"])
+    words = texts.captions(settings["prompts"])
     if words:
         positive = [host.encode_text(clip, prompt) for prompt in words]
     if negative is None and clip is not None:
@@ -118,7 +118,7 @@ def check_sources(given: Asked, kind: type[Objective]) -> None:
     """ValueError for prompts and pictures that are missing, or there twice."""
     images, latents = given.connected("images"), given.connected("latents")
     if given.knows("prompts"):
-        words, positive = texts.prompts(given["prompts"]), given.connected("positive")
+        words, positive = texts.captions(given["prompts"]), given.connected("positive")
         if words and positive:
             raise ValueError("prompts are both typed and connected: clear the text, or disconnect `positive`")
         if words and not given.connected("clip"):
@@ -161,7 +161,7 @@ def check_training(given: Asked, method: str = "") -> None:
     check_sources(given, kind.objective)
     config = check_settings(given, method)
     reward = given.connected("reward")
-    typed = not given.knows("prompts") or bool(texts.prompts(given["prompts"]))
+    typed = not given.knows("prompts") or bool(texts.captions(given["prompts"]))
     training.refuse_rewards(kind.name, reward, given.connected("reward_2"), given.connected("vae"), typed)
     if config is None:
         return
@@ -206,6 +206,9 @@ def read(
     """(single values of all inputs, what is to be trained); method: of a node that trains by one alone."""
     several = {name: given.pop(name, None) or [] for name in ("positive", "latents", "images", "references")}
     settings = completed(node, {name: one(value) for name, value in given.items()})
+    # Texts that are connected come one for each picture.
+    if len(given.get("prompts") or ()) > 1:
+        settings["prompts"] = given["prompts"]
     asked = Asked({**settings, **several})
     check_training(asked, method)
     config = config_of(asked, method)

@@ -6,7 +6,7 @@ import { t } from "./locales/words.mjs";
 
 const NODE = "RetortCompareImages";
 const STEP = 2;
-const LEAP = 10;
+const LEAP = 10, NARROW = 15;
 const shown = new Set();
 
 const style = document.createElement("style");
@@ -113,6 +113,11 @@ class Slider {
     this.draw();
   }
 
+  /** What the two sides are called; without names before and after. */
+  call(names) {
+    [t("before"), t("after")].forEach((word, i) => (this.tags[i].textContent = names?.[i] ?? word));
+  }
+
   show(output) {
     this.before = output.retort_before;
     this.after = output.retort_after;
@@ -130,7 +135,9 @@ class Slider {
     });
     this.pictures[1].style.clipPath = `inset(0 ${100 - this.place}% 0 0)`;
     this.line.style.left = `${this.place}%`;
-    for (const one of [this.line, ...this.tags]) one.hidden = !there;
+    this.line.hidden = !there;
+    // A tag lies on its own picture.
+    this.tags.forEach((tag, i) => (tag.hidden = !there || (i ? this.place > 100 - NARROW : this.place < NARROW)));
     this.empty.hidden = there;
     this.view.setAttribute("aria-valuenow", String(Math.round(this.place)));
     this.view.setAttribute("aria-valuetext", t("{share} % before, pair {pair}", { share: Math.round(this.place), pair: this.pair + 1 }));
@@ -162,7 +169,13 @@ export function attach(node) {
   });
   // Widgets are stored by place, and this one holds nothing.
   widget.serialize = false;
-  const { onExecuted, onRemoved } = node;
+  const { onConfigure, onExecuted, onRemoved } = node;
+  node.onConfigure = function (...given) {
+    onConfigure?.apply(this, given);
+    slider.call(this.properties?.retort_sides);
+  };
+  node.onPropertyChanged = (name) => name === "retort_sides" && slider.call(node.properties.retort_sides);
+  slider.call(node.properties?.retort_sides);
   const entry = { node, slider };
   shown.add(entry);
   node.onExecuted = function (output) {

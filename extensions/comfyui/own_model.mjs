@@ -68,6 +68,14 @@ function follow([model, clip]) {
   set();
 }
 
+/** Choose a file of the user's where one of ours stands first in the list. */
+function prefer(made) {
+  for (const widget of made.flatMap((node) => node.widgets)) {
+    const own = OWN.test(widget.value) && widget.options.values?.find((name) => !OWN.test(name));
+    if (own) widget.value = own;
+  }
+}
+
 /** What is to be done now: files chosen, and what there is none of. */
 function next(made, sized) {
   const files = made.flatMap((node) => node.widgets.filter((one) => /_name\d?$/.test(one.name)).map((one) => [node, one.options.values ?? []]));
@@ -96,6 +104,7 @@ function offer(node) {
     made.addEventListener("click", () => {
       const { graph } = node;
       const loaders = replace(node, kinds);
+      prefer(loaders);
       follow(loaders);
       const detail = next(loaders, enlarge(graph));
       app.extensionManager.toast.add({ severity: "info", summary: t("Use my own model"), detail, life: LIFE });

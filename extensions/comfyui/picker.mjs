@@ -18,6 +18,7 @@ const TEST = "retort_blind"; // the test that a node asked last
 const KEEP = "retort_waiting";
 const unqueued = () => t("The workflow could not be queued: ComfyUI says why.");
 const LOOK = 3000; // ms between looks at the desk while something is drawn
+const SEEN = 1500; // ms until the tickets of a run have been seen
 const BUSY = 1000; // ms until a server that is busy is asked again
 const HEIGHT = 420, LOW = 350;
 
@@ -316,7 +317,8 @@ export function attach(node) {
     picker.ran = { name: output?.set?.[0], by: output?.by?.[0] };
     if (picker.blind && picker.ran.by) {
       node.setProperty(TEST, picker.ran.by);
-      offer(t("The blind test is ready."), () => app.canvas.centerOnNode(node));
+      // What was judged before is not asked again.
+      setTimeout(() => picker.desk.view.current && offer(t("The blind test is ready."), () => app.canvas.centerOnNode(node)), SEEN);
     }
     picker.look();
   };

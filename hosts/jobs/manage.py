@@ -91,7 +91,10 @@ def card(name: str, told: Mapping[str, Any], settings: Mapping[str, Any], files:
 
     told: what `view.summary` gives. files: of model, text encoder and VAE, the model's first.
     """
-    base = " and ".join((told.get("base") or {}).values()) or next(iter(files), "")
+    named = dict(told.get("base") or {})
+    if named.pop("kind", "") == "embedded":
+        named = {"variant": f"Retort Demo Model ({named.get('variant', '')})"}
+    base = " and ".join(named.values()) or next(iter(files), "")
     head = {"tags": ["lora", "comfyui", "retort"], **({"base_model": base} if base else {})}
     steps = told.get("timesteps") or []
     lines = [

@@ -111,6 +111,10 @@ def test_a_card_names_the_files_that_the_training_was_connected_to(runs, tmp_pat
         text = zipfile.ZipFile(io.BytesIO(file.read())).read("mine/README.md").decode()
     assert 'base_model: "z_image.gguf"' in text and "other" not in text and "\n# no title" not in text
     assert "It was trained with z_image.gguf, qwen.safetensors." in text
+    text = manage.card("mine", {"base": {"kind": "embedded", "variant": "flow"}}, {})
+    assert 'base_model: "Retort Demo Model (flow)"' in text
+    text = manage.card("mine", {"base": {"kind": "checkpoint", "file": "sd.safetensors"}}, {})
+    assert 'base_model: "sd.safetensors"' in text
     text = manage.card("mine", {"size": [1024, 768]}, {}, ["z_image.gguf"])
     assert "Its first picture has 1024 x 768 pixels." in text
 

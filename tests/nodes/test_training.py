@@ -87,6 +87,24 @@ def test_a_fake_score_for_each_step_is_saved_and_goes_on(run, where):
     assert all("fake_loss" in row for row in read_metrics(where.output / "retort" / "parts" / METRICS))
 
 
+def test_captions_that_are_connected_come_one_for_each_picture(run, where, monkeypatch):
+    """Each picture has its own; one that is empty stays empty, and too few are no captions of others."""
+    asked = []
+    result = training.Result({}, [0.5], where.models[0] / "loras" / "x.safetensors", where.output / "retort" / "x", 2)
+    monkeypatch.setattr(training, "run_in_node", lambda host, model, request, **_: asked.append(request) or result)
+    given = {"latents": None, "images": [torch.full((1, 64, 64, 3), i / 4) for i in range(3)]}
+    captions = ["a bold blue seven", " ", "a thin\nred two"]
+    run(RetortTrainFlow, **given, prompts=captions, name="each")
+    data = asked[0].dataset
+    assert data.prompts == ["a bold blue seven", "", "a thin red two"] and len(data.entries) == len(data.latents) == 3
+    for entry, text in zip(data.entries, data.prompts, strict=True):
+        assert torch.equal(entry[0], run.clip.encode(text)[0][0])
+    with pytest.raises(ValueError, match="3 latents and 2 prompts: give each image its caption"):
+        run(RetortTrainFlow, **given, prompts=captions[:2], name="few")
+    with pytest.raises(ValueError, match="there are no prompts"):
+        run(RetortTrainFlow, **given, prompts=["", " ", ""], name="none")
+
+
 def test_a_reward_that_cannot_be_used_is_refused(run, where):
     positive = [run.clip.encode("a red two")]
     for given, message in (

@@ -8,6 +8,7 @@ import { button, element, openWindow } from "./page.mjs";
 
 const PAGE = 50, AGAIN = 1000;
 document.head.append(element("style", {}, `
+.retort-data { height: 94vh; }
 .retort-data .retort-list > li { flex-direction: row; }
 .retort-data .retort-list > li > div { flex: 1 1 auto; min-width: 0; display: flex; flex-direction: column; align-items: flex-start; gap: 4px; }
 .retort-data img { flex: none; width: 128px; height: 128px; object-fit: contain; }

@@ -10,6 +10,7 @@ const SEED = 1, PIXELS = 8; // of a latent's cell; nodes of empty latents count 
 const LEFT = 0, MIDDLE = 370, RIGHT = 810, END = 1150, WIDER = 100;
 const APART = 440, BELOW = 70, TALL = 940; // columns of nodes that a training was connected to
 // Pixels around the workflow and of the bar beside it; the scale below which nothing is shown; ms.
+const HALF = 300; // what lies below is the branch without the LoRA
 const EDGE = 40, BAR = 50, SMALLEST = 0.1, LATER = 400;
 const EMPTY = { version: 0.4, last_node_id: 0, last_link_id: 0, nodes: [], links: [], groups: [], config: {}, extra: {} };
 
@@ -151,6 +152,7 @@ export async function openLora(entry) {
   join(model, lora, "model");
   const sample = restores ? restored(run, parts) : drawn(run, parts, student && lora);
   const compared = add("RetortCompareImages", restores ? END + WIDER : END, 0, {}, t("Without the LoRA, and with it"));
+  compared.setProperty("retort_sides", [t("without"), t("with")]);
   const row = restores ? 700 : parts.other ? 500 : student ? 470 : 420;
   for (const [from, y, name] of [[[lora, 0], 0, "after"], [model, row, "before"]]) join([sample(from, y), 0], compared, name);
   await shown();
@@ -248,7 +250,7 @@ function drawn(run, { add, other, clip, vae, positive, negative, latent, embedde
   const settings = { control_after_generate: "fixed", steps, cfg: negative || clip ? cfg : 1, sampler_name: "euler", scheduler: "simple" };
   negative ??= clip ? encoded(620, "") : positive;
   const sampled = (type, model, y, values, from) => {
-    const samples = add(type, RIGHT, y, { ...settings, ...values });
+    const samples = add(type, RIGHT, y, { ...settings, ...values }, y < HALF ? t("With the LoRA") : t("Without the LoRA"));
     for (const [name, part] of Object.entries({ model, positive, negative, latent_image: from })) join(part, samples, name);
     return samples;
   };

@@ -136,7 +136,7 @@ export class RunList {
     const saved = new Checkpoints(run);
     this.view = new RunView(settings, () => {}, (series) => saved.show(series.saves, name));
     // The row has these already.
-    for (const part of ["buttons", "line", "bar"]) this.view[part].remove();
+    for (const part of ["buttons", "line", "bar", "opened"]) this.view[part].remove();
     this.view.root.append(saved.root);
     root.append(this.view.root);
     this.view.open(name);

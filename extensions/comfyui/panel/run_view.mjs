@@ -47,8 +47,13 @@ export class RunView {
       const { Gallery } = await import("./gallery.mjs");
       this.gallery = new Gallery(this.name, this.series.pictures);
     }, failed);
+    this.opened = button(t("Open LoRA"), t("The LoRA in a new workflow"), async () => {
+      const run = (await ask(["runs"])).find((one) => one.name === this.name);
+      await (await import("./new_workflow.mjs")).openLora(run);
+    }, failed);
+    this.opened.classList.add("retort-opened");
     this.previews = element("div", { class: "retort-previews" }, this.strip, all);
-    this.root = element("div", { class: "retort-run" }, this.line, this.bar, this.memory, this.buttons, this.chart.root, this.previews);
+    this.root = element("div", { class: "retort-run" }, this.line, this.bar, this.memory, this.buttons, this.opened, this.chart.root, this.previews);
     this.root.hidden = true;
     // A node's own gestures must not begin on our controls.
     for (const kind of ["pointerdown", "wheel"]) this.root.addEventListener(kind, (event) => event.stopPropagation());
@@ -143,6 +148,7 @@ export class RunView {
     this.bar.value = done;
     this.bar.setAttribute("aria-label", status.phase || t("Steps done"));
     this.bar.hidden = this.buttons.hidden = !going(status);
+    this.opened.hidden = going(status) || !status.lora;
     this.chart.root.hidden = !this.series.steps.length;
     this.chart.show(this.series, this.name);
     this.held(status);
