@@ -93,14 +93,14 @@ def test_a_trainers_lora_changes_the_picture(app, spelled, base, drawn, kind, no
 def test_cores_dataset_nodes_feed_it(app, spelled, base, drawn):
     """Pictures of two sizes, encoded by Make Training Dataset, as they come and sorted by Resolution Bucket."""
     files_of = {}
-    for way in ("plain", "bucket", "pictures"):
+    for way in ("plain", "bucket", "pictures", "captions"):
         nodes, given = base("digits flow")
         nodes["pics"] = {"class_type": "TinyPictures", "inputs": {"count": 5, "width": 96, "seed": 2}}
         nodes["made"] = {
             "class_type": "MakeTrainingDataset",
             "inputs": {"images": ["pics", 0], "texts": ["pics", 1], "vae": ["m", 2], "clip": ["m", 1]},
         }
-        source = {"plain": "made", "bucket": "sorted", "pictures": ""}[way]
+        source = {"plain": "made", "bucket": "sorted"}.get(way, "")
         nodes["sorted"] = {
             "class_type": "ResolutionBucket", "inputs": {"latents": ["made", 0], "conditioning": ["made", 1]},
         }  # fmt: skip
@@ -108,11 +108,16 @@ def test_cores_dataset_nodes_feed_it(app, spelled, base, drawn):
         if not source:
             del given["latents"]
             given["images"] = ["pics", 0]
+        if way == "captions":
+            # Texts as they are, one for each picture.
+            given |= {"prompts": ["pics", 1], "clip": ["m", 1]}
+            del given["positive"]
         nodes["t"] = spelled("RetortTrainFlow", **{**given, **QUICK, "steps": 4, "name": f"set {way}"})
         succeeded(app.run(nodes))
         files_of[way] = load_file(app.base / "models" / "loras" / f"set {way}.safetensors")
     # One data set each time; buckets come in another order, so they are drawn in another.
-    assert all(torch.equal(files_of["plain"][k], v) for k, v in files_of["pictures"].items())
+    for way in ("pictures", "captions"):
+        assert all(torch.equal(files_of["plain"][k], v) for k, v in files_of[way].items())
     assert files_of["plain"].keys() == files_of["bucket"].keys()
 
 
