@@ -44,6 +44,11 @@ class RetortNoisePolicy(CheckedNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, seed=None, keep=None, calls=None, seconds=None, **given):
+        """A search that was cancelled has given the best so far; queued again, it begins anew."""
+        return searches.times_cancelled(host, seed, keep, calls, seconds)
+
+    @classmethod
     def check(cls, given):
         """See the base."""
         check_budget(given)

@@ -24,6 +24,7 @@ from ...files.atomic import tensors
 from ...files.entries import LinkError
 from ...files.folder import Inside, inside
 from ...files.pictures import rounded
+from ...files.strangers import read_json
 from ...sampling.search import State
 from ...sampling.tree import Tree
 
@@ -31,19 +32,23 @@ VIEW = "view.json"
 KEPT, RECORDS = 64, 12
 SIDE = 128  # pixels of a picture
 WRITE_EVERY = 1.0
+MOST_VIEW = 1 << 25  # bytes of a record
 # Nodes of a tree that a page is told of: the first ones, which the others hang on.
 MOST_NODES = 4000
 _log = logging.getLogger("retort.search")
 
 
 class Record:
-    """The record of one search of `items` latents, to be entered around it; without a folder it keeps nothing."""
+    """The record of one search of `items` latents, to be entered around it; without a folder it keeps nothing.
 
-    def __init__(self, records: Path | None, prompt: str, reward: str, items: int):
+    asked: what the search was asked for, as `asked` spells it.
+    """
+
+    def __init__(self, records: Path | None, prompt: str, reward: str, items: int, asked: str = ""):
         self.folder: Inside | None = None
         self._view: dict[str, Any] = {
             "prompt": prompt, "reward": reward, "begun": time.time(), "pid": os.getpid(), "going": True,
-            "items": [None] * items,
+            "items": [None] * items, "asked": asked, "cancelled": False,
         }  # fmt: skip
         self._fresh: tuple[Tensor, Sequence[Tensor], list[float]] | None = None
         self._kept: list[dict[int, float]] = [{} for _ in range(items)]
@@ -80,6 +85,10 @@ class Record:
                 self._write(self.folder)
         except (OSError, LinkError) as error:
             self._lose(error)
+
+    def cancel(self) -> None:
+        """The search was cancelled: it has given what it had."""
+        self._view["cancelled"] = True
 
     def __enter__(self) -> Record:
         return self
@@ -124,6 +133,23 @@ class Record:
             single = (part.detach().float().unsqueeze(0) for part in sample)
             latent = {**dict(zip(names, single, strict=True)), "latent_format_version_0": torch.tensor([])}
             (folder / f"{number}.latent").write(tensors(latent), synced=False)
+
+
+def asked(seed: Any, keep: Any, calls: Any, seconds: Any) -> str:
+    """What tells searches apart before they run, for `cancelled`."""
+    return f"{seed} {keep} {calls or 0} {float(seconds or 0):g}"
+
+
+def cancelled(records: Path | None, wanted: str) -> int:
+    """How many of the searches that there are records of were asked for this, and cancelled."""
+    count = 0
+    try:
+        for name in inside(records).folders() if records is not None else ():
+            view = read_json(inside(records) / name / VIEW, MOST_VIEW)
+            count += isinstance(view, dict) and view.get("cancelled") is True and view.get("asked") == wanted
+    except (OSError, ValueError):
+        pass  # a record that is being taken away
+    return count
 
 
 def seen(state: State, kept: dict[int, float]) -> dict[str, Any]:

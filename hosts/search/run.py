@@ -32,7 +32,7 @@ from ..contract import GUIDER, NOISE, VAE, Host
 from ..methods import Method, Run
 from ..noise import PolicyNoise
 from .files import load, path_of, rescue, save, written
-from .record import Record
+from .record import Record, asked, cancelled
 from .report import draw, spelt, thumbnail
 from .request import Absent, Found, Saved, SearchRequest
 
@@ -89,7 +89,8 @@ def run(
         states = [None if s is None else _copy(s) for s in earlier.states]
     watch = _Watch(host, budget, count)
     rows: list[tuple[Tensor, _Item]] = []
-    with Record(host.search_records(), request.prompt, reward.name, count) as record:
+    wanted = asked(request.seed, request.keep, budget.calls, budget.seconds)
+    with Record(host.search_records(), request.prompt, reward.name, count, wanted) as record:
         for i in range(count):
             item = _Item(host, vae, reward, request, budget, batch, i, packing, states[i], watch, record, second)
             try:
@@ -113,8 +114,14 @@ def run(
             states[i] = item.state
             rows.append((latents, item))
             if item.stopped == CANCELLED:
+                record.cancel()
                 break
     return _found(host, request, packing, rows, tuple(states))
+
+
+def times_cancelled(host: Host, seed: Any, keep: Any, calls: Any, seconds: Any) -> int:
+    """How often a search of these was cancelled lately: it is then to be searched again, and not what it had given."""
+    return cancelled(host.search_records(), asked(seed, keep, calls, seconds))
 
 
 def _kept(host: Host, saved: Saved) -> str:

@@ -11,11 +11,10 @@ from typing import Any
 
 from ...files.folder import Inside, inside
 from ...files.strangers import read_json
-from .record import VIEW
+from .record import MOST_VIEW, VIEW
 
 NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 MOST_FILES, MOST_RECORDS = 200, 50
-MOST_VIEW = 1 << 25  # bytes of a record
 # What a page is told of all items of a search together.
 MOST_ITEMS, MOST_PAIRS, MOST_NODES, MOST_TEXT = 64, 3000, 16_000, 4000
 TREE = ("parent", "place", "value", "number")
@@ -66,6 +65,7 @@ def _view(told: Any) -> dict[str, Any]:
     items = told["items"][:MOST_ITEMS]
     view: dict[str, Any] = {name: str(told[name])[:MOST_TEXT] for name in ("prompt", "reward")}
     view |= {"begun": _number(told.get("begun", 0)), "pid": int(told["pid"]), "going": told["going"] is True}
+    view["cancelled"] = told.get("cancelled") is True
     return view | {"items": [None if item is None else _item(item, len(items)) for item in items]}
 
 

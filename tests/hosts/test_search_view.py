@@ -158,3 +158,17 @@ def test_names_stay_in_their_folder(records, tmp_path):
         search_view.record(records, "20200101-000000-00000000", 0)
     with pytest.raises(FileNotFoundError, match="only the best are"):
         search_view.take(records, tmp_path, "20200101-000000-00000000", 0, 5)
+
+
+def test_a_search_that_was_cancelled_is_told_by_what_was_asked(records, tmp_path):
+    """So often as it was; what another was asked for, and what ended by itself, do not count."""
+    for seed, ends in ((3, True), (3, False), (4, True)):
+        with Record(records, "a seven", "mine", 1, search_record.asked(seed, 4, 60, None)) as record:
+            searched(record, BestOfConfig())
+            if ends:
+                record.cancel()
+    assert search_record.cancelled(records, search_record.asked(3, 4, 60, 0.0)) == 1
+    assert search_record.cancelled(records, search_record.asked(3, 4, 61, 0)) == 0
+    assert search_record.cancelled(None, "") == search_record.cancelled(tmp_path / "none", "") == 0
+    listed = search_view.searches(records, tmp_path / "none", os.getpid())["searches"]
+    assert sorted(one["cancelled"] for one in listed) == [False, True, True]
