@@ -143,8 +143,10 @@ def asked(seed: Any, keep: Any, calls: Any, seconds: Any) -> str:
 def cancelled(records: Path | None, wanted: str) -> int:
     """How many of the searches that there are records of were asked for this, and cancelled."""
     count = 0
+    if records is None:
+        return count
     try:
-        for name in inside(records).folders() if records is not None else ():
+        for name in inside(records).folders():
             view = read_json(inside(records) / name / VIEW, MOST_VIEW)
             count += isinstance(view, dict) and view.get("cancelled") is True and view.get("asked") == wanted
     except (OSError, ValueError):
