@@ -289,6 +289,7 @@ def test_a_server_runs_it(server, nodes):
         }
     )  # fmt: skip
     assert done["status"]["status_str"] == "success", done["status"]
-    assert (
-        len(done["outputs"]["o"]["images"]) == 3 and done["outputs"]["t"]["images"] and done["outputs"]["u"]["images"]
-    )
+    assert len(done["outputs"]["o"]["images"]) == 3
+    # Its best picture has been on the node as a preview: it is not there twice.
+    for node in ("t", "u"):
+        assert "network calls" in done["outputs"][node]["text"][0] and "images" not in done["outputs"][node]
