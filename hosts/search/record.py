@@ -142,15 +142,15 @@ def asked(seed: Any, keep: Any, calls: Any, seconds: Any) -> str:
 
 def cancelled(records: Path | None, wanted: str) -> int:
     """How many of the searches that there are records of were asked for this, and cancelled."""
-    count = 0
     if records is None:
-        return count
-    try:
-        for name in inside(records).folders():
-            view = read_json(inside(records) / name / VIEW, MOST_VIEW)
-            count += isinstance(view, dict) and view.get("cancelled") is True and view.get("asked") == wanted
-    except (OSError, ValueError):
-        pass  # a record that is being taken away
+        return 0
+    count = 0
+    for name in inside(records).folders():
+        try:
+            view = read_json(inside(records) / name / VIEW, MOST_VIEW, finite=False)
+        except ValueError:
+            continue  # one that is damaged, or is just being taken away
+        count += isinstance(view, dict) and view.get("cancelled") is True and view.get("asked") == wanted
     return count
 
 

@@ -167,6 +167,12 @@ def test_a_search_that_was_cancelled_is_told_by_what_was_asked(records, tmp_path
             searched(record, BestOfConfig())
             if ends:
                 record.cancel()
+    # Neither one that is damaged nor a number without an end hides the others.
+    (records / "00000000-000000-00000000").mkdir()
+    (records / "00000000-000000-00000000" / "view.json").write_text("{", encoding="utf-8")
+    for folder in records.iterdir():
+        view = folder / "view.json"
+        view.write_text(view.read_text("utf-8").replace('"mine"', '"mine", "far": Infinity'), encoding="utf-8")
     assert search_record.cancelled(records, search_record.asked(3, 4, 60, 0.0)) == 1
     assert search_record.cancelled(records, search_record.asked(3, 4, 61, 0)) == 0
     assert search_record.cancelled(None, "") == search_record.cancelled(tmp_path / "none", "") == 0

@@ -9,8 +9,8 @@ const SEED = 1, PIXELS = 8; // of a latent's cell; nodes of empty latents count 
 // Columns that are wide enough in both renderers; below each other lie the branch with the LoRA and the one without.
 const LEFT = 0, MIDDLE = 370, RIGHT = 810, END = 1150, WIDER = 100;
 const APART = 440, BELOW = 70, TALL = 940; // columns of nodes that a training was connected to
-// Pixels around the workflow and of the bar beside it; the scale below which nothing is shown; ms.
 const HALF = 300; // what lies below is the branch without the LoRA
+// Pixels around the workflow and of the bar beside it; the scale below which nothing is shown; ms.
 const EDGE = 40, BAR = 50, SMALLEST = 0.1, LATER = 400;
 const EMPTY = { version: 0.4, last_node_id: 0, last_link_id: 0, nodes: [], links: [], groups: [], config: {}, extra: {} };
 

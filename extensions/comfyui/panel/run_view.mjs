@@ -49,6 +49,8 @@ export class RunView {
     }, failed);
     this.opened = button(t("Open LoRA"), t("The LoRA in a new workflow"), async () => {
       const run = (await ask(["runs"])).find((one) => one.name === this.name);
+      // Renamed or deleted meanwhile.
+      if (!run) throw new Error(t("No run with a LoRA is called {name}: the Retort panel lists them.", { name: this.name }));
       await (await import("./new_workflow.mjs")).openLora(run);
     }, failed);
     this.opened.classList.add("retort-opened");
