@@ -15,6 +15,7 @@ from . import presets as students
 from .contract import Host
 from .jobs import graph as run_graph
 from .jobs import starter
+from .jobs.view import latest as latest_runs
 from .prompted import Link
 from .restoration import captions
 from .restoration import compare as picture_compare
@@ -43,6 +44,6 @@ host: Host = own
 
 __all__ = [
     "IN_COMFYUI", "ComfyExtension", "ExecutionBlocker", "Link", "captions", "compare", "demo_photographs", "host", "io",
-    "lora_grid", "methods", "noise", "picture_compare", "plans", "recognise", "reflection", "restoration", "rewards",
-    "run_graph", "search", "starter", "statistics", "students", "training", "ui",
+    "latest_runs", "lora_grid", "methods", "noise", "picture_compare", "plans", "recognise", "reflection",
+    "restoration", "rewards", "run_graph", "search", "starter", "statistics", "students", "training", "ui",
 ]  # fmt: skip

@@ -147,7 +147,7 @@ def asked(
             sides = (BASE, TUNED) if names[0] < names[1] else (TUNED, BASE)
             found.append((prompt, tuple(sorted(names)), sides))
         progress.step(done + 1)
-    by = f"blind {hashlib.blake2b(repr(found).encode(), digest_size=4).hexdigest()}"
+    by = f"{preferences.BLIND}{hashlib.blake2b(repr(found).encode(), digest_size=4).hexdigest()}"
     made = [Ticket(prompt, candidates, by=by, models=sides) for prompt, candidates, sides in found]
     preference_tickets.ask(folder, made)
     return by, made, alike

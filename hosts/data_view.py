@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,7 @@ from ..preferences.store import PAIRS, Pair, append, is_latent, judgement, read
 from .patience import soon
 
 MOST_FOLDERS, PROBED = 200, 50  # folders that are shown; entries of each that are looked at for a picture
+COUNTING = 0.1  # seconds of a list in which folders that have changed are counted
 PAGE = 50
 OUT = ".taken_out"  # what the name of a picture that was taken out ends in
 CAPTION = 8192  # characters
@@ -95,12 +97,31 @@ def _pictures(folder: Path) -> _Pictures:
 
 
 def folders(inputs: Path) -> list[dict[str, Any]]:
-    """The folders in the input folder that hold pictures, by name."""
+    """The folders in the input folder that hold pictures, by name, with how many `pictures` where that is known."""
     found: list[dict[str, Any]] = []
+    until = time.monotonic() + COUNTING
     for name in inside(inputs).folders(linked=True):
         if len(found) < MOST_FOLDERS and any(map(is_picture, inside(inputs / name).files(PROBED))):
-            found.append({"name": name})
+            found.append({"name": name, **_count(inputs / name, time.monotonic() < until)})
     return found
+
+
+_counts: OrderedDict[Path, tuple[int, dict[str, Any]]] = OrderedDict()
+
+
+def _count(folder: Path, may_look: bool) -> dict[str, Any]:
+    """How many `pictures` a folder has; what was known before, or nothing, where it may not be looked at now."""
+    before, when = _counts.get(folder), folder.stat().st_mtime_ns
+    if (before is None or before[0] != when) and may_look:
+        try:
+            files = soon(("count", folder), f"the folder {folder.name}", lambda: inside(folder).files())
+        except BlockingIOError:
+            return before[1] if before else {}
+        before = when, {"pictures": sum(map(is_picture, files))}
+        _counts[folder] = before
+        while len(_counts) > 2 * MOST_FOLDERS:
+            _counts.popitem(last=False)
+    return before[1] if before else {}
 
 
 def pictures(

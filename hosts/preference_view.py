@@ -5,6 +5,7 @@ All names come from whoever sent the request. `sets` is the folder of sets.
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from itertools import islice
 from pathlib import Path
@@ -13,15 +14,16 @@ from typing import Any
 from ..files.atomic import checked_name
 from ..files.entries import LinkError
 from ..files.folder import inside
-from ..preferences.store import BOOKS, PAIRS, Preferences, is_latent, read
+from ..preferences.store import BLIND, BOOKS, PAIRS, Preferences, is_latent, read
 from .patience import soon
 
 MOST_SETS, LATEST = 200, 12
+COUNTING = 0.1  # seconds of a list in which sets that have grown are read
 MOST_TEXT, MOST_STATISTICS = 2000, 20_000  # characters
 
 
 def every(sets: Path) -> list[dict[str, Any]]:
-    """The sets, those that grew last first: name and `when` (seconds since 1970)."""
+    """The sets, those that grew last first: name, `when` (seconds since 1970) and what `_count` says."""
     found: list[dict[str, Any]] = []
     for name in inside(sets).folders():
         try:
@@ -30,7 +32,30 @@ def every(sets: Path) -> list[dict[str, Any]]:
             when = 1  # whoever opens it is told
         if when:
             found.append({"name": name, "when": when / 1e9})
-    return sorted(found, key=lambda one: -one["when"])[:MOST_SETS]
+    found = sorted(found, key=lambda one: -one["when"])[:MOST_SETS]
+    until = time.monotonic() + COUNTING
+    for entry in found:
+        entry.update(_count(sets / entry["name"], entry["when"], time.monotonic() < until))
+    return found
+
+
+_counts: OrderedDict[Path, tuple[float, dict[str, Any]]] = OrderedDict()
+
+
+def _count(folder: Path, when: float, may_read: bool) -> dict[str, Any]:
+    """How many pairs were `judged` in a set and whether they are a `blind` test's; what was known before, or nothing,
+    where it may not be read now, is still being read, or cannot be read."""
+    before = _counts.get(folder)
+    if (before is None or before[0] != when) and may_read:
+        try:
+            pairs = soon(("count", folder), f"the set {folder.name}", lambda: read(folder)).pairs
+        except (BlockingIOError, OSError, ValueError):
+            return before[1] if before else {}
+        before = when, {"judged": len(pairs), "blind": all(pair.by.startswith(BLIND) for pair in pairs)}
+        _counts[folder] = before
+        while len(_counts) > 2 * MOST_SETS:
+            _counts.popitem(last=False)
+    return before[1] if before else {}
 
 
 def one(sets: Path, name: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..files.atomic import checked_name
 from ..files.folder import inside
 from ..files.log_file import METRICS, column, thinned
-from ..hosts.api import ExecutionBlocker, host, io, run_graph, starter, ui
+from ..hosts.api import ExecutionBlocker, host, io, latest_runs, run_graph, starter, ui
 from ..trainers.chart import draw
 from ..trainers.export import read_lora
 from ..trainers.job import refuse_reward
@@ -33,6 +33,7 @@ from .training_inputs import (
 
 COMMANDS = [NOTHING, "sample", "save", "stop"]
 LOOK_EVERY = 0.5
+MOST_NAMED = 5  # runs in a message
 MOST_ROWS = 10_000  # of a long log in a chart, which is not as wide
 
 
@@ -40,7 +41,11 @@ def folder_of(run: str) -> Path:
     """The folder of a run by its name. ValueError for a name that leads elsewhere, or that no run has."""
     folder = host.runs_folder() / checked_name(run)
     if not folder.is_dir():
-        raise ValueError(f"run: there is no run called {run!r} in {host.runs_folder()}; connect the trainer's `run`")
+        known = latest_runs(host.runs_folder(), MOST_NAMED)
+        there = f", but {', '.join(known)}: type one of these, or" if known else ":"
+        raise ValueError(
+            f"run: there is no run called {run!r} in {host.runs_folder()}{there} connect the trainer's `run`"
+        )
     inside(folder).refuse_links()
     return folder
 

@@ -47,6 +47,7 @@ SHOWN = 20
 MOST_LISTED = 500  # sets beside one
 FOLDERS = ("images", "latents")  # folders of a set for its files
 BOOKS = 4  # sets that are kept in memory
+BLIND = "blind "  # what the name of who answers a blind test begins with
 _CUT_OFF = f"it is not finished, or longer than {LINE_BYTES} bytes"
 
 

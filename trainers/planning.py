@@ -156,7 +156,7 @@ class Forecast:
         away = sum(self._away(streamed))
         seconds = waits = None
         if self.speed is not None:
-            seconds = self._repeats * self.counted.operations / self.speed
+            seconds = self.operations / self.speed
             # A pass enters each block once, and a pass with a graph once more on the way back.
             visits = sum(n * (2 if phase.endswith("forward") else 1) for phase, n in self.counted.calls.items())
             waits = max(0.0, self._repeats * away * visits / self.bus - seconds)
@@ -167,13 +167,18 @@ class Forecast:
         )
 
     @property
+    def operations(self) -> float:
+        """Of a step with all of its accumulated batches."""
+        return self._repeats * self.counted.operations
+
+    @property
     def _repeats(self) -> float:
         """How often a step does what was counted, of which accumulated batches are two at most."""
         return max(1, self.training.accumulation) / min(2, max(1, self.training.accumulation))
 
     def timed(self, seconds: float, bus: float | None) -> Forecast:
         """The forecast by what a step's arithmetic took, and by how fast copies were, None where nobody measured."""
-        speed = self._repeats * self.counted.operations / max(seconds, 1e-6)
+        speed = self.operations / max(seconds, 1e-6)
         return replace(self, speed=speed or None, bus=bus or self.bus)
 
     @property

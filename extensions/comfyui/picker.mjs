@@ -6,6 +6,7 @@ import { Session } from "./picker/session.mjs";
 import { View } from "./picker/view.mjs";
 import { ask } from "./panel/client.mjs";
 import { connected, element, openWindow, upstream } from "./panel/page.mjs";
+import { standing } from "./panel/series.mjs";
 import { offer } from "./panel/toast.mjs";
 import { t } from "./locales/words.mjs";
 
@@ -77,7 +78,10 @@ class Picker {
   /** Train on the set, and draw the blind tests of what comes of it: with what this workflow has, or with new nodes. */
   async train() {
     const trainer = app.graph.nodes.find((node) => node.comfyClass === TRAINER);
-    if (trainer) {
+    if (!this.desk.view.judged && !(await ask(["preferences"])).some((set) => set.name === this.place.set)) {
+      this.note = t("Choose some pictures first: about twenty make a first LoRA.");
+      this.glad = false;
+    } else if (trainer) {
       const tests = app.graph.nodes.filter((node) => node.comfyClass === BLIND && upstream(node).has(trainer));
       const wanted = [trainer, ...tests];
       const run = widgetOf(trainer, "name"), before = run?.value;
@@ -89,10 +93,10 @@ class Picker {
       for (const one of wanted) for (const node of upstream(one)) node.mode = 0;
       const done = await app.queuePrompt(0, 1, { queueNodeIds: wanted.map((node) => String(node.id)) });
       const queued = tests.length ? t("The training is in the queue; then Blind Test asks which you like better.") : t("The training is in the queue.");
-      const first = t("Choose some pictures first: about twenty make a first LoRA.");
-      this.awaits = done ? queued : "";
-      this.note = done ? queued : this.desk.view.judged ? unqueued() : first;
+      this.awaits = this.note = done ? queued : "";
       this.glad = Boolean(done);
+      if (done && !connected(trainer, "name")) this.follow(run.value, queued, tests.length > 0);
+      if (!done) this.note = unqueued();
     } else {
       const { build } = await import("./picker/train.mjs");
       this.note = build([...upstream(this.node)], this.place.set)
@@ -100,6 +104,22 @@ class Picker {
         : t("Connect the model to Train Preference, then press Run.");
       this.glad = true;
     }
+    this.render();
+  }
+
+  /** Say how far a training is that was queued as `queued`, here too, since full screen shows nothing else. */
+  async follow(run, queued, tested) {
+    let one;
+    while (this.awaits && this.note === this.awaits && !this.gone) {
+      await new Promise((done) => setTimeout(done, LOOK));
+      one = (await ask(["runs"]).catch(() => [])).find((each) => each.name === run) ?? one;
+      if (this.note !== this.awaits || !one) continue;
+      this.note = this.awaits = `${queued} ${standing(one)}`;
+      this.render();
+    }
+    if (this.note || this.gone || one?.state !== "finished") return;
+    this.note = tested ? t("The LoRA is trained, and Blind Test has its pictures.") : t("The LoRA is trained.");
+    this.glad = true;
     this.render();
   }
 

@@ -72,6 +72,7 @@ export function attach(node) {
     node.properties[RUN] = name;
     view.open(name, awaited);
   };
+  view.renamed = (name) => open(name, false);
   const stored = () => {
     Object.assign(settings, node.properties[CHART]);
     node.properties[CHART] = settings;

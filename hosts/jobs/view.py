@@ -52,6 +52,12 @@ def run_folder(folder: Path, name: str) -> Path:
     return found
 
 
+def latest(folder: Path, most: int) -> list[str]:
+    """The names of the runs that were trained last."""
+    found = sorted(_when(folder), reverse=True) if folder.is_dir() else []
+    return [name for _, name in found[:most]]
+
+
 def runs(folder: Path) -> list[dict[str, Any]]:
     """The runs, latest first: name, `when` (seconds since 1970), method, base and what `summary` gives, but logs."""
     found = sorted(_when(folder), reverse=True)[:MOST_RUNS] if folder.is_dir() else []

@@ -30,7 +30,7 @@ from ...sampling.tree import Tree
 
 VIEW = "view.json"
 KEPT, RECORDS = 64, 12
-SIDE = 128  # pixels of a picture
+SIDE = 512  # pixels of a picture
 WRITE_EVERY = 1.0
 MOST_VIEW = 1 << 25  # bytes of a record
 # Nodes of a tree that a page is told of: the first ones, which the others hang on.

@@ -23,6 +23,7 @@ from .assembly import through_decoder
 
 CARDS = "8, 12, 16, 24"
 MOST_CARDS = 16
+SPEED, TERA = 50, 1e12  # TFLOP/s that a card is taken to reach, as recipes take it
 
 
 def sizes(cards: str) -> list[int]:
@@ -90,7 +91,7 @@ def report(
     vae: VAE = None,
     rewards: Sequence[Reward | None] = (),
 ) -> str:
-    """A line for each card, what is free here first where there is an accelerator; nothing is loaded.
+    """A line for each card, what is free here first where there is an accelerator, and one on time; nothing is loaded.
 
     Arithmetic is bf16 but where the settings say fp32. ValueError for settings that cannot be, and for a network that
     cannot be counted.
@@ -116,9 +117,20 @@ def report(
         plan = planning.with_pace(host, here, host.outline(model, compute).network, card, compute).settled.plan
         lines.append(f"here, {size(free)} free: {_line(plan)}")
     lines += [f"{card} GB: {_line(plan)}" for card, plan in on_cards(plain, training, cards, more)]
+    each, steps = Forecast(plain, training).operations / TERA, training.steps
+    lines.append(
+        f"time: {each:.3g} TFLOP a step, so {steps} steps take about {_duration(each * steps / SPEED)} at {SPEED} "
+        "TFLOP/s, and longer where blocks are streamed or a reward looks at pictures"
+    )
     if any("does not fit" in line for line in lines):
         lines.append(f"To make it smaller: {'; '.join(sum(smaller(training), []))}")
     return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _line(plan: Any) -> str:

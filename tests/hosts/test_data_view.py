@@ -45,7 +45,7 @@ def inputs(tmp_path):
 
 
 def test_pictures_come_page_by_page_with_their_captions(inputs):
-    assert data_view.folders(inputs) == [{"name": "cats"}, {"name": "link"}]
+    assert data_view.folders(inputs) == [{"name": "cats", "pictures": 120}, {"name": "link", "pictures": 1}]
     found = patiently(lambda: data_view.pictures(inputs, "cats", 0))
     assert (found["total"], found["of"], len(found["pictures"])) == (120, 120, data_view.PAGE)
     assert [one["caption"] for one in found["pictures"][:3]] == ["a cat", "ein Kätzchen", ""]
@@ -126,7 +126,8 @@ def test_a_folder_that_the_user_linked_is_one_of_theirs(inputs, tmp_path):
     (away / "more").symlink_to(tmp_path / "secret")
     (inputs / "linked").symlink_to(away)
     (inputs / "lost").symlink_to(tmp_path / "nowhere")
-    assert data_view.folders(inputs) == [{"name": "cats"}, {"name": "link"}, {"name": "linked"}]
+    found = {one["name"]: one["pictures"] for one in data_view.folders(inputs)}
+    assert found == {"cats": 120, "link": 1, "linked": 1}
     found = patiently(lambda: data_view.pictures(inputs, "linked", 0))
     assert [one["name"] for one in found["pictures"]] == ["dog.png"]
     data_view.write_caption(inputs, "linked", "dog.png", "a dog", "")

@@ -38,8 +38,9 @@ def test_the_command_says_what_fits(file):
     assert said.exit_code == 0, said.output
     first, *lines = said.output.strip().splitlines()
     assert first.startswith("dmd2, rank 2, batch 1, adamw: base ")
-    assert [line.partition(": ")[0] for line in lines] == ["1 GB", "24 GB"]
-    assert all("the base stays on the card, peak about" in line for line in lines)
+    assert [line.partition(": ")[0] for line in lines] == ["1 GB", "24 GB", "time"]
+    assert all("the base stays on the card, peak about" in line for line in lines[:2])
+    assert "TFLOP a step, so 1000 steps take about" in lines[2]
 
 
 def test_further_settings_are_the_runs_own(file):
@@ -87,7 +88,7 @@ def test_the_node_says_the_same(file):
     )
     text = out.args[0]
     assert text.splitlines()[0].startswith("dpo, rank 2, batch 1, adafactor: base ")
-    assert len(text.splitlines()) == 3
+    assert len(text.splitlines()) == 4
 
 
 def test_the_template_runs_on_the_embedded_model(tmp_path):

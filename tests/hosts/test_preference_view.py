@@ -20,7 +20,8 @@ def test_sets_and_their_latest_judgements(tmp_path):
     preferences.append(folder, rows)
     (folder / preferences.PAIRS).open("a").write("rubbish\n")
     (tmp_path / "link").symlink_to(folder)
-    assert [one["name"] for one in preference_view.every(tmp_path)] == ["taste"]
+    (entry,) = preference_view.every(tmp_path)
+    assert (entry["name"], entry["judged"], entry["blind"]) == ("taste", 2, False)
     found = preference_view.one(tmp_path, "taste")
     assert found["problems"] == 1 and "2 pairs" in found["statistics"] and "1 ties" in found["statistics"]
     tie, plain = found["latest"]
@@ -34,3 +35,17 @@ def test_names_stay_in_their_folder(tmp_path):
             preference_view.one(tmp_path, name)
     with pytest.raises(FileNotFoundError, match="no set called 'x'"):
         preference_view.one(tmp_path, "x")
+
+
+def test_the_list_counts_pairs_again_when_a_set_has_grown(tmp_path, monkeypatch):
+    folder = tmp_path / "test"
+    names = [preferences.keep_image(folder, torch.full((4, 6, 3), i / 4)) for i in range(2)]
+    row = {"prompt": "a", "winner": names[0], "loser": names[1], "by": "blind 1234"}
+    preferences.append(folder, [row])
+    assert [(one["judged"], one["blind"]) for one in preference_view.every(tmp_path)] == [(1, True)]
+    preferences.append(folder, [{**row, "prompt": "b"}])
+    # Without time to read, what was known before is said.
+    with monkeypatch.context() as patch:
+        patch.setattr(preference_view, "COUNTING", -1)
+        assert [one["judged"] for one in preference_view.every(tmp_path)] == [1]
+    assert [one["judged"] for one in preference_view.every(tmp_path)] == [2]

@@ -400,21 +400,28 @@ def test_a_search_is_looked_through(page, app):
     page("until", condition="document.querySelectorAll('.retort-grid img').length > 1", seconds=120)
     page("click", where=".retort-list > li > button", text="Stop")
     eventually(lambda: not json.loads(app.get("/retort/searches"))["searches"][0]["going"], 120)
-    page("until", condition="document.querySelector('.retort-list .retort-line').textContent.startsWith('ended')")
+    page("until", condition="document.querySelector('.retort-list .retort-line').textContent.startsWith('cancelled')")
     assert "best" in page("evaluate", code="document.querySelector('.retort-item .retort-line').textContent")
     assert "finished" in page("evaluate", code="document.querySelector('.retort-tree').getAttribute('aria-label')")
     loads = "app.graph._nodes.filter((one) => one.type === 'LoadLatent').map((one) => one.widgets[0].value)"
+    # A candidate is shown large first, and its latent is taken from there.
+    large = ".retort-lightbox > button:not(.retort-close)"
     assert page("leaf")
+    page("until", condition="document.querySelector('.retort-lightbox img').naturalWidth > 0")
+    page("click", where=large)
     (file,) = page("until", condition=f"{loads}.length === 1 && {loads}")
     assert (app.base / "input" / file).is_file()
     page("click", where=".retort-grid button", keys="Enter")
+    page("click", where=large, keys="Enter")
     assert len(page("until", condition=f"{loads}.length === 2 && {loads}")) == 2
     # A candidate of the tree by keys alone.
     page("click", where=".retort-tree", keys="Home")
     page("click", where=".retort-tree", keys="ArrowRight")
     page("until", condition="/^candidate /.test(document.querySelector('.retort-treebox output').textContent)")
     page("click", where=".retort-tree", keys="Enter")
+    page("click", where=large, keys="Enter")
     page("until", condition=f"{loads}.length === 3")
+    page("until", condition="!document.querySelector('.retort-lightbox')")
     sound(page("audit"))
     page("shot", name="search")
     assert HOSTILE in page("evaluate", code="document.querySelector('.retort-list').textContent")
@@ -463,7 +470,8 @@ def test_the_panel_in_every_state(page, app):
         assert HOSTILE in page("evaluate", code="document.querySelector('.retort-pair').textContent")
         sound(page("audit"))
         page("shot", name=f"panel_sets_{theme}")
-    page("click", where=".retort-row button", text="Preference Set", keys="Enter")
+    assert "1 judged" in page("evaluate", code="document.querySelector('.retort-list').textContent")
+    page("click", where=".retort-row button", text="+ Set", keys="Enter")
     put = "app.graph._nodes.some((one) => one.type === 'RetortPreferenceSet' && one.widgets[0].value === 'taste')"
     page("until", condition=put)
     assert page("evaluate", code="window.hurt ?? null") is None and not page("heard")
@@ -476,6 +484,15 @@ def test_runs_are_renamed_and_deleted_in_the_panel(page, app):
         (runs / name).mkdir(parents=True)
         job_watch.write_status(runs / name, job_watch.Status("finished", 9, 9, machine="another"))
     page("open")
+    # What shows a run follows it to its new name.
+    page("evaluate", code="""() => {
+      const node = LiteGraph.createNode('RetortLoraGrid');
+      app.graph.add(node);
+      node.widgets.find((one) => one.name === 'run').value = 'first try';
+      const trainer = LiteGraph.createNode('RetortTrainFlow');
+      trainer.properties.retort_run = 'first try';
+      app.graph.add(trainer);
+    }""")
     page("panel", section="Training")
     row = ".retort-list > li:has(.retort-title:text-is('{}'))".format
     listed = "[...document.querySelectorAll('.retort-title')].map((one) => one.textContent)"
@@ -488,6 +505,8 @@ def test_runs_are_renamed_and_deleted_in_the_panel(page, app):
     assert page("evaluate", code=WIDE) == []
     page("click", where=f"{row('first try')} button", text="Rename")
     eventually(lambda: (runs / "the good one").is_dir() and not (runs / "first try").exists())
+    shown = "one.properties.retort_run ?? one.widgets?.find(({name}) => name === 'run')?.value"
+    page("until", condition=f"app.graph.nodes.filter((one) => ({shown}) === 'the good one').length === 2")
     page("click", where=f"{row('second try')} summary")
     page("click", where=f"{row('second try')} button", text="Delete")
     page("click", where=f"{row('second try')} button", text="Really delete?")

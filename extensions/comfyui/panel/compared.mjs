@@ -10,6 +10,14 @@ const EVERY = 3000; // ms
 const STROKES = ["#3b8eea", "#e89a3c", "#5fb86a", "#d16bb4", "#a08be8", "#3fb3b3", "#d9534f", "#9aa04a"];
 const SMOOTHING = 25;
 
+/** The runs that a number may be compared of, [{method, runs}]: what one method calls its loss is another's number. */
+function alike(name, runs) {
+  const those = runs.filter(({ series }) => series.values.has(name));
+  const methods = [...new Set(those.map((run) => run.method))];
+  if (methods.length < 2 || !name.endsWith("loss")) return [{ method: "", runs: those }];
+  return methods.map((method) => ({ method, runs: those.filter((run) => run.method === method) }));
+}
+
 export class Compared {
   /** Opens over the page. names: of the runs. */
   constructor(names) {
@@ -54,6 +62,7 @@ export class Compared {
       } while (answer.more);
       run.going = ["running", "queued"].includes(answer.status?.state);
       if (!run.asked) run.settings = (await ask(["runs", run.name, "about"])).settings;
+      run.method = run.settings.method;
       run.asked = true;
     }
     if (!this.dialog.open) return;
@@ -84,19 +93,20 @@ export class Compared {
 
   draw() {
     const names = this.offered?.split(",").filter((name) => this.shown.has(name)) ?? [];
-    const canvases = names.map((name, i) => this.charts.children[i] ?? element("canvas", { role: "img" }));
-    if (canvases.some((one, i) => one !== this.charts.children[i]) || this.charts.children.length > names.length) {
+    const drawn = names.flatMap((name) => alike(name, this.runs).map((runs) => ({ name, ...runs })));
+    const canvases = drawn.map((_, i) => this.charts.children[i] ?? element("canvas", { role: "img" }));
+    if (canvases.some((one, i) => one !== this.charts.children[i]) || this.charts.children.length > drawn.length) {
       this.charts.replaceChildren(...canvases);
     }
-    names.forEach((name, i) => {
-      const lines = this.runs.flatMap(({ series, stroke }) => {
+    drawn.forEach(({ name, method, runs }, i) => {
+      const lines = runs.flatMap(({ series, stroke }) => {
         const { steps, values } = series.points(name);
         return steps.length ? [{ steps, values: smooth(values, SMOOTHING), stroke, width: 2 }] : [];
       });
       const [low, high] = bounds(lines.flatMap((line) => line.values));
       const first = Math.min(...lines.map((line) => line.steps[0]));
       const last = Math.max(first + 1, ...lines.map((line) => line.steps.at(-1)));
-      const axis = spoken(name, this.offered.split(","));
+      const axis = [spoken(name, this.offered.split(",")), method].filter(Boolean).join(" · ");
       canvases[i].setAttribute("aria-label", t("{number} of {count} runs", { number: axis, count: lines.length }));
       plot(canvases[i], colours(this.dialog), { first, last, spans: [{ name: "", low, high, lines }], logged: false, axis });
     });

@@ -194,7 +194,8 @@ export class FolderList {
         const failed = (error) => (note.textContent = error.message);
         const title = button(name, t("Pictures and captions"), open, failed);
         title.className = "retort-title";
-        return { root: element("li", {}, title, note), show: () => {} };
+        const show = ({ pictures }) => (note.textContent = pictures === undefined ? "" : t("{count} pictures", { count: pictures }));
+        return { root: element("li", {}, title, note), show };
       },
     });
   }

@@ -54,12 +54,23 @@ export function openWindow(title, kind = "") {
 
 /**
  * One of several pictures, large; arrow keys go through them, Escape closes. pictures: [{source, text}], a source being
- * an address or a function that promises one; in rows of `across`, which up and down go through.
+ * an address or a function that promises one; in rows of `across`, which up and down go through. act: {text, title,
+ * work(index)}: what a button does with the picture that is shown, which ends it.
  */
-export function lightbox(pictures, index, across = pictures.length) {
+export function lightbox(pictures, index, across = pictures.length, act = null) {
   const image = element("img");
   const caption = element("p");
   const dialog = modal("retort-lightbox", image, caption);
+  if (act) {
+    const work = async () => {
+      await act.work(index);
+      dialog.close();
+    };
+    const made = button(act.text, act.title, work, (error) => (caption.textContent = error.message));
+    dialog.append(made);
+    // Enter puts what the keys have come to.
+    made.focus();
+  }
   const show = async (to) => {
     if (to < 0 || to >= pictures.length) return;
     index = to;

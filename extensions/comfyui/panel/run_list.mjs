@@ -1,18 +1,29 @@
 // Training runs in the panel: what goes on, what is finished, and one of them open.
+import { app } from "../../../scripts/app.js";
 import { address, tell } from "./client.mjs";
 import { List } from "./list.mjs";
 import { Checkpoints } from "./checkpoints.mjs";
-import { openGrid, openLora } from "./new_workflow.mjs";
+import { openLora } from "./new_workflow.mjs";
 import { notifySwitch } from "./notice.mjs";
 import { button, element } from "./page.mjs";
-import { RunView, commandsOf } from "./run_view.mjs";
+import { RunView, commandsOf, renamed } from "./run_view.mjs";
 import { counted, going, standing } from "./series.mjs";
 import { wanted } from "./toast.mjs";
 import { t } from "../locales/words.mjs";
 
+const SHOWING = ["RetortLoraGrid", "RetortCollectJob", "RetortLossChart"];
 const MOST = 8; // runs that are compared at once: as many as compared.mjs has colours
 const settings = { shown: "student_loss", window: 25, log: false };
 const kept = { ticked: new Set(), open: "" }; // while another tab of the panel is shown
+
+/** Let the nodes of the open workflow that show a run show it by its new name; what they train is as it was typed. */
+function follow(name, now) {
+  for (const node of app.graph.nodes) {
+    const shown = SHOWING.includes(node.comfyClass) && node.widgets.find((each) => each.name === "run" && each.value === name);
+    if (shown) shown.value = now;
+  }
+  renamed(name, now);
+}
 
 export class RunList {
   constructor(root) {
@@ -61,7 +72,7 @@ export class RunList {
       tick.checked ? this.ticked.add(name) : this.ticked.delete(name);
       this.offer();
     });
-    const head = element("div", { class: "retort-row retort-head" }, title, tick);
+    const head = element("div", { class: "retort-row retort-head" }, title, element("label", {}, tick, t("compare")));
     const root = element("li", {}, head, state, bar, commands, element("div", { class: "retort-row" }, open, details, more), trouble);
     title.addEventListener("click", () => this.toggle(name, title, root, () => run));
     const show = (now) => {
@@ -90,6 +101,7 @@ export class RunList {
     const rename = button(t("Rename"), t("Give the run this name; its LoRA keeps its own"), async () => {
       await tell(["runs", name, "rename"], { name: word.value });
       this.changed(name, lora() && t("Renamed. Its LoRA is still {lora} in models/loras.", { lora: lora() }));
+      follow(name, word.value);
     }, failed);
     const zip = element(
       "a", { href: address(["runs", name, "export.zip"]), download: `${name}.zip`, class: "retort-button",
@@ -107,8 +119,7 @@ export class RunList {
       await tell(["runs", name, "delete"], { name });
       this.changed(name, lora() && t("Deleted. Its LoRA stays in models/loras: {lora}.", { lora: lora() }));
     }, failed);
-    const grid = button(t("LoRA grid"), t("Draw the checkpoints at several strengths on one sheet"), () => openGrid(run()), failed);
-    const rows = [element("div", { class: "retort-row" }, word, rename), element("div", { class: "retort-row" }, grid, zip, remove)];
+    const rows = [element("div", { class: "retort-row" }, word, rename), element("div", { class: "retort-row" }, zip, remove)];
     const menu = element("details", { class: "retort-menu" }, element("summary", { title: t("Rename, download, delete") }, t("More")));
     menu.addEventListener("toggle", () => (menu.open ? menu.append(...rows) : rows.forEach((row) => row.remove())));
     return menu;

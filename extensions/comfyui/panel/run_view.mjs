@@ -28,6 +28,13 @@ export function commandsOf(run, say) {
   return row;
 }
 
+const views = new Set();
+
+/** Let what shows a run follow it to its new name. */
+export function renamed(name, now) {
+  for (const view of views) if (view.name === name) view.renamed(now);
+}
+
 export class RunView {
   /**
    * settings: {shown, window, log} of the chart; changed(): they, or whether there is anything to show, changed;
@@ -61,6 +68,7 @@ export class RunView {
     for (const kind of ["pointerdown", "wheel"]) this.root.addEventListener(kind, (event) => event.stopPropagation());
     this.seen = () => document.hidden || this.look();
     document.addEventListener("visibilitychange", this.seen);
+    views.add(this);
   }
 
   /** Whether there is a run to show. */
@@ -82,6 +90,11 @@ export class RunView {
     this.look();
   }
 
+  /** The run has another name now. */
+  renamed(name) {
+    this.open(name);
+  }
+
   hide() {
     if (this.root.hidden) return;
     this.root.hidden = true;
@@ -90,6 +103,7 @@ export class RunView {
 
   close() {
     clearTimeout(this.timer);
+    views.delete(this);
     this.name = undefined;
     document.removeEventListener("visibilitychange", this.seen);
     this.chart.close();

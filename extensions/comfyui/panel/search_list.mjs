@@ -4,7 +4,7 @@ import { addNode } from "./add_node.mjs";
 import { address, ask, interrupt, tell } from "./client.mjs";
 import { colours, pen as penOf } from "./drawing.mjs";
 import { List } from "./list.mjs";
-import { button, element } from "./page.mjs";
+import { button, element, lightbox } from "./page.mjs";
 import { short } from "./series.mjs";
 import { beside, columns, finished, path, shares, staircase } from "./tree.mjs";
 
@@ -24,7 +24,7 @@ class Item {
     this.hint = element("img", { class: "retort-hint", alt: "" });
     this.hint.hidden = true;
     this.tree = element("div", { class: "retort-treebox" }, this.canvas, this.hint, this.said);
-    this.best = element("div", { class: "retort-grid", role: "group", "aria-label": "The best; click one to take its latent" });
+    this.best = element("div", { class: "retort-grid", role: "group", "aria-label": t("The best; click one to see it large") });
     this.root = element("div", { class: "retort-item" }, this.line, this.curve, this.tree, this.best);
     this.canvas.addEventListener("pointermove", (event) => this.hover(this.at(event)));
     this.canvas.addEventListener("pointerleave", () => this.hover(null));
@@ -32,26 +32,37 @@ class Item {
     this.canvas.addEventListener("keydown", (event) => this.key(event));
     this.canvas.addEventListener("click", (event) => {
       const number = this.at(event);
-      if (number !== null) this.take(number).catch(this.failed);
+      if (number !== null) this.enlarge(number);
     });
   }
 
-  /** Arrows, Home and End go through the candidates of the tree; Enter takes one. */
+  /** Arrows, Home and End go through the candidates of the tree; Enter shows one large. */
   key(event) {
     const spot = beside(this.spots ?? [], this.marked, event.key);
-    const take = event.key === "Enter" && this.marked != null;
-    if (!spot && !take) return;
+    const chosen = event.key === "Enter" && this.marked != null;
+    if (!spot && !chosen) return;
     // The canvas behind has shortcuts of its own.
     event.preventDefault();
     event.stopPropagation();
-    if (take) return this.take(this.marked).catch(this.failed);
+    if (chosen) return this.enlarge(this.marked);
     this.hover(spot.number);
     const reward = this.view.kept.find(([number]) => number === spot.number)[1];
-    this.said.textContent = t("candidate {number}, reward {reward}: Enter takes it", { number: spot.number, reward: short(reward) });
+    this.said.textContent = t("candidate {number}, reward {reward}: Enter shows it large", { number: spot.number, reward: short(reward) });
   }
 
   source(number) {
     return address(["searches", this.search, String(this.index), `${number}.jpg`]);
+  }
+
+  /** A candidate large, with the others beside it; its latent can be taken from there. */
+  enlarge(number) {
+    const { kept } = this.view;
+    const pictures = kept.map(([each, reward], i) => (
+      { source: this.source(each), text: t("{rank} of {count}, reward {reward}", { rank: i + 1, count: kept.length, reward: short(reward) }) }
+    ));
+    lightbox(pictures, kept.findIndex(([each]) => each === number), undefined, {
+      text: t("Use its latent"), title: t("Put Load Latent with this candidate on the canvas"), work: (at) => this.take(kept[at][0]),
+    });
   }
 
   async take(number) {
@@ -78,7 +89,7 @@ class Item {
   thumb(number, reward, rank) {
     const image = element("img", { src: this.source(number), alt: "", loading: "lazy" });
     const label = `${rank + 1}. ${short(reward)}`;
-    const made = button("", t("Candidate {number}, reward {reward}: put its latent on the canvas", { number, reward }), () => this.take(number), this.failed);
+    const made = button("", t("Candidate {number}, reward {reward}: show it large", { number, reward: short(reward) }), () => this.enlarge(number), this.failed);
     made.append(image, element("span", {}, label));
     for (const kind of ["pointerenter", "focus"]) made.addEventListener(kind, () => this.hover(number, false));
     for (const kind of ["pointerleave", "blur"]) made.addEventListener(kind, () => this.hover(null));
@@ -236,7 +247,7 @@ export class SearchList {
       title.setAttribute("aria-expanded", String(this.open === name));
       body.hidden = this.open !== name;
       const found = search.items.filter((item) => item?.best.length).map((item) => short(item.best[0][1]));
-      const text = `${search.going ? "running" : search.cancelled ? "cancelled" : "ended"}, ${search.reward}: best ${found.join(", ") || "none yet"}`;
+      const text = `${search.going ? t("running") : search.cancelled ? t("cancelled: queue it again to search anew") : t("ended")}, ${search.reward}: best ${found.join(", ") || "none yet"}`;
       if (state.textContent !== text) state.textContent = text;
       // One that has ended is read whole once more.
       if (!search.going && row.going) row.whole = false;

@@ -25,11 +25,13 @@ export class SetList {
     const body = element("div", { class: "retort-item" });
     body.hidden = true;
     const failed = (error) => (when.textContent = error.message);
-    const put = (text, type) => button(text, t("Put {node} on the canvas", { node: text }), () => addNode(type, { name }), failed);
-    const nodes = element(
-      "div", { class: "retort-row" }, put(t("Preference Picker"), "RetortPreferencePicker"), put(t("Preference Set"), "RetortPreferenceSet"),
-      button(t("All pairs"), t("Look at all pairs, and take wrong ones out"), async () => (await import("./data.mjs")).openPairs(name), failed),
-    );
+    const put = (text, type, title) => button(text, title, () => addNode(type, { name }), failed);
+    const more = [
+      put(t("+ Picker"), "RetortPreferencePicker", t("Add a Preference Picker for this set to the canvas: choose more pictures")),
+      put(t("+ Set"), "RetortPreferenceSet", t("Add a Preference Set of this name to the canvas: what Train Preference learns from")),
+    ];
+    const all = button(t("All pairs"), t("Look at all pairs, and take wrong ones out"), async () => (await import("./data.mjs")).openPairs(name), failed);
+    const nodes = element("div", { class: "retort-row" }, all, ...more);
     const root = element("li", {}, title, when, nodes, body);
     let shown, latest;
     const fill = async () => {
@@ -48,7 +50,12 @@ export class SetList {
     });
     const show = (entry) => {
       latest = entry.when;
-      when.textContent = t("last judgement {when}", { when: new Date(1000 * entry.when).toLocaleString() });
+      const count = { count: entry.judged };
+      const judged = count.count === undefined ? "" : entry.blind ? t("blind test, {count} judged", count) : t("{count} judged", count);
+      const last = t("last judgement {when}", { when: new Date(1000 * entry.when).toLocaleString() });
+      when.textContent = [judged, last].filter(Boolean).join(" · ");
+      // Nobody trains on the answers of a test.
+      for (const one of more) one.hidden = Boolean(entry.blind);
       fill().catch(failed);
     };
     return { root, show };
