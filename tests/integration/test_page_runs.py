@@ -210,3 +210,48 @@ def test_a_checkpoint_is_kept_and_all_are_drawn_in_a_grid(page, app, opened, vue
     # All of it is shown at once.
     page("until", condition="app.canvas.ds.scale < 1")
     page("shot", name=f"grid_{'nodes2' if vue else 'canvas'}")
+
+
+def test_losses_of_two_methods_have_a_chart_each(page, app, runs):
+    """What one method calls its loss is another number than the other's."""
+    folder = write(runs, "by pairs")
+    config = json.loads((folder / "config.json").read_text()) | {"method": "dpo"}
+    (folder / "config.json").write_text(json.dumps(config))
+    page("open")
+    page("panel", section="Training")
+    for name in ("by pairs", "without copies"):
+        page("click", where=f".retort-list > li:has(.retort-title:text-is('{name}')) .retort-tick")
+    page("click", where=".retort-wide", text="Compare 2 runs")
+    charts = f"[...{WINDOW}.querySelectorAll('.retort-charts canvas')].map((one) => one.getAttribute('aria-label'))"
+    page("until", condition=f"{charts}.length === 2")
+    assert sorted(page("evaluate", code=charts)) == ["student loss · dmd2 of 1 runs", "student loss · dpo of 1 runs"]
+    page("shot", name="compared_methods")
+    page("press", keys="Escape")
+    assert not page("heard")
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
+def test_a_finished_node_opens_its_lora(page, app, runs, vue):
+    """The button on the node opens a workflow whose slider says which side has the LoRA."""
+    folder = runs / "copied first"
+    job_watch = importlib.import_module("retort.trainers.job_watch")
+    status = job_watch.Status("finished", 100, 100, machine="another", lora="copied.safetensors")
+    job_watch.write_status(folder, status)
+    (app.base / "models" / "loras" / status.lora).write_bytes(b"")
+    page("open")
+    page("look", vue=vue, theme="dark")
+    page("fresh", types=["RetortTrainFlow"])
+    page("evaluate", code="() => app.graph._nodes[0].onExecuted({ retort_run: ['copied first'] })")
+    page("fit", type="RetortTrainFlow")
+    opens = "[...document.querySelectorAll('.retort-run .retort-opened')].find((one) => one.offsetParent)"
+    page("until", condition=f"Boolean({opens})")
+    page("shot", name=f"open_lora_{'nodes2' if vue else 'canvas'}")
+    page("evaluate", code=f"() => {opens}.click()")
+    compared = "app.graph.nodes.find((one) => one.type === 'RetortCompareImages')"
+    page("until", condition=f"{compared}?.inputs.filter((one) => one.link != null).length === 2")
+    page("until", condition=f"{compared}.properties.retort_sides?.join() === 'without,with'")
+    loaded = "app.graph.nodes.flatMap((one) => one.widgets ?? []).find((one) => one.name === 'lora_name')?.value"
+    assert page("evaluate", code=loaded) == status.lora
+    page("until", condition="app.canvas.ds.scale < 1")
+    page("shot", name=f"opened_lora_{'nodes2' if vue else 'canvas'}")
+    assert not page("heard")
