@@ -63,9 +63,14 @@ class Folders:
         first = [extra.path for extra in reversed(named) if extra.first]
         return list(dict.fromkeys([*first, *laid, *(extra.path for extra in named)]))
 
+    def loras(self) -> list[Path]:
+        """The user's folders of LoRAs, of which the first is written to: one among the results where there are none."""
+        return self.own("loras") or [self.output / "loras"]
+
     def roots(self, kind: str) -> list[Path]:
         """Folders that hold files of a kind, the user's before the embedded one."""
-        return [*self.own(kind), *(EMBEDDED / name for name in KINDS.get(kind, (kind,)))]
+        own = self.loras() if kind == "loras" else self.own(kind)
+        return [*own, *(EMBEDDED / name for name in KINDS.get(kind, (kind,)))]
 
     def names(self, kind: str) -> list[str]:
         """The user's files of a kind and the embedded ones; see `listed`."""

@@ -249,8 +249,7 @@ class Headless(Host):
         return list(folders.current().inputs)
 
     def loras_folder(self) -> Path:
-        where = folders.current()
-        return (where.own("loras") or [where.output / "loras"])[0]
+        return folders.current().loras()[0]
 
     def runs_folder(self) -> Path:
         return folders.current().output / "retort"

@@ -245,3 +245,14 @@ def test_a_file_on_a_disk_that_is_away_is_a_sentence(where, monkeypatch):
     monkeypatch.setattr(folders.Path, "is_file", away)
     with pytest.raises(UsageError, match="cannot be looked at .Permission denied."):
         where.model("loras", "x.safetensors")
+
+
+def test_without_folders_of_models_loras_are_among_the_results(tmp_path):
+    """What a training has written is found by the next workflow of the same output folder; a user's own folder is all."""
+    made = tmp_path / "results" / "loras" / "mine.safetensors"
+    made.parent.mkdir(parents=True)
+    made.write_bytes(b"")
+    where = Folders(output=tmp_path / "results")
+    assert where.loras() == [made.parent] and "mine.safetensors" in where.names("loras")
+    assert where.model("loras", "mine.safetensors") == made
+    assert "mine.safetensors" not in Folders(models=(tmp_path,), output=tmp_path / "results").names("loras")
