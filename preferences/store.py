@@ -134,10 +134,10 @@ def refuse_empty(folder: Path | Inside) -> None:
     place = inside(folder)
     if not (place / PAIRS).is_file():
         others = _beside(place.path)
-        known = f"; there are pairs in {', '.join(others)}" if others else ""
+        known = f" (there are pairs in {', '.join(others)})" if others else ""
         raise ValueError(
-            f"the set {place.path.name!r} is empty: choose some pictures in Preference Picker first, or let Label "
-            f"Pairs judge some{known} ({place / PAIRS} is not there)"
+            f"the set {place.path.name!r} is empty{known}: choose some pictures in Preference Picker first, or let "
+            "Label Pairs judge some"
         )
 
 

@@ -24,7 +24,7 @@ ORIGIN = "origin.json"
 TOLERANCE = 0.02
 MARKS, MOST = 4, 65_536
 PAIRED = ("prompts", "latents", "losers", "strengths")
-WORDS = {"negative": "negative prompt", "start_from": "LoRA to begin as"}
+WORDS = {"negative": "negative prompt", "start_from": "LoRA to begin as", "prompts": "prompts or captions"}
 MOST_BYTES = 2**28  # of the file: a few hundred bytes for each image
 
 
@@ -125,7 +125,8 @@ def _listed(other: Sequence[str], before: Mapping[str, Any], now: Mapping[str, A
         if pairs and name in PAIRED and name != "losers":
             continue  # they are a pair's
         many = name in PAIRED or name == "references"
-        words = "other pairs" if name == "losers" else f"other {name}" if many else f"another {WORDS.get(name, name)}"
+        known = "pairs" if name == "losers" else WORDS.get(name, name)
+        words = f"other {known}" if many else f"another {known}"
         counts = [len(each[name]) if isinstance(each.get(name), list) else 0 for each in (before, now)]
         said.append(f"{words} ({counts[0]}, now {counts[1]})" if many and counts[0] != counts[1] else words)
     return " and ".join(said)

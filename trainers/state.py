@@ -81,8 +81,8 @@ def _known(
         ) from error
     if changed:
         raise ValueError(
-            f"run {path.parent.name!r} was started with other settings: give it another name, or set them back to "
-            f"go on ({'; '.join(changed[:6])}; in {path.parent})"
+            f"run {path.parent.name!r} was started with other settings ({'; '.join(changed[:6])}): give it another "
+            "name, or set them back to go on"
         )
     return counters
 

@@ -1,10 +1,13 @@
 // The demo model gives way to a model of the user's own, which takes over whatever was connected to it.
 import { app } from "../../scripts/app.js";
 import { element, openWindow } from "./panel/page.mjs";
+import { TRAINERS } from "./panel/recipes.mjs";
 import { t } from "./locales/words.mjs";
 
 const OWN = /^digits_/; // checkpoints that come with Retort
 const DEMO = 64, USUAL = 1024; // pixels
+const KEEPING = /^Retort(Train|PreferencePicker|PreferenceSet|LabelPairs|BlindTest)/, OWN_NAME = /_own(_blind_test)?$/;
+const LARGE = { batch_size: 1, learning_rate: 1e-4, gradient_checkpointing: true }; // until a recipe says more
 const APART = 460, BELOW = 90, LIFE = 20_000, EDGE = [80, 130];
 // What is loaded, and which outputs of which nodes give MODEL, CLIP and VAE.
 const WAYS = [
@@ -77,13 +80,33 @@ function prefer(made) {
 }
 
 /** What is to be done now: files chosen, and what there is none of. */
-function next(made, sized) {
+function next(made, sized, graph) {
   const files = made.flatMap((node) => node.widgets.filter((one) => /_name\d?$/.test(one.name)).map((one) => [node, one.options.values ?? []]));
   const lacking = files.find(([, names]) => !names.some((name) => !OWN.test(name)));
   const several = made.length > 1 ? t("Choose your files, and for the text encoder the type; then prompts, steps and cfg that suit the model.")
     : t("Choose your checkpoint, then prompts, steps and cfg that suit it.");
   const none = lacking && t("{node} has no file of yours yet: put one into ComfyUI's folder models.", { node: lacking[0].title });
-  return [none, several, sized && t("Empty latents are 1024 x 1024 now; for SD1.5 set 512.")].filter(Boolean).join(" ");
+  const trains = begin(graph) && t("Trainers take one picture at once now, and other names: press Recipes on them for the rest.");
+  const judge = graph.nodes.some((one) => one.comfyClass === "RetortReward" && one.widgets[0].value === "embedded_judge")
+    && t("Reward judges digits alone: choose another kind there.");
+  return [none, several, trains, judge, sized && t("Empty latents are 1024 x 1024 now; for SD1.5 set 512.")].filter(Boolean).join(" ");
+}
+
+/**
+ * Let trainers have what a model of the user's size needs, and all that keeps choices or a run another name: what the
+ * demo model drew or learned is no use to it. Whether anything trains here.
+ */
+function begin(graph) {
+  const named = graph.nodes.filter((one) => KEEPING.test(one.comfyClass)).map((one) => one.widgets.find(({ name }) => name === "name"));
+  for (const widget of named) {
+    if (!widget || OWN_NAME.test(widget.value)) continue;
+    // The end tells the picker that it may name the test after the training.
+    widget.value = widget.value.replace(/(_blind_test)?$/, "_own$1");
+    widget.callback?.(widget.value);
+  }
+  const trainers = graph.nodes.filter((one) => TRAINERS.includes(one.comfyClass));
+  for (const widget of trainers.flatMap((one) => one.widgets)) if (widget.name in LARGE) widget.value = LARGE[widget.name];
+  return trainers.length > 0;
 }
 
 /** Let empty pictures have the size that models of today draw; how many there were. */
@@ -106,7 +129,7 @@ function offer(node) {
       const loaders = replace(node, kinds);
       prefer(loaders);
       follow(loaders);
-      const detail = next(loaders, enlarge(graph));
+      const detail = next(loaders, enlarge(graph), graph);
       app.extensionManager.toast.add({ severity: "info", summary: t("Use my own model"), detail, life: LIFE });
       dialog.close();
     });

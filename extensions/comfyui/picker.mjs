@@ -6,7 +6,7 @@ import { Session } from "./picker/session.mjs";
 import { View } from "./picker/view.mjs";
 import { ask } from "./panel/client.mjs";
 import { connected, element, openWindow, upstream } from "./panel/page.mjs";
-import { standing } from "./panel/series.mjs";
+import { going, standing } from "./panel/series.mjs";
 import { offer } from "./panel/toast.mjs";
 import { t } from "./locales/words.mjs";
 
@@ -95,7 +95,7 @@ class Picker {
       const queued = tests.length ? t("The training is in the queue; then Blind Test asks which you like better.") : t("The training is in the queue.");
       this.awaits = this.note = done ? queued : "";
       this.glad = Boolean(done);
-      if (done && !connected(trainer, "name")) this.follow(run.value, queued, tests.length > 0);
+      if (done && !connected(trainer, "name")) this.follow(run.value, tests.length > 0);
       if (!done) this.note = unqueued();
     } else {
       const { build } = await import("./picker/train.mjs");
@@ -107,20 +107,20 @@ class Picker {
     this.render();
   }
 
-  /** Say how far a training is that was queued as `queued`, here too, since full screen shows nothing else. */
-  async follow(run, queued, tested) {
-    let one;
-    while (this.awaits && this.note === this.awaits && !this.gone) {
+  /** Say how far a training is here too, since full screen shows nothing else. */
+  async follow(run, tested) {
+    for (let began = false; this.awaits && this.note === this.awaits && !this.gone; ) {
       await new Promise((done) => setTimeout(done, LOOK));
-      one = (await ask(["runs"]).catch(() => [])).find((each) => each.name === run) ?? one;
-      if (this.note !== this.awaits || !one) continue;
-      this.note = this.awaits = `${queued} ${standing(one)}`;
+      const one = (await ask(["runs"]).catch(() => [])).find((each) => each.name === run);
+      began ||= Boolean(one && going(one));
+      // A run that was stopped earlier says so until it goes on.
+      if (this.note !== this.awaits || this.gone || !one || !(began || one.state === "finished")) continue;
+      const trained = tested ? t("The LoRA is trained; Blind Test draws its pictures.") : t("The LoRA is trained.");
+      this.note = going(one) ? standing(one) : one.state === "finished" ? trained : "";
+      this.awaits = going(one) ? this.note : "";
+      this.glad = true;
       this.render();
     }
-    if (this.note || this.gone || one?.state !== "finished") return;
-    this.note = tested ? t("The LoRA is trained, and Blind Test has its pictures.") : t("The LoRA is trained.");
-    this.glad = true;
-    this.render();
   }
 
   /** The LoRA that was tested, in a workflow of its own. */

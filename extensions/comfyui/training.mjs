@@ -87,6 +87,8 @@ export function attach(node) {
   stored();
   node.onExecuted = function (message, ...rest) {
     onExecuted?.call(this, message, ...rest);
+    // What was left out or looks wrong, beside where the run stands.
+    view.told = message?.[RUN] ? (message.text ?? []).slice(1).join("; ") : "";
     open(message?.[RUN]?.[0] ?? typed(this), false);
   };
   const executing = ({ detail }) => {

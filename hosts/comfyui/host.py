@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -36,6 +37,7 @@ from . import (
     coordinates,
     data_routes,
     embedded,
+    fresh_folders,
     guard,
     help_routes,
     job_base,
@@ -349,6 +351,7 @@ class ComfyUI(Host):
     def add_routes(self, sets: Callable[[], Path]) -> None:
         from server import PromptServer
 
+        fresh_folders.watch(importlib.import_module("nodes").NODE_CLASS_MAPPINGS, lambda: self.input_folders()[0])
         if "instance" in vars(PromptServer):  # a server runs
             refusals.listen(PromptServer.instance, self.presets_folders)
             template_order.listen(PromptServer.instance.app)

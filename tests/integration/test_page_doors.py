@@ -122,6 +122,24 @@ def test_the_demo_model_gives_way_to_a_model_of_the_users(page, vue, way):
     assert not page("heard")
 
 
+def test_a_model_of_the_users_begins_sets_and_runs_of_its_own(page):
+    """Choices between the demo model's pictures are none between another model's, nor are its batch and rate."""
+    page("look", vue=False, theme="dark")
+    page("template", name="3 Teach it your taste", vue=False)
+    demo = "app.graph._nodes.find((one) => one.type === 'RetortEmbeddedModel')"
+    page("evaluate", code=f"() => {{ {demo}.widgets.find((one) => one.name === 'own_model').callback(); }}")
+    page("click", where=".retort-window button", text="Three files", keys="Enter")
+    value = "app.graph._nodes.find((one) => one.type === '{}').widgets.find((one) => one.name === '{}').value".format
+    page("until", condition=f"{value('RetortPreferencePicker', 'name')}.endsWith('_own')")
+    keeping = ("PreferencePicker", "PreferenceSet", "TrainPreference", "BlindTest")
+    names = [page("evaluate", code=value(f"Retort{one}", "name")) for one in keeping]
+    assert names == ["bold_by_hand_own"] * 3 + ["bold_own_blind_test"]
+    settings = ("batch_size", "learning_rate", "gradient_checkpointing")
+    sizes = [page("evaluate", code=value("RetortTrainPreference", one)) for one in settings]
+    assert sizes == [1, 1e-4, True]
+    assert not page("heard")
+
+
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
 def test_the_picker_says_how_far_it_is_and_leads_on(page, app, taste, vue):
     """The bar counts choices; full screen shows the same pictures; a phone's address, or why there is none."""

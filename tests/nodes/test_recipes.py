@@ -83,3 +83,24 @@ def test_what_a_recipe_costs_is_what_was_counted(recipe):
     assert values["batch_size"] == 1 and values["rank"] == 16 and values["gradient_checkpointing"]
     assert values["optimiser"] == ("adamw8bit" if "adamw8bit" in recipe["counted"] else "adamw")
     assert values.get("method", "flow") == recipe["counted"].split(", ")[1]
+
+
+@pytest.mark.parametrize(
+    ("title", "template"),
+    [
+        ("Z-Image, 12 GB, style", "Z-Image - Train a style on your pictures"),
+        ("Retort Demo Model, 1 step", "2 Train a student that draws in 1 step"),
+    ],
+)
+def test_a_recipe_is_what_the_template_of_the_same_training_has(title, template):
+    """So that whoever opened one and chooses the other goes on with the same run."""
+    recipe = next(one for one in RECIPES if one["title"] == title)
+    nodes = json.loads((ROOT / "workflows" / f"{template}.json").read_text(encoding="utf-8"))["nodes"]
+    node = next(one for one in nodes if one["type"] == recipe["node"])
+    names = [one["name"] for one in node["inputs"] if "widget" in one]
+    # The seed's "control after generate" is no input; trainers have none.
+    stored = dict(zip(names, node["widgets_values"], strict=True))
+    fresh = {name: one.default for name, one in offered(recipe).items() if getattr(one, "default", None) is not None}
+    own = {"name", "prompts", "seed", "start_from", "method"}
+    wanted = {name: recipe["values"].get(name, fresh.get(name)) for name in stored if name not in own}
+    assert {name: stored[name] for name in wanted} == wanted

@@ -25,10 +25,9 @@ export class Chart {
       const name = this.run ?? "run";
       return { name, runs: [{ name, series: this.series }], canvases: [this.canvas], ground: colours(this.root)("back") };
     }, failed);
-    exports[0].classList.add("retort-apart");
     this.root = element(
       "div", { class: "retort-chart" },
-      element("div", { class: "retort-row" }, this.select, smoothing, scale, ...exports), this.canvas, this.note,
+      element("div", { class: "retort-row" }, this.select, smoothing, scale, element("span", { class: "retort-row retort-apart" }, ...exports)), this.canvas, this.note,
     );
     this.select.addEventListener("change", () => this.set("shown", this.select.value));
     this.slider.addEventListener("input", () => this.set("window", 10 ** (Number(this.slider.value) / 25)));

@@ -30,6 +30,7 @@ export class Compared {
     this.numbers = element("fieldset", { class: "retort-row" }, element("legend", {}, t("Numbers")));
     this.charts = element("div", { class: "retort-charts" });
     this.table = element("table", { class: "retort-differ" });
+    this.differing = element("section", {}, element("h4", {}, t("Settings that differ")), this.table);
     this.slider = element("input", { type: "range", min: 0, "aria-label": t("Previews up to step") });
     this.step = element("output");
     this.pictures = element("div", { class: "retort-beside" });
@@ -40,7 +41,7 @@ export class Compared {
     this.beside = element("section", {}, element("h4", {}, t("Previews")),
       element("div", { class: "retort-row" }, this.slider, this.step), this.pictures);
     body.append(this.legend, this.numbers, this.charts, exports, this.note,
-      element("h4", {}, t("Settings that differ")), this.table, this.beside);
+      this.differing, this.beside);
     this.legend.replaceChildren(...this.runs.map(({ name, stroke }) =>
       element("li", {}, element("span", { class: "retort-key", style: `background: ${stroke}` }), name)));
     this.slider.addEventListener("input", () => this.preview());
@@ -119,8 +120,8 @@ export class Compared {
     const said = (value) => (value === undefined ? "–" : String(value));
     this.table.replaceChildren(element("thead", {}, head), element("tbody", {}, ...rows.map(([name, ...values]) =>
       element("tr", {}, element("th", { scope: "row" }, name), ...values.map((value) => element("td", {}, said(value)))))));
-    this.table.hidden = !rows.length;
-    if (!rows.length) this.note.textContent = t("These runs have the same settings.");
+    this.differing.hidden = !rows.length;
+    if (!rows.length) this.note.textContent = t("These runs have the same settings; what they learned from may differ.");
   }
 
   /** The steps that there are previews of. */

@@ -57,7 +57,10 @@ function sampleAlike(node) {
 export async function offerRecipes(node) {
   const all = await (await fetch(FILE, { cache: "no-cache" })).json();
   const { dialog, body } = openWindow(t("Recipes"), "retort-recipes");
-  body.append(...all.filter((one) => one.node === node.comfyClass).map((one) => {
+  // Those of the demo model first where it is what is trained.
+  const demo = [...upstream(node)].some((one) => one.comfyClass === "RetortEmbeddedModel");
+  const own = all.filter((one) => one.node === node.comfyClass).sort((a, b) => (demo ? Number(!b.gb) - Number(!a.gb) : 0));
+  body.append(...own.map((one) => {
     const made = element("button", { type: "button" }, element("b", {}, t(one.title)), element("span", {}, t(one.text)), element("small", {}, cost(one)));
     made.addEventListener("click", () => {
       fill(node, one);

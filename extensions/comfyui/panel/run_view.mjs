@@ -87,6 +87,7 @@ export class RunView {
     }
     this.name = name;
     this.awaited = awaited;
+    if (awaited) this.told = "";
     this.look();
   }
 
@@ -156,7 +157,8 @@ export class RunView {
       this.state = status.state;
       this.note = undefined;
     }
-    this.line.textContent = this.note ?? [state, status.message].filter(Boolean).join(": ") + (this.titled() === this.name ? "" : ` · ${this.name}`);
+    this.line.textContent = this.note ?? [state, status.message].filter(Boolean).join(": ")
+      + (this.titled() === this.name ? "" : ` · ${this.name}`) + (status.lora && !going(status) ? ` · ${status.lora}` : "") + (this.told ? ` · ${this.told}` : "");
     this.line.title = this.line.textContent;
     this.line.dataset.state = status.state;
     const [done, of] = counted(status);

@@ -10,6 +10,12 @@ import { beside, columns, finished, path, shares, staircase } from "./tree.mjs";
 
 const SHOWN = 12, NEAR = 14;
 
+/** When a search began, as its name tells: "20261128-094530-…" is 09:45:30 of that day, in the server's time. */
+function begun(name) {
+  const [, hours, minutes, seconds] = /^\d{8}-(\d\d)(\d\d)(\d\d)-/.exec(name) ?? [];
+  return hours ? `${hours}:${minutes}:${seconds} · ` : "";
+}
+
 /** One item of a search: curve, tree, the best as buttons. */
 class Item {
   constructor(search, index, failed) {
@@ -67,7 +73,8 @@ class Item {
 
   async take(number) {
     const { file } = await tell(["searches", this.search, "take"], { item: this.index, number });
-    addNode("LoadLatent", { latent: file }, `Load Latent: candidate ${number}`);
+    const rank = 1 + this.view.kept.findIndex(([each]) => each === number);
+    addNode("LoadLatent", { latent: file }, `Load Latent: ${rank} of ${this.view.kept.length}`);
   }
 
   show(view) {
@@ -203,7 +210,10 @@ export class SearchList {
       label: t("Searches"),
       empty: t("No searches yet: queue Tree Search or Learn Noise for a Prompt."),
       entries: ({ searches }) => {
-        this.open ??= searches[0]?.name;
+        // One that has begun since opens by itself.
+        const newest = searches[0];
+        if (newest && newest.name !== this.newest && (newest.going || !this.newest)) this.open = newest.name;
+        this.newest = newest?.name;
         return searches;
       },
       row: (name) => this.row(name),
@@ -247,7 +257,7 @@ export class SearchList {
       title.setAttribute("aria-expanded", String(this.open === name));
       body.hidden = this.open !== name;
       const found = search.items.filter((item) => item?.best.length).map((item) => short(item.best[0][1]));
-      const text = `${search.going ? t("running") : search.cancelled ? t("cancelled: queue it again to search anew") : t("ended")}, ${search.reward}: best ${found.join(", ") || "none yet"}`;
+      const text = `${begun(name)}${search.going ? t("running") : search.cancelled ? t("cancelled: queue it again to search anew") : t("ended")}, ${search.reward}: best ${found.join(", ") || "none yet"}`;
       if (state.textContent !== text) state.textContent = text;
       // One that has ended is read whole once more.
       if (!search.going && row.going) row.whole = false;

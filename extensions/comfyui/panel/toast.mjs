@@ -16,10 +16,12 @@ export function offer(text, work) {
   const toast = element("div", { class: "retort-toast", role: "status" }, text, show, close);
   show.addEventListener("click", () => {
     toast.remove();
+    if (document.fullscreenElement) document.exitFullscreen();
     work();
   });
   close.addEventListener("click", () => toast.remove());
-  document.body.append(toast);
+  // Over what fills the screen, which hides all else.
+  (document.fullscreenElement ?? document.body).append(toast);
   setTimeout(() => toast.remove(), LIFE);
   return () => toast.remove();
 }

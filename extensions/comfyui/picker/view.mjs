@@ -133,7 +133,7 @@ export class View {
     if (desk.current?.id !== this.shown?.id || this.shown === undefined) this.show(desk.current);
     for (const word of ["tie", "skip"]) this.buttons[word].disabled = !desk.current;
     this.buttons.undo.disabled = !canUndo;
-    this.buttons.draw.firstChild.data = drawing.on ? t("Stop") : t("Generate");
+    this.buttons.draw.firstChild.data = drawing.on ? t("Stop drawing") : t("Generate");
     this.buttons.draw.setAttribute("aria-pressed", String(drawing.on));
     if (document.activeElement !== this.keep) this.keep.value = drawing.keep;
     const lost = desk.problems ? ` · ${t("{count} unreadable", { count: desk.problems })}` : "";

@@ -248,7 +248,7 @@ def test_a_file_on_a_disk_that_is_away_is_a_sentence(where, monkeypatch):
 
 
 def test_without_folders_of_models_loras_are_among_the_results(tmp_path):
-    """What a training has written is found by the next workflow of the same output folder; a user's own folder is all."""
+    """What a training has written is found by the next workflow; a user's own folder is all there is where one is."""
     made = tmp_path / "results" / "loras" / "mine.safetensors"
     made.parent.mkdir(parents=True)
     made.write_bytes(b"")
