@@ -78,7 +78,7 @@ class Picker {
   /** Train on the set, and draw the blind tests of what comes of it: with what this workflow has, or with new nodes. */
   async train() {
     const trainer = app.graph.nodes.find((node) => node.comfyClass === TRAINER);
-    if (!this.desk.view.judged && !(await ask(["preferences"])).some((set) => set.name === this.place.set)) {
+    if (trainer && !this.desk.view.judged && !(await ask(["preferences"])).some((set) => set.name === this.place.set)) {
       this.note = t("Choose some pictures first: about twenty make a first LoRA.");
       this.glad = false;
     } else if (trainer) {

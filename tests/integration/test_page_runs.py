@@ -183,35 +183,6 @@ def test_runs_are_compared(page, opened, size, theme):
     assert not page("heard")
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
-def test_a_checkpoint_is_kept_and_all_are_drawn_in_a_grid(page, app, opened, vue):
-    """The chosen step's file under the name that was typed; a name that is taken is refused and overwrites nothing."""
-    page("look", vue=vue, theme="dark")
-    loras, name = app.base / "models" / "loras", f"my best {vue}"
-    page("evaluate", code="""(name) => {
-      const [select, input] = document.querySelector(".retort-run .retort-menu").querySelectorAll("select, input");
-      select.value = "40"; select.dispatchEvent(new Event("change")); window.offered = input.value;
-      input.value = name; }""", given=name)  # fmt: skip
-    assert page("evaluate", code="window.offered") == "copied first_40"
-    page("click", where=".retort-run button", text="Keep this one")
-    page("until", condition="document.querySelector('.retort-menu output').textContent.startsWith('kept as')")
-    assert (loras / f"{name}.safetensors").read_bytes() == b"lora of 40"
-    page("evaluate", code="() => { document.querySelector('.retort-run .retort-menu select').value = '80'; }")
-    page("click", where=".retort-run button", text="Keep this one")
-    page("until", condition="document.querySelector('.retort-menu output').textContent.includes('already')")
-    assert (loras / f"{name}.safetensors").read_bytes() == b"lora of 40"
-    sound(page("audit"))
-    page("shot", name=f"keep_{'nodes2' if vue else 'canvas'}")
-    page("click", where=".retort-run button", text="LoRA grid")
-    grid = "app.graph._nodes.find((one) => one.type === 'RetortLoraGrid')"
-    page("until", condition=grid + "?.inputs.filter((one) => one.link != null).length >= 6")
-    assert page("evaluate", code=f"{grid}.widgets.find((one) => one.name === 'run').value") == "copied first"
-    assert page("evaluate", code="app.graph._nodes.every((one) => one.type in LiteGraph.registered_node_types)")
-    # All of it is shown at once.
-    page("until", condition="app.canvas.ds.scale < 1")
-    page("shot", name=f"grid_{'nodes2' if vue else 'canvas'}")
-
-
 def test_losses_of_two_methods_have_a_chart_each(page, app, runs):
     """What one method calls its loss is another number than the other's."""
     folder = write(runs, "by pairs")
@@ -239,6 +210,7 @@ def test_a_finished_node_opens_its_lora(page, app, runs, vue):
     job_watch.write_status(folder, status)
     (app.base / "models" / "loras" / status.lora).write_bytes(b"")
     page("open")
+    page("size", width=1366, height=768)
     page("look", vue=vue, theme="dark")
     page("fresh", types=["RetortTrainFlow"])
     page("evaluate", code="() => app.graph._nodes[0].onExecuted({ retort_run: ['copied first'] })")
@@ -255,3 +227,32 @@ def test_a_finished_node_opens_its_lora(page, app, runs, vue):
     page("until", condition="app.canvas.ds.scale < 1")
     page("shot", name=f"opened_lora_{'nodes2' if vue else 'canvas'}")
     assert not page("heard")
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
+def test_a_checkpoint_is_kept_and_all_are_drawn_in_a_grid(page, app, opened, vue):
+    """The chosen step's file under the name that was typed; a name that is taken is refused and overwrites nothing."""
+    page("look", vue=vue, theme="dark")
+    loras, name = app.base / "models" / "loras", f"my best {vue}"
+    page("evaluate", code="""(name) => {
+      const [select, input] = document.querySelector(".retort-run .retort-menu").querySelectorAll("select, input");
+      select.value = "40"; select.dispatchEvent(new Event("change")); window.offered = input.value;
+      input.value = name; }""", given=name)  # fmt: skip
+    assert page("evaluate", code="window.offered") == "copied first_40"
+    page("click", where=".retort-run button", text="Keep this one")
+    page("until", condition="document.querySelector('.retort-menu output').textContent.startsWith('kept as')")
+    assert (loras / f"{name}.safetensors").read_bytes() == b"lora of 40"
+    page("evaluate", code="() => { document.querySelector('.retort-run .retort-menu select').value = '80'; }")
+    page("click", where=".retort-run button", text="Keep this one")
+    page("until", condition="document.querySelector('.retort-menu output').textContent.includes('already')")
+    assert (loras / f"{name}.safetensors").read_bytes() == b"lora of 40"
+    sound(page("audit"))
+    page("shot", name=f"keep_{'nodes2' if vue else 'canvas'}")
+    page("click", where=".retort-run button", text="LoRA grid")
+    grid = "app.graph._nodes.find((one) => one.type === 'RetortLoraGrid')"
+    page("until", condition=grid + "?.inputs.filter((one) => one.link != null).length >= 6")
+    assert page("evaluate", code=f"{grid}.widgets.find((one) => one.name === 'run').value") == "copied first"
+    assert page("evaluate", code="app.graph._nodes.every((one) => one.type in LiteGraph.registered_node_types)")
+    # All of it is shown at once.
+    page("until", condition="app.canvas.ds.scale < 1")
+    page("shot", name=f"grid_{'nodes2' if vue else 'canvas'}")
