@@ -185,7 +185,7 @@ def test_a_set_is_filtered_split_and_counted(judged):
     assert set(again.pairs) == {p for p in train.pairs if p.prompt.startswith("prompt 1")}
     for given, message in (
         ({"name": "set", "least": 5.0}, "none of the 30 pairs is kept"),
-        ({"name": "none"}, "the set 'none' is empty.*Picker first, .*; there are pairs in set .*none.pairs"),
+        ({"name": "none"}, "the set 'none' is empty .there are pairs in set.: choose .*Picker first"),
         ({"name": "../set"}, "cannot be a file's name"),
         ({"name": "set", "import_from": "../../etc"}, "cannot be a file's name"),
         ({"name": "set", "import_from": "nothing"}, "neither a folder"),
