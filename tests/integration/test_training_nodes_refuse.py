@@ -82,8 +82,8 @@ def test_a_run_of_that_name_with_other_settings_data_or_model_is_refused(app, sp
     nodes["t"] = spelled("RetortTrainDistillation", **settings)
     succeeded(app.run(nodes))
     for change, message in (
-        ({"rank": 4}, "other settings: give it another name.*lora.rank: 2 -> 4"),
-        ({"prompts": PROMPTS + "\nanother"}, "name: the run 'mine alone' was started with other prompts or captions .3, now 4."),
+        ({"rank": 4}, "other settings .lora.rank: 2 -> 4.*: give it another name"),
+        ({"prompts": PROMPTS + "\nanother"}, "name: .* was started with other prompts or captions .3, now 4."),
         ({"prompts": PROMPTS.replace("two", "five")}, "other prompts"),
         ({"latents": ["big", 0]}, "another size"),
         ({"model": ["early", 0]}, "another model"),
