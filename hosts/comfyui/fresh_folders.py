@@ -30,8 +30,8 @@ def watch(nodes: Mapping[str, Any], inputs: Callable[[], Path]) -> None:
 
 
 def stamp(inputs: Path, folder: Any) -> str:
-    """What changes with the files of a folder and of the folders in it; "" where it cannot be looked at."""
-    if not isinstance(folder, str):
+    """What changes with the files of a folder and of the folders in it; "" where there is none within `inputs`."""
+    if not isinstance(folder, str) or Path(folder).is_absolute() or ".." in Path(folder).parts:
         return ""
     found = hashlib.blake2b(digest_size=16)
     try:
@@ -45,9 +45,14 @@ def stamp(inputs: Path, folder: Any) -> str:
 def _files(folder: Path, deeper: bool) -> Iterator[tuple[str, int, int]]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir():
-                if deeper:
-                    yield from ((f"{entry.name}/{name}", size, time) for name, size, time in _files(Path(entry), False))
+            try:
+                if entry.is_dir():
+                    inner = _files(Path(entry), False) if deeper else ()
+                    yield from [(f"{entry.name}/{name}", size, time) for name, size, time in inner]
+                    continue
+                told = entry.stat()
+            except OSError:
+                # A dead link, or a folder that may not be read: the others count all the same.
+                yield entry.name, -1, -1
                 continue
-            told = entry.stat()
             yield entry.name, told.st_size, told.st_mtime_ns

@@ -34,3 +34,8 @@ def test_a_folder_that_has_changed_is_read_again(app):
     assert "another one" in texts()
     (folder / "2_more" / "a.txt").write_text("in a subfolder")
     assert "in a subfolder" in texts()
+    # A dead link hides no change of the others.
+    (folder / "notes.md").symlink_to(folder / "nowhere")
+    texts()
+    (folder / "0.txt").write_text("once more")
+    assert "once more" in texts()

@@ -400,7 +400,7 @@ def test_a_search_is_looked_through(page, app):
     page("until", condition="document.querySelectorAll('.retort-grid img').length > 1", seconds=120)
     page("click", where=".retort-list > li > button", text="Stop")
     eventually(lambda: not json.loads(app.get("/retort/searches"))["searches"][0]["going"], 120)
-    page("until", condition="document.querySelector('.retort-list .retort-line').textContent.startsWith('cancelled')")
+    page("until", condition="/ · cancelled/.test(document.querySelector('.retort-list .retort-line').textContent)")
     assert "best" in page("evaluate", code="document.querySelector('.retort-item .retort-line').textContent")
     assert "finished" in page("evaluate", code="document.querySelector('.retort-tree').getAttribute('aria-label')")
     loads = "app.graph._nodes.filter((one) => one.type === 'LoadLatent').map((one) => one.widgets[0].value)"
