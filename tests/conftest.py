@@ -6,6 +6,7 @@ import gc
 import math
 import os
 import subprocess
+import time
 from pathlib import Path
 
 # Before torch is imported, which sizes its pools once. Beside another job two threads make tiny steps 20 times slower.
@@ -41,6 +42,22 @@ def comfyui() -> Path:
     if not (path / "comfy" / "samplers.py").is_file():
         pytest.fail(f"COMFYUI_PATH={given} is not a ComfyUI checkout: it has no comfy/samplers.py")
     return path
+
+
+@pytest.fixture
+def slowness() -> float:
+    """How many times slower than an idle core this machine is now, at least 1: limits of time are multiplied by it.
+
+    A machine shared with others gives a fraction of its cores, at some hours a tenth, and no clock of its own tells.
+    """
+
+    def loop() -> float:
+        began, total = time.process_time(), 0
+        for i in range(100_000):
+            total += i * i
+        return time.process_time() - began
+
+    return max(1.0, sorted(loop() for _ in range(5))[2] / 6e-3)
 
 
 @pytest.fixture

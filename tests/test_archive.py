@@ -68,7 +68,7 @@ def test_our_archive_imports_in_a_new_environment(unpacked: Path, tmp_path: Path
     assert list(archive.import_faults(python, unpacked)) == []
 
 
-def test_install_py_is_over_at_once_in_an_unpacked_archive(unpacked: Path) -> None:
+def test_install_py_is_over_at_once_in_an_unpacked_archive(unpacked: Path, slowness: float) -> None:
     """ComfyUI's manager runs it after each installation, and a web UI in whose extensions it lies at every start."""
     code = (
         "import json, runpy, sys, time\n"
@@ -87,7 +87,7 @@ def test_install_py_is_over_at_once_in_an_unpacked_archive(unpacked: Path) -> No
     done = subprocess.run(command, cwd=unpacked, capture_output=True, text=True, check=True)
     status, acts, seconds = json.loads(done.stdout)
     assert (status, acts) == (0, [])
-    assert seconds < 2, "well below 0.1 s on an idle machine"
+    assert seconds < 2 * slowness, "well below 0.1 s on an idle machine"
     assert files(unpacked) == before
 
 

@@ -58,12 +58,12 @@ def test_plain_json_is_read_as_it_is():
     assert parse(b'{"a": Infinity}', finite=False) == {"a": math.inf}
 
 
-def test_many_names_are_looked_at_once():
+def test_many_names_are_looked_at_once(slowness):
     text = json.dumps({str(i): i for i in range(60_000)})
     began = time.process_time()
     with pytest.raises(ValueError, match="given twice"):
         parse((text[:-1] + ', "59999": 1}').encode())
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 2 * slowness
 
 
 @pytest.mark.parametrize(

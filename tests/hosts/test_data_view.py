@@ -243,7 +243,7 @@ def test_only_a_pair_of_the_set_is_taken_out_or_put_back(sets, line):
     assert (sets / "taste" / preferences.PAIRS).stat().st_size == size
 
 
-def test_a_set_of_100000_pairs_answers_within_a_fifth_of_a_second(tmp_path):
+def test_a_set_of_100000_pairs_answers_within_a_fifth_of_a_second(tmp_path, slowness):
     """Once it has been read; meanwhile the page is told to ask again, at once."""
     folder = tmp_path / "large"
     names = [preferences.keep_image(folder, torch.full((2, 2, 3), i / 3)) for i in range(3)]
@@ -255,7 +255,7 @@ def test_a_set_of_100000_pairs_answers_within_a_fifth_of_a_second(tmp_path):
     began = time.thread_time()  # of the thread that answers: another one reads
     with pytest.raises(BlockingIOError, match="ask again"):
         data_view.pairs(tmp_path, "large", 0)
-    assert time.thread_time() - began < 0.2
+    assert time.thread_time() - began < 0.2 * slowness
     patiently(lambda: data_view.pairs(tmp_path, "large", 0))
     for offset, find in ((0, ""), (99_950, ""), (0, "77")):
         took = []
@@ -264,4 +264,4 @@ def test_a_set_of_100000_pairs_answers_within_a_fifth_of_a_second(tmp_path):
             found = patiently(lambda offset=offset, find=find: data_view.pairs(tmp_path, "large", offset, find))
             took.append(time.process_time() - began)
             assert len(json.dumps(found)) < 1_000_000
-        assert min(took) < 0.2, took
+        assert min(took) < 0.2 * slowness, took
