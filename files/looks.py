@@ -1,8 +1,8 @@
 """What many pictures look like: sizes and perceptual hashes, looked at in the background while somebody asks.
 
 A hash is a difference hash of 64 bits: the picture in grey, 9 x 8 pixels, one bit for each two neighbours in a row.
-Pictures of which at most `NEAR` bits differ look alike, such as a copy in another size or format. A flat picture, whose
-neighbours are all equal, looks like nothing else.
+Pictures of which at most `NEAR` bits differ, and no mean colour of 4 x 4 parts by more than `PALE`, look alike, such as
+a copy in another size or format. A flat picture, whose neighbours are all equal, looks like nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import io
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,20 +22,23 @@ from .folder import Inside
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 PIXELS, PICTURE_BYTES = 2**26, 2**28
 NEAR = 4  # bits
+PALE = 24  # of 255, in each of red, green and blue
 PARTS = NEAR + 1  # of the bits: two hashes that are near have one part in common
 MOST_ALIKE = 64  # of pictures with one part in common, those that are compared
 LEFT = 20.0  # seconds after the last question until nobody is thought to look any more
 LONG = 2.0  # a picture's longer side over its shorter one, beyond which it is marked
 SMALL = 0.5  # a picture's shorter side over the usual one of its folder, below which it is marked
+SAME, ENOUGH = 0.75, 8  # share of so many pictures, from which on one size is the usual one and others are marked
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A picture's size in pixels as a viewer shows it, and its hash; None for a flat picture."""
+    """A picture's size in pixels as a viewer shows it; its hash, None for a flat picture; 48 bytes of its colours."""
 
     width: int
     height: int
     hash: int | None
+    colours: bytes = b""
 
 
 def look(data: bytes) -> Look:
@@ -47,16 +51,24 @@ def look(data: bytes) -> Look:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many")
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             width, height = image.size[::-1] if turned else image.size
-            image.draft("L", (72, 64))
-            small: Any = ImageOps.exif_transpose(image.convert("L")).resize((9, 8), Image.Resampling.BOX)
+            image.draft("RGB", (72, 64))
+            whole: Any = ImageOps.exif_transpose(image.convert("RGB"))
+            grey = whole.convert("L").resize((9, 8), Image.Resampling.BOX).tobytes()
+            colours = whole.resize((4, 4), Image.Resampling.BOX).tobytes()
     except UnidentifiedImageError as error:
         raise ValueError("it is no PNG, JPEG or WebP") from error
     except Exception as error:  # Pillow's readers raise whatever a damaged file leads to
         raise ValueError(str(error) or type(error).__name__) from error
-    grey = small.tobytes()
     bits = [grey[9 * row + i] < grey[9 * row + i + 1] for row in range(8) for i in range(8)]
     flat = len(set(grey)) == 1
-    return Look(width, height, None if flat else sum(bit << place for place, bit in enumerate(bits)))
+    return Look(width, height, None if flat else sum(bit << place for place, bit in enumerate(bits)), colours)
+
+
+def alike(one: Look, other: Look) -> bool:
+    """Whether two pictures look alike."""
+    if one.hash is None or other.hash is None or (one.hash ^ other.hash).bit_count() > NEAR:
+        return False
+    return all(abs(a - b) <= PALE for a, b in zip(one.colours, other.colours, strict=True))
 
 
 class Looks:
@@ -72,9 +84,9 @@ class Looks:
     def _forget(self) -> None:
         self._known: dict[str, Look | str] = {}
         self._first: dict[str, str] = {}  # of a picture, an earlier one that looks alike
-        self._parts: list[dict[int, list[tuple[str, int]]]] = [{} for _ in range(PARTS)]
+        self._parts: list[dict[int, list[tuple[str, Look]]]] = [{} for _ in range(PARTS)]
         self._marked: tuple[int, list[str]] = (-1, [])
-        self._usual = (0, 0.0)
+        self._usual: tuple[int, float, tuple[int, int] | None] = (0, 0.0, None)
 
     def ask(self, names: Sequence[str], first: Iterable[str] = ()) -> int:
         """Go on looking, `first` before the others; how many of `names` were looked at."""
@@ -89,7 +101,7 @@ class Looks:
                 self._worker.start()
         return known
 
-    def _work(self, names: list[str], parts: list[dict[int, list[tuple[str, int]]]]) -> None:
+    def _work(self, names: list[str], parts: list[dict[int, list[tuple[str, Look]]]]) -> None:
         for name in names:
             if name in self._known:
                 continue
@@ -106,24 +118,26 @@ class Looks:
     def _keep(self, name: str, found: Look | str) -> None:
         self._known[name] = found
         if len(self._known) >= 1.1 * self._usual[0]:
-            sides = [min(one.width, one.height) for one in self._known.values() if isinstance(one, Look)]
-            self._usual = len(self._known), statistics.median(sides) if sides else 0.0
+            sizes = [(one.width, one.height) for one in self._known.values() if isinstance(one, Look)]
+            most, count = Counter(sizes).most_common(1)[0] if sizes else (None, 0)
+            usual = most if count >= max(SAME * len(sizes), ENOUGH) else None
+            self._usual = len(self._known), statistics.median(map(min, sizes)) if sizes else 0.0, usual
         if isinstance(found, str) or found.hash is None:
             return
         width = -(-64 // PARTS)
         for place, part in enumerate(self._parts):
             same = part.setdefault(found.hash >> place * width & (1 << width) - 1, [])
-            for other, hash in same[:MOST_ALIKE]:
-                if name not in self._first and bin(hash ^ found.hash).count("1") <= NEAR:
+            for other, its in same[:MOST_ALIKE]:
+                if name not in self._first and alike(its, found):
                     self._first[name] = other
-            same.append((name, found.hash))
+            same.append((name, found))
 
     def of(self, name: str) -> Look | str | None:
         """A picture's look, or what is wrong with it; None where it was not looked at yet."""
         return self._known.get(name)
 
     def marks(self, name: str) -> list[list[str]]:
-        """What is to be looked at, each [kind, of what]: like, small, long, bad."""
+        """What is to be looked at, each [kind, of what]: like, small, long, size, bad."""
         found = self.of(name)
         if found is None:
             return []
@@ -135,6 +149,8 @@ class Looks:
             marks.append(["small", ""])
         if long > LONG * short:
             marks.append(["long", ""])
+        if not marks and self._usual[2] not in (None, (found.width, found.height)):
+            marks.append(["size", ""])
         return marks
 
     def marked(self) -> list[str]:

@@ -246,7 +246,8 @@ class Headless(Host):
         return folders.current().own(presets.KIND)
 
     def input_folders(self) -> list[Path]:
-        return list(folders.current().inputs)
+        # A folder of inputs that is not there holds nothing.
+        return list(folders.current().inputs) or [Path("input")]
 
     def loras_folder(self) -> Path:
         return folders.current().loras()[0]

@@ -119,8 +119,9 @@ def report(
     lines += [f"{card} GB: {_line(plan)}" for card, plan in on_cards(plain, training, cards, more)]
     each, steps = Forecast(plain, training).operations / TERA, training.steps
     lines.append(
-        f"time: {each:.3g} TFLOP a step, so {steps} steps take about {_duration(each * steps / SPEED)} at {SPEED} "
-        "TFLOP/s, and longer where blocks are streamed or a reward looks at pictures"
+        f"time: {each:.3g} TFLOP a step, so {steps} steps take about {_duration(each * steps / SPEED)} on a card that "
+        f"reaches {SPEED} TFLOP/s, and half of it at {2 * SPEED}; longer where blocks are streamed or a reward "
+        "looks at pictures. A run tells the time left by the steps that it has done"
     )
     if any("does not fit" in line for line in lines):
         lines.append(f"To make it smaller: {'; '.join(sum(smaller(training), []))}")
@@ -129,7 +130,7 @@ def report(
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.0f} s" if seconds >= 1 else "1 s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 

@@ -39,6 +39,35 @@ def test_a_copy_in_another_size_and_format_is_near_and_another_picture_is_not():
     assert all(apart(first, looks.look(data(drawn(seed)))) > looks.NEAR for seed in (2, 3, 5, 8))
 
 
+def test_the_same_shapes_in_other_colours_are_another_picture():
+    pictures = []
+    for colour in ("blue", "teal", "blue"):
+        image = Image.new("RGB", (128, 128), (250, 245, 230))
+        ImageDraw.Draw(image).ellipse([40, 30, 84, 74], fill=colour, outline="black", width=4)
+        pictures.append(looks.look(data(image.resize((96, 96)) if len(pictures) == 2 else image)))
+    blue, teal, copy = pictures
+    assert apart(blue, teal) <= looks.NEAR
+    assert looks.alike(blue, copy) and not looks.alike(blue, teal)
+
+
+def test_where_most_are_of_one_size_another_is_marked(tmp_path):
+    names = [f"{i}.png" for i in range(12)]
+    for i, name in enumerate(names):
+        (tmp_path / name).write_bytes(data(drawn(i, (96, 72) if i == 5 else (96, 64))))
+    found = looks.Looks(inside(tmp_path))
+    found.ask(names)
+    found.settled(20)
+    assert [name for name in names if ["size", ""] in found.marks(name)] == ["5.png"]
+    # Three of twelve may be of another size; among four there is no usual one.
+    for count, few in ((12, names), (4, names[3:7])):
+        for i, name in enumerate(names[:4]):
+            (tmp_path / name).write_bytes(data(drawn(i, (90, 64))))
+        found = looks.Looks(inside(tmp_path))
+        found.ask(few)
+        found.settled(20)
+        assert not any(kind == "size" for name in few for kind, _ in found.marks(name)), count
+
+
 def test_a_turned_picture_has_the_size_that_viewers_show():
     exif = Image.Exif()
     exif[0x0112] = 6

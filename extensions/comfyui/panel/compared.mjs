@@ -34,12 +34,13 @@ export class Compared {
     this.slider = element("input", { type: "range", min: 0, "aria-label": t("Previews up to step") });
     this.step = element("output");
     this.pictures = element("div", { class: "retort-beside" });
+    this.apart = element("p", { class: "retort-note" }, t("These runs drew different prompts: compare the numbers, or train both with the same ones."));
     const failed = (error) => (this.note.textContent = error.message);
     const exports = element("div", { class: "retort-row" }, ...exporters(() => (
       { name: "runs", runs: this.runs, canvases: [...this.charts.children], ground: colours(dialog)("back") }
     ), failed));
     this.beside = element("section", {}, element("h4", {}, t("Previews")),
-      element("div", { class: "retort-row" }, this.slider, this.step), this.pictures);
+      element("div", { class: "retort-row" }, this.slider, this.step), this.apart, this.pictures);
     body.append(this.legend, this.numbers, this.charts, exports, this.note,
       this.differing, this.beside);
     this.legend.replaceChildren(...this.runs.map(({ name, stroke }) =>
@@ -62,7 +63,10 @@ export class Compared {
         if (answer.status) run.series.add(answer);
       } while (answer.more);
       run.going = ["running", "queued"].includes(answer.status?.state);
-      if (!run.asked) run.settings = (await ask(["runs", run.name, "about"])).settings;
+      if (!run.asked) {
+        const { settings, sheet } = await ask(["runs", run.name, "about"]);
+        Object.assign(run, { settings, prompts: [...new Set(sheet?.prompts ?? [])].filter(Boolean).join(" · ") });
+      }
       run.method = run.settings.method;
       run.asked = true;
     }
@@ -138,12 +142,17 @@ export class Compared {
   preview() {
     const step = this.all[Number(this.slider.value)];
     this.step.textContent = t("step {step}", { step });
-    const found = this.runs.filter(({ series }) => series.pictures.length).map(({ name, series }) => {
+    const drawn = this.runs.filter(({ series }) => series.pictures.length);
+    // Pictures of different prompts say nothing about which run is better.
+    const mixed = new Set(drawn.map(({ prompts }) => prompts)).size > 1;
+    const found = drawn.map(({ name, series, prompts }) => {
       const at = series.pictures[nearest(series.pictures, step)];
-      return { source: previewOf(name, at), text: t("{run}, step {step}", { run: name, step: at }) };
+      return { source: previewOf(name, at), text: t("{run}, step {step}", { run: name, step: at }), prompts: mixed ? prompts : "" };
     });
-    this.pictures.replaceChildren(...found.map(({ source, text }, i) => {
-      const made = element("button", { type: "button", title: text }, element("img", { src: source, alt: text }), element("span", {}, text));
+    this.apart.hidden = !mixed;
+    this.pictures.replaceChildren(...found.map(({ source, text, prompts }, i) => {
+      const made = element("button", { type: "button", title: text }, element("img", { src: source, alt: text }), element("span", {}, text),
+        ...(prompts ? [element("span", { class: "retort-note" }, prompts)] : []));
       made.addEventListener("click", () => lightbox(found, i));
       return made;
     }));

@@ -115,7 +115,7 @@ function outButton(parts, what, out, title, struck, state) {
 export function openPictures(folder) {
   const said = {
     like: (name) => t("looks like {name}", { name }), small: () => t("much smaller than the others"),
-    long: () => t("much longer than wide, or wider than long"), bare: () => t("no caption"), bad: (why) => t("cannot be read: {why}", { why }),
+    long: () => t("much longer than wide, or wider than long"), size: () => t("another size than most"), bare: () => t("no caption"), bad: (why) => t("cannot be read: {why}", { why }),
   };
   const row = ({ name, file, caption, version, note }) => {
     const query = new URLSearchParams({ filename: file, subfolder: folder, type: "input" });
@@ -160,7 +160,7 @@ export function openPictures(folder) {
     const out = outButton(["data", folder], { name }, file !== name, title, line, state);
     return { root: element("li", {}, image, element("div", {}, line, text, other, marks, out, state)), show };
   };
-  const boxes = { marked: t("only what is marked"), out: t("what was taken out") };
+  const boxes = { marked: t("only what is marked"), out: t("only what was taken out") };
   new Pages(folder, ["data", folder], (answer) => answer.pictures, (entry) => entry.file, row, boxes);
 }
 

@@ -29,6 +29,14 @@ function join(from, to, input) {
 
 const outputs = (type) => LiteGraph.registered_node_types[type]?.nodeData?.output;
 
+/** The title, with a number after it where a workflow of that name is open: the page would empty its tab. */
+function untaken(title) {
+  const open = new Set(app.extensionManager?.workflow?.openWorkflows?.map(({ filename }) => filename));
+  let found = title;
+  for (let i = 2; open.has(found); i++) found = `${title} ${i}`;
+  return found;
+}
+
 /**
  * A new workflow of this title with what a run was trained on: {run, add, model, other, clip, vae, positive, negative,
  * latent, embedded}, each [node, output] where there is one; unused: names of those that are left out. The open workflow
@@ -37,9 +45,9 @@ const outputs = (type) => LiteGraph.registered_node_types[type]?.nodeData?.outpu
 async function begin(run, title, unused = []) {
   const graph = await ask(["runs", run.name, "graph"]).catch(() => null);
   if (graph?.node) run = { ...run, prompt: run.prompt || (await firstCaption(graph)) };
-  // What a training has just written is in no list of the page yet, and would be called missing.
-  await app.refreshComboInNodes?.();
-  await app.loadGraphData(structuredClone(EMPTY), true, true, title);
+  // What a training has just written may be in no list of the page yet, and would be called missing.
+  await app.reloadNodeDefs?.();
+  await app.loadGraphData(structuredClone(EMPTY), true, true, untaken(title));
   const add = (type, x, y, values = {}, title = "") => {
     const node = LiteGraph.createNode(type);
     node.pos = [x, y];

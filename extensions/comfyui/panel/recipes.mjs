@@ -14,7 +14,7 @@ function cost({ values, gb, host, tflop }) {
   if (!gb) return "";
   const work = tflop * values.steps * values.batch_size * values.accumulation;
   const time = duration(work / SPEED);
-  return t("{gb} GB on the card, {host} GB of host memory; at most {time} at {speed} TFLOP/s", { gb, host, time, speed: SPEED });
+  return t("{gb} GB on the card, {host} GB of host memory; about {time} on a card that reaches {speed} TFLOP/s", { gb, host, time, speed: SPEED });
 }
 
 const settingsOf = (node) => node.widgets.filter(({ name, type }) => name && !KEPT.test(name) && type !== "button" && type !== "customtext");

@@ -1,4 +1,5 @@
 // A training run as it goes on: where it stands, its chart, its previews, and what it can be told.
+import { app } from "../../../scripts/app.js";
 import { ask, previewOf, tell } from "./client.mjs";
 import { Chart } from "./chart.mjs";
 import { tellEnd, wanted } from "./notice.mjs";
@@ -150,7 +151,11 @@ export class RunView {
     const saved = this.series.saves.at(-1);
     if (saved !== undefined && this.saved !== undefined && saved > this.saved && going(status)) this.say(t("saved at step {saved}", { saved }));
     this.saved = saved ?? 0;
-    if (this.went && !going(status)) tellEnd(this.name, status);
+    if (this.went && !going(status)) {
+      tellEnd(this.name, status);
+      // What it has written is in the lists of all nodes from now on.
+      if (status.lora) app.reloadNodeDefs?.()?.catch(() => {});
+    }
     this.went = going(status);
     const state = standing(status);
     if (status.state !== this.state || Date.now() - this.noted > NOTED) {

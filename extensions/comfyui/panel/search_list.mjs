@@ -257,7 +257,7 @@ export class SearchList {
       title.setAttribute("aria-expanded", String(this.open === name));
       body.hidden = this.open !== name;
       const found = search.items.filter((item) => item?.best.length).map((item) => short(item.best[0][1]));
-      const text = `${begun(name)}${search.going ? t("running") : search.cancelled ? t("cancelled: queue it again to search anew") : t("ended")}, ${search.reward}: best ${found.join(", ") || "none yet"}`;
+      const text = `${begun(name)}${search.going ? t("running") : search.cancelled ? t("cancelled; queued again it begins anew, unless Save Search has kept it") : t("ended")}, ${search.reward}: best ${found.join(", ") || "none yet"}`;
       if (state.textContent !== text) state.textContent = text;
       // One that has ended is read whole once more.
       if (!search.going && row.going) row.whole = false;
