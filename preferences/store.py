@@ -20,6 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -142,13 +143,23 @@ def refuse_empty(folder: Path | Inside) -> None:
 
 
 def _beside(folder: Path) -> list[str]:
-    """The sets in the same folder that have pairs, those that were changed last first."""
+    """The sets in the same folder that have pairs and are no blind test's, those that were changed last first."""
     try:
         there = {name: inside(folder.parent) / name / PAIRS for name in inside(folder.parent).folders()[:MOST_LISTED]}
         changed = {name: pairs.changed() for name, pairs in there.items() if pairs.is_file()}
     except OSError:
         return []
-    return sorted(changed, key=lambda name: -changed[name])[:SHOWN]
+    latest = sorted(changed, key=lambda name: -changed[name])
+    return list(islice((name for name in latest if not _is_test(folder.parent / name)), SHOWN))
+
+
+def _is_test(folder: Path) -> bool:
+    """Whether a set holds the answers to a blind test, which nobody trains on."""
+    try:
+        pairs = read(folder).pairs
+    except (OSError, ValueError):
+        return False
+    return bool(pairs) and all(pair.by.startswith(BLIND) for pair in pairs)
 
 
 def read(folder: Path | Inside) -> Preferences:

@@ -260,7 +260,9 @@ def _told(host: Host, model: MODEL, request: Request, watcher: Watcher, folder: 
             told.fail(error)
             raise
         assert result.path is not None
-        told.end("stopped" if result.stopped else "finished", result.stopped, result.path.name)
+        asked, done = request.config.training.steps, result.steps
+        fewer = f"it had done {done} steps before, more than steps = {asked}, so nothing was trained" * (done > asked)
+        told.end("stopped" if result.stopped else "finished", result.stopped or fewer, result.path.name)
     _handed_out[request.name] += bool(result.stopped)
     return result
 

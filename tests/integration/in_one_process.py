@@ -26,7 +26,7 @@ for source in sources:
     started = time.monotonic()
     prompt = workflow.read(source, session.known).prompt()
     for id in [id for id, node in prompt.items() if node["class_type"] in SLOTS]:
-        inputs = {"samples": [id, SLOTS[prompt[id]["class_type"]]], "filename_prefix": f"agree/{source.stem}_{id}"}
+        inputs = {"samples": [id, SLOTS[prompt[id]["class_type"]]], "filename_prefix": f"in_one/{source.stem}_{id}"}
         prompt[f"save_{id}"] = {"class_type": "SaveLatent", "inputs": inputs}
     told = {"name": source.stem, "prompt": prompt}
     try:

@@ -284,8 +284,8 @@ def test_latents_equal_the_servers_to_the_bit(server, inside, name):
     assert "error" not in told, told["error"]
     history = server.run(told["prompt"], seconds=1200)
     assert history["status"]["status_str"] == "success", history["status"]
-    mine = sorted((inside["folder"] / name / "agree").glob("*.latent"))
+    mine = sorted((inside["folder"] / name / "in_one").glob("*.latent"))
     assert mine
     for path in mine:
-        ours, theirs = (load_file(one)["latent_tensor"] for one in (path, server.base / "output" / "agree" / path.name))
+        ours, theirs = (load_file(one)["latent_tensor"] for one in (path, server.base / "output" / "in_one" / path.name))
         assert torch.equal(ours, theirs), path.name

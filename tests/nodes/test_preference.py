@@ -195,6 +195,16 @@ def test_a_set_is_filtered_split_and_counted(judged):
             filled(RetortPreferenceSet, **given)
 
 
+def test_the_sets_that_an_empty_one_names_are_no_blind_tests(judged):
+    label(images=pictures(0.2, 0.6, size=64), prompt="one", reward=Brightness(), name="mine")
+    label(images=pictures(0.2, 0.6, size=64), prompt="one", reward=Brightness(), name="tested")
+    file = judged.folder.parent / "tested" / preferences.PAIRS
+    row = json.loads(file.read_text())
+    file.write_text(json.dumps(row | {"by": "blind a against b"}) + "\n")
+    with pytest.raises(ValueError, match="the set 'none' is empty .there are pairs in mine, set.:"):
+        filled(RetortPreferenceSet, name="none")
+
+
 def test_bad_lines_are_shown(judged):
     with open(judged.folder / preferences.PAIRS, "a") as handle:
         handle.write('{"prompt": "torn\n')

@@ -291,6 +291,17 @@ def test_a_run_that_fails_says_so_and_a_job_keeps_a_node_out(run, where, monkeyp
         run(RetortTrainDistillation, "tdm", {"steps": 1}, name="told", steps=2)
 
 
+def test_fewer_steps_than_a_run_has_done_train_nothing_and_it_says_so(run, where):
+    first = run(RetortTrainDistillation, "dmd2", {"ratio": 1}, name="done", steps=3)
+    again = run(RetortTrainDistillation, "dmd2", {"ratio": 1}, name="done", steps=2)
+    assert again[2] == first[2] and all(torch.equal(v, first[0][k]) for k, v in again[0].items())
+    status = job_watch.read_status(where.output / "retort" / "done")
+    assert (status.state, status.lora) == ("finished", first[2])
+    assert status.message == "it had done 3 steps before, more than steps = 2, so nothing was trained"
+    run(RetortTrainDistillation, "dmd2", {"ratio": 1}, name="done", steps=3)
+    assert job_watch.read_status(where.output / "retort" / "done").message == ""
+
+
 def test_a_refused_or_stopped_request_leaves_what_a_finished_run_shows(run, where, monkeypatch):
     """Its LoRA is in the folder still, so the page must go on offering it."""
     lora = run(RetortTrainDistillation, "tdm", {"steps": 1}, name="kept", steps=2)[2]
