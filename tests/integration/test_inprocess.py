@@ -287,5 +287,6 @@ def test_latents_equal_the_servers_to_the_bit(server, inside, name):
     mine = sorted((inside["folder"] / name / "in_one").glob("*.latent"))
     assert mine
     for path in mine:
-        ours, theirs = (load_file(one)["latent_tensor"] for one in (path, server.base / "output" / "in_one" / path.name))
+        pair = path, server.base / "output" / "in_one" / path.name
+        ours, theirs = (load_file(one)["latent_tensor"] for one in pair)
         assert torch.equal(ours, theirs), path.name
