@@ -260,8 +260,8 @@ def run(
     # The page shows the run with its previews on the node, also where another node gives its name.
     wanted = request.config.training.steps
     ended = f" of {wanted}, stopped: {result.stopped}" if result.stopped else ""
-    if result.steps > wanted:
-        ended = f", more than the {wanted} that are asked for: the run was longer before, and another name begins anew"
+    if more := training.longer(result, request.config):
+        ended = f"; {more}"
     shows: dict[str, Any] = {
         "text": (f"{result.path.name}, {result.steps} steps{ended}", *problems, *bare, *_grown(result.losses)),
         "retort_run": (result.folder.name,),

@@ -86,6 +86,14 @@ class Result:
     stopped: str = ""
 
 
+def longer(result: Result, config: RunConfig) -> str:
+    """What to say of a run that has done more steps than it was asked for, empty for another."""
+    asked = config.training.steps
+    if result.steps <= asked:
+        return ""
+    return f"it had done {result.steps} steps before, so that steps = {asked} trains nothing: another name begins anew"
+
+
 _handed_out: Counter[str] = Counter()  # by a run's name: LoRAs of runs that were stopped in this process
 
 
@@ -260,9 +268,8 @@ def _told(host: Host, model: MODEL, request: Request, watcher: Watcher, folder: 
             told.fail(error)
             raise
         assert result.path is not None
-        asked, done = request.config.training.steps, result.steps
-        fewer = f"it had done {done} steps before, more than steps = {asked}, so nothing was trained" * (done > asked)
-        told.end("stopped" if result.stopped else "finished", result.stopped or fewer, result.path.name)
+        message = result.stopped or longer(result, request.config)
+        told.end("stopped" if result.stopped else "finished", message, result.path.name)
     _handed_out[request.name] += bool(result.stopped)
     return result
 

@@ -297,7 +297,7 @@ def test_fewer_steps_than_a_run_has_done_train_nothing_and_it_says_so(run, where
     assert again[2] == first[2] and all(torch.equal(v, first[0][k]) for k, v in again[0].items())
     status = job_watch.read_status(where.output / "retort" / "done")
     assert (status.state, status.lora) == ("finished", first[2])
-    assert status.message == "it had done 3 steps before, more than steps = 2, so nothing was trained"
+    assert status.message == "it had done 3 steps before, so that steps = 2 trains nothing: another name begins anew"
     run(RetortTrainDistillation, "dmd2", {"ratio": 1}, name="done", steps=3)
     assert job_watch.read_status(where.output / "retort" / "done").message == ""
 
