@@ -16,10 +16,11 @@ import folder_paths
 from safetensors import SafetensorError, safe_open
 
 from ...sampling.presets import Preset
+from ...sampling.students.files import is_base
 from ...trainers.methods import of_group
 from .. import presets
 from ..prompted import Link, Source
-from ..recognise import by_name, files_of
+from ..recognise import by_name, files_of, runs_of
 
 # KSampler asks for a step more with these, and leaves the last level but one out.
 _DROPPING = ("uni_pc", "uni_pc_bh2", "dpm_2", "dpm_2_ancestral")
@@ -103,7 +104,16 @@ def _of_student(preset: Preset, file: str, name: Any, dropping: tuple[str, ...],
 def _of_setup(inputs: Mapping[str, Any], every: Iterable[Preset]) -> Iterator[str]:
     """What is wrong at Distilled Setup: the preset of another student than the file that is loaded."""
     model, chosen = inputs.get("model"), inputs.get("preset")
-    known = by_name(every, files_of(model)) if isinstance(model, Link) and isinstance(chosen, str) else {}
+    if not isinstance(model, Link) or not isinstance(chosen, str):
+        return
+    files = files_of(model)
+    known = by_name(every, files)
+    wanted = next((preset for preset in every if preset.key == chosen), None)
+    if wanted is not None and wanted.files and files and all(map(is_base, files)) and not runs_of(model):
+        yield (
+            f"preset is {chosen}, and nothing but {' and '.join(files)} is loaded, which is no few-step student: load "
+            f"the student's file or LoRA, called {wanted.files[0]}, or sample with more steps and guidance"
+        )
     if len(known) == 1 and chosen in {preset.key for preset in every} - {*known}:
         ((key, (_, file)),) = known.items()
         yield f"preset is {chosen}, and {file} is a student of another training: choose {key}, or auto"

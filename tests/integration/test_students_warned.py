@@ -76,6 +76,29 @@ def test_the_preset_of_another_student_than_is_loaded(warned):
     assert warned(setup("digits_flow", "my_own.safetensors")) == []
 
 
+def test_a_students_preset_on_nothing_but_its_base(warned):
+    def loaded(file, *loras, preset="z_image_turbo"):
+        graph = {"1": {"class_type": "UNETLoader", "inputs": {"unet_name": file}}}
+        for i, lora in enumerate(loras, 2):
+            graph[str(i)] = {"class_type": "LoraLoaderModelOnly", "inputs": {
+                "lora_name": lora, "strength_model": 1.0, "model": [str(i - 1), 0]}}  # fmt: skip
+        model = [str(len(loras) + 1), 0]
+        graph["9"] = {"class_type": "RetortDistilledSetup", "inputs": {"model": model, "preset": preset, "steps": 0}}
+        return warned(graph)
+
+    (sentence,) = loaded("z_image_bf16.safetensors")
+    assert "preset is z_image_turbo, and nothing but z_image_bf16.safetensors is loaded" in sentence
+    assert "called z_image_turbo*" in sentence
+    # With a LoRA of any name, or a checkpoint of somebody's own, nobody knows.
+    assert loaded("z_image_bf16.safetensors", "my_turbo.safetensors") == []
+    assert loaded("my_merge.safetensors") == loaded("z_image_turbo_bf16.safetensors") == []
+    assert all(loaded("z_image_bf16.safetensors", preset=preset) == [] for preset in ("custom", "auto"))
+    lightning = "wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors"
+    wan = "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors"
+    assert loaded(wan, lightning, preset="wan22_lightx2v_t2v") == []
+    assert len(loaded(wan, preset="wan22_lightx2v_t2v")) == 1
+
+
 def test_a_training_that_ends_before_dmd2_begins(warned):
     def training(**inputs):
         return {"1": {"class_type": "RetortTrainDistillation", "inputs": {

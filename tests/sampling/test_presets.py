@@ -12,6 +12,7 @@ from retort.sampling import presets
 from retort.sampling.path import FLOW, VE, NoisePath
 from retort.sampling.presets import PRESETS, Preset, PresetMismatch, check, custom, parse_timesteps
 from retort.sampling.schedule import DiscreteSchedule, FlowSchedule, FluxSchedule
+from retort.sampling.students.files import is_base, matching
 
 SD = DiscreteSchedule()
 
@@ -249,6 +250,13 @@ def test_a_student_that_starts_at_several_levels_starts_at_the_highest():
     assert presets.timesteps(preset) == (399,)
     assert presets.start_level(preset, SD, VE) == float(SD.sigmas[999])
     assert presets.start_level(presets.PRESETS["di_star_sdxl_1step"], SD, VE) == float(SD.sigmas[399])
+
+
+def test_no_published_students_file_is_taken_for_its_base():
+    names = [name.replace("*", "x").replace("?", "t") for preset in PRESETS.values() for name in preset.files]
+    assert names and not [name for name in names if is_base(f"{name}.safetensors")]
+    for base in ("sd_xl_base_1.0_0.9vae", "z_image_bf16", "Qwen_Image_fp8_e4m3fn", "wan2.1_i2v_480p_14B_fp16"):
+        assert is_base(f"folder/{base}.safetensors") and not matching(PRESETS.values(), f"{base}.safetensors")
 
 
 def test_presets_of_the_models_own_kind_are_named_first():
