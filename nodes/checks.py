@@ -86,7 +86,8 @@ class CheckedNode(io.ComfyNode):
             with about(*_names(inputs, prompted)):
                 cls.check(asked(cls, prompted))
         except Refused as error:
-            raise RefusedInput(f"{error.input}: {error}") from error
+            # Some messages begin with the input's name already.
+            raise RefusedInput(f"{error.input}: {str(error).removeprefix(f'{error.input}: ')}") from error
         return True
 
 

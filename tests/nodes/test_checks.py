@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from retort.hosts.prompted import NODE, PROMPT
 from retort.nodes import NODES
@@ -185,6 +187,14 @@ def test_a_run_of_the_same_name_with_other_settings_is_known_by_its_state(refusa
     monkeypatch.setattr(training, "refuse_other_settings", refuse)
     said = refusal("RetortTrainDistillation", TRAINER, rank=4)
     assert said == "name: the run in FOLDER was started with other settings (lora.rank: 2 -> 4)"
+
+
+def test_a_message_that_begins_with_its_input_says_it_once(refusal, where):
+    file = where.models[0] / "loras" / "style.safetensors"
+    file.parent.mkdir(parents=True)
+    save_file({"x": torch.zeros(1)}, file)
+    said = refusal("RetortLoadStudent", {"model": LINKED, "positive": LINKED, "lora_name": file.name})
+    assert said.startswith("lora_name: style.safetensors carries no recipe of a student")
 
 
 def test_a_missing_peft_is_said_before_anything_runs(refusal, monkeypatch):
