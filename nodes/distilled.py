@@ -30,7 +30,7 @@ STARTS = {"unit noise": "unit", "noised latent": "noised", "clean latent": "late
 
 def _preset_input(tooltip: str, *first: str):
     options = [*first, *students.known(host.presets_folders())]
-    return io.Combo.Input("preset", options=options, default="dmd2_sdxl_4step", tooltip=tooltip)
+    return io.Combo.Input("preset", options=options, default=(*first, "dmd2_sdxl_4step")[0], tooltip=tooltip)
 
 
 def _grid_inputs():
@@ -429,11 +429,27 @@ class RetortDistilledSetup(PresetNode):
         return recognise.of_model(host, known(), names, model, check_of(model))
 
     @classmethod
+    def name_another(cls, preset: str, error: ValueError) -> None:
+        """PresetMismatch that names the one preset that the names of the files say, where there is one."""
+        if cls.hidden is None:  # outside of a prompt
+            return
+        named = recognise.by_name(known(), recognise.behind(host, cls.hidden.prompt, cls.hidden.unique_id, "model"))
+        if len(named) == 1 and preset not in (*named, students.AUTO):
+            ((key, (_, file)),) = named.items()
+            raise presets.PresetMismatch(
+                f"preset is {preset}, and {file} is a student of another training: choose {key}, or auto"
+            ) from error
+
+    @classmethod
     def execute(
         cls, model, positive, preset, steps, timesteps="", denoise=1.0, negative=None, latent=None, stage="first",
         low_noise_model=None,
     ):  # fmt: skip
-        chosen = _fitting(model, cls.recognised(model) if preset == students.AUTO else preset, timesteps, stage)
+        try:
+            chosen = _fitting(model, cls.recognised(model) if preset == students.AUTO else preset, timesteps, stage)
+        except presets.PresetMismatch as error:
+            cls.name_another(preset, error)
+            raise
         unread = timesteps.strip() and preset != "custom"
         said = ["timesteps are read with the preset custom alone"] if unread else []
         return set_up(model, chosen, positive, negative, steps, denoise, latent, low_noise_model, said)

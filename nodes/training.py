@@ -260,10 +260,10 @@ def run(
     # The page shows the run with its previews on the node, also where another node gives its name.
     wanted = request.config.training.steps
     ended = f" of {wanted}, stopped: {result.stopped}" if result.stopped else ""
-    if more := training.longer(result, request.config):
-        ended = f"; {more}"
+    named = [result.renamed] if result.renamed else []
+    more = [*training.longer(result, request.config), *named, *problems, *bare, *_grown(result.losses)]
     shows: dict[str, Any] = {
-        "text": (f"{result.path.name}, {result.steps} steps{ended}", *problems, *bare, *_grown(result.losses)),
+        "text": (f"{result.path.name}, {result.steps} steps{ended}", *more),
         "retort_run": (result.folder.name,),
     }
     return io.NodeOutput(result.lora, {"loss": result.losses}, result.path.name, result.folder.name, ui=shows)

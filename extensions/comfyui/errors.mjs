@@ -8,7 +8,7 @@ const FOLDER = new URL("./", import.meta.url).pathname.split("/").filter(Boolean
 const LINE = 18, LETTER = 7, MOST = 260, RIM = 40; // pixels
 const LIFE = 60_000; // ms
 const TOLD = 500; // letters of a message over the page; the node has all of it
-let shown = [], told;
+let shown = [], told = [];
 
 /** Whether an error is of our making: of our node, or raised last in our files. */
 function ours({ node_type, traceback = [] }) {
@@ -51,21 +51,27 @@ export function clear() {
     node.setDirtyCanvas(true, true);
   }
   shown = [];
-  told?.();
-  told = undefined;
+  for (const away of told) away();
+  told = [];
 }
 
-/** Say something over the page; what comes back takes it away. */
-function complain(summary, detail) {
+/** Say something over the page until the next run; severity: error or warn. */
+function complain(severity, summary, detail) {
   const { toast } = app.extensionManager;
   // Pages from 1.58 on give an id by which a toast goes again; older ones know it by what it is.
   if (toast.dismiss) {
-    const id = toast.error(summary, { description: detail, duration: LIFE, closable: true });
-    return () => toast.dismiss(id);
+    const id = toast[severity === "warn" ? "warning" : severity](summary, { description: detail, duration: LIFE, closable: true });
+    told.push(() => toast.dismiss(id));
+    return;
   }
-  const message = { severity: "error", summary, detail, life: LIFE };
+  const message = { severity, summary, detail, life: LIFE };
   toast.add(message);
-  return () => toast.remove(message);
+  told.push(() => toast.remove(message));
+}
+
+/** Say what a prompt does that cannot be meant. */
+export function warn(text) {
+  complain("warn", "Retort", text);
 }
 
 /** Say why a node failed; detail: of ComfyUI's execution_error. */
@@ -74,6 +80,6 @@ export function tell(detail) {
   const node = nodeOf(detail.node_id), text = detail.exception_message.trim();
   const summary = node?.title ?? detail.node_type;
   clear();
-  told = complain(summary, text.length > TOLD ? `${text.slice(0, TOLD)}…` : text);
+  complain("error", summary, text.length > TOLD ? `${text.slice(0, TOLD)}…` : text);
   if (node) show(node, text);
 }

@@ -6,6 +6,7 @@ import { t } from "./locales/words.mjs";
 
 const OWN = /^digits_/; // checkpoints that come with Retort
 const DEMO = 64, USUAL = 1024; // pixels
+const BYPASSED = 4; // a node's mode
 const KEEPING = /^Retort(Train|PreferencePicker|PreferenceSet|LabelPairs|BlindTest)/, OWN_NAME = /_own(_blind_test)?$/;
 const LARGE = { batch_size: 1, learning_rate: 1e-4, gradient_checkpointing: true }; // until a recipe says more
 const APART = 460, BELOW = 90, LIFE = 20_000, EDGE = [80, 130];
@@ -89,7 +90,8 @@ function next(made, sized, graph) {
   const trains = begin(graph) && t("Trainers take one picture at once now, and other names: press Recipes on them for the rest.");
   const judge = graph.nodes.some((one) => one.comfyClass === "RetortReward" && one.widgets[0].value === "embedded_judge")
     && t("Reward judges digits alone: choose another kind there.");
-  return [none, several, trains, judge, sized && t("Empty latents are 1024 x 1024 now; for SD1.5 set 512.")].filter(Boolean).join(" ");
+  const students = unlearn(graph) && t("The LoRAs of digits are bypassed: choose yours there, or a published student, and switch them on again.");
+  return [none, several, trains, judge, students, sized && t("Empty latents are 1024 x 1024 now; for SD1.5 set 512.")].filter(Boolean).join(" ");
 }
 
 /**
@@ -107,6 +109,21 @@ function begin(graph) {
   const trainers = graph.nodes.filter((one) => TRAINERS.includes(one.comfyClass));
   for (const widget of trainers.flatMap((one) => one.widgets)) if (widget.name in LARGE) widget.value = LARGE[widget.name];
   return trainers.length > 0;
+}
+
+/** Switch off LoRAs that were made for the demo model, and let no sampler take another model for its students; how many. */
+function unlearn(graph) {
+  let found = 0;
+  for (const one of graph.nodes) {
+    const valueOf = (name) => one.widgets?.find((each) => each.name === name);
+    const lora = valueOf("lora_name") ?? valueOf("lora"), preset = valueOf("preset");
+    if (OWN.test(lora?.value) && one.outputs.some(({ type }) => type === "MODEL")) {
+      one.mode = BYPASSED;
+      found += 1;
+    }
+    if (one.comfyClass === "RetortDistilledSetup" && OWN.test(preset?.value)) preset.value = "auto";
+  }
+  return found;
 }
 
 /** Let empty pictures have the size that models of today draw; how many there were. */

@@ -3,7 +3,6 @@
 const { app } = window.comfyAPI.app;
 const { api } = window.comfyAPI.api;
 const LANGUAGES = ["zh", "ja"];
-const LIFE = 60_000; // ms that a notice stays
 const LATER = 300; // ms
 
 /** A module that is asked for once; `here` is what it exports, as soon as it is there. */
@@ -27,6 +26,7 @@ const ATTACHED = {
   RetortEmbeddedModel: new Part(() => import("./own_model.mjs")),
 };
 const errors = new Part(() => import("./errors.mjs"));
+const said = new Part(() => import("./said.mjs"));
 const translations = new Part(() => import("./locales/translate.mjs"));
 
 /** Fold the advanced settings of a node on the canvas, as Nodes 2.0 does; "Show Advanced" is in the node's menu. */
@@ -100,10 +100,14 @@ app.registerExtension({
   name: "retort",
   setup() {
     addPanel();
-    api.addEventListener("retort.notice", ({ detail }) => {
-      app.extensionManager.toast.add({ severity: "warn", summary: "Retort", detail: detail.text, life: LIFE });
+    api.addEventListener("retort.notice", ({ detail }) => errors.wait().then((found) => found.warn(detail.text)));
+    // Before the notices of what is queued, and also where it is refused.
+    api.addEventListener("promptQueueing", () => {
+      errors.here?.clear();
+      said.wait().then((found) => found.queue());
     });
-    api.addEventListener("execution_start", () => errors.here?.clear());
+    api.addEventListener("progress_text", ({ detail }) => said.wait().then((found) => found.hear(detail)));
+    for (const end of ["execution_success", "execution_error", "execution_interrupted"]) api.addEventListener(end, () => said.here?.again());
     api.addEventListener("execution_error", ({ detail }) => errors.wait().then((found) => found.tell(detail)));
   },
   // Descriptions and tooltips, which ComfyUI's own locales do not hold.

@@ -8,6 +8,7 @@ A student is known by the name of its published file or by its metadata, as for 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from safetensors import SafetensorError, safe_open
 
 from ...sampling.presets import Preset
 from ...sampling.students.files import is_base
+from ...trainers import recipes
 from ...trainers.methods import of_group
+from ...trainers.recipes import Recipe
 from .. import presets
 from ..prompted import Link, Source
 from ..recognise import by_name, files_of, runs_of
@@ -26,8 +29,12 @@ from ..recognise import by_name, files_of, runs_of
 _DROPPING = ("uni_pc", "uni_pc_bh2", "dpm_2", "dpm_2_ancestral")
 # They extrapolate from step to step, which students that were trained with Euler steps do not take.
 _EXTRAPOLATING = ("res_multistep", "res_multistep_cfg_pp", "dpmpp_2m", "dpmpp_2m_cfg_pp")
+# How the prompts of the templates begin, of which the demo model can draw nothing else.
+_DIGITS = re.compile(r"\s*an? (\w+ ){1,2}(zero|one|two|three|four|five|six|seven|eight|nine) on \w+ paper")
+_FURTHEST = 64  # nodes between a sampler and the model's loaders
 _SETUP = "RetortDistilledSetup"
 _REMEDY = "sample with Distilled Setup"
+_LOADED = "connect GUIDER, SAMPLER and SIGMAS of Load Student to SamplerCustomAdvanced"
 _log = logging.getLogger("retort")
 
 
@@ -65,14 +72,20 @@ def _of_node(inputs: Mapping[str, Any], every: Iterable[Preset]) -> Iterator[str
     files = files_of(model)
     students = by_name(every, files)
     preset, file = next(iter(students.values())) if len(students) == 1 else (None, "")
-    trained = [file for file in files if _is_trained(file)]
+    trained = {file: recipe for file in files if (recipe := _trained(file)) is not None}
+    remedy = _LOADED if any(link.kind == "RetortLoadStudent" for link in _chain(model)) else _REMEDY
     if cfg is not None and cfg > 1:
         known = [file] if preset is not None and preset.cfg == 1 else []
         for student in dict.fromkeys([*trained, *known]):
             yield (
                 f"cfg is {cfg:g}, and {student} makes a few-step student, which has guidance built in: set cfg to 1, "
-                f"or {_REMEDY}"
+                f"or {remedy}"
             )
+    own = [(file, recipe.preset) for file, recipe in trained.items() if isinstance(recipe, Recipe)]
+    if preset is None and len(own) == 1 and isinstance(name, str) and isinstance(steps, int):
+        student, its = own[0]
+        if steps not in its.step_counts:
+            yield _other_steps(steps, student, its, remedy)
     if preset is not None:
         yield from _of_student(preset, file, name, dropping, steps)
         if cfg == 1 and preset.cfg == 1 and (text := _text(inputs.get("negative"))):
@@ -94,11 +107,15 @@ def _of_student(preset: Preset, file: str, name: Any, dropping: tuple[str, ...],
             f"choose euler, or {_REMEDY}, preset {preset.key}"
         )
     if isinstance(name, str) and isinstance(steps, int) and steps not in preset.step_counts:
-        known = ", ".join(map(str, sorted(preset.step_counts)))
-        yield (
-            f"steps is {steps}, and {file} was trained for {known}: other numbers of steps ask it at levels that it "
-            f"never saw; choose one of these, or {_REMEDY}, preset {preset.key}"
-        )
+        yield _other_steps(steps, file, preset, f"{_REMEDY}, preset {preset.key}")
+
+
+def _other_steps(steps: int, file: str, preset: Preset, remedy: str) -> str:
+    known = ", ".join(map(str, sorted(preset.step_counts)))
+    return (
+        f"steps is {steps}, and {file} was trained for {known}: other numbers of steps ask it at levels that it never "
+        f"saw; choose one of these, or {remedy}"
+    )
 
 
 def _of_setup(inputs: Mapping[str, Any], every: Iterable[Preset]) -> Iterator[str]:
@@ -120,6 +137,10 @@ def _of_setup(inputs: Mapping[str, Any], every: Iterable[Preset]) -> Iterator[st
 
 
 def _of_training(inputs: Mapping[str, Any]) -> Iterator[str]:
+    prompts, model = inputs.get("prompts"), inputs.get("model")
+    digits = isinstance(prompts, str) and _DIGITS.match(prompts) and isinstance(model, Link)
+    if digits and not any(map(_draws_digits, _chain(model))):
+        yield "prompts are still those of the demo model, which draws digits: write your own, one in each line"
     first, steps = inputs.get("method.regression_steps"), inputs.get("steps")
     if inputs.get("method") == "dmd2" and isinstance(first, int) and isinstance(steps, int) and 0 < steps <= first:
         yield (
@@ -134,14 +155,30 @@ def _text(link: Any) -> str:
     return value.strip() if isinstance(value, str) else ""
 
 
-def _is_trained(name: str) -> bool:
-    """Whether a LoRA is of a student that Retort trained."""
+def _chain(link: Any) -> Iterator[Link]:
+    """The nodes that a MODEL goes through, nearest first."""
+    for _ in range(_FURTHEST):
+        if not isinstance(link, Link):
+            return
+        yield link
+        link = link.inputs.get("model")
+
+
+def _draws_digits(link: Link) -> bool:
+    """Whether a node loads a model that comes with Retort."""
+    names = (value for value in dict(link.inputs).values() if isinstance(value, str))
+    return link.kind == "RetortEmbeddedModel" or any(name.startswith("digits") for name in names)
+
+
+def _trained(name: str) -> Recipe | str | None:
+    """How a student that Retort trained is sampled, "" where its LoRA does not say; None for another file."""
     path = folder_paths.get_full_path("loras", name)
     if path is None or not path.endswith(".safetensors"):
-        return False
+        return None
     try:
         with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("retort.method") in of_group("distillation")
-    except (OSError, SafetensorError) as error:
+            notes = file.metadata() or {}
+        return (recipes.read(notes) or "") if notes.get("retort.method") in of_group("distillation") else None
+    except (OSError, SafetensorError, ValueError) as error:
         _log.debug("%s cannot be read: %s", path, error)  # whoever loads it says so
-        return False
+        return None

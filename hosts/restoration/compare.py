@@ -86,11 +86,19 @@ def compare(
 ) -> Compared:  # fmt: skip
     """Measures against `clean` where there is one, else of after against before. Others are resized to after's size.
 
-    ValueError for unequal numbers of pictures.
+    ValueError for unequal numbers of pictures, and for a clean picture of another shape, which is another picture.
     """
     given = {"before": before, "after": after} | ({} if clean is None else {"clean": clean})
     shown = {name: pictures(images, name)[..., :3].float().cpu() for name, images in given.items()}
     count, size = len(after), tuple(after.shape[1:3])
+    for name, images in shown.items():
+        if clean is None or _same_shape(images, shown["clean"]):
+            continue
+        (height, width), (tall, wide) = images.shape[1:3], shown["clean"].shape[1:3]
+        raise ValueError(
+            f"clean: it has {wide} x {tall} pixels and {name} {width} x {height}, so that it is another picture: "
+            "connect the original of what was restored, or nothing"
+        )
     for name, images in shown.items():
         if len(images) not in (1, count):
             raise ValueError(
@@ -114,6 +122,12 @@ def compare(
             scores = {name: _mean(score(reward, shown[name], prompt, 8)) for name in ("before", "after")}
         lines.append(f"{reward.name}: before {scores['before']:.5g}, after {scores['after']:.5g}")
     return Compared(shown["before"], shown["after"], *measured["after"], "\n".join(lines))
+
+
+def _same_shape(images: Tensor, others: Tensor) -> bool:
+    """Whether pictures are as wide for their height as others, but for what rounding to multiples of 8 and 2 leaves."""
+    ratio, other = (float(each.shape[2] / each.shape[1]) for each in (images, others))
+    return abs(ratio / other - 1) < 0.1
 
 
 def _mean(values: Any) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import os
 import secrets
 import time
@@ -41,14 +42,16 @@ _log = logging.getLogger("retort.search")
 class Record:
     """The record of one search of `items` latents, to be entered around it; without a folder it keeps nothing.
 
-    asked: what the search was asked for, as `asked` spells it.
+    asked: what the search was asked for, as `asked` spells it. most: the highest reward that there can be.
     """
 
-    def __init__(self, records: Path | None, prompt: str, reward: str, items: int, asked: str = ""):
+    def __init__(
+        self, records: Path | None, prompt: str, reward: str, items: int, asked: str = "", most: float = math.inf
+    ):
         self.folder: Inside | None = None
         self._view: dict[str, Any] = {
             "prompt": prompt, "reward": reward, "begun": time.time(), "pid": os.getpid(), "going": True,
-            "items": [None] * items, "asked": asked, "cancelled": False,
+            "items": [None] * items, "asked": asked, "cancelled": False, "most": most if math.isfinite(most) else None,
         }  # fmt: skip
         self._fresh: tuple[Tensor, Sequence[Tensor], list[float]] | None = None
         self._kept: list[dict[int, float]] = [{} for _ in range(items)]

@@ -90,7 +90,7 @@ def run(
     watch = _Watch(host, budget, count)
     rows: list[tuple[Tensor, _Item]] = []
     wanted = asked(request.seed, request.keep, budget.calls, budget.seconds)
-    with Record(host.search_records(), request.prompt, reward.name, count, wanted) as record:
+    with Record(host.search_records(), request.prompt, reward.name, count, wanted, reward.range[1]) as record:
         for i in range(count):
             item = _Item(host, vae, reward, request, budget, batch, i, packing, states[i], watch, record, second)
             try:

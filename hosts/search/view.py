@@ -66,6 +66,7 @@ def _view(told: Any) -> dict[str, Any]:
     view: dict[str, Any] = {name: str(told[name])[:MOST_TEXT] for name in ("prompt", "reward")}
     view |= {"begun": _number(told.get("begun", 0)), "pid": int(told["pid"]), "going": told["going"] is True}
     view["cancelled"] = told.get("cancelled") is True
+    view["most"] = None if told.get("most") is None else _number(told["most"])
     return view | {"items": [None if item is None else _item(item, len(items)) for item in items]}
 
 

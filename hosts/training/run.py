@@ -75,7 +75,8 @@ def start_of(host: Host, name: str) -> tuple[dict[str, Tensor], str]:
 class Result:
     """lora: as core loaders read it. losses: the student's, step by step. path: the file; folder: the run's.
 
-    stopped: what to say of a run that was stopped before its end, empty for one that has ended.
+    stopped: what to say of a run that was stopped before its end, empty for one that has ended. renamed: why the file
+    has another name than the run, and what became of an earlier one, empty where there is nothing to say.
     """
 
     lora: dict[str, Tensor]
@@ -84,14 +85,16 @@ class Result:
     folder: Path
     steps: int
     stopped: str = ""
+    renamed: str = ""
 
 
-def longer(result: Result, config: RunConfig) -> str:
-    """What to say of a run that has done more steps than it was asked for, empty for another."""
+def longer(result: Result, config: RunConfig) -> list[str]:
+    """What to say of a run that has done more steps than it was asked for; nothing for another."""
     asked = config.training.steps
     if result.steps <= asked:
-        return ""
-    return f"it had done {result.steps} steps before, so that steps = {asked} trains nothing: another name begins anew"
+        return []
+    done = f"it had done {result.steps} steps before, so that steps = {asked} trains nothing"
+    return [f"{done}: another name begins anew"]
 
 
 _handed_out: Counter[str] = Counter()  # by a run's name: LoRAs of runs that were stopped in this process
@@ -224,11 +227,12 @@ def run(
             f"after {done} steps the LoRA changes nothing in this model's output, so no file was kept: raise "
             f"learning_rate or steps. The run's state is in {folder}"
         )
-    taken = "" if stopped or path.stem == name else f", since another file is called {name}.safetensors"
-    taken += "" if earlier is None else f"; the earlier one is now {earlier.name}"
-    watcher.says(f"{done} steps: {path.name}{taken}")
+    taken = [] if stopped or path.stem == name else [f"another file is called {name}.safetensors"]
+    taken += [] if earlier is None else [f"the earlier one is now {earlier.name}"]
+    renamed = "; ".join(taken)
+    watcher.says(f"{done} steps: {path.name}{renamed and f' ({renamed})'}")
     _log.info("the LoRA of run %s is %s%s", folder.name, path, taken)
-    return Result(read_lora(path), losses, path, folder, done, stopped)
+    return Result(read_lora(path), losses, path, folder, done, stopped, renamed)
 
 
 def run_in_node(host: Host, model: MODEL, request: Request, *, watcher: Watcher, **given: Any) -> Result:
@@ -268,8 +272,7 @@ def _told(host: Host, model: MODEL, request: Request, watcher: Watcher, folder: 
             told.fail(error)
             raise
         assert result.path is not None
-        message = result.stopped or longer(result, request.config)
-        told.end("stopped" if result.stopped else "finished", message, result.path.name)
+        told.end("stopped" if result.stopped else "finished", result.stopped, result.path.name)
     _handed_out[request.name] += bool(result.stopped)
     return result
 

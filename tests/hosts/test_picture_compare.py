@@ -73,3 +73,12 @@ def test_without_the_file_nothing_is_said_and_another_file_is_refused(tmp_path):
         save_file({"features.0.weight": torch.zeros(1)}, where / "vgg16.safetensors")
         with pytest.raises(ValueError, match=r"vgg16\.safetensors is not torchvision's VGG16: features\.0\.weight"):
             picture_compare.lpips(host)
+
+
+def test_a_clean_picture_of_another_shape_is_another_picture():
+    small, large, other = torch.rand(1, 32, 48, 3), torch.rand(1, 65, 96, 3), torch.rand(1, 48, 48, 3)
+    assert picture_compare.compare(small, large, small).text.startswith("against clean")
+    for before, after in ((small, other), (other, small), (other, other)):
+        with pytest.raises(ValueError, match="clean: it has 48 x 32 pixels and .* 48 x 48, so that it is another"):
+            picture_compare.compare(before, after, small)
+    assert picture_compare.compare(small, other).text

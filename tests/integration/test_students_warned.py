@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 pytestmark = pytest.mark.integration
 LIGHTNING = "wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors"
@@ -97,6 +100,46 @@ def test_a_students_preset_on_nothing_but_its_base(warned):
     wan = "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors"
     assert loaded(wan, lightning, preset="wan22_lightx2v_t2v") == []
     assert len(loaded(wan, preset="wan22_lightx2v_t2v")) == 1
+
+
+@pytest.fixture
+def mine(ours, tmp_path, monkeypatch):
+    """The name of a LoRA that carries the recipe of a student of one step."""
+    import folder_paths
+    from safetensors.torch import save_file
+
+    module, recipes = ours("hosts.comfyui.students"), ours("trainers.recipes")
+    preset = replace(ours("sampling.presets").PRESETS["digits_flow"], key="mine", files=(), timesteps=((1000,),))
+    notes = {recipes.KEY: recipes.written(recipes.Recipe(preset, "dmd2")), "retort.method": "dmd2"}
+    save_file({"x": torch.zeros(1)}, tmp_path / "mine.safetensors", notes)
+    plain = folder_paths.get_full_path
+    found = {"mine.safetensors": str(tmp_path / "mine.safetensors")}
+    monkeypatch.setattr(module.folder_paths, "get_full_path", lambda kind, name: found.get(name) or plain(kind, name))
+    return "mine.safetensors"
+
+
+def test_a_student_of_ones_own_knows_its_steps(warned, mine):
+    assert warned(prompt(mine, steps=1)) == []
+    (sentence,) = warned(prompt(mine, steps=20))
+    assert "steps is 20, and mine.safetensors was trained for 1:" in sentence and "Distilled Setup" in sentence
+    graph = prompt(mine, steps=1, cfg=4.0)
+    graph["2"]["class_type"] = "RetortLoadStudent"
+    (sentence,) = warned(graph)
+    assert "cfg is 4" in sentence and "connect GUIDER, SAMPLER and SIGMAS of Load Student" in sentence
+
+
+def test_prompts_of_the_demo_model_for_another(warned):
+    def training(loader, prompts, **inputs):
+        given = {"method": "tdm", "steps": 9, "prompts": prompts, "model": ["1", 0]}
+        return {"1": {"class_type": loader, "inputs": inputs},
+                "2": {"class_type": "RetortTrainDistillation", "inputs": given}}  # fmt: skip
+
+    demo = "a thin orange zero on black paper, leaning left\na bold red one on blue paper"
+    (sentence,) = warned(training("UNETLoader", demo, unet_name="z_image_bf16.safetensors"))
+    assert "prompts are still those of the demo model" in sentence
+    assert warned(training("RetortEmbeddedModel", demo, variant="flow")) == []
+    assert warned(training("CheckpointLoaderSimple", demo, ckpt_name="digits_eps.safetensors")) == []
+    assert warned(training("UNETLoader", "a cat on a red sofa", unet_name="z_image_bf16.safetensors")) == []
 
 
 def test_a_training_that_ends_before_dmd2_begins(warned):

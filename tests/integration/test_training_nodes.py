@@ -154,7 +154,7 @@ def test_a_name_that_is_taken_and_a_run_that_is_done(app, spelled, base):
         done = succeeded(app.run(nodes, "namer"))
         wait_until(lambda: page.texts and b"taken_2.safetensors, since" in page.texts[-1])
     assert done["outputs"]["p"]["text"] == ["taken_2.safetensors"]
-    assert any("taken_2.safetensors, since another file" in t.decode("utf-8", "replace") for t in page.texts)
+    assert any("taken_2.safetensors (another file" in t.decode("utf-8", "replace") for t in page.texts)
     assert list(load_file(loras / "taken.safetensors")) == ["mine"]
     # The same settings in another prompt, so that nothing is cached: the finished run gives what it wrote.
     post(app, "/free", {"unload_models": True, "free_memory": True})

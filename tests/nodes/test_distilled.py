@@ -155,7 +155,7 @@ def test_image_to_image_runs_at_trained_levels_alone():
         assert len(kept) > 1 and torch.equal(kept, whole[-len(kept) :])
 
 
-def automatic(*files, kind="flow"):
+def automatic(*files, kind="flow", preset="auto"):
     """Distilled Setup as it runs in a prompt, with the preset auto, behind loaders of these files."""
     loaders = {
         str(i): {"class_type": "LoraLoaderModelOnly", "inputs": {"lora_name": name, "model": [str(i + 1), 0]}}
@@ -164,7 +164,7 @@ def automatic(*files, kind="flow"):
     prompt = {**loaders, "setup": {"class_type": "RetortDistilledSetup", "inputs": {"model": ["0", 0]}}}
     hidden = HiddenHolder(unique_id="setup", prompt=prompt)
     running = type("Running", (RetortDistilledSetup,), {"hidden": hidden})
-    return running.execute(flow() if kind == "flow" else eps(), PROMPT, "auto", 0).args
+    return running.execute(flow() if kind == "flow" else eps(), PROMPT, preset, 0).args
 
 
 def test_auto_takes_the_student_that_the_files_name_and_says_so(monkeypatch, where):
@@ -175,6 +175,13 @@ def test_auto_takes_the_student_that_the_files_name_and_says_so(monkeypatch, whe
     assert said[-1].startswith("Z-Image-Turbo, 8 steps (auto, by the name of z_image_turbo_bf16.safetensors): 8 calls")
     _, _, sampler, sigmas, *_ = automatic("lcm-lora-sdxl.safetensors", kind="eps")
     assert len(sigmas) == 5 and sampler.rule.mode == "renoise"
+
+
+def test_a_preset_that_does_not_fit_gives_way_to_the_one_that_the_files_name(where):
+    with pytest.raises(ValueError, match=r"^preset is dmd2_sdxl_4step, and z_image_turbo_bf16.safetensors is a student"):
+        automatic("z_image_turbo_bf16.safetensors", preset="dmd2_sdxl_4step")
+    with pytest.raises(ValueError, match="Load the model that it was made for, or choose a preset that fits"):
+        automatic("my_own.safetensors", preset="dmd2_sdxl_4step")
 
 
 def test_auto_refuses_to_guess(where):

@@ -51,7 +51,9 @@ def run(where):
             values["method"] = {"method": method, **{i.id: i.default for i in settings}, **dict(chosen)}
         values |= {**QUICK, "model": model, "clip": clip, "vae": vae, "prompts": PROMPTS, **given}
         values |= {"latents": given.get("latents", {"samples": torch.zeros(1, 16, 8, 8)})}
-        return node.execute(**{k: v if isinstance(v, list) else [v] for k, v in values.items() if v is not None}).args
+        done = node.execute(**{k: v if isinstance(v, list) else [v] for k, v in values.items() if v is not None})
+        execute.shown = done.ui
+        return done.args
 
     execute.clip = clip
     return execute
@@ -296,10 +298,11 @@ def test_fewer_steps_than_a_run_has_done_train_nothing_and_it_says_so(run, where
     again = run(RetortTrainDistillation, "dmd2", {"ratio": 1}, name="done", steps=2)
     assert again[2] == first[2] and all(torch.equal(v, first[0][k]) for k, v in again[0].items())
     status = job_watch.read_status(where.output / "retort" / "done")
-    assert (status.state, status.lora) == ("finished", first[2])
-    assert status.message == "it had done 3 steps before, so that steps = 2 trains nothing: another name begins anew"
+    assert (status.state, status.lora, status.message) == ("finished", first[2], "")
+    said = "it had done 3 steps before, so that steps = 2 trains nothing: another name begins anew"
+    assert said in run.shown["text"]
     run(RetortTrainDistillation, "dmd2", {"ratio": 1}, name="done", steps=3)
-    assert job_watch.read_status(where.output / "retort" / "done").message == ""
+    assert len(run.shown["text"]) == 1
 
 
 def test_a_refused_or_stopped_request_leaves_what_a_finished_run_shows(run, where, monkeypatch):

@@ -195,7 +195,10 @@ export class FolderList {
         const title = button(name, t("Pictures and captions"), open, failed);
         title.className = "retort-title";
         const show = ({ pictures }) => (note.textContent = pictures === undefined ? "" : t("{count} pictures", { count: pictures }));
-        return { root: element("li", {}, title, note), show };
+        const root = element("li", { class: "retort-opens" }, title, note);
+        // The whole card opens it.
+        root.addEventListener("click", ({ target }) => target === title || title.click());
+        return { root, show };
       },
     });
   }

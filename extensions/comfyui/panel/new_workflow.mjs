@@ -9,6 +9,7 @@ const SEED = 1, PIXELS = 8; // of a latent's cell; nodes of empty latents count 
 // Columns that are wide enough in both renderers; below each other lie the branch with the LoRA and the one without.
 const LEFT = 0, MIDDLE = 370, RIGHT = 810, END = 1150, WIDER = 100;
 const APART = 440, BELOW = 70, TALL = 940; // columns of nodes that a training was connected to
+const LARGE = 512 * 512; // pixels
 const HALF = 300; // what lies below is the branch without the LoRA
 // Pixels around the workflow and of the bar beside it; the scale below which nothing is shown; ms.
 const EDGE = 40, BAR = 50, SMALLEST = 0.1, LATER = 400;
@@ -198,6 +199,9 @@ function emptyLatent(run, add, latent, batch_size) {
   return [add("EmptyLatentImage", LEFT, 260, { ...size, batch_size }), 0];
 }
 
+/** Whether one picture at a time takes long enough. */
+const large = ({ size }) => size?.length === 2 && size[0] * size[1] > LARGE;
+
 /** {levels, sampler} of a few-step student as it was trained; null for another run. */
 function fewSteps(run, add) {
   if (!run.sigmas.length || run.mode === "single") return null;
@@ -224,7 +228,7 @@ function drawn(run, { add, other, clip, vae, positive, negative, latent, embedde
     join(clip, made, "clip");
     return [made, 0];
   };
-  const empty = emptyLatent(run, add, latent, run.latent?.length > 3 ? 1 : 4);
+  const empty = emptyLatent(run, add, latent, run.latent?.length > 3 || large(run) ? 1 : 4);
   positive ??= encoded(student ? 460 : 260, run.prompt ?? "");
   const decoded = (samples, y) => {
     const decode = add("VAEDecode", RIGHT, y + 380);

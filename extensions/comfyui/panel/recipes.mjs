@@ -17,6 +17,9 @@ function cost({ values, gb, host, tflop }) {
   return t("{gb} GB on the card, {host} GB of host memory; about {time} on a card that reaches {speed} TFLOP/s", { gb, host, time, speed: SPEED });
 }
 
+/** A model's or file's name in small letters and digits alone. */
+const plain = (name) => String(name).toLowerCase().replace(/[^a-z0-9]/g, "");
+
 const settingsOf = (node) => node.widgets.filter(({ name, type }) => name && !KEPT.test(name) && type !== "button" && type !== "customtext");
 const valuesOf = (node) => new Map(settingsOf(node).map(({ name, value }) => [name, value]));
 
@@ -57,11 +60,14 @@ function sampleAlike(node) {
 export async function offerRecipes(node) {
   const all = await (await fetch(FILE, { cache: "no-cache" })).json();
   const { dialog, body } = openWindow(t("Recipes"), "retort-recipes");
-  // Those of the demo model first where it is what is trained.
-  const demo = [...upstream(node)].some((one) => one.comfyClass === "RetortEmbeddedModel");
-  const own = all.filter((one) => one.node === node.comfyClass).sort((a, b) => (demo ? Number(!b.gb) - Number(!a.gb) : 0));
+  // Those of the model that is trained first, which the names of files tell.
+  const before = [...upstream(node)], demo = before.some((one) => one.comfyClass === "RetortEmbeddedModel");
+  const files = before.flatMap((one) => (one.widgets ?? []).filter(({ name }) => /^(unet|ckpt)_name$/.test(name)).map(({ value }) => plain(value)));
+  const meant = ({ gb, title }) => (gb ? files.some((file) => file.includes(plain(title.split(",")[0]))) : demo);
+  const own = all.filter((one) => one.node === node.comfyClass).sort((a, b) => Number(meant(b)) - Number(meant(a)));
   body.append(...own.map((one) => {
-    const made = element("button", { type: "button" }, element("b", {}, t(one.title)), element("span", {}, t(one.text)), element("small", {}, cost(one)));
+    const text = [t(one.text), meant(one) && one.gb ? t("For the model that is loaded.") : ""].filter(Boolean).join(" ");
+    const made = element("button", { type: "button" }, element("b", {}, t(one.title)), element("span", {}, text), element("small", {}, cost(one)));
     made.addEventListener("click", () => {
       fill(node, one);
       dialog.close();

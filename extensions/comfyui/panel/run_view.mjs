@@ -15,8 +15,9 @@ const NOTED = 5000;
 /** Buttons for what a run can be told. run(): its name; say(text): what came of it. */
 export function commandsOf(run, say) {
   const command = (wish, text, title, done) => button(text, title, async () => {
-    await tell(["runs", run(), "command"], { command: wish });
+    // Said at once: a busy ComfyUI answers late.
     say(done);
+    await tell(["runs", run(), "command"], { command: wish });
   }, (error) => say(error.message));
   const row = element(
     "div", { class: "retort-row" },

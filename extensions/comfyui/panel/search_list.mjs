@@ -257,7 +257,9 @@ export class SearchList {
       title.setAttribute("aria-expanded", String(this.open === name));
       body.hidden = this.open !== name;
       const found = search.items.filter((item) => item?.best.length).map((item) => short(item.best[0][1]));
-      const text = `${begun(name)}${search.going ? t("running") : search.cancelled ? t("cancelled; queued again it begins anew, unless Save Search has kept it") : t("ended")}, ${search.reward}: best ${found.join(", ") || "none yet"}`;
+      const stands = search.going ? t("running") : search.cancelled ? t("cancelled; queued again it begins anew, unless Save Search has kept it") : t("ended");
+      const most = search.most === null || search.most === undefined ? "" : t(" (at most {most})", { most: short(search.most) });
+      const text = `${begun(name)}${stands} · ${search.reward}: best ${found.join(", ") || "none yet"}${most}`;
       if (state.textContent !== text) state.textContent = text;
       // One that has ended is read whole once more.
       if (!search.going && row.going) row.whole = false;

@@ -1,0 +1,33 @@
+// What one of our nodes said last stays on it: pages from 1.58 on take it away as soon as the job is over.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+const LATER = 50; // ms in which the page takes it away
+// Of nodes that show a run of their own, which says where it stands.
+const SHOWING = /^Retort(Train|FewShotAdapt|CollectJob)/;
+const texts = new WeakMap();
+let queued;
+
+const here = () => app.canvas.graph?.nodes ?? [];
+const workflow = () => app.extensionManager.workflow?.activeWorkflow;
+
+/** Something is queued from the workflow that is open: in another one a node of the same number is another node. */
+export function queue() {
+  queued = workflow();
+}
+
+/** Keep a text; detail: of ComfyUI's progress_text. */
+export function hear({ nodeId, text }) {
+  if (queued !== workflow()) return;
+  const node = here().find(({ id }) => String(id) === String(nodeId));
+  if (node?.comfyClass?.startsWith("Retort") && !SHOWING.test(node.comfyClass)) texts.set(node, text);
+}
+
+/** Show again what nodes of the open workflow said. */
+export function again() {
+  setTimeout(() => {
+    for (const node of here()) {
+      if (texts.has(node)) api.dispatchCustomEvent("progress_text", { nodeId: String(node.id), text: texts.get(node) });
+    }
+  }, LATER);
+}
