@@ -4,6 +4,7 @@ const { app } = window.comfyAPI.app;
 const { api } = window.comfyAPI.api;
 const LANGUAGES = ["zh", "ja"];
 const LATER = 300; // ms
+const FEW_STEPS = "Sample as a few-step student (Retort)";
 
 /** A module that is asked for once; `here` is what it exports, as soon as it is there. */
 class Part {
@@ -26,6 +27,7 @@ const ATTACHED = {
   RetortEmbeddedModel: new Part(() => import("./own_model.mjs")),
 };
 const errors = new Part(() => import("./errors.mjs"));
+const fewSteps = new Part(() => import("./few_steps.mjs"));
 const said = new Part(() => import("./said.mjs"));
 const translations = new Part(() => import("./locales/translate.mjs"));
 
@@ -122,6 +124,10 @@ app.registerExtension({
     const parts = [graph, ...(graph?.definitions?.subgraphs ?? [])];
     const wanted = parts.flatMap((one) => one?.nodes ?? []).map((node) => ATTACHED[node.type]);
     await Promise.all(wanted.map((part) => part?.wait()));
+  },
+  getNodeMenuItems(node) {
+    if (node.comfyClass !== "KSampler") return [];
+    return [{ content: FEW_STEPS, callback: () => fewSteps.wait().then((found) => found.replace(node)) }];
   },
   nodeCreated(node) {
     if (!node.comfyClass) return;

@@ -122,6 +122,21 @@ def test_the_demo_model_gives_way_to_a_model_of_the_users(page, vue, way):
     assert not page("heard")
 
 
+def test_students_of_the_demo_model_are_no_others(page):
+    """Their LoRAs are bypassed, and a preset of theirs gives way to auto, which says so where it finds no student."""
+    page("look", vue=False, theme="dark")
+    page("template", name="1 Quick start - 4 steps instead of 50", vue=False)
+    demo = "app.graph._nodes.find((one) => one.type === 'RetortEmbeddedModel')"
+    page("evaluate", code=f"() => {{ {demo}.widgets.find((one) => one.name === 'own_model').callback(); }}")
+    page("click", where=".retort-window button", text="Three files", keys="Enter")
+    page("until", condition=f"!{demo}")
+    of = "app.graph._nodes.filter((one) => one.type === '{}').map((one) => {})".format
+    assert page("evaluate", code=of("LoraLoaderModelOnly", "one.mode")) == [4, 4]
+    assert page("evaluate", code=of("RetortDistilledSetup", "one.widgets[0].value")) == ["auto", "auto"]
+    page("until", condition="document.body.innerText.includes('LoRAs of digits are bypassed')")
+    assert not page("heard")
+
+
 def test_a_model_of_the_users_begins_sets_and_runs_of_its_own(page):
     """Choices between the demo model's pictures are none between another model's, nor are its batch and rate."""
     page("look", vue=False, theme="dark")
@@ -306,3 +321,60 @@ def test_the_first_training_offers_to_be_watched(page, app, size):
     page("shot", name=f"offered_{size[0]}")
     page("evaluate", code=offer)
     assert not page("evaluate", code="document.querySelector('.retort-toast')") and not page("heard")
+
+
+JOINED = """() => {
+  const of = (type) => app.graph._nodes.find((one) => one.type === type);
+  for (const [i, type] of ["VAEDecode", "PreviewImage"].entries()) {
+    const node = LiteGraph.createNode(type); node.pos = [2400, 200 * i]; app.graph.add(node); }
+  for (const [from, slot, to, name] of [
+    ["RetortEmbeddedModel", 0, "LoraLoaderModelOnly", "model"], ["RetortEmbeddedModel", 1, "CLIPTextEncode", "clip"],
+    ["LoraLoaderModelOnly", 0, "KSampler", "model"], ["EmptySD3LatentImage", 0, "KSampler", "latent_image"],
+    ["CLIPTextEncode", 0, "KSampler", "positive"], ["CLIPTextEncode", 0, "KSampler", "negative"],
+    ["KSampler", 0, "VAEDecode", "samples"], ["RetortEmbeddedModel", 2, "VAEDecode", "vae"],
+    ["VAEDecode", 0, "PreviewImage", "images"],
+  ]) of(from).connect(slot, of(to), of(to).inputs.findIndex((one) => one.name === name)); }"""
+# The node before each input of a node.
+SOURCES = """(type) => Object.fromEntries(app.graph._nodes.find((one) => one.type === type).inputs
+  .map(({ name, link }) => [name, app.graph.links.get?.(link) ?? app.graph.links[link]]).filter(([, link]) => link)
+  .map(([name, link]) => [name, app.graph.getNodeById(link.origin_id).type]))"""
+ITEM = """(type) => app.collectNodeMenuItems(app.graph._nodes.find((one) => one.type === type))
+  .find((one) => one?.content?.startsWith("Sample as a few-step student"))"""
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
+def test_a_ksampler_gives_way_to_what_samples_a_student(page, vue):
+    """All that it was connected to stays so; what the setup says of its levels stays after the job is over."""
+    page("size", width=1366, height=768)
+    page("look", vue=vue, theme="dark")
+    loaders = ["RetortEmbeddedModel", "LoraLoaderModelOnly"]
+    page("fresh", types=[*loaders, "CLIPTextEncode", "EmptySD3LatentImage", "KSampler"])
+    page("change", type="LoraLoaderModelOnly", values={"lora_name": "digits_flow_dmd2_4step.safetensors"})
+    page("change", type="CLIPTextEncode", values={"text": "a red three on white paper"})
+    page("change", type="EmptySD3LatentImage", values={"width": 64, "height": 64, "batch_size": 1 + vue})
+    page("change", type="KSampler", values={"seed": 11, "denoise": 1.0})
+    page("evaluate", code=JOINED)
+    assert not page("evaluate", code=f"(type) => !!({ITEM})(type)", given="RetortEmbeddedModel")
+    page("evaluate", code=f"(type) => {{ ({ITEM})(type).callback(); }}", given="KSampler")
+    node = "app.graph._nodes.find((one) => one.type === '{}')".format
+    page("until", condition=f"{node('RetortDistilledSetup')} && !{node('KSampler')}")
+    assert page("evaluate", code=SOURCES, given="RetortDistilledSetup") == {
+        "model": "LoraLoaderModelOnly", "positive": "CLIPTextEncode", "negative": "CLIPTextEncode",
+        "latent": "EmptySD3LatentImage"}  # fmt: skip
+    own = {"noise": "RandomNoise", **dict.fromkeys(("guider", "sampler", "sigmas"), "RetortDistilledSetup")}
+    found = page("evaluate", code=SOURCES, given="SamplerCustomAdvanced")
+    assert found == {**own, "latent_image": "EmptySD3LatentImage"}
+    assert page("evaluate", code=SOURCES, given="VAEDecode")["samples"] == "SamplerCustomAdvanced"
+    first = "{}.widgets[0].value".format
+    assert page("evaluate", code=first(node("RandomNoise"))) == 11
+    assert page("evaluate", code=first(node("RetortDistilledSetup"))) == "auto"
+    over = "() => { window.over = 0; app.api.addEventListener('execution_success', () => window.over++); }"
+    page("evaluate", code=over)
+    page("queue", type="PreviewImage")
+    page("until", condition="window.over")
+    page("evaluate", code="() => new Promise((done) => setTimeout(done, 1000))")
+    widgets = f"{node('RetortDistilledSetup')}.widgets"
+    said = page("evaluate", code=f"{widgets}.find((one) => one.name === '$$node-text-preview')?.value ?? ''")
+    assert "auto, by the name of digits_flow_dmd2_4step.safetensors): 1 calls" in said
+    page("shot", name=f"few_steps_{'nodes2' if vue else 'canvas'}")
+    assert not page("heard")

@@ -178,7 +178,8 @@ def test_auto_takes_the_student_that_the_files_name_and_says_so(monkeypatch, whe
 
 
 def test_a_preset_that_does_not_fit_gives_way_to_the_one_that_the_files_name(where):
-    with pytest.raises(ValueError, match=r"^preset is dmd2_sdxl_4step, and z_image_turbo_bf16.safetensors is a student"):
+    said = r"^preset is dmd2_sdxl_4step, and z_image_turbo_bf16.safetensors is a student"
+    with pytest.raises(ValueError, match=said):
         automatic("z_image_turbo_bf16.safetensors", preset="dmd2_sdxl_4step")
     with pytest.raises(ValueError, match="Load the model that it was made for, or choose a preset that fits"):
         automatic("my_own.safetensors", preset="dmd2_sdxl_4step")
