@@ -2,7 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { t } from "./locales/words.mjs";
 
-const BELOW = 60, LIFE = 20_000;
+const BELOW = 60, SAID = 70, LIFE = 20_000; // pixels, those that the setup's text takes; ms
 
 const linkOf = (graph, id) => graph.links.get?.(id) ?? graph.links[id];
 
@@ -28,7 +28,7 @@ export function replace(node) {
   const [setup, noise, sampler] = ["RetortDistilledSetup", "RandomNoise", "SamplerCustomAdvanced"].map((type) => {
     const made = LiteGraph.createNode(type);
     made.pos = [x, y];
-    y += made.size[1] + BELOW;
+    y += made.size[1] + BELOW + (type === "RetortDistilledSetup" ? SAID : 0);
     graph.add(made);
     return made;
   });

@@ -5,6 +5,7 @@ import { api } from "../../scripts/api.js";
 const LATER = 50; // ms in which the page takes it away
 // Of nodes that show a run of their own, which says where it stands.
 const SHOWING = /^Retort(Train|FewShotAdapt|CollectJob)/;
+const TEXT = 62, TITLE = 30; // pixels
 const texts = new WeakMap();
 let queued;
 
@@ -23,11 +24,18 @@ export function hear({ nodeId, text }) {
   if (node?.comfyClass?.startsWith("Retort") && !SHOWING.test(node.comfyClass)) texts.set(node, text);
 }
 
+/** Whether a text finds room on a node above what lies below it. */
+function fits(node) {
+  const end = node.pos[1] + Math.max(node.size[1], node.computeSize()[1] + TEXT);
+  const beside = (one) => one.pos[0] < node.pos[0] + node.size[0] && one.pos[0] + one.size[0] > node.pos[0];
+  return !here().some((one) => one !== node && beside(one) && one.pos[1] > node.pos[1] && one.pos[1] - TITLE < end);
+}
+
 /** Show again what nodes of the open workflow said. */
 export function again() {
   setTimeout(() => {
     for (const node of here()) {
-      if (texts.has(node)) api.dispatchCustomEvent("progress_text", { nodeId: String(node.id), text: texts.get(node) });
+      if (texts.has(node) && fits(node)) api.dispatchCustomEvent("progress_text", { nodeId: String(node.id), text: texts.get(node) });
     }
   }, LATER);
 }
