@@ -258,7 +258,7 @@ def test_a_lora_is_opened_with_what_its_model_came_from(page, app, vue, kind):
     if kind == "video":
         assert values["EmptyHunyuanLatentVideo"] == [[1024, 768, 17, 1]]
     else:
-        assert values["EmptyLatentImage"] == [[1024, 768, 4]]
+        assert values["EmptyLatentImage"] == [[1024, 768, 1]], "one of a megapixel takes long enough"
     # Everything is connected: the LoRA to what the training had, both branches to both pictures.
     joined = page("evaluate", code="""() => Object.fromEntries(app.graph._nodes.map((one) => [one.id, [one.type,
       Object.fromEntries((one.inputs ?? []).filter((each) => each.link != null).map((each) =>
