@@ -117,9 +117,11 @@ class Picker {
       if (this.note !== this.awaits || this.gone || !one || !(began || one.state === "finished")) continue;
       const trained = tested ? t("The LoRA is trained; Blind Test draws its pictures.") : t("The LoRA is trained.");
       this.note = going(one) ? standing(one) : one.state === "finished" ? trained : "";
-      this.awaits = going(one) ? this.note : "";
+      // The test's pictures are there as soon as the queue is empty.
+      this.awaits = going(one) || tested ? this.note : "";
       this.glad = true;
       this.render();
+      if (!going(one)) return;
     }
   }
 
