@@ -8,7 +8,8 @@ const FOLDER = new URL("./", import.meta.url).pathname.split("/").filter(Boolean
 const LINE = 18, LETTER = 7, MOST = 260, RIM = 40; // pixels
 const LIFE = 60_000; // ms
 const TOLD = 500; // letters of a message over the page; the node has all of it
-let shown = [], told = [];
+let shown = [];
+const told = { error: [], warn: [] }; // what takes away what is said over the page
 
 /** Whether an error is of our making: of our node, or raised last in our files. */
 function ours({ node_type, traceback = [] }) {
@@ -51,8 +52,12 @@ export function clear() {
     node.setDirtyCanvas(true, true);
   }
   shown = [];
-  for (const away of told) away();
-  told = [];
+  forget("error");
+}
+
+/** Take away what was said over the page; severity: error or warn. */
+export function forget(severity) {
+  for (const away of told[severity].splice(0)) away();
 }
 
 /** Say something over the page until the next run; severity: error or warn. */
@@ -61,12 +66,12 @@ function complain(severity, summary, detail) {
   // Pages from 1.58 on give an id by which a toast goes again; older ones know it by what it is.
   if (toast.dismiss) {
     const id = toast[severity === "warn" ? "warning" : severity](summary, { description: detail, duration: LIFE, closable: true });
-    told.push(() => toast.dismiss(id));
+    told[severity].push(() => toast.dismiss(id));
     return;
   }
   const message = { severity, summary, detail, life: LIFE };
   toast.add(message);
-  told.push(() => toast.remove(message));
+  told[severity].push(() => toast.remove(message));
 }
 
 /** Say what a prompt does that cannot be meant. */

@@ -103,9 +103,11 @@ app.registerExtension({
   setup() {
     addPanel();
     api.addEventListener("retort.notice", ({ detail }) => errors.wait().then((found) => found.warn(detail.text)));
-    // Before the notices of what is queued, and also where it is refused.
+    api.addEventListener("execution_start", () => errors.here?.clear());
+    // Also where what is queued is refused; its own notices come later.
     api.addEventListener("promptQueueing", () => {
       errors.here?.clear();
+      errors.here?.forget("warn");
       said.wait().then((found) => found.queue());
     });
     api.addEventListener("progress_text", ({ detail }) => said.wait().then((found) => found.hear(detail)));
