@@ -152,7 +152,7 @@ def test_a_name_that_is_taken_and_a_run_that_is_done(app, spelled, base):
     nodes["p"] = spelled("PreviewAny", source=["t", 2])
     with Listener(app, "namer") as page:
         done = succeeded(app.run(nodes, "namer"))
-        wait_until(lambda: page.texts and b"taken_2.safetensors, since" in page.texts[-1])
+        wait_until(lambda: page.texts and b"taken_2.safetensors (another" in page.texts[-1])
     assert done["outputs"]["p"]["text"] == ["taken_2.safetensors"]
     assert any("taken_2.safetensors (another file" in t.decode("utf-8", "replace") for t in page.texts)
     assert list(load_file(loras / "taken.safetensors")) == ["mine"]
