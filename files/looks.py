@@ -52,7 +52,10 @@ def look(data: bytes) -> Look:
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             width, height = image.size[::-1] if turned else image.size
             image.draft("RGB", (72, 64))
-            whole: Any = ImageOps.exif_transpose(image.convert("RGB"))
+            # Small before it is turned: a picture may have many pixels.
+            whole: Any = (image if image.mode == "RGB" else image.convert("RGB")).resize((72, 72), Image.Resampling.BOX)
+            whole.getexif()[0x0112] = image.getexif().get(0x0112, 1)
+            whole = ImageOps.exif_transpose(whole)
             grey = whole.convert("L").resize((9, 8), Image.Resampling.BOX).tobytes()
             colours = whole.resize((4, 4), Image.Resampling.BOX).tobytes()
     except UnidentifiedImageError as error:

@@ -186,6 +186,11 @@ def has_recipe(host: Host, name: str) -> bool:
     return recipes.KEY in host.lora_metadata(name)
 
 
+def another_training(chosen: str, key: str, file: str) -> str:
+    """What to say where a preset is chosen and a file is the student of another."""
+    return f"preset is {chosen}, and {file} is a student of another training: choose {key}, or auto"
+
+
 def behind(host: Host, prompt: Mapping[str, Any] | None, node: str | None, input: str) -> list[str]:
     """`files_of` an input of a node in a prompt, those first that were trained in it; nothing where the prompt does not
     know the node."""

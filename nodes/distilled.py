@@ -429,16 +429,15 @@ class RetortDistilledSetup(PresetNode):
         return recognise.of_model(host, known(), names, model, check_of(model))
 
     @classmethod
-    def name_another(cls, preset: str, error: ValueError) -> None:
-        """PresetMismatch that names the one preset that the names of the files say, where there is one."""
-        if cls.hidden is None:  # outside of a prompt
+    def name_another(cls, model, preset: str, error: ValueError) -> None:
+        """PresetMismatch that names the one preset that the names of the files say, where there is one that fits."""
+        if cls.hidden is None or preset in ("custom", students.AUTO):
             return
         named = recognise.by_name(known(), recognise.behind(host, cls.hidden.prompt, cls.hidden.unique_id, "model"))
-        if len(named) == 1 and preset not in (*named, students.AUTO):
-            ((key, (_, file)),) = named.items()
-            raise presets.PresetMismatch(
-                f"preset is {preset}, and {file} is a student of another training: choose {key}, or auto"
-            ) from error
+        if len(named) == 1 and preset not in named:
+            ((key, (other, file)),) = named.items()
+            if recognise.fits(check_of(model), other):
+                raise presets.PresetMismatch(recognise.another_training(preset, key, file)) from error
 
     @classmethod
     def execute(
@@ -448,7 +447,7 @@ class RetortDistilledSetup(PresetNode):
         try:
             chosen = _fitting(model, cls.recognised(model) if preset == students.AUTO else preset, timesteps, stage)
         except presets.PresetMismatch as error:
-            cls.name_another(preset, error)
+            cls.name_another(model, preset, error)
             raise
         unread = timesteps.strip() and preset != "custom"
         said = ["timesteps are read with the preset custom alone"] if unread else []

@@ -19,7 +19,7 @@ function ours({ node_type, traceback = [] }) {
 }
 
 /** The node of an execution id, whose numbers lead through subgraphs. */
-function nodeOf(id) {
+export function nodeOf(id) {
   let graph = app.rootGraph ?? app.graph, node;
   for (const number of String(id).split(":")) {
     node = graph?.getNodeById(Number(number));

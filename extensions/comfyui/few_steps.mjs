@@ -23,6 +23,13 @@ function set(node, values) {
 export function replace(node) {
   const { graph } = node, valueOf = (name) => node.widgets.find((one) => one.name === name)?.value;
   const given = Object.fromEntries(["model", "positive", "negative", "latent_image", "seed", "denoise"].map((name) => [name, before(node, name)]));
+  const targets = (node.outputs[0].links ?? []).map((id) => linkOf(graph, id)).map((link) => [graph.getNodeById(link.target_id), link.target_slot]);
+  // A subgraph's own inputs and outputs are no nodes.
+  if ([...Object.values(given).filter(Boolean), ...targets].some(([one]) => !one)) {
+    const detail = t("This KSampler is connected to the inputs or outputs of its subgraph: unpack the subgraph first.");
+    app.extensionManager.toast.add({ severity: "warn", summary: node.title, detail, life: LIFE });
+    return;
+  }
   graph.beforeChange?.();
   let [x, y] = node.pos;
   const [setup, noise, sampler] = ["RetortDistilledSetup", "RandomNoise", "SamplerCustomAdvanced"].map((type) => {
@@ -41,8 +48,7 @@ export function replace(node) {
   join(given.seed, noise, "noise_seed");
   join([noise, 0], sampler, "noise");
   ["guider", "sampler", "sigmas"].forEach((name, i) => join([setup, i + 1], sampler, name));
-  for (const { target_id, target_slot } of (node.outputs[0].links ?? []).map((id) => linkOf(graph, id)))
-    sampler.connect(0, graph.getNodeById(target_id), target_slot);
+  for (const [target, slot] of targets) sampler.connect(0, target, slot);
   graph.remove(node);
   graph.afterChange?.();
   app.canvas.selectNodes([setup, noise, sampler]);

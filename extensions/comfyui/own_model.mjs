@@ -90,7 +90,7 @@ function next(made, sized, graph) {
   const trains = begin(graph) && t("Trainers take one picture at once now, and other names: press Recipes on them for the rest.");
   const judge = graph.nodes.some((one) => one.comfyClass === "RetortReward" && one.widgets[0].value === "embedded_judge")
     && t("Reward judges digits alone: choose another kind there.");
-  const students = unlearn(graph) && t("The LoRAs of digits are bypassed: choose yours there, or a published student, and switch them on again.");
+  const students = unlearn(graph) && t("The LoRAs of digits suit no other model: choose your own instead, and switch bypassed loaders on again.");
   return [none, several, trains, judge, students, sized && t("Empty latents are 1024 x 1024 now; for SD1.5 set 512.")].filter(Boolean).join(" ");
 }
 
@@ -111,15 +111,16 @@ function begin(graph) {
   return trainers.length > 0;
 }
 
-/** Switch off LoRAs that were made for the demo model, and let no sampler take another model for its students; how many. */
+/** Switch off LoRAs that were made for the demo model where that goes, and let no sampler take another model for its students; how many. */
 function unlearn(graph) {
   let found = 0;
   for (const one of graph.nodes) {
     const valueOf = (name) => one.widgets?.find((each) => each.name === name);
     const lora = valueOf("lora_name") ?? valueOf("lora"), preset = valueOf("preset");
-    if (OWN.test(lora?.value) && one.outputs.some(({ type }) => type === "MODEL")) {
-      one.mode = BYPASSED;
+    if (OWN.test(lora?.value)) {
       found += 1;
+      // What gives more than a model cannot be passed by.
+      if (one.outputs.every(({ type }) => ["MODEL", "CLIP"].includes(type))) one.mode = BYPASSED;
     }
     if (one.comfyClass === "RetortDistilledSetup" && OWN.test(preset?.value)) preset.value = "auto";
   }

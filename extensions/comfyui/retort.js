@@ -111,7 +111,7 @@ app.registerExtension({
       said.wait().then((found) => found.queue());
     });
     api.addEventListener("progress_text", ({ detail }) => said.wait().then((found) => found.hear(detail)));
-    for (const end of ["execution_success", "execution_error", "execution_interrupted"]) api.addEventListener(end, () => said.here?.again());
+    api.addEventListener("execution_success", () => said.here?.again());
     api.addEventListener("execution_error", ({ detail }) => errors.wait().then((found) => found.tell(detail)));
   },
   // Descriptions and tooltips, which ComfyUI's own locales do not hold.

@@ -23,7 +23,7 @@ from ...trainers.methods import of_group
 from ...trainers.recipes import Recipe
 from .. import presets
 from ..prompted import Link, Source
-from ..recognise import by_name, files_of, runs_of
+from ..recognise import another_training, by_name, files_of
 
 # KSampler asks for a step more with these, and leaves the last level but one out.
 _DROPPING = ("uni_pc", "uni_pc_bh2", "dpm_2", "dpm_2_ancestral")
@@ -31,6 +31,8 @@ _DROPPING = ("uni_pc", "uni_pc_bh2", "dpm_2", "dpm_2_ancestral")
 _EXTRAPOLATING = ("res_multistep", "res_multistep_cfg_pp", "dpmpp_2m", "dpmpp_2m_cfg_pp")
 # How the prompts of the templates begin, of which the demo model can draw nothing else.
 _DIGITS = re.compile(r"\s*an? (\w+ ){1,2}(zero|one|two|three|four|five|six|seven|eight|nine) on \w+ paper")
+# Nodes that bring no student but by the name of a file.
+_PLAIN = ("UNETLoader", "UnetLoaderGGUF", "CheckpointLoaderSimple", "LoraLoader", "LoraLoaderModelOnly")
 _FURTHEST = 64  # nodes between a sampler and the model's loaders
 _SETUP = "RetortDistilledSetup"
 _REMEDY = "sample with Distilled Setup"
@@ -66,6 +68,9 @@ def _of_node(inputs: Mapping[str, Any], every: Iterable[Preset]) -> Iterator[str
     if isinstance(guider, Link) and isinstance(sampler, Link):  # SamplerCustomAdvanced, whose levels are given
         model, name, dropping = guider.inputs.get("model"), sampler.inputs.get("sampler_name"), ()
     cfg, steps = inputs.get("cfg"), inputs.get("steps")
+    denoise = inputs.get("denoise", 1)
+    if not isinstance(denoise, int | float) or denoise < 1:
+        steps = None  # of which as many are done as the levels below allow
     cfg = float(cfg) if isinstance(cfg, int | float) else None
     if not isinstance(model, Link) or not (cfg is not None or isinstance(name, str)):
         return
@@ -87,7 +92,7 @@ def _of_node(inputs: Mapping[str, Any], every: Iterable[Preset]) -> Iterator[str
         if steps not in its.step_counts:
             yield _other_steps(steps, student, its, remedy)
     if preset is not None:
-        yield from _of_student(preset, file, name, dropping, steps)
+        yield from _of_student(preset, file, name, dropping, steps, remedy)
         if cfg == 1 and preset.cfg == 1 and (text := _text(inputs.get("negative"))):
             yield (
                 f"the negative prompt {text!r:.40} is ignored: {file} makes a few-step student, which is sampled at "
@@ -95,19 +100,22 @@ def _of_node(inputs: Mapping[str, Any], every: Iterable[Preset]) -> Iterator[str
             )
 
 
-def _of_student(preset: Preset, file: str, name: Any, dropping: tuple[str, ...], steps: Any) -> Iterator[str]:
+def _of_student(
+    preset: Preset, file: str, name: Any, dropping: tuple[str, ...], steps: Any, remedy: str
+) -> Iterator[str]:
+    remedy = f"{remedy}, preset {preset.key}" if remedy == _REMEDY else remedy
     if name in dropping:
         yield (
             f"sampler_name is {name}, for which KSampler leaves out the last level but one that {file} was trained at: "
-            f"choose euler, or {_REMEDY}, preset {preset.key}"
+            f"choose euler, or {remedy}"
         )
     elif name in (*_DROPPING, *_EXTRAPOLATING):
         yield (
             f"sampler_name is {name}, which extrapolates from step to step, and {file} was trained with plain steps: "
-            f"choose euler, or {_REMEDY}, preset {preset.key}"
+            f"choose euler, or {remedy}"
         )
     if isinstance(name, str) and isinstance(steps, int) and steps not in preset.step_counts:
-        yield _other_steps(steps, file, preset, f"{_REMEDY}, preset {preset.key}")
+        yield _other_steps(steps, file, preset, remedy)
 
 
 def _other_steps(steps: int, file: str, preset: Preset, remedy: str) -> str:
@@ -126,14 +134,15 @@ def _of_setup(inputs: Mapping[str, Any], every: Iterable[Preset]) -> Iterator[st
     files = files_of(model)
     known = by_name(every, files)
     wanted = next((preset for preset in every if preset.key == chosen), None)
-    if wanted is not None and wanted.files and files and all(map(is_base, files)) and not runs_of(model):
+    plain = all(link.kind in _PLAIN or link.kind.startswith("ModelSampling") for link in _chain(model))
+    if wanted is not None and wanted.files and not known and plain and files and all(map(is_base, files)):
         yield (
             f"preset is {chosen}, and nothing but {' and '.join(files)} is loaded, which is no few-step student: load "
             f"the student's file or LoRA, called {wanted.files[0]}, or sample with more steps and guidance"
         )
     if len(known) == 1 and chosen in {preset.key for preset in every} - {*known}:
         ((key, (_, file)),) = known.items()
-        yield f"preset is {chosen}, and {file} is a student of another training: choose {key}, or auto"
+        yield another_training(chosen, key, file)
 
 
 def _of_training(inputs: Mapping[str, Any]) -> Iterator[str]:
@@ -178,7 +187,13 @@ def _trained(name: str) -> Recipe | str | None:
     try:
         with safe_open(path, "pt") as file:
             notes = file.metadata() or {}
-        return (recipes.read(notes) or "") if notes.get("retort.method") in of_group("distillation") else None
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError) as error:
         _log.debug("%s cannot be read: %s", path, error)  # whoever loads it says so
         return None
+    if notes.get("retort.method") not in of_group("distillation"):
+        return None
+    try:
+        return recipes.read(notes) or ""
+    except ValueError as error:
+        _log.debug("the recipe of %s cannot be read: %s", path, error)
+        return ""

@@ -231,7 +231,7 @@ def run(
     taken += [] if earlier is None else [f"the earlier one is now {earlier.name}"]
     renamed = "; ".join(taken)
     watcher.says(f"{done} steps: {path.name}{renamed and f' ({renamed})'}")
-    _log.info("the LoRA of run %s is %s%s", folder.name, path, taken)
+    _log.info("the LoRA of run %s is %s", folder.name, path)
     return Result(read_lora(path), losses, path, folder, done, stopped, renamed)
 
 

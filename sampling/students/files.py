@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
@@ -16,9 +17,14 @@ _BASES = (
 )  # fmt: skip
 
 
+# Of what somebody has made of them.
+_DISTILLED = re.compile(r"turbo|lightning|hyp|lcm|dmd|tdm|schnell|flash|rdm|distil|\d.?steps?")
+
+
 def is_base(file: str) -> bool:
     """Whether a file has the name of a published model that is no few-step student, folders and capitals aside."""
-    return any(fnmatchcase(_stem(file), pattern) for pattern in _BASES)
+    stem = _stem(file)
+    return not _DISTILLED.search(stem) and any(fnmatchcase(stem, pattern) for pattern in _BASES)
 
 
 def _stem(file: str) -> str:

@@ -133,7 +133,7 @@ def test_students_of_the_demo_model_are_no_others(page):
     of = "app.graph._nodes.filter((one) => one.type === '{}').map((one) => {})".format
     assert page("evaluate", code=of("LoraLoaderModelOnly", "one.mode")) == [4, 4]
     assert page("evaluate", code=of("RetortDistilledSetup", "one.widgets[0].value")) == ["auto", "auto"]
-    page("until", condition="document.body.innerText.includes('LoRAs of digits are bypassed')")
+    page("until", condition="document.body.innerText.includes('LoRAs of digits suit no other model')")
     assert not page("heard")
 
 

@@ -96,6 +96,7 @@ def test_a_students_preset_on_nothing_but_its_base(warned):
     assert loaded("z_image_bf16.safetensors", "my_turbo.safetensors") == []
     assert loaded("my_merge.safetensors") == loaded("z_image_turbo_bf16.safetensors") == []
     assert all(loaded("z_image_bf16.safetensors", preset=preset) == [] for preset in ("custom", "auto"))
+    assert loaded("flux1-dev-turbo-alpha.safetensors", preset="flux_turbo_alpha") == []
     lightning = "wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors"
     wan = "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors"
     assert loaded(wan, lightning, preset="wan22_lightx2v_t2v") == []
@@ -125,6 +126,7 @@ def test_a_student_of_ones_own_knows_its_steps(warned, mine):
     graph = prompt(mine, steps=1, cfg=4.0)
     graph["2"]["class_type"] = "RetortLoadStudent"
     (sentence,) = warned(graph)
+    assert warned(prompt(mine, steps=2, denoise=0.5)) == [], "image to image leaves levels out"
     assert "cfg is 4" in sentence and "connect GUIDER, SAMPLER and SIGMAS of Load Student" in sentence
 
 

@@ -183,6 +183,8 @@ def test_a_preset_that_does_not_fit_gives_way_to_the_one_that_the_files_name(whe
         automatic("z_image_turbo_bf16.safetensors", preset="dmd2_sdxl_4step")
     with pytest.raises(ValueError, match="Load the model that it was made for, or choose a preset that fits"):
         automatic("my_own.safetensors", preset="dmd2_sdxl_4step")
+    with pytest.raises(ValueError, match="Load the model that it was made for, or choose a preset that fits"):
+        automatic("z_image_turbo_bf16.safetensors", preset="tdm_sd3", kind="eps")
 
 
 def test_auto_refuses_to_guess(where):

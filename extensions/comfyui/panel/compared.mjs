@@ -63,7 +63,7 @@ export class Compared {
         if (answer.status) run.series.add(answer);
       } while (answer.more);
       run.going = ["running", "queued"].includes(answer.status?.state);
-      if (!run.asked) {
+      if (!run.asked || !run.prompts) {
         const { settings, sheet } = await ask(["runs", run.name, "about"]);
         Object.assign(run, { settings, prompts: [...new Set(sheet?.prompts ?? [])].filter(Boolean).join(" · ") });
       }
@@ -144,7 +144,7 @@ export class Compared {
     this.step.textContent = t("step {step}", { step });
     const drawn = this.runs.filter(({ series }) => series.pictures.length);
     // Pictures of different prompts say nothing about which run is better.
-    const mixed = new Set(drawn.map(({ prompts }) => prompts)).size > 1;
+    const mixed = new Set(drawn.map(({ prompts }) => prompts).filter(Boolean)).size > 1;
     const found = drawn.map(({ name, series, prompts }) => {
       const at = series.pictures[nearest(series.pictures, step)];
       return { source: previewOf(name, at), text: t("{run}, step {step}", { run: name, step: at }), prompts: mixed ? prompts : "" };

@@ -8,6 +8,7 @@ export const TRAINERS = ["RetortTrainFlow", "RetortTrainDistillation", "RetortTr
 const FILE = new URL("../recipes.json", import.meta.url);
 const LIFE = 8000; // ms that what was filled in is said
 const KEPT = /^(name|prompts?|seed|control_after_generate|start_from|trigger)$/; // the user's own, whatever the recipe
+const OTHERS = /turbo|lightning|schnell|hyper|edit|fill|kontext/; // of which a recipe for the plain model is none
 const SPEED = 50; // TFLOP/s that a card is taken to reach
 
 function cost({ values, gb, host, tflop }) {
@@ -63,7 +64,7 @@ export async function offerRecipes(node) {
   // Those of the model that is trained first, which the names of files tell.
   const before = [...upstream(node)], demo = before.some((one) => one.comfyClass === "RetortEmbeddedModel");
   const files = before.flatMap((one) => (one.widgets ?? []).filter(({ name }) => /^(unet|ckpt)_name$/.test(name)).map(({ value }) => plain(value)));
-  const meant = ({ gb, title }) => (gb ? files.some((file) => file.includes(plain(title.split(",")[0]))) : demo);
+  const meant = ({ gb, title }) => (gb ? files.some((file) => !OTHERS.test(file) && file.includes(plain(title.split(",")[0]))) : demo);
   const own = all.filter((one) => one.node === node.comfyClass).sort((a, b) => Number(meant(b)) - Number(meant(a)));
   body.append(...own.map((one) => {
     const text = [t(one.text), meant(one) && one.gb ? t("For the model that is loaded.") : ""].filter(Boolean).join(" ");

@@ -31,6 +31,13 @@ export function commandsOf(run, say) {
 }
 
 const views = new Set();
+let reloading;
+
+/** Read the lists of all nodes anew, once however many views ask for it. */
+function reload() {
+  clearTimeout(reloading);
+  reloading = setTimeout(() => app.reloadNodeDefs?.()?.catch(() => {}), EVERY);
+}
 
 /** Let what shows a run follow it to its new name. */
 export function renamed(name, now) {
@@ -155,7 +162,7 @@ export class RunView {
     if (this.went && !going(status)) {
       tellEnd(this.name, status);
       // What it has written is in the lists of all nodes from now on.
-      if (status.lora) app.reloadNodeDefs?.()?.catch(() => {});
+      if (status.lora) reload();
     }
     this.went = going(status);
     const state = standing(status);
