@@ -339,7 +339,7 @@ class FileWatcher:
     def preview(self, images: Tensor, done: int, path: Inside) -> None:
         """Name it."""
         self._show.preview(images, done, path)
-        self.status = replace(self.status, preview="/".join(path.parts), message="")
+        self.status = replace(self.status, preview="/".join(path.parts))
 
     def says(self, text: str) -> None:
         """Into the status and the log."""

@@ -473,7 +473,6 @@ class Trainer:
         if not self.settings.previews or self.decode is None or self.reducer.rank:
             return
         with swapped(self.runners["student"].weights, self.average):
-            self.watcher.says("draws previews")
             images = previews.draw(self.denoiser, self.objective, self.data, self.settings, self.decode)
         path = self.files / "previews" / f"step_{self.done:07d}.png"
         save_sheet(images, path)
