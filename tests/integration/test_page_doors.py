@@ -122,14 +122,19 @@ def test_the_demo_model_gives_way_to_a_model_of_the_users(page, vue, way):
     assert not page("heard")
 
 
-def test_students_of_the_demo_model_are_no_others(page):
-    """Their LoRAs are bypassed, and a preset of theirs gives way to auto, which says so where it finds no student."""
+def with_own_model(page, template):
+    """Open a template, and put three files in the demo model's place."""
     page("look", vue=False, theme="dark")
-    page("template", name="1 Quick start - 4 steps instead of 50", vue=False)
+    page("template", name=template, vue=False)
     demo = "app.graph._nodes.find((one) => one.type === 'RetortEmbeddedModel')"
     page("evaluate", code=f"() => {{ {demo}.widgets.find((one) => one.name === 'own_model').callback(); }}")
     page("click", where=".retort-window button", text="Three files", keys="Enter")
     page("until", condition=f"!{demo}")
+
+
+def test_students_of_the_demo_model_are_no_others(page):
+    """Their LoRAs are bypassed, and a preset of theirs gives way to auto, which says so where it finds no student."""
+    with_own_model(page, "1 Quick start - 4 steps instead of 50")
     of = "app.graph._nodes.filter((one) => one.type === '{}').map((one) => {})".format
     assert page("evaluate", code=of("LoraLoaderModelOnly", "one.mode")) == [4, 4]
     assert page("evaluate", code=of("RetortDistilledSetup", "one.widgets[0].value")) == ["auto", "auto"]
@@ -139,11 +144,7 @@ def test_students_of_the_demo_model_are_no_others(page):
 
 def test_a_model_of_the_users_begins_sets_and_runs_of_its_own(page):
     """Choices between the demo model's pictures are none between another model's, nor are its batch and rate."""
-    page("look", vue=False, theme="dark")
-    page("template", name="3 Teach it your taste", vue=False)
-    demo = "app.graph._nodes.find((one) => one.type === 'RetortEmbeddedModel')"
-    page("evaluate", code=f"() => {{ {demo}.widgets.find((one) => one.name === 'own_model').callback(); }}")
-    page("click", where=".retort-window button", text="Three files", keys="Enter")
+    with_own_model(page, "3 Teach it your taste")
     value = "app.graph._nodes.find((one) => one.type === '{}').widgets.find((one) => one.name === '{}').value".format
     page("until", condition=f"{value('RetortPreferencePicker', 'name')}.endsWith('_own')")
     keeping = ("PreferencePicker", "PreferenceSet", "TrainPreference", "BlindTest")

@@ -342,7 +342,7 @@ def test_a_forged_tree_is_refused(gaussian):
 
 @pytest.mark.parametrize("selection", ["uniform", "boltzmann", "uct"])
 def test_selection_and_backup_in_a_tree_of_100_000(selection, slowness):
-    """The target is 1 ms a leaf on an idle core (measured: 0.3)."""
+    """The target is 1 ms a leaf on an idle core (measured: 0.3); the margin is for one that slows meanwhile."""
     tree = TreeConfig(selection=selection, leaves=16).fresh(setting(10))
     rng = np.random.default_rng(0)
     kept = [torch.zeros(1, 1, 1)] * 5
@@ -366,7 +366,7 @@ def test_selection_and_backup_in_a_tree_of_100_000(selection, slowness):
         took.append(time.process_time() - before)
     per_leaf = sorted(took)[10] / 16
     assert tree.drawn - leaves == 320
-    assert per_leaf < 1e-3 * slowness
+    assert per_leaf < 2e-3 * slowness
 
 
 def grow_fast(tree, count, rng):
